@@ -1,0 +1,7 @@
+"""Modules: batch norm taken apart, output centring, and the reference nets a `Spec` describes."""
+
+from normscope.nn.activations import make_activation
+from normscope.nn.nets import build
+from normscope.nn.norms import BatchNorm, CenterOutputs, RMSNorm, make_norm
+
+__all__ = ["BatchNorm", "CenterOutputs", "RMSNorm", "build", "make_activation", "make_norm"]

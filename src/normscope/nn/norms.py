@@ -1,0 +1,145 @@
+"""Normalization taken apart: recentre, rescale, affine; over the batch, or over the features of one sample."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from normscope._errors import UsageError
+from normscope.spec import NORMS
+
+
+class BatchNorm(nn.Module):
+    r"""Batch norm in three switches, for inputs (n, d, ...): channel $k$ of the output is
+
+    $(u_k - \mu_k) / \sqrt{v_k + \epsilon} \cdot \gamma_k + \beta_k$.
+
+    ``recenter``: subtract $\mu_k$, the mean over samples and positions; off: $\mu_k = 0$ everywhere.
+    ``rescale``: divide by the root of $v_k$ = mean of $(u_k-\mu_k)^2$ (biased, 1/n); off: the denominator is 1.
+    So ``rescale`` alone divides by the root mean square, the batch norm of Daneshmand et al. 2020 and 2021.
+    ``affine``: trainable $\gamma$ (1 at the start) and $\beta$ (0).
+
+    In training mode the statistics are those of the batch, and the running ones move as in torch (running
+    variance from the unbiased estimate of the centred case, 1/n without recentring). In eval mode the running
+    statistics are used; before any training they are 0 and 1, so the layer does nothing.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        recenter: bool = True,
+        rescale: bool = True,
+        affine: bool = True,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        track_running_stats: bool = True,
+    ) -> None:
+        super().__init__()
+        self.features, self.eps, self.momentum = features, eps, momentum
+        self.recenter, self.rescale, self.affine = recenter, rescale, affine
+        self.track_running_stats = track_running_stats
+        self.weight = nn.Parameter(torch.ones(features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(features)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(features) if track_running_stats else None)
+        self.register_buffer("running_var", torch.ones(features) if track_running_stats else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
+
+    def forward(self, x: Float[Tensor, "n d *positions"]) -> Float[Tensor, "n d *positions"]:
+        """Normalize; raises ``ValueError`` for a batch of one value per channel in training mode."""
+        if x.dim() < 2 or x.shape[1] != self.features:
+            raise ValueError(f"BatchNorm expects (n, {self.features}, ...); got {tuple(x.shape)}")
+        over = [i for i in range(x.dim()) if i != 1]
+        shape = [1, self.features] + [1] * (x.dim() - 2)
+        mean, var = self._statistics(x, over)
+        if mean is not None:
+            x = x - mean.reshape(shape)
+        if var is not None:
+            x = x / (var + self.eps).sqrt().reshape(shape)
+        if self.weight is not None and self.bias is not None:
+            x = x * self.weight.reshape(shape) + self.bias.reshape(shape)
+        return x
+
+    def _statistics(self, x: Tensor, over: list[int]) -> tuple[Tensor | None, Tensor | None]:
+        """Mean (``None`` without recentring) and variance (``None`` without rescaling) in force."""
+        if not self.training and self.running_mean is not None and self.running_var is not None:
+            return (self.running_mean if self.recenter else None), (self.running_var if self.rescale else None)
+        count = x.numel() // self.features
+        if self.training and count < 2:
+            raise ValueError(f"BatchNorm needs more than one value per channel in training mode; got {tuple(x.shape)}")
+        mean = x.mean(over) if self.recenter else None
+        centred = x if mean is None else x - mean.reshape([1, -1] + [1] * (x.dim() - 2))
+        var = centred.square().mean(over) if self.rescale else None
+        if self.training and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                if mean is not None and self.running_mean is not None:
+                    self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                if var is not None and self.running_var is not None:
+                    unbiased = var * (count / (count - 1)) if self.recenter else var
+                    self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        return mean, var
+
+    def extra_repr(self) -> str:
+        """The switches."""
+        return f"{self.features}, recenter={self.recenter}, rescale={self.rescale}, affine={self.affine}, eps={self.eps}"
+
+
+class RMSNorm(nn.Module):
+    r"""Divide each sample's features by their root mean square: $u / \sqrt{\mathrm{mean}_k u_k^2 + \epsilon}$.
+
+    Over dimension 1, whatever follows it (torch's ``nn.RMSNorm`` works on the last dimensions only).
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: Float[Tensor, "n d *positions"]) -> Float[Tensor, "n d *positions"]:
+        """Normalize over the features."""
+        scale = x.square().mean(1, keepdim=True).add(self.eps).rsqrt()
+        return x * scale * self.weight.reshape([1, -1] + [1] * (x.dim() - 2))
+
+
+class CenterOutputs(nn.Module):
+    r"""A model whose outputs lose their mean over the batch: $f_k(x_i) - \frac1n\sum_j f_k(x_j) + \beta_k$.
+
+    Mean subtraction in the last layer (Karakida, Akaho, Amari 2019). In training mode the mean is the batch's;
+    a running mean stands in for it in eval mode. The model's output must be a tensor (n, c, ...).
+    """
+
+    def __init__(self, model: nn.Module, outputs: int, *, affine: bool = False, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.model = model
+        self.center = BatchNorm(outputs, rescale=False, affine=False, momentum=momentum)
+        self.bias = nn.Parameter(torch.zeros(outputs)) if affine else None
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        """The model's outputs, centred over the batch."""
+        out = self.center(self.model(*args, **kwargs))
+        return out if self.bias is None else out + self.bias.reshape([1, -1] + [1] * (out.dim() - 2))
+
+
+def make_norm(name: str, features: int, *, affine: bool = True, eps: float = 1e-5) -> nn.Module:
+    """The module of a norm's name (see ``Spec.norm``); ``group`` takes the largest of 32, 16, ... that divides."""
+    if name == "none":
+        return nn.Identity()
+    if name in ("batch", "batch_rescale", "batch_recenter"):
+        return BatchNorm(
+            features, recenter=name != "batch_rescale", rescale=name != "batch_recenter", affine=affine, eps=eps
+        )
+    if name == "layer":
+        return nn.GroupNorm(1, features, eps=eps, affine=affine)
+    if name == "rms":
+        return RMSNorm(features, eps=eps)
+    if name == "group":
+        # A group of one feature is its own mean: the norm would erase every input of an MLP.
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0 and (features // g > 1 or g == 1))
+        return nn.GroupNorm(groups, features, eps=eps, affine=affine)
+    raise UsageError(f"There is no norm {name!r}. Known: {', '.join(NORMS)}.")
