@@ -1,0 +1,24 @@
+"""The command line, ``normscope ...``: one file a command."""
+
+from __future__ import annotations
+
+import sys
+
+from normscope._errors import UsageError
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; a ``UsageError`` is one message on standard error and exit code 2."""
+    from normscope.cli._app import app, errors
+
+    try:
+        app(args=args)
+    except UsageError as error:
+        errors.print(f"[bold red]error:[/] {_escaped(error)}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+
+
+def _escaped(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
