@@ -1,1 +1,1 @@
-"""What theory says of a `Spec`: infinite width by recursion, finite width by simulation exact in law, bounds and laws."""
+"""What theory says of a `Spec`: recursions at infinite width, simulation exact in law at finite width, laws."""

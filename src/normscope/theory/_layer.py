@@ -80,3 +80,9 @@ def output_is_centred(spec: Spec) -> bool:
 def is_scale_free(spec: Spec) -> bool:
     """Does scaling the input only scale the output? Then an unnormalised chain may be rescaled at will."""
     return spec.norm in ("none", "batch_recenter") and activation(spec.activation).homogeneous and not spec.bias
+
+
+def is_linear_vanilla(spec: Spec) -> bool:
+    """Only Gaussian matrices: the Gram is a product of Wishart factors."""
+    gaussian = spec.weights in ("gaussian", "xavier_normal")
+    return gaussian and spec.norm == "none" and spec.activation == "identity" and spec.skip is None and not spec.bias

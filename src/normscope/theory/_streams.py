@@ -21,7 +21,7 @@ class Stream:
 
     def __init__(self, fill: Sequence[Callable[[NDArray[Any]], object]], dtype: type, step: int = 1) -> None:
         self.fill, self.dtype, self.step = list(fill), dtype, step
-        self.buffer = np.empty((len(self.fill), 0), dtype)
+        self.buffer: NDArray[Any] = np.empty((len(self.fill), 0), dtype)
         self.at = 0
 
     def take(self, *shape: int) -> NDArray[Any]:
@@ -63,17 +63,22 @@ def normal_stream(seeds: Sequence[int], entropy: int, dtype: type, purpose: int 
 
         return Stream([filler(g) for g in torches], np.float32, step=16), list(torches)
     numpys = [np.random.Generator(np.random.SFC64(r)) for r in roots]
-    return Stream([lambda out, g=g: g.standard_normal(out=out) for g in numpys], np.float64), list(numpys)
+
+    def ziggurat(generator: np.random.Generator) -> Callable[[NDArray[Any]], object]:
+        return lambda out: generator.standard_normal(out=out)
+
+    return Stream([ziggurat(g) for g in numpys], np.float64), list(numpys)
 
 
-def state_of(generator: Any) -> Any:
-    """A generator's state, to be pickled."""
-    return generator.get_state() if isinstance(generator, torch.Generator) else generator.bit_generator.state
+def chi_stream(seeds: Sequence[int], entropy: int, features: int, k: int) -> tuple[Stream, list[Any]]:
+    """Chi variables with features, features - 1, ..., features - k + 1 degrees of freedom, over and over."""
+    degrees = features - np.arange(k, dtype=float)
+    generators = [np.random.Generator(np.random.SFC64(np.random.SeedSequence([entropy, s, 2]))) for s in seeds]
 
+    def filler(generator: np.random.Generator) -> Callable[[NDArray[Any]], object]:
+        def fill(out: NDArray[Any]) -> None:
+            out.reshape(-1, k)[...] = np.sqrt(generator.chisquare(degrees, (len(out) // k, k)))
 
-def restore(generator: Any, state: Any) -> None:
-    """Put a generator back into a state."""
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    else:
-        generator.bit_generator.state = state
+        return fill
+
+    return Stream([filler(g) for g in generators], np.float64), list(generators)
