@@ -25,12 +25,14 @@ class Batch:
 
     grams: (m, k, k), X X^T / features, k = samples; or the non-zero part of its spectrum in other coordinates, k < n.
     factors: (m, r, k) with factor^T factor = gram, where the small directions are worth more than the Gram keeps.
+    log_scale: X is exp(log_scale) times what the Grams say, (m,); so chains without norm do not overflow.
     """
 
     samples: int
     features: int
     grams: Array
     factors: Array | None = None
+    log_scale: Array | float = 0.0
 
     @cached_property
     def trace(self) -> Array:
@@ -64,10 +66,17 @@ class Batch:
     def statistics(self) -> list[Statistic]:
         """One `Statistic` a representation."""
         f = self.factors
-        scale = float(np.sqrt(self.features))
+        scale = np.broadcast_to(self.scale, len(self.grams))
+        n, d = self.samples, self.features
         if f is None:
-            return [Statistic(self.samples, self.features, None, torch.from_numpy(g * scale**2)) for g in self.grams]
-        return [Statistic(self.samples, self.features, torch.from_numpy((r * scale).T.copy())) for r in f]
+            return [Statistic(n, d, None, torch.from_numpy(g * c**2)) for g, c in zip(self.grams, scale, strict=True)]
+        return [Statistic(n, d, torch.from_numpy((r * c).T.copy())) for r, c in zip(f, scale, strict=True)]
+
+    @property
+    def scale(self) -> Array:
+        """X over what Grams and factors say: sqrt(features) exp(log_scale), infinite where it overflows."""
+        with np.errstate(over="ignore"):
+            return np.asarray(np.sqrt(self.features) * np.exp(self.log_scale))
 
 
 def _padded(values: Array, size: int) -> Array:
@@ -113,8 +122,8 @@ SPECTRAL: dict[str, Callable[[Batch], Array]] = {
     # |G/tr G - I/n|^2 = |G|^2 / tr^2 - 1/n.
     "orthogonality_gap": lambda b: np.sqrt(np.maximum(b.squares / b.trace**2 - 1 / b.samples, 0)),
     "participation_rank": lambda b: b.trace**2 / b.squares,
-    "sigma_min": lambda b: b.sigma[:, -1] * np.sqrt(b.features),
-    "rms": lambda b: np.sqrt(b.trace / b.samples),
+    "sigma_min": lambda b: b.sigma[:, -1] * b.scale,
+    "rms": lambda b: np.sqrt(b.trace / b.samples / b.features) * b.scale,
     "soft_rank": _soft_rank,
     "entropy_rank": _entropy_rank,
     "numerical_rank": _numerical_rank,

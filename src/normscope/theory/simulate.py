@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,11 @@ def simulate(
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
-    which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not which or len(set(which)) != len(which) or any(not isinstance(s, int) or s < 0 for s in which):
+    try:
+        which = list(range(seeds)) if isinstance(seeds, int) else [operator.index(s) for s in seeds]
+    except TypeError:
+        which = []
+    if not which or len(set(which)) != len(which) or min(which) < 0:
         raise UsageError(f"seeds must be a number of chains >= 1, or distinct whole numbers >= 0; got {seeds!r}.")
     return which
 
@@ -158,7 +162,7 @@ def _advance(
     factors = need_factors(names)
     out: list[tuple[int, Sequence[int], dict[str, Array]]] = []
     layers: list[int] = []
-    kept: list[tuple[Array, Array | None]] = []
+    kept: list[_Snapshot] = []
     first, told = g.layer, time.perf_counter()
 
     def flush() -> None:
@@ -175,11 +179,11 @@ def _advance(
         g.step()
         if g.layer % every == 0 or g.layer == depth:
             now = _snapshot(g, factors)
-            if kept and kept[-1][0].shape != now[0].shape:
+            if kept and kept[-1].gram.shape != now.gram.shape:
                 flush()
             layers.append(g.layer)
             kept.append(now)
-            if sum(k[0].nbytes for k in kept[-1:]) * len(kept) > 1 << 22:
+            if now.gram.nbytes * len(kept) > 1 << 22:
                 flush()
         if progress is not None and time.perf_counter() - told > 0.1:
             told = time.perf_counter()
@@ -190,19 +194,29 @@ def _advance(
     return out
 
 
-def _snapshot(g: Group, factors: bool) -> tuple[Array, Array | None]:
-    """Gram and factor of every run, with the scale put back where it can be written."""
-    if not g.scale_free:
-        return g.gram.copy(), g.factor.copy() if factors else None
-    scale = np.exp(np.clip(g.log_scale, -300, 300))[:, None, None]
-    return g.gram * scale**2, g.factor * scale if factors else None
+@dataclass(frozen=True)
+class _Snapshot:
+    gram: Array
+    factor: Array | None
+    log_scale: Array
 
 
-def _batch(kept: Sequence[tuple[Array, Array | None]], g: Group) -> Batch:
-    grams = np.concatenate([k[0] for k in kept])
-    tall = max((k[1].shape[1] for k in kept if k[1] is not None), default=0)
-    factors = [np.pad(k[1], ((0, 0), (0, tall - k[1].shape[1]), (0, 0))) for k in kept if k[1] is not None]
-    return Batch(g.samples, g.features or g.spec.width, grams, np.concatenate(factors) if factors else None)
+def _snapshot(g: Group, factors: bool) -> _Snapshot:
+    return _Snapshot(g.gram.copy(), g.factor.copy() if factors else None, g.log_scale.copy())
+
+
+def _batch(kept: Sequence[_Snapshot], g: Group) -> Batch:
+    """Snapshots of one shape, as one batch."""
+    factors = [k.factor for k in kept if k.factor is not None]
+    tall = max((f.shape[1] for f in factors), default=0)
+    padded = [np.pad(f, ((0, 0), (0, tall - f.shape[1]), (0, 0))) for f in factors]
+    return Batch(
+        g.samples,
+        g.features or g.spec.width,
+        np.concatenate([k.gram for k in kept]),
+        np.concatenate(padded) if padded else None,
+        np.concatenate([k.log_scale for k in kept]),
+    )
 
 
 def _shortcut(spec: Spec, g: Group) -> str:
