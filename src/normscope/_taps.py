@@ -40,7 +40,7 @@ class Tap:
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """The model under ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``, and what was taken off."""
-    notes = []
+    notes: list[str] = []
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -220,7 +220,7 @@ def untrained_statistics(module: nn.Module) -> bool:
     if isinstance(tracked, Tensor) and int(tracked) > 0:
         return False
     mean, var = module.running_mean, module.running_var
-    return bool((mean == 0).all() and (var == 1).all())  # type: ignore[union-attr, operator]
+    return bool((mean == 0).all() and (var == 1).all())  # type: ignore[union-attr]
 
 
 def as_call(inputs: Any, *, grad: bool) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:

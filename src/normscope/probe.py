@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -141,6 +142,8 @@ def probe(
         "loss_value": collected.loss,
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers": sum(t.calls > 0 for t in taps),
+        "batch_norms": len(normalizers(model)),
+        "untrained_batch_norms": sum(untrained_statistics(m) for _, m in normalizers(model)),
         "seed": seed,
         "seconds": time.perf_counter() - start,
         "torch": torch.__version__,
@@ -242,45 +245,48 @@ def _drift_hooks(model: nn.Module, drift: dict[str, float]) -> Iterable[Any]:
     Mean over channels of KL(N(batch) || N(running)) = ((mu_B - mu_R)^2 + v_B)/v_R - 1 - log(v_B / v_R), halved, nat.
     """
     for name, module in normalizers(model):
-        if untrained_statistics(module):
-            continue
-        mean, var = module.running_mean.double(), module.running_var.double() + getattr(module, "eps", 0.0)  # type: ignore[union-attr, operator]
+        if not untrained_statistics(module):
+            yield module.register_forward_pre_hook(partial(_note_drift, drift, name))
 
-        def hook(_: nn.Module, args: Any, name: str = name, mean: Tensor = mean, var: Tensor = var) -> None:
-            x = args[0].detach() if args and isinstance(args[0], Tensor) else None
-            if x is None or x.dim() < 2 or x.shape[1] != len(mean) or name in drift:
-                return
-            over = [i for i in range(x.dim()) if i != 1]
-            v, m = torch.var_mean(x.double(), over, correction=0)
-            v = v + 1e-30
-            kl = ((m - mean).square() + v) / var - 1 - (v / var).log()
-            drift[name] = kl.mean().item() / 2
 
-        yield module.register_forward_pre_hook(hook)
+def _note_drift(drift: dict[str, float], name: str, module: nn.Module, args: Any) -> None:
+    x = args[0].detach() if args and isinstance(args[0], Tensor) else None
+    mean, var = module.running_mean, module.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(var, Tensor)
+    if x is None or x.dim() < 2 or x.shape[1] != len(mean) or name in drift:
+        return
+    over = [i for i in range(x.dim()) if i != 1]
+    v, m = torch.var_mean(x.double(), over, correction=0)
+    v, var = v + 1e-30, var.double() + getattr(module, "eps", 0.0)
+    kl = ((m - mean).square() + v) / var - 1 - (v / var).log()
+    drift[name] = kl.mean().item() / 2
 
 
 def _records(seen: _Seen, chosen: list[_metrics.Metric], collected: _Collection) -> Iterable[Record]:
-    tap, key = seen.tap, {"layer": seen.tap.layer, "name": seen.tap.name, "call": seen.call, "kind": seen.tap.kind}
-    if tap.layer == 0:
-        key["kind"] = "input"
+    tap = seen.tap
+    here = Record(
+        layer=tap.layer, metric="", value=0.0, name=tap.name, call=seen.call, kind=tap.kind if tap.layer else "input"
+    )
     for metric in chosen:
         for signal, statistic in (("activation", seen.activation), ("gradient", seen.gradient)):
             if metric.signal == signal and statistic is not None:
                 value = metric(statistic) if statistic.finite else math.nan
                 if metric.name in ("dead_units", "saturated_units") and math.isnan(value):
                     continue  # was not looked for: not an activation, or not a bounded one
-                yield Record(metric=metric.name, value=value, signal=signal, **key)
+                yield here._replace(metric=metric.name, value=value, signal=signal)
     if tap.layer and seen.call == 0:
         own = {f"{tap.name}.{n}" if tap.name else n: p for n, p in tap.module.named_parameters()}
         grads = [collected.weights[n].double().norm().item() for n in own if n in collected.weights]
         if grads:
             norm = math.hypot(*grads)
             size = math.hypot(*[p.detach().double().norm().item() for n, p in own.items() if n in collected.weights])
-            yield Record(metric="gradient_norm", value=norm, signal="weight", **key)
-            yield Record(metric="relative_gradient", value=norm / size if size else math.inf, signal="weight", **key)
+            weight = here._replace(signal="weight")
+            yield weight._replace(metric="gradient_norm", value=norm)
+            yield weight._replace(metric="relative_gradient", value=norm / size if size else math.inf)
         for name, value in collected.drift.items():
             if name == tap.name or (name.startswith(f"{tap.name}.") and getattr(tap.module, "normscope_layer", False)):
-                yield Record(metric="running_statistics_distance", value=value, **key)
+                yield here._replace(metric="running_statistics_distance", value=value)
 
 
 def _growth(records: list[Record]) -> Iterable[Record]:
