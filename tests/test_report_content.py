@@ -80,9 +80,10 @@ def records(model: str, kind: str, depth: int = 32, source: str = "measured", na
 def collapse(model: str, layer: int = 11, name: str = "net.33") -> tuple:
     return (
         model, "NS101", "error", "Rank collapse", layer, name, "participation_rank", 1.46, 1.5, "daneshmand2020",
-        f"The participation rank falls from 12.1 at the input to 1.46 at layer {layer} and 1.04 at the end: every sample "
-        "leaves in nearly the same direction.",
-        "The last layers see one sample where there are 128, so the gradients of all samples agree and the loss stays flat.",
+        f"The participation rank falls from 12.1 at the input to 1.46 at layer {layer} and 1.04 at the end: every "
+        "sample leaves in nearly the same direction.",
+        "The last layers see one sample where there are 128, so the gradients of all samples agree and "
+        "the loss stays flat.",
         "Put batch normalization after each linear layer (nn.BatchNorm1d), or start from orthogonal representations: "
         "normscope cure --how orthogonal.",
     )  # fmt: skip
@@ -183,8 +184,10 @@ def test_a_gradient_of_weights_has_its_own_column():
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (1.0, "1"), (1.0231, "1.02"), (128.0, "128"), (0.0, "0"), (123456.0, "1.2e5"), (3.14e-9, "3.1e-9"), (-0.5, "-0.500"),
-        (math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf"), (None, ""), (999.6, "1000"), (0.9996, "1.00"), (45678.9, "45679"),
+        (1.0, "1"), (1.0231, "1.02"), (128.0, "128"), (0.0, "0"), (123456.0, "1.2e5"), (3.14e-9, "3.1e-9"),
+        (-0.5, "-0.500"),
+        (math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf"), (None, ""), (999.6, "1000"), (0.9996, "1.00"),
+        (45678.9, "45679"),
     ],
 )  # fmt: skip
 def test_numbers_are_written_short(value, text):

@@ -70,7 +70,7 @@ class Diagnosis:
         if not worst:
             return "Nothing found that stands in the way of training."
         names = ", ".join(dict.fromkeys(f.title + (f" from layer {f.layer}" if f.layer else "") for f in worst))
-        return f"{'Will hardly train as it is' if worst[0].severity == 'error' else 'May train badly'}: {names}."
+        return f"{'Will hardly train as it is' if worst[0].severity == 'error' else 'At risk'}: {names}."
 
     def content(self) -> Content:
         """The tables a report reads."""

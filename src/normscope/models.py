@@ -12,7 +12,7 @@ from torch import nn
 
 from normscope import spec as _spec
 from normscope._errors import UsageError, unknown
-from normscope._load import load_object
+from normscope._load import call_object, load_object
 from normscope._registry import Registry
 from normscope.datasets import Batch
 from normscope.nn import build
@@ -50,15 +50,7 @@ def _user_model(name: str) -> nn.Module:
         return thing
     if not callable(thing):
         raise UsageError(f"{name} must be a callable that returns an nn.Module; it is a {type(thing).__name__}.")
-    try:
-        model = thing()
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"{name} raised {type(error).__name__} when called without arguments: {error}. "
-            "Name a function that needs none and returns the model."
-        ) from error
+    model = call_object(name)
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name} must return an nn.Module; it returned a {type(model).__name__}.")
     return model

@@ -36,19 +36,21 @@ def rank_collapse(view: View) -> Iterator[Hit]:
     If the last hidden representation has rank one, the gradients that any two samples send to the weights of an output
     neuron are collinear. With batch norm r stays near sqrt(width).
 
-    Warning when more than 10 layers lie below 1.15, or the last hidden layer below 1.03; error when it lies below 1.01. The
-    layer named is the first from which r stays below 1.15. Nets with skip connections keep a path for the gradient and
-    can still train at a low rank: read NS2xx beside this. A net of a few layers may end low without harm.
+    Warning when the last hidden layer lies below 1.15 and more than 10 layers do, or when it lies below 1.03; error when it
+    lies below 1.01. The layer named is the first from which r stays below 1.15. Layers of the commonest kind of module are
+    compared. Nets with skip connections keep a path for the gradient and can still train at a low rank: read NS2xx
+    beside this. A net of a few layers may end low without harm.
 
     References: Daneshmand, Kohler, Bach, Hofmann, Lucchi 2020 (Lemma 1, Theorem 2, Fig. 1); Daneshmand, Joudaki, Bach 2021.
     """
     curve = view.alike("participation_rank")
     if not curve or view.at_input("participation_rank") < RANK_END:
         return
-    low, last = [r for r in curve if r.value < RANK_LOW], curve[-1].value
-    if len(low) <= LAYERS_LOW and not last < RANK_END:
+    last, start = curve[-1].value, settles(curve, lambda r: r < RANK_LOW)
+    low = sum(r.value < RANK_LOW for r in curve)
+    odd = next(iter(odd_point.check(view)), None)  # the sharper word for the same low rank
+    if start is None or odd or not (low > LAYERS_LOW or last < RANK_END):
         return
-    start = settles(curve, lambda r: r < RANK_LOW) or low[0]
     rank32 = {(r.layer, r.call): r.value for r in view.hidden("numerical_rank_float32")}
     seen = rank32.get((curve[-1].layer, curve[-1].call), math.nan)
     yield Hit(
@@ -177,7 +179,8 @@ def signal_scale(view: View) -> Iterator[Hit]:
     """The root mean square activation changes more than a hundredfold between the first and the last hidden layer.
 
     A plain layer multiplies the mean square by gain² E φ(u)² / E u²: 1 for ReLU with weights N(0, 2/fan_in), 1/2 with
-    N(0, 1/fan_in), which is 10⁻¹⁰ in the rms after 64 layers. Biases put a floor under it, and then the signal is the bias, not the input.
+    N(0, 1/fan_in), which is 10⁻¹⁰ in the rms after 64 layers. Biases put a floor under it, and then the signal is the
+    bias, not the input.
 
     Reference: He, Zhang, Ren, Sun 2015.
     """

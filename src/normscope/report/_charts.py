@@ -30,11 +30,15 @@ class Scene:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn metric. ``spec`` reads the data `_marks.DATA` and has no size and no theme; ``columns``: what it reads; ``head``: room above, pixels."""
+    """A drawn metric.
+
+    spec: reads the data `_marks.DATA`; it has no size, no theme and no legend. columns: what it draws.
+    head: room it needs above for the codes of findings, pixels.
+    """
 
     key: str
     label: _labels.Label
-    spec: alt.LayerChart
+    spec: Any
     columns: tuple[str, ...] = ()
     head: int = 0
 

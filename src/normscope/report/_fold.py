@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from normscope.report._layers import Layer
 
@@ -59,7 +60,7 @@ def _rows(shown: set[int]) -> list[int | range]:
 def _farthest(curves: Sequence[Sequence[float]], places: Sequence[int]) -> tuple[int, float]:
     """The place between the given ones whose numbers are farthest from the straight lines, and how far."""
     worst, distance = -1, 0.0
-    for left, right in zip(places, places[1:], strict=False):
+    for left, right in pairwise(places):
         for i in range(left + 1, right):
             t = (i - left) / (right - left)
             off = max((abs(c[i] - (1 - t) * c[left] - t * c[right]) for c in curves), default=0.0)

@@ -24,7 +24,7 @@ LABELS: dict[str, Label] = {
     ),
     "orthogonality_gap": Label(
         "Orthogonality gap", "", "gap", False,
-        "0 when the samples are orthogonal, near 1 when they are aligned. Dotted: the least that this width allows.",
+        "0 when the samples are orthogonal, near 1 when they are aligned. Dotted: the least that its rank allows.",
     ),
     "mean_abs_cosine": Label(
         "Mean |cosine|", "", "|cos|", False,
@@ -52,7 +52,7 @@ LABELS: dict[str, Label] = {
     ),
     "dead_units": Label(
         "Dead and saturated units", "share", "dead", False,
-        "Units that are silent on the whole batch. Dotted: units stuck at the flat ends of their activation.",
+        "Units that are silent on the whole batch. Dotted: share of entries at the flat ends of a bounded activation.",
     ),
     "orthogonality_gap_floor": Label("Floor of the orthogonality gap", "", "gap floor"),
     "numerical_rank_float32": Label("Numerical rank in float32", "dimensions", "num. rank f32"),
@@ -88,7 +88,7 @@ def label(column: str) -> Label:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with ``digits`` significant digits, short: ``1.02``, ``128``, ``3.1e-9``, ``inf``; an absent one is empty."""
+    """A number with ``digits`` significant digits, short: ``1.02``, ``128``, ``3.1e-9``, ``inf``; empty for none."""
     if value is None:
         return ""
     if not math.isfinite(value):

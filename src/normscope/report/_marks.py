@@ -143,14 +143,15 @@ def starts(
     parts = [base.mark_rule(strokeWidth=1, strokeDash=[3, 3]).encode(opacity=faint)]
     ring = base.transform_filter("isValid(datum.value)").mark_point(size=90, strokeWidth=1.8, filled=False)
     parts.append(ring.encode(y="value:Q", **told))
-    for align, test, shift in (("left", "datum.left", 2), ("right", "!datum.left", -2)):
-        text = base.transform_filter(test).mark_text(style="start-text", align=align, dx=shift, y=alt.expr("datum.top"))
-        parts.append(text.encode(text="codes:N", **told))
+    top = alt.expr("datum.top")
+    after = base.transform_filter("datum.left").mark_text(style="start-text", y=top, align="left", dx=2)
+    before = base.transform_filter("!datum.left").mark_text(style="start-text", y=top, align="right", dx=-2)
+    parts += [text.encode(text="codes:N", **told) for text in (after, before)]
     return parts, height
 
 
 def off_axis(shown: Sequence[Layer], metric: str, log: bool, colour: alt.Color) -> list[alt.Chart]:
-    """A cross for each number that has no place on the axis: NaN and inf at the top, 0 on a log axis at the bottom."""
+    """A cross on the layer axis for each number without a place in the chart: NaN, infinite, or 0 on a log axis."""
     marks = [
         {"model": at.model, "layer": at.layer, "module": at.module, "value": _labels.number(at.values[metric])}
         for at in shown
@@ -159,11 +160,13 @@ def off_axis(shown: Sequence[Layer], metric: str, log: bool, colour: alt.Color) 
     if not marks:
         return []
     base = alt.Chart(alt.Data(values=marks)).encode(x="layer:Q", color=colour)
-    told = base.mark_point(
-        shape="cross", angle=45, size=46, filled=True, y=alt.expr("datum.value === '0' ? height : 0")
-    )
+    told = base.mark_point(shape="cross", angle=45, size=46, filled=True, clip=False)
     tooltip = _rows(model="model", layer="layer", module="module", value=_labels.label(metric).title.lower())
-    return [told.encode(tooltip=tooltip, opacity=alt.condition(_FOCUSED, alt.value(1), alt.value(0.12)))]
+    return [
+        told.encode(
+            y=alt.value("height"), tooltip=tooltip, opacity=alt.condition(_FOCUSED, alt.value(1), alt.value(0.12))
+        )
+    ]
 
 
 def _stack(marks: list[dict[str, Any]], last: int) -> int:

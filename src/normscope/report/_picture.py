@@ -20,7 +20,7 @@ _FONT = "sans-serif"
 
 def svg(scene: _charts.Scene, chart: _charts.Chart, width: int = 300, height: int = 170) -> str:
     """One chart as SVG without a background, readable on light and on dark."""
-    spec = chart.spec.properties(width=width, height=height + chart.head).to_dict()
+    spec = chart.spec.properties(width=width, height=height + chart.head).to_dict(validate=False)
     spec["autosize"] = {"type": "fit", "contains": "padding"}
     spec["padding"] = {"left": 2, "right": 8, "bottom": 2, "top": chart.head + 6}
     return str(vl_convert.vegalite_to_svg(json.dumps(_dressed(spec, scene, [chart], "neutral"))))
@@ -40,7 +40,7 @@ def png(
     with warnings.catch_warnings():  # altair says that the panels share their parameters, as they should
         warnings.simplefilter("ignore", UserWarning)
         panel = alt.concat(*panels, columns=columns, spacing={"row": 26, "column": 34}).resolve_scale(color="shared")
-    spec = _dressed(panel.to_dict(), scene, chosen, scheme)
+    spec = _dressed(panel.to_dict(validate=False), scene, chosen, scheme)
     _show_legend(spec)
     spec["padding"] = 18
     spec["config"] |= {"background": "#ffffff" if scheme == "light" else "#15171a"}
@@ -49,7 +49,7 @@ def png(
 
 def _titled(chart: _charts.Chart, width: int, height: int, head: int) -> alt.LayerChart:
     unit = f" ({chart.label.unit})" if chart.label.unit else ""
-    title = alt.TitleParams(text=chart.label.title + unit, offset=8 + head)
+    title = alt.TitleParams(text=chart.label.title + unit, offset=10 + head, frame="group")
     return chart.spec.properties(width=width, height=height, title=title)
 
 
@@ -69,5 +69,6 @@ def _dressed(spec: dict[str, Any], scene: _charts.Scene, drawn: Sequence[_charts
     """The spec with its data and its theme."""
     columns = [column for chart in drawn for column in chart.columns if column]
     rows = [_charts.row(at, columns) for at in scene.layers]
-    config = _theme.config(scheme, _FONT)
+    config = {**_theme.config(scheme, _FONT), "aria": False}
+    spec["params"] = [p for p in spec.get("params", []) if "select" not in p]  # nobody hovers a picture
     return {**spec, "datasets": {**spec.get("datasets", {}), _marks.DATA: rows}, "config": config}

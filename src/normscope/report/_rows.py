@@ -87,7 +87,7 @@ def table(
 
 
 def conditions(fact: Mapping[str, Any]) -> list[str]:
-    """How a model was measured: ``train mode``, ``batch 128``, ``float32``, ``cpu``, ``2.1 M parameters``, ``0.4 s``."""
+    """How a model was measured: ``train mode``, ``batch 128``, ``float32``, ``2.1 M parameters``, ``0.4 s`` ..."""
     parts = (
         ("mode", "{} mode", str),
         ("batch_size", "batch {}", str),
@@ -102,7 +102,9 @@ def conditions(fact: Mapping[str, Any]) -> list[str]:
 
 def facts(content: Content) -> dict[str, Any]:
     """The facts as a table: the same for all models once, the others a column a model; and the notes."""
-    names, same, differing = content.models, [], []
+    names = content.models
+    same: list[tuple[str, list[str]]] = []
+    differing: list[tuple[str, list[str]]] = []
     for key, title in _FACTS.items():
         values = [_fact(key, content.facts_of(name).get(key)) for name in names]
         if any(values):

@@ -9,7 +9,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def curve(values: Sequence[float | None], *, log: bool = False, width: int = 40) -> str:
-    """At most ``width`` bars from the least value to the largest; ``×`` where a value has no place; empty for no values."""
+    """At most ``width`` bars from the least value to the largest; ``!`` where a value has no place; empty for none."""
     known = [v for v in values if v is not None]
     if len(known) > width:
         known = [known[round(i * (len(known) - 1) / (width - 1))] for i in range(width)]
@@ -18,4 +18,4 @@ def curve(values: Sequence[float | None], *, log: bool = False, width: int = 40)
     if not finite:
         return ""
     low, span = min(finite), (max(finite) - min(finite)) or math.inf  # a flat curve stays low
-    return "".join(_BARS[round((h - low) / span * 7)] if math.isfinite(h) else "×" for h in heights)
+    return "".join(_BARS[round((h - low) / span * 7)] if math.isfinite(h) else "!" for h in heights)

@@ -45,7 +45,7 @@ def render(content: Content) -> str:
         scripts=scripts,
         palette=[(_theme.colour(i), _theme.colour(i, "dark")) for i in range(len(content.models))],
         models=_rows.models(content, scene.layers),
-        charts=[{"key": c.key, "title": c.label.title, "unit": c.label.unit, "reading": c.label.reading} for c in drawn],
+        charts=drawn,
         sources=sorted({at.source for at in scene.layers} - {"measured"}),
         facts=_rows.facts(content),
         data=_data(scene, drawn),
@@ -105,7 +105,7 @@ def _data(scene: _charts.Scene, drawn: Sequence[_charts.Chart]) -> dict[str, Any
 
 def _sized(chart: _charts.Chart) -> dict[str, Any]:
     """A chart's spec as wide as its box."""
-    spec = chart.spec.properties(width="container", height=HEIGHT + chart.head).to_dict()
+    spec = chart.spec.properties(width="container", height=HEIGHT + chart.head).to_dict(validate=False)
     spec["autosize"] = {"type": "fit", "contains": "padding"}
     spec["padding"] = {"left": 2, "right": 10, "bottom": 2, "top": max(chart.head, 13) + 6}
     return {k: v for k, v in spec.items() if k not in ("$schema", "config")}
@@ -122,7 +122,7 @@ def _policy(scripts: Sequence[str]) -> str:
 @cache
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script (about 0.9 MB)."""
-    return str(vl_convert.javascript_bundle()).replace("</script", "<\\/script")
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")).replace("</script", "<\\/script")
 
 
 @cache

@@ -22,7 +22,9 @@
   function showTip(_, event, item, value) {
     if (!value) { tip.hidden = true; return; }
     const list = document.createElement("dl");
-    for (const [title, text] of Object.entries(value)) {
+    const row = item.datum.datum ?? {};  // of a nearest point; there Vega-Lite fills in the numbers only
+    for (const [title, written] of Object.entries(value)) {
+      const text = title in row ? row[title] : written;
       if (text === "" || text === null || text === undefined) continue;
       list.append(Object.assign(document.createElement("dt"), { textContent: title }));
       list.append(Object.assign(document.createElement("dd"), { textContent: text }));
@@ -84,6 +86,14 @@
     });
   }
 
+  function saved(key, layer) {
+    const { padding } = page.charts[key];
+    return {
+      width: 640, height: 360, layer, title: page.titles[key], background: "#fff",
+      padding: { left: 12, right: 18, bottom: 14, top: padding.top },
+    };
+  }
+
   // A saved chart stands alone: light, with its title and a legend.
   for (const button of document.querySelectorAll("[data-save]")) {
     button.addEventListener("click", async () => {
@@ -95,7 +105,7 @@
         const color = part.encoding?.color;
         return color?.field === "model" ? { ...part, encoding: { ...part.encoding, color: { ...color, legend } } } : part;
       });
-      const { view } = await embed(box, "light", { width: 640, height: 340, layer, title: page.titles[key] }, "svg");
+      const { view } = await embed(box, "light", saved(key, layer), "svg");
       const blob = new Blob([await view.toSVG()], { type: "image/svg+xml" });
       const link = document.createElement("a");
       link.href = URL.createObjectURL(blob);
