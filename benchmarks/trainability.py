@@ -42,6 +42,10 @@ NETS = {
     "relu identity": {"weights": "identity", "gain": 1.0},
     "identity BN": {"activation": "identity", "norm": "batch"},
 }
+METRICS = (
+    "participation_rank", "entropy_rank", "numerical_rank_float32", "soft_rank", "orthogonality_gap", "mean_cosine",
+    "mean_shift", "rms", "dead_units", "saturated_units", "odd_point_score", "norm_spread",
+)  # fmt: skip
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
@@ -68,8 +72,7 @@ def describe(spec: Spec, x: torch.Tensor, y: torch.Tensor, seed: int) -> dict[st
     model = build(spec, tuple(x.shape[1:]), seed=seed)
     profile = probe(model, x[:128], y[:128], mode="train")
     out: dict[str, float | str] = {}
-    for metric in ("participation_rank", "entropy_rank", "numerical_rank_float32", "soft_rank", "orthogonality_gap",
-                   "mean_cosine", "mean_shift", "rms", "dead_units", "saturated_units", "odd_point_score", "norm_spread"):  # fmt: skip
+    for metric in METRICS:
         values = [v for k, v in profile.series(metric).items() if 0 < k <= spec.depth]
         if values:
             out |= {metric: values[-1], f"min_{metric}": min(values), f"max_{metric}": max(values)}

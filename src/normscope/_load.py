@@ -1,4 +1,4 @@
-"""Names of Python objects, ``package.module:name`` and ``path/to/file.py:name``: import them, call them, blame the right line."""
+"""Python objects by name, ``package.module:name`` or ``path/to/file.py:name``, and whose line an error comes from."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from normscope._errors import UsageError
 
 #: A file is executed once for each content it has had: ``{path: (content, module)}``.
 _FILES: dict[Path, tuple[bytes, ModuleType]] = {}
-#: Top-level modules found beside a user's file, and the folder they came from: ``{name: folder}``.
-_SIBLINGS: dict[str, Path] = {}
-#: Code in these folders is not the user's own.
-_FOREIGN = (*(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")), str(Path(__file__).parent))
+_OURS = ("<frozen ", os.path.join(os.path.dirname(__file__), ""))
+_STANDARD = tuple(os.path.join(sysconfig.get_path(key), "") for key in ("stdlib", "platstdlib"))
 
 
 def load_object(name: str) -> object:
@@ -60,17 +58,18 @@ def call_object(name: str) -> object:
 
 
 def user_error(doing: str, error: BaseException) -> UsageError:
-    """``UsageError`` for an exception in the user's own code: its type, its message, file:line of the user's innermost frame.
+    """``UsageError`` for an exception in the user's own code: its type, its message, and their innermost file:line.
 
     doing: what normscope did when it was raised, the start of a sentence: ``Importing net.py``.
     """
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno or 0))
-    own = [f for f in frames if not f[0].startswith(("<frozen", *_FOREIGN))] or frames
+    frames = [f for f in frames if not f[0].startswith(_OURS)]
+    own = [f for f in frames if not _foreign(f[0])] or frames
     where = f" at {own[-1][0]}:{own[-1][1]}" if own else ""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return UsageError(f"{doing} raised an exception{where}. It says {said}")
+    return UsageError(f"{doing} failed{where} with {said}")
 
 
 def _parts(name: str) -> tuple[str, list[str]]:
@@ -92,13 +91,13 @@ def _folder(target: str) -> Path:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """``folder`` first on ``sys.path``; siblings that another folder's file imported do not stand in for this folder's."""
-    for name, origin in list(_SIBLINGS.items()):
-        if origin != folder:
-            for loaded in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
-                del sys.modules[loaded]
-            del _SIBLINGS[name]
-    before = set(sys.modules)
+    """``folder`` first on ``sys.path``. Its modules win over the user's other ones of the same name, until the end.
+
+    So ``a/net.py`` and ``b/net.py`` may each ``import helper`` and get the file beside them.
+    """
+    names = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
+    hidden = {name for name in names if _elsewhere(name, folder)}
+    kept = _take(hidden)
     sys.path.insert(0, os.fspath(folder))
     importlib.invalidate_caches()  # the user may have written a file since the last look
     try:
@@ -106,17 +105,26 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         if os.fspath(folder) in sys.path:
             sys.path.remove(os.fspath(folder))
-        for name in set(sys.modules) - before:
-            if "." not in name and _places(sys.modules[name]) & {folder / f"{name}.py", folder / name}:
-                _SIBLINGS[name] = folder
+        _take(hidden)
+        sys.modules.update(kept)
 
 
-def _places(module: ModuleType) -> set[Path]:
-    """The file or the folders a module was imported from."""
-    try:
-        return {Path(p) for p in (*getattr(module, "__path__", ()), getattr(module, "__file__", None)) if p}
-    except TypeError:  # modules that are made up at run time may answer anything
-        return set()
+def _elsewhere(name: str, folder: Path) -> bool:
+    """Whether a module ``name`` of the user's own is loaded, from another folder than this."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    mine = {str(folder / f"{name}.py"), str(folder / name / "__init__.py")}
+    return isinstance(file, str) and name != "__main__" and file not in mine and not _foreign(file)
+
+
+def _foreign(file: str) -> bool:
+    """Whether a source file is normscope's, Python's, or an installed package's: not the user's own."""
+    return file.startswith((*_OURS, *_STANDARD)) or "site-packages" in file or "dist-packages" in file
+
+
+def _take(names: set[str]) -> dict[str, ModuleType]:
+    """Remove these modules and their submodules from ``sys.modules``; return them."""
+    found = {m for m in sys.modules if m.partition(".")[0] in names}
+    return {m: sys.modules.pop(m) for m in found}
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -161,8 +169,10 @@ def _attribute(owner: object, name: str, target: str) -> object:
     try:
         return getattr(owner, name)
     except AttributeError:
-        names = [n for n in dir(owner) if not n.startswith("_")]
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        own = [n for n in names if getattr(getattr(owner, n, None), "__module__", None) == getattr(owner, "__name__", "")]
+        here = getattr(owner, "__dict__", {})  # no getattr: modules may import on demand
+        own = [n for n, v in here.items() if getattr(v, "__module__", None) == getattr(owner, "__name__", "")]
+        near = difflib.get_close_matches(name, [n for n in dir(owner) if not n.startswith("_")], n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else f" It defines: {', '.join(own[:10])}." if own else ""
         raise UsageError(f"{target} must have the attribute {name!r}; it has not.{hint}") from None
+    except Exception as error:
+        raise user_error(f"Getting {name} from {target}", error) from error

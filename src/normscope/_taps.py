@@ -40,7 +40,7 @@ class Tap:
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """The model under ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``, and what was taken off."""
-    notes = []
+    notes: list[str] = []
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -220,7 +220,7 @@ def untrained_statistics(module: nn.Module) -> bool:
     if isinstance(tracked, Tensor) and int(tracked) > 0:
         return False
     mean, var = module.running_mean, module.running_var
-    return bool((mean == 0).all() and (var == 1).all())  # type: ignore[union-attr, operator]
+    return bool((mean == 0).all() and (var == 1).all())  # type: ignore[union-attr]
 
 
 def as_call(inputs: Any, *, grad: bool) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
@@ -257,3 +257,23 @@ def batch_size(inputs: Any) -> int:
         if isinstance(value, Tensor) and value.dim() > 0:
             return len(value)
     raise UsageError("inputs hold no tensor with a batch axis, so there is nothing to probe.")
+
+
+def has_samples(x: Tensor, samples: int) -> bool:
+    """Whether one of the first two axes of ``x`` runs over the samples, alone or merged with another axis."""
+    if x.dim() == 0 or x.numel() == 0:
+        return False
+    return len(x) % samples == 0 or (x.dim() > 1 and x.shape[1] == samples)
+
+
+def as_rows(x: Tensor, samples: int, *, tokens: bool) -> Tensor:
+    """``x`` with one row a sample (or a token of a sequence (n, t, d), with ``tokens``).
+
+    The batch axis is the first; or the second, as in torch's recurrent layers, if only that has the length; a first
+    axis that merges samples with windows or tokens is split, samples outermost.
+    """
+    if len(x) % samples and x.dim() > 1 and x.shape[1] == samples:
+        x = x.transpose(0, 1)
+    if tokens and x.dim() == 3:
+        return x.flatten(0, 1)
+    return x if len(x) == samples or tokens else x.reshape(samples, -1, *x.shape[1:])

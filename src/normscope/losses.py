@@ -41,7 +41,9 @@ def loss_value(loss: Loss, output: Tensor, whole: Any, targets: Any) -> Tensor:
     if callable(loss):
         value = loss(whole, targets)
         if not (isinstance(value, Tensor) and value.numel() == 1):
-            raise UsageError(f"The loss must return a scalar tensor; {loss_name(loss, targets)} returned {_what(value)}.")
+            raise UsageError(
+                f"The loss must return a scalar tensor; {loss_name(loss, targets)} returned {_what(value)}."
+            )
         return value.reshape(())
     match loss_name(loss, targets):
         case "random cotangent":
@@ -73,7 +75,9 @@ def _cross_entropy(output: Tensor, targets: Any) -> Tensor:
             f"{int(wanted.max())}. Give the model that many outputs, or pass other targets."
         )
     wanted = torch.where(wanted < 0, -100, wanted.long())
-    return nn.functional.cross_entropy(logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, wanted)
+    return nn.functional.cross_entropy(
+        logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, wanted
+    )
 
 
 def _one_hot(output: Tensor, targets: Tensor) -> Tensor:

@@ -98,8 +98,9 @@ def unit_axis(x: Tensor) -> int:
 
 @register(unit="1", high=1.0, source="daneshmand2021, eq. 2")
 def orthogonality_gap(s: Statistic) -> Tensor:
-    r"""Distance of the batch from orthogonality: $V = \| G / \mathrm{tr}\,G - I/n \|_F$, 0 iff $G \propto I$.
+    r"""Distance of the batch from orthogonality; 0 iff all samples are orthogonal and equally long.
 
+    $V = \| G / \mathrm{tr}\,G - I/n \|_F$.
     At most $\sqrt{1 - 1/n}$ (rank one). A batch of rank r < n cannot come below `orthogonality_gap_floor`.
     Healthy V does not exclude a lost dimension: read `sigma_min` too.
     """
@@ -109,8 +110,11 @@ def orthogonality_gap(s: Statistic) -> Tensor:
 
 @register(unit="1", high=1.0, source="derived from daneshmand2021, eq. 2")
 def orthogonality_gap_floor(s: Statistic) -> float:
-    r"""The least orthogonality gap that a batch of this numerical rank can have: $\sqrt{1/r - 1/n}$."""
-    r = numerical_rank.function(s)
+    r"""The least orthogonality gap that a batch of this numerical rank r can have.
+
+    $\sqrt{1/r - 1/n}$.
+    """
+    r = _rank_above(s, torch.finfo(torch.float64).eps)
     return math.sqrt(max(0.0, 1 / r - 1 / s.samples)) if r else math.nan
 
 
@@ -122,7 +126,10 @@ def sigma_min(s: Statistic) -> Tensor:
 
 @register(unit="dimensions", low=1.0, source="daneshmand2020, Lemma 1")
 def participation_rank(s: Statistic) -> Tensor:
-    r"""$r = \mathrm{tr}(G)^2 / \|G\|_F^2$: effective number of directions; $1 \le r \le$ rank. 1: all on one line."""
+    r"""Effective number of directions, between 1 (all samples on one line) and the rank.
+
+    $r = \mathrm{tr}(G)^2 / \|G\|_F^2 = (\sum\lambda)^2/\sum\lambda^2$.
+    """
     return s.gram.trace().square() / s.gram.square().sum()
 
 
@@ -139,34 +146,46 @@ def soft_rank(s: Statistic, tau: float = 0.5) -> Tensor:
 
 @register(unit="dimensions", low=1.0, source="garrido2023 (RankMe)")
 def entropy_rank(s: Statistic) -> Tensor:
-    r"""$\exp(-\sum_i p_i \log p_i)$ with $p_i = \sigma_i / \sum_j \sigma_j$ (singular values, not eigenvalues)."""
+    r"""Exponential of the entropy of the normalized singular values (RankMe).
+
+    $\exp(-\sum_i p_i \log p_i)$ with $p_i = \sigma_i / \sum_j \sigma_j$ (singular values, not eigenvalues).
+    """
     p = s.singular_values / s.singular_values.sum()
     return torch.special.entr(p).sum().exp()
 
 
 @register(unit="dimensions", source="numpy.linalg.matrix_rank")
-def numerical_rank(s: Statistic, roundoff: float = torch.finfo(torch.float64).eps) -> float:
-    r"""Number of singular values above $\sigma_1 \max(n, d)\, \epsilon$, $\epsilon = 2.2 \cdot 10^{-16}$.
+def numerical_rank(s: Statistic) -> float:
+    r"""Number of singular values that float64 can tell from zero.
 
+    Those above $\sigma_1 \max(n, d)\, \epsilon$, $\epsilon = 2.2 \cdot 10^{-16}$.
     Computed in float32 a collapsed batch often keeps full rank here, its small directions being rounding:
     read `numerical_rank_float32` for a net that runs in float32.
     """
+    return _rank_above(s, torch.finfo(torch.float64).eps)
+
+
+@register(unit="dimensions", source="daneshmand2020, Fig. 1")
+def numerical_rank_float32(s: Statistic) -> float:
+    r"""Number of singular values that float32 can tell from zero.
+
+    Those above $\sigma_1 \max(n, d)\, \epsilon$, $\epsilon = 1.2 \cdot 10^{-7}$.
+    """
+    return _rank_above(s, torch.finfo(torch.float32).eps)
+
+
+def _rank_above(s: Statistic, roundoff: float) -> float:
     sigma = s.singular_values
     if not s.finite:
         return math.nan
     return float((sigma > sigma[0] * max(s.samples, s.features) * roundoff).sum())
 
 
-@register(unit="dimensions", source="daneshmand2020, Fig. 1")
-def numerical_rank_float32(s: Statistic) -> float:
-    r"""Number of singular values above $\sigma_1 \max(n, d)\, \epsilon$, $\epsilon = 1.2 \cdot 10^{-7}$ (float32's)."""
-    return numerical_rank.function(s, torch.finfo(torch.float32).eps)  # type: ignore[call-arg]
-
-
 @register(unit="nat", source="joudaki2023 (isometry of activations)")
 def isometry_gap(s: Statistic) -> Tensor:
-    r"""$\log \frac1n \sum_i \lambda_i - \frac1n \sum_i \log \lambda_i$ of the Gram's eigenvalues; 0 iff all are equal.
+    r"""Distance of the Gram's spectrum from flat; 0 iff all eigenvalues are equal.
 
+    $\log \frac1n \sum_i \lambda_i - \frac1n \sum_i \log \lambda_i$.
     Infinite when a dimension is missing: more samples than features, or after recentring.
     """
     values = s.eigenvalues
@@ -196,26 +215,32 @@ def max_abs_cosine(s: Statistic) -> Tensor:
 
 @register(unit="x", source="length of a sample", invariant="rotation permutation")
 def mean_norm(s: Statistic) -> Tensor:
-    r"""Mean over samples of the norm $\|x_i\|$."""
+    r"""Mean over samples of their norm."""
     return s.squared_norms.clamp_min(0).sqrt().mean()
 
 
 @register(unit="x", source="scale of an entry", invariant="rotation permutation")
 def rms(s: Statistic) -> Tensor:
-    r"""Root mean square entry, $\sqrt{\mathrm{tr}\,G / (n d)}$ (d is taken as n for a bare Gram matrix)."""
+    r"""Root mean square entry (d is taken as n for a bare Gram matrix).
+
+    $\sqrt{\mathrm{tr}\,G / (n d)}$.
+    """
     return (s.gram.trace() / (s.samples * s.features)).sqrt()
 
 
 @register(unit="1", source="coefficient of variation")
 def norm_spread(s: Statistic) -> Tensor:
-    r"""Standard deviation (1/n) of the norms $\|x_i\|$ over their mean."""
+    r"""Standard deviation (1/n) of the norms of the samples over their mean."""
     norms = s.squared_norms.clamp_min(0).sqrt()
     return norms.std(correction=0) / norms.mean()
 
 
 @register(unit="1", high=1.0, source="share of energy in the batch mean")
 def mean_shift(s: Statistic) -> Tensor:
-    r"""Share of the batch's energy in its mean: $\|\bar x\|^2 / \frac1n \sum_i \|x_i\|^2$; 1: all samples are equal."""
+    r"""Share of the batch's energy in its mean; 1: all samples are equal.
+
+    $\|\bar x\|^2 / \frac1n \sum_i \|x_i\|^2$.
+    """
     total = s.gram.trace()
     return ((total - s.centred.trace()) / total).clamp(0, 1)
 
@@ -263,6 +288,19 @@ def odd_point_coherence(s: Statistic) -> float:
     return odd_point(s).coherence
 
 
+@register(unit="1", source="nachum2024 (our detector)")
+def odd_point_separation(s: Statistic) -> float:
+    r"""Distance of the odd sample from the mean of the others over their own rms distance from it."""
+    return odd_point(s).separation
+
+
+@register(unit="1", high=1.0, source="nachum2024 (our detector)")
+def odd_point_margin(s: Statistic) -> float:
+    """How alone the odd sample is: 1 - (second largest share of the centred energy / largest)."""
+    odd = odd_point(s)
+    return 1 - odd.runner_up / odd.score
+
+
 @dataclass(frozen=True)
 class OddPoint:
     r"""One sample against the others: m is the mean of the others, W^2 their mean squared distance from m, o the odd one.
@@ -280,8 +318,12 @@ class OddPoint:
     runner_up: float
 
 
-def contrast_shares(s: Statistic) -> Float[Tensor, "n"]:
+def contrast_shares(s: Statistic) -> Float[Tensor, " n"]:
     r"""$q_i = \frac{n}{n-1} S_{ii} / \mathrm{tr} S$; empty when the samples are equal up to rounding, or n < 2."""
+    return s.cached(_contrast_shares)
+
+
+def _contrast_shares(s: Statistic) -> Tensor:
     centred, n = s.centred.diagonal(), s.samples
     if n < 2 or not s.finite or centred.sum() <= 1e-24 * s.gram.trace():
         return centred[:0]
@@ -290,6 +332,10 @@ def contrast_shares(s: Statistic) -> Float[Tensor, "n"]:
 
 def odd_point(s: Statistic) -> OddPoint:
     """The sample that differs most from all others, and by how much; NaN (index -1) for equal samples or n < 3."""
+    return s.cached(_odd_point)
+
+
+def _odd_point(s: Statistic) -> OddPoint:
     shares, n = contrast_shares(s), s.samples
     if n < 3 or not len(shares):
         nan = math.nan
@@ -320,9 +366,7 @@ def odd_point(s: Statistic) -> OddPoint:
 # Gradients
 
 
-@register(
-    unit="loss / x", source="norm of the loss gradient", invariant="rotation permutation", signal="gradient"
-)
+@register(unit="loss / x", source="norm of the loss gradient", invariant="rotation permutation", signal="gradient")
 def gradient_norm(s: Statistic) -> Tensor:
     r"""Frobenius norm of the loss gradient with respect to the layer's output, over the whole batch."""
     return s.gram.trace().clamp_min(0).sqrt()

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,15 +19,18 @@ from normscope._records import Profile, Record
 from normscope._taps import (
     Tap,
     as_call,
+    as_rows,
     batch_size,
     find_taps,
     first_tensor,
+    has_samples,
     no_trace,
     normalizers,
     observed,
     untrained_statistics,
     unwrap,
 )
+from normscope.configuration import configuration
 from normscope.losses import Loss, loss_name, loss_value
 from normscope.metrics import METRICS, unit_axis
 from normscope.statistic import Statistic
@@ -52,11 +56,14 @@ class _Seen:
 
 
 @dataclass
-class _Collection:
+class Collection:
+    """What the passes brought: statistics in the order of execution, parameter gradients, drift of running statistics."""
+
     seen: list[_Seen] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
     loss: float = math.nan
+    without_batch: list[str] = field(default_factory=list)
 
 
 def probe(
@@ -88,9 +95,10 @@ def probe(
     Returns a `Profile`: per (layer, call) the metrics of the output (signal ``activation``), of the loss gradient
     with respect to it (``gradient``), and the norms of the loss gradient with respect to the layer's parameters
     (``weight``: ``gradient_norm``, and ``relative_gradient`` = that over the norm of the parameters). Layer 0 is the
-    input. ``gradient_growth`` is the ratio of a layer's gradient norm to that of the next one that ran (norms: its
-    square is the factor of the papers), above 1 where gradients grow on their way back. Values are exact to float64 rounding of what the model computed, except that eigenvalues of wide float32
-    layers (d > 4 n) carry an error up to 1e-6 of the largest where all of them are above 1e-3 of it.
+    input. ``gradient_growth`` is the ratio of a layer's gradient norm to that of the next one that ran, above 1 where
+    gradients grow on their way back (norms: its square is the factor of the papers). Values are exact to float64
+    rounding of what the model computed, except that eigenvalues of wide float32 layers (d > 4 n) carry an error up to
+    1e-6 of the largest where all of them are above 1e-3 of it.
 
     The model is left as it was, bit for bit: buffers, gradients, flags, hooks and random streams, also when its
     forward raises (the exception passes through with a note that names the layer).
@@ -116,12 +124,17 @@ def probe(
     taps = find_taps(model, layers)
     versions = {n: p._version for n, p in model.named_parameters()}
     spectrum = any(m.signal == "activation" for m in chosen)
-    collected = _collect(model, inputs, targets, loss, taps, mode, tokens, backward, seed, spectrum)
+    collected = collect(
+        model, inputs, targets, loss, taps, mode, backward=backward, tokens=tokens, seed=seed, spectrum=spectrum
+    )
     notes += [
         f"parameter {n} was changed in place by the forward pass itself; that was not undone"
         for n, p in model.named_parameters()
         if p._version != versions[n]
     ]
+    if collected.without_batch:
+        names = list(dict.fromkeys(collected.without_batch))
+        notes.append(f"not measured, their outputs have no axis of {samples} samples: {', '.join(names[:8])}")
     silent = [t.name for t in taps if not t.calls]
     if not collected.seen or all(s.tap.layer == 0 for s in collected.seen):
         raise UsageError("No observed layer ran in the forward pass, so there is nothing to report.")
@@ -141,6 +154,9 @@ def probe(
         "loss_value": collected.loss,
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers": sum(t.calls > 0 for t in taps),
+        "batch_norms": len(normalizers(model)),
+        "untrained_batch_norms": sum(untrained_statistics(m) for _, m in normalizers(model)),
+        "shape": _shape(collected.seen[-2 if len(collected.seen) > 2 else -1].activation),
         "seed": seed,
         "seconds": time.perf_counter() - start,
         "torch": torch.__version__,
@@ -149,27 +165,33 @@ def probe(
     return Profile(tuple(records), {}, facts)
 
 
-def _collect(
+def collect(
     model: nn.Module,
     inputs: Any,
     targets: Any,
     loss: Loss,
     taps: list[Tap],
     mode: str | None,
-    tokens: bool,
+    *,
     backward: bool,
-    seed: int,
-    spectrum: bool,
-) -> _Collection:
-    """The passes themselves: one forward, and one backward if asked for."""
-    out = _Collection()
+    tokens: bool = False,
+    seed: int = 0,
+    spectrum: bool = True,
+) -> Collection:
+    """The passes themselves: one forward, and one backward if asked for; the statistics of every tap."""
+    out = Collection()
     recording = True  # a checkpointed segment runs again inside the backward pass
 
+    samples = batch_size(inputs)
+
     def rows(x: Tensor) -> Tensor:
-        return x.flatten(0, 1) if tokens and x.dim() == 3 else x
+        return as_rows(x, samples, tokens=tokens)
 
     def watch(tap: Tap, call: int, x: Tensor) -> None:
         if not recording:
+            return
+        if not has_samples(x, samples):
+            out.without_batch.append(tap.name)
             return
         inner = tap.module.activation if getattr(tap.module, "normscope_layer", False) else tap.module
         kind = type(inner).__name__
@@ -195,7 +217,7 @@ def _collect(
         args, kwargs, leaves = as_call(inputs, grad=backward)
         source = Tap("", nn.Identity())
         entry = leaves[0] if leaves else first_tensor([*args, *kwargs.values()])
-        if entry is not None and entry.dim() > 0:
+        if entry is not None and has_samples(entry, samples):
             out.seen.append(_Seen(source, 0, Statistic.of(rows(entry), spectrum=spectrum)))
         running = list(_drift_hooks(model, out.drift))
         try:
@@ -217,7 +239,7 @@ def _collect(
 
 
 def _differentiate(
-    model: nn.Module, whole: Any, targets: Any, loss: Loss, leaves: list[Tensor], out: _Collection, source: Tap
+    model: nn.Module, whole: Any, targets: Any, loss: Loss, leaves: list[Tensor], out: Collection, source: Tap
 ) -> None:
     """The backward pass, through ``autograd.grad``: nobody's ``.grad`` is touched."""
     output = first_tensor(whole)
@@ -233,7 +255,9 @@ def _differentiate(
     out.weights = {n: g for (n, _), g in zip(named, grads, strict=False) if g is not None}
     for leaf, grad in zip(leaves, grads[len(named) :], strict=True):
         if grad is not None and leaf is leaves[0] and out.seen and out.seen[0].tap is source:
-            out.seen[0].gradient = Statistic.of(grad, spectrum=False)
+            out.seen[0].gradient = Statistic.of(
+                as_rows(grad, out.seen[0].activation.samples, tokens=False), spectrum=False
+            )
 
 
 def _drift_hooks(model: nn.Module, drift: dict[str, float]) -> Iterable[Any]:
@@ -242,45 +266,48 @@ def _drift_hooks(model: nn.Module, drift: dict[str, float]) -> Iterable[Any]:
     Mean over channels of KL(N(batch) || N(running)) = ((mu_B - mu_R)^2 + v_B)/v_R - 1 - log(v_B / v_R), halved, nat.
     """
     for name, module in normalizers(model):
-        if untrained_statistics(module):
-            continue
-        mean, var = module.running_mean.double(), module.running_var.double() + getattr(module, "eps", 0.0)  # type: ignore[union-attr, operator]
-
-        def hook(_: nn.Module, args: Any, name: str = name, mean: Tensor = mean, var: Tensor = var) -> None:
-            x = args[0].detach() if args and isinstance(args[0], Tensor) else None
-            if x is None or x.dim() < 2 or x.shape[1] != len(mean) or name in drift:
-                return
-            over = [i for i in range(x.dim()) if i != 1]
-            v, m = torch.var_mean(x.double(), over, correction=0)
-            v = v + 1e-30
-            kl = ((m - mean).square() + v) / var - 1 - (v / var).log()
-            drift[name] = kl.mean().item() / 2
-
-        yield module.register_forward_pre_hook(hook)
+        if not untrained_statistics(module):
+            yield module.register_forward_pre_hook(partial(_note_drift, drift, name))
 
 
-def _records(seen: _Seen, chosen: list[_metrics.Metric], collected: _Collection) -> Iterable[Record]:
-    tap, key = seen.tap, {"layer": seen.tap.layer, "name": seen.tap.name, "call": seen.call, "kind": seen.tap.kind}
-    if tap.layer == 0:
-        key["kind"] = "input"
+def _note_drift(drift: dict[str, float], name: str, module: nn.Module, args: Any) -> None:
+    x = args[0].detach() if args and isinstance(args[0], Tensor) else None
+    mean, var = module.running_mean, module.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(var, Tensor)
+    if x is None or x.dim() < 2 or x.shape[1] != len(mean) or name in drift:
+        return
+    over = [i for i in range(x.dim()) if i != 1]
+    v, m = torch.var_mean(x.double(), over, correction=0)
+    v, var = v + 1e-30, var.double() + getattr(module, "eps", 0.0)
+    kl = ((m - mean).square() + v) / var - 1 - (v / var).log()
+    drift[name] = kl.mean().item() / 2
+
+
+def _records(seen: _Seen, chosen: list[_metrics.Metric], collected: Collection) -> Iterable[Record]:
+    tap = seen.tap
+    here = Record(
+        layer=tap.layer, metric="", value=0.0, name=tap.name, call=seen.call, kind=tap.kind if tap.layer else "input"
+    )
     for metric in chosen:
         for signal, statistic in (("activation", seen.activation), ("gradient", seen.gradient)):
             if metric.signal == signal and statistic is not None:
                 value = metric(statistic) if statistic.finite else math.nan
                 if metric.name in ("dead_units", "saturated_units") and math.isnan(value):
                     continue  # was not looked for: not an activation, or not a bounded one
-                yield Record(metric=metric.name, value=value, signal=signal, **key)
+                yield here._replace(metric=metric.name, value=value, signal=signal)
     if tap.layer and seen.call == 0:
         own = {f"{tap.name}.{n}" if tap.name else n: p for n, p in tap.module.named_parameters()}
         grads = [collected.weights[n].double().norm().item() for n in own if n in collected.weights]
         if grads:
             norm = math.hypot(*grads)
             size = math.hypot(*[p.detach().double().norm().item() for n, p in own.items() if n in collected.weights])
-            yield Record(metric="gradient_norm", value=norm, signal="weight", **key)
-            yield Record(metric="relative_gradient", value=norm / size if size else math.inf, signal="weight", **key)
+            weight = here._replace(signal="weight")
+            yield weight._replace(metric="gradient_norm", value=norm)
+            yield weight._replace(metric="relative_gradient", value=norm / size if size else math.inf)
         for name, value in collected.drift.items():
             if name == tap.name or (name.startswith(f"{tap.name}.") and getattr(tap.module, "normscope_layer", False)):
-                yield Record(metric="running_statistics_distance", value=value, **key)
+                yield here._replace(metric="running_statistics_distance", value=value)
 
 
 def _growth(records: list[Record]) -> Iterable[Record]:
@@ -288,6 +315,23 @@ def _growth(records: list[Record]) -> Iterable[Record]:
     for here, after in pairwise(norms):
         if after.value:
             yield here._replace(metric="gradient_growth", value=here.value / after.value)
+
+
+def _shape(hidden: Statistic) -> str:
+    """The batch at the last hidden layer, in words."""
+    c = configuration(hidden)
+    words = {
+        "point": "all samples are one point",
+        "odd": f"one cluster and an odd point, sample {c.index}",
+        "ray": f"one ray (mean cosine {c.cosine:.3f})",
+        "line": "one line, with both signs",
+        "clusters": f"two clusters, {c.clusters} samples against {hidden.samples - c.clusters}",
+        "heavy": f"some heavy samples over a bulk (mean cosine {c.cosine:.2f})",
+        "equiangular": f"equiangular (mean cosine {c.cosine:.2f})",
+    }
+    if c.label == "equiangular" and abs(c.cosine) <= 0.1:
+        return f"orthogonal (mean cosine {c.cosine:.2f})"
+    return words.get(c.label, f"no simple shape (mean cosine {c.cosine:.2f})")
 
 
 def _refuse_lazy(model: nn.Module) -> None:

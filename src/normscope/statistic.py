@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from normscope._errors import UsageError
+
+T = TypeVar("T")
 
 #: Up to this many features per sample the representation itself is kept: no arithmetic, no rounding, O(n^2) memory.
 COPY = 4
@@ -98,6 +101,13 @@ class Statistic:
         gram = gram.detach().to(torch.float64)
         return cls(len(gram), len(gram), None, (gram + gram.T) / 2, finite=bool(gram.isfinite().all()))
 
+    def cached(self, function: Callable[[Statistic], T]) -> T:
+        """``function(self)``, computed once: what several metrics share."""
+        memo = self.__dict__.setdefault("_memo", {})
+        if function not in memo:
+            memo[function] = function(self)
+        return memo[function]
+
     @cached_property
     def gram(self) -> Float[Tensor, "n n"]:
         """$X X^T$ in float64."""
@@ -118,17 +128,17 @@ class Statistic:
         return gram - gram.mean(1, keepdim=True)
 
     @cached_property
-    def squared_norms(self) -> Float[Tensor, "n"]:
+    def squared_norms(self) -> Float[Tensor, " n"]:
         """Squared norm of each sample."""
         return self.gram.diagonal()
 
     @cached_property
-    def eigenvalues(self) -> Float[Tensor, "n"]:
+    def eigenvalues(self) -> Float[Tensor, " n"]:
         """Eigenvalues of $X X^T$, all n, descending, never negative: the squares of the singular values."""
         return self.singular_values.square()
 
     @cached_property
-    def singular_values(self) -> Float[Tensor, "n"]:
+    def singular_values(self) -> Float[Tensor, " n"]:
         """Singular values of $X$, padded with zeros to n, descending; from $X$ where the Gram cannot resolve them."""
         if not self.finite:
             return torch.full((self.samples,), float("nan"), dtype=torch.float64, device=self.gram.device)
@@ -141,7 +151,7 @@ class Statistic:
         return torch.nn.functional.pad(sigma, (0, self.samples - len(sigma)))
 
     @cached_property
-    def cosines(self) -> Float[Tensor, "pairs"]:
+    def cosines(self) -> Float[Tensor, " pairs"]:
         """Cosine of every pair of samples, i < j; pairs with a zero sample are left out."""
         gram, norms = self.gram, self.squared_norms.clamp_min(0).sqrt()
         keep = norms > 0
