@@ -129,8 +129,8 @@ def product_moment(name: str, gram: Any, method: str = "auto", derivative: bool 
     r"""Matrix $E\varphi(u_i)\varphi(u_j)$ (or of $\varphi'$), $u \sim N(0, G)$, for Grams G (..., n, n).
 
     The kernel map of a wide layer. Diagonal entries are ``second_moment``. Correlations that rounding pushes beyond
-    +-1 are clipped; a sample of variance 0 has u = 0. ``method``: "auto" (closed form where there is one),
-    "closed" (an error elsewhere) or "quadrature".
+    +-1 are clipped; a sample of variance 0 has u = 0. ``method``: "auto" (closed form where there is one), "closed"
+    (an error elsewhere) or "quadrature".
     """
     a, g = activation(name), np.asarray(gram, dtype=np.float64)
     q = _variances(np.diagonal(g, axis1=-2, axis2=-1))
@@ -225,7 +225,8 @@ def _two_dimensional(f: Callable[[Any], Any], qi: Array, qj: Array, g: Array, no
     out = np.empty(flat[0].shape)
     block = max(1, 4_000_000 // (4 * nodes * nodes))
     for i in range(0, len(out), block):
-        out[i : i + block] = _pair_block(f, flat[0][i : i + block], flat[1][i : i + block], flat[2][i : i + block], nodes)
+        part = slice(i, i + block)
+        out[part] = _pair_block(f, flat[0][part], flat[1][part], flat[2][part], nodes)
     return out.reshape(shape)
 
 

@@ -1,9 +1,9 @@
 r"""A group of chains stepped together: the state is a factor R of the Gram, one layer costs O(d n^2), not O(d^2 n).
 
-Given H (d features, n samples as columns here), the rows of W H are i.i.d. $N(0, H^T H / d)$. With $H^T H / d = R^T R$
-they have the law of g R, g standard normal: exact, whatever norm and activation follow (daneshmand2021, section 1).
-R comes from the Cholesky factor of the Gram scaled to unit diagonal where that keeps its small directions, and from
-the QR of H where it would not.
+Given H (d features, n samples as columns here), the rows of W H are i.i.d. $N(0, H^T H / d)$. With $H^T H / d = R^T
+R$ they have the law of g R, g standard normal: exact, whatever norm and activation follow (daneshmand2021, section
+1). R comes from the Cholesky factor of the Gram scaled to unit diagonal where that keeps its small directions, and
+from the QR of H where it would not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 r"""Order parameters of a wide net, and what they say of its Fisher matrix (karakida2019, amari/karakida 2019-2021).
 
-A net of L weight layers of width M (hidden) on N inputs whose entries have second moment v and whose pairs overlap by o (v = 1, o = 0
-for standard Gaussian data). $F = J^T J / N$, the Fisher matrix per sample of the squared loss. Leading order in M; all
-of it under gradient independence. Widths, biases and the batch size enter as they are, not as M -> infinity.
+A net of L weight layers of width M (hidden) on N inputs whose entries have second moment v and whose pairs overlap by
+o (v = 1, o = 0 for standard Gaussian data). $F = J^T J / N$, the Fisher matrix per sample of the squared loss.
+Leading order in M; all of it under gradient independence. Widths, biases and the batch size enter as they are, not as
+M -> infinity.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class OrderParameters:
 
     q1, q2: $q_t^l$ of the pre-activations, l = 1..L. qhat1, qhat2: $\hat q_t^l$ of the layer inputs, l = 0..L-1.
     qtilde1, qtilde2: $\tilde q_t^l$ of the back-propagated $\partial f_k / \partial u^l$, l = 1..L.
-    fan_in: $M_{l-1}$; centred: weight layers whose own pre-activation is centred over the batch (they see centred inputs).
+    fan_in: $M_{l-1}$; centred: weight layers whose own pre-activation is centred over the batch (they see centred
+        inputs).
     bias: whether the layers have biases, whose gradients count 1 beside the $M_{l-1} \hat q$ of the weights.
     """
 
@@ -53,13 +55,16 @@ class OrderParameters:
     def kernels(self) -> tuple[float, float]:
         r"""$K_t$ = alpha M kappa_t with the biases: diagonal and off-diagonal entries of the NTK of one output.
 
-        A layer whose pre-activation is centred over the batch adds $\tilde q_1 (\hat q_1 - \hat q_2)$ to $K_1$, 0 to $K_2$.
+        A layer whose pre-activation is centred over the batch adds $\tilde q_1 (\hat q_1 - \hat q_2)$ to $K_1$, 0 to
+        $K_2$.
         """
         return float(self._terms(1).sum()), float(self._terms(2).sum())
 
     @property
     def kappa(self) -> tuple[float, float]:
-        r"""$\alpha\kappa_t = \frac1M \sum_l M_{l-1} \tilde q_t^l \hat q_t^{l-1}$ over the hidden width M, without the biases."""
+        r"""$\alpha\kappa_t = \frac1M \sum_l M_{l-1} \tilde q_t^l \hat q_t^{l-1}$ over the hidden width M, without
+        the biases.
+        """
         width = float(self.fan_in[-1])
         return float(self._terms(1, bias=False).sum() / width), float(self._terms(2, bias=False).sum() / width)
 
@@ -86,10 +91,10 @@ def order_parameters(
 ) -> OrderParameters:
     r"""Order parameters of the chain and its readout: L = ``spec.depth`` + 1 weight layers.
 
-    $q_t^l = \sigma_w^2 \hat q_t^{l-1} + \sigma_b^2$, $\hat q_1 = E\varphi(u)^2$, $\hat q_2 = E\varphi(u)\varphi(v)$; backwards
-    $\tilde q_1^l = \sigma_w^2 \tilde q_1^{l+1} E\varphi'(u)^2$, from 1 at the output. A hidden norm replaces $(q_1, q_2)$ before
-    the activation by $(q_1 - q_2, 0)$ (batch_recenter), $(1, 0)$ (batch) or $(1, q_2/q_1)$ (layer), and multiplies
-    $\tilde q$ by 1, $1/(q_1 - q_2)$, $1/q_1$; the batch is taken large.
+    $q_t^l = \sigma_w^2 \hat q_t^{l-1} + \sigma_b^2$, $\hat q_1 = E\varphi(u)^2$, $\hat q_2 = E\varphi(u)\varphi(v)$;
+    backwards $\tilde q_1^l = \sigma_w^2 \tilde q_1^{l+1} E\varphi'(u)^2$, from 1 at the output. A hidden norm
+    replaces $(q_1, q_2)$ before the activation by $(q_1 - q_2, 0)$ (batch_recenter), $(1, 0)$ (batch) or $(1,
+    q_2/q_1)$ (layer), and multiplies $\tilde q$ by 1, $1/(q_1 - q_2)$, $1/q_1$; the batch is taken large.
 
     inputs: features of the input, default ``spec.width``. second_moment, overlap: of the data, mean over features.
     readout_gain: sigma_w of the readout; default 1, as ``build`` has it. Papers take the same as in the chain.
@@ -147,7 +152,8 @@ class FisherPrediction:
 
     trace: tr F; mean: m = tr F / P; second_moment: s = tr F^2 / P (``nan`` where no constant is known).
     lambda_max: leading order of the largest eigenvalue, ``nan`` where only bounds are known.
-    lower, upper: bounds at leading order (``upper`` leaves out the theorem's constant c_2 >= 0). outliers: how many O(M) eigenvalues.
+    lower, upper: bounds at leading order (``upper`` leaves out the theorem's constant c_2 >= 0). outliers: how many
+        O(M) eigenvalues.
     bulk: mean of the other eigenvalues. per_layer: the largest eigenvalue of each layer's diagonal block.
     order: the order parameters. assumptions: what has to hold, in words.
     """
@@ -167,7 +173,9 @@ class FisherPrediction:
 
     @property
     def max_learning_rate(self) -> float:
-        r"""$2 / \lambda_{max}$ for $E = \frac{1}{2N} \sum \|f - y\|^2$, from ``lower`` where the eigenvalue has only bounds."""
+        r"""$2 / \lambda_{max}$ for $E = \frac{1}{2N} \sum \|f - y\|^2$, from ``lower`` where the eigenvalue has only
+        bounds.
+        """
         top = self.lower if math.isnan(self.lambda_max) else self.lambda_max
         return 2 / top if top > 0 else math.inf
 
@@ -181,11 +189,14 @@ def fisher_statistics(
     overlap: float = 0.0,
     readout_gain: float | None = None,
 ) -> FisherPrediction:
-    r"""m, s and lambda_max of $F = \frac1N \sum_n \sum_k \nabla f_k \nabla f_k^T$ for the spec, hidden and output norms included.
+    r"""m, s and lambda_max of $F = \frac1N \sum_n \sum_k \nabla f_k \nabla f_k^T$ for the spec, hidden and output
+    norms included.
 
-    With $K_t = \alpha M \kappa_t$: none: $tr F = C K_1$, $tr F^2 = C(\frac{N-1}{N} K_2^2 + \frac1N K_1^2)$, C outliers at
-    $\frac{N-1}{N} K_2 + \frac1N K_1$ (with hidden batch norm only uncentred layers count). ``output_norm``:
-    ``batch_recenter``: $tr F = C(1 - \frac1N)(K_1 - K_2)$ and $\frac1N(K_1 - K_2) \le \lambda_{max} \le \sqrt{C/N}\,(K_1-K_2)$ + O(c);
+    With $K_t = \alpha M \kappa_t$: none: $tr F = C K_1$, $tr F^2 = C(\frac{N-1}{N} K_2^2 + \frac1N K_1^2)$, C
+        outliers at $\frac{N-1}{N} K_2 + \frac1N K_1$ (with hidden batch norm only uncentred layers count).
+        ``output_norm``:
+    ``batch_recenter``: $tr F = C(1 - \frac1N)(K_1 - K_2)$ and $\frac1N(K_1 - K_2) \le \lambda_{max} \le
+        \sqrt{C/N}\,(K_1-K_2)$ + O(c);
     ``batch``: the same over $v = q_1^L - q_2^L$ and 1 - 2/N; ``layer``: C-1 outliers, needs C >= 5.
 
     samples: N. The outlier formula may be used at any N; the bounds want N of the order of the width.
@@ -195,9 +206,7 @@ def fisher_statistics(
         raise UsageError("Fisher statistics need outputs: give the Spec a readout, outputs=C.")
     if not isinstance(samples, int) or samples < 2:
         raise UsageError(f"samples must be a whole number >= 2; got {samples!r}.")
-    o = order_parameters(
-        spec, inputs=inputs, second_moment=second_moment, overlap=overlap, readout_gain=readout_gain
-    )
+    o = order_parameters(spec, inputs=inputs, second_moment=second_moment, overlap=overlap, readout_gain=readout_gain)
     n, c = samples, spec.outputs
     k1, k2 = o.kernels
     p = _parameters(spec, inputs or spec.width)
@@ -208,11 +217,24 @@ def fisher_statistics(
     if spec.output_norm == "none":
         squares = c * ((n - 1) / n * k2**2 + k1**2 / n)
         bulk = (k1 - k2) / n
-        notes = (*common, "kappa_2 > 0 (non-centred)") if not centred_net else (*common, "no outlier: kappa_2 ~ 0")
+        notes: tuple[str, ...] = (
+            (*common, "kappa_2 > 0 (non-centred)") if not centred_net else (*common, "no outlier: kappa_2 ~ 0")
+        )
         outliers = 0 if centred_net else c
         value = math.nan if centred_net else top
         return FisherPrediction(
-            c * k1, c * k1 / p, squares / p, value, max(top, bulk), math.sqrt(squares), outliers, bulk, per_layer, o, p, notes
+            c * k1,
+            c * k1 / p,
+            squares / p,
+            value,
+            max(top, bulk),
+            math.sqrt(squares),
+            outliers,
+            bulk,
+            per_layer,
+            o,
+            p,
+            notes,
         )
     if spec.output_norm in _CENTRING:
         v, lost = (1.0, 1) if spec.output_norm == "batch_recenter" else (float(o.q1[-1] - o.q2[-1]), 2)
@@ -232,21 +254,26 @@ def fisher_statistics(
             trace, trace / p, math.nan, top * share, top * share, math.nan, c - 1, (k1 - k2) * share / n,
             per_layer * share, o, p, notes,
         )  # fmt: skip
-    raise UsageError(f"There is no formula for output_norm={spec.output_norm!r}; known: none, batch_recenter, batch, layer.")
+    raise UsageError(
+        f"There is no formula for output_norm={spec.output_norm!r}; known: none, batch_recenter, batch, layer."
+    )
 
 
 def softmax_outliers(order: OrderParameters, probabilities: Array) -> tuple[float, Array]:
     r"""Trace and outliers of the cross-entropy Fisher $\frac1N \sum_n J_n^T Q(n) J_n$, $Q = \mathrm{diag}(g) - g g^T$.
 
-    probabilities: softmax outputs g (N, C). The outliers are $\frac{N-1}{N} K_2 + \frac1N K_1$ times the eigenvalues of the mean Q:
-    C - 1 of them, for Q 1 = 0; descending. Trace: $K_1 (1 - E\sum_k g_k^2)$. Our derivation; each at most half the squared loss's.
+    probabilities: softmax outputs g (N, C). The outliers are $\frac{N-1}{N} K_2 + \frac1N K_1$ times the eigenvalues
+        of the mean Q: C - 1 of them, for Q 1 = 0; descending. Trace: $K_1 (1 - E\sum_k g_k^2)$. Our derivation; each
+        at most half the squared loss's.
     """
     g = np.asarray(probabilities, dtype=np.float64)
     if g.ndim != 2 or (np.abs(g.sum(1) - 1) > 1e-6).any():
         raise UsageError(f"probabilities must be (N, C) with rows that sum to 1; got shape {g.shape}.")
     mean_q = np.diag(g.mean(0)) - g.T @ g / len(g)
     top = float(order.outlier(len(g)).sum())
-    return order.kernels[0] * (1 - float(np.square(g).sum(1).mean())), top * np.linalg.eigvalsh(mean_q)[:0:-1]
+    return order.kernels[0] * (1 - float(np.square(g).sum(1).mean())), np.asarray(
+        top * np.linalg.eigvalsh(mean_q)[:0:-1], dtype=np.float64
+    )
 
 
 def _parameters(spec: Spec, inputs: int) -> int:

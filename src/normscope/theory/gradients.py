@@ -61,10 +61,12 @@ def _scales(c: Array, norm: str) -> Array | float:
 
 
 def _through_linear_batch_norm(c: Array, outer: Array, recenter: bool) -> Array:
-    r"""$E[J^T \Pi J]$, $J = \sigma^{-1}(P - u u^T/|u|^2)$, $\sigma^2 = |u|^2/n$, $u \sim N(0, S)$, as integrals over a tilt.
+    r"""$E[J^T \Pi J]$, $J = \sigma^{-1}(P - u u^T/|u|^2)$, $\sigma^2 = |u|^2/n$, $u \sim N(0, S)$, as integrals over
+    a tilt.
 
-    With $T = S(I+2sS/n)^{-1}$ and weight $w(s) = \det(I+2sS/n)^{-1/2}$, from $x^{-k} = \int s^{k-1} e^{-sx} ds / (k-1)!$:
-    $\Pi \int w - \frac1n \int s w (T\Pi + \Pi T) + \frac{1}{2n^2} \int s^2 w (T\,\mathrm{tr}(\Pi T) + 2 T \Pi T)$.
+    With $T = S(I+2sS/n)^{-1}$ and weight $w(s) = \det(I+2sS/n)^{-1/2}$, from $x^{-k} = \int s^{k-1} e^{-sx} ds /
+    (k-1)!$: $\Pi \int w - \frac1n \int s w (T\Pi + \Pi T) + \frac{1}{2n^2} \int s^2 w (T\,\mathrm{tr}(\Pi T) + 2 T
+    \Pi T)$.
     """
     n = len(c)
     s_matrix, pi = (centred(c), centred(outer)) if recenter else (c, outer)

@@ -37,7 +37,9 @@ def batch_norm_gram(covariance: Array, slope: float = 0.0, recenter: bool = True
     values, vectors = np.linalg.eigh(s)
     values = np.where(values > 1e-15 * values[-1], values, 0)
     if not values[-1] > 0:
-        raise UsageError("The batch has no variance left (all samples are equal), so batch norm has nothing to rescale.")
+        raise UsageError(
+            "The batch has no variance left (all samples are equal), so batch norm has nothing to rescale."
+        )
     log_weights, tilted = _tilted(values)
     t = np.einsum("ik,mk,jk->mij", vectors, tilted, vectors, optimize=True)
     diagonal = np.sqrt(np.einsum("mii->mi", t).clip(0))
@@ -53,7 +55,8 @@ def batch_norm_gram(covariance: Array, slope: float = 0.0, recenter: bool = True
 def rescaled_spectrum(values: Array) -> Array:
     r"""$n\,E[\lambda_i w_i^2 / \sum_k \lambda_k w_k^2]$, w ~ N(0, I_n): the eigenvalues after linear batch norm.
 
-    At infinite width the eigenvectors stay (daneshmand2021, eq. 13 and 15 with the exponent put right). The result sums to n.
+    At infinite width the eigenvectors stay (daneshmand2021, eq. 13 and 15 with the exponent put right). The result
+        sums to n.
     values: (n,) eigenvalues of the (centred) Gram, any order, not all zero.
     """
     values = np.asarray(values, dtype=np.float64)
@@ -77,7 +80,8 @@ def _tilted(values: Array) -> tuple[Array, Array]:
 class WideLayer:
     """One infinitely wide layer of a spec.
 
-    points: for norms and activations without a closed form, (m, n) quasi-random standard normals that average over neurons.
+    points: for norms and activations without a closed form, (m, n) quasi-random standard normals that average over
+        neurons.
     """
 
     spec: Spec
@@ -149,7 +153,8 @@ def check_wide(spec: Spec) -> None:
     """Raise ``UsageError`` where an infinitely wide layer of this spec has no Gram recursion."""
     if spec.weights not in _LAWS_WITHOUT_MEAN:
         raise UsageError(
-            f"predict() needs random weights of mean zero; weights={spec.weights!r} are not. Use simulate() at finite width."
+            f"predict() needs random weights of mean zero; weights={spec.weights!r} are not. "
+            "Use simulate() at finite width."
         )
     if spec.skip is not None and (spec.activation != "identity" or spec.norm in _RESCALING):
         raise UsageError(

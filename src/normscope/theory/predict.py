@@ -41,21 +41,22 @@ def predict(
     r"""What a spec does to a batch, layer by layer, when the width goes to infinity first.
 
     Forward: $G_{l+1} = E\,h h^T$ (`normscope.theory.grams`): closed forms or quadrature without batch rescaling, a
-    one-dimensional integral for batch norm and the leaky family (identity, relu, leaky_relu, abs), averages over
-    8 x 2^log2_points quasi-random neurons elsewhere (``stderr``: from the spread of the 8). Backward: the gradient's second
-    moments (`normscope.theory.gradients`), gradient independence assumed, from loss gradients of equal size that
-    are independent between samples at the last layer.
+        one-dimensional integral for batch norm and the leaky family (identity, relu, leaky_relu, abs), averages over
+        8 x 2^log2_points quasi-random neurons elsewhere (``stderr``: from the spread of the 8). Backward: the
+        gradient's second moments (`normscope.theory.gradients`), gradient independence assumed, from loss gradients
+        of equal size that are independent between samples at the last layer.
 
-    spec: an MLP; weights i.i.d. of mean zero or orthogonal; ``spec.width`` enters only the unit of `sigma_min`; eps is 0.
+    spec: an MLP; weights i.i.d. of mean zero or orthogonal; ``spec.width`` enters only the unit of `sigma_min`; eps
+        is 0.
     gram: (n, n) Gram $X X^T$ / features of n samples, or inputs (n, features); ``inputs``: X itself.
     metrics: as in ``simulate``; ``gradients``: the backward recursion too.
 
-    Returns a `Profile` of source ``predicted``: the metrics of every layer (0: the input); and with signal ``gradient``
-    ``gradient_norm`` (1 at the last layer) and ``gradient_growth``, a layer's gradient norm over that of the
-    next layer (its square is the factor of the papers). stderr is 0 for closed forms and quadrature.
-    At finite width the batch-norm recursion stays close at every depth; a plain net drifts away from it after about
-    depth ~ width layers, and metastable states (cluster + odd point) are reached that this recursion never leaves.
-    Raises ``UsageError`` for a spec without such a recursion (`check_wide`).
+    Returns a `Profile` of source ``predicted``: the metrics of every layer (0: the input); and with signal
+    ``gradient`` ``gradient_norm`` (1 at the last layer) and ``gradient_growth``, a layer's gradient norm over that of
+    the next layer (its square is the factor of the papers). stderr is 0 for closed forms and quadrature. At finite
+    width the batch-norm recursion stays close at every depth; a plain net drifts away from it after about depth ~
+    width layers, and metastable states (cluster + odd point) are reached that this recursion never leaves. Raises
+    ``UsageError`` for a spec without such a recursion (`check_wide`).
     """
     began = time.perf_counter()
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
@@ -80,7 +81,7 @@ def predict(
     if gradients:
         runs = [_backward(layer, chains[i if sampled else 0]) for i, layer in enumerate(layers)]
         records += _gradient_records(runs)
-    facts = {
+    facts: dict[str, Any] = {
         "samples": n,
         "method": "quasi-Monte Carlo over neurons" if sampled else "closed form or quadrature",
         "gradient_method": "quasi-Monte Carlo over neurons" if rows else "closed form or quadrature",
@@ -110,21 +111,25 @@ def _forward(spec: Spec, start: Start, layers: Sequence[WideLayer]) -> tuple[lis
         return [grams], factors
     chains = []
     for layer in layers:
-        grams = [start.gram]
-        while len(grams) <= spec.depth:
-            grams.append(layer.forward(grams[-1]))
-            if not np.isfinite(grams[-1]).all():
-                raise UsageError(f"The recursion overflows at layer {len(grams) - 1}; lower the gain ({layer.gain:g}).")
-            if np.abs(grams[-1] - grams[-2]).max() <= 1e-16 * np.abs(grams[-1]).max():
-                grams += [grams[-1]] * (spec.depth + 1 - len(grams))
-        chains.append(np.stack(grams))
+        steps = [start.gram]
+        while len(steps) <= spec.depth:
+            steps.append(layer.forward(steps[-1]))
+            if not np.isfinite(steps[-1]).all():
+                raise UsageError(f"The recursion overflows at layer {len(steps) - 1}; lower the gain ({layer.gain:g}).")
+            if np.abs(steps[-1] - steps[-2]).max() <= 1e-16 * np.abs(steps[-1]).max():
+                steps += [steps[-1]] * (spec.depth + 1 - len(steps))
+        chains.append(np.stack(steps))
     return chains, None
 
 
 def _linear_batch_norm(spec: Spec, start: Start) -> tuple[Array, Array]:
-    """Eigenvectors stay, eigenvalues follow ``rescaled_spectrum``: directions of 1e-12 are followed in full precision."""
+    """Eigenvectors stay, eigenvalues follow ``rescaled_spectrum``:
+    directions of 1e-12 are followed in full precision.
+    """
     n = start.samples
-    basis = contrasts(n) if spec.norm == "batch" else np.eye(n)  # so that rounding cannot feed the direction of the mean
+    basis = (
+        contrasts(n) if spec.norm == "batch" else np.eye(n)
+    )  # so that rounding cannot feed the direction of the mean
     _, sigma, vectors = np.linalg.svd(start.factor @ basis, full_matrices=False)
     if not sigma[0] > 1e-14 * np.abs(start.factor).max():
         raise UsageError("All samples are equal, so batch norm has nothing to rescale.")

@@ -63,14 +63,16 @@ def simulate(
     seed, generator: the entropy shared by all seeds (a generator is asked for one number).
     metrics: names; default a handful of them. Spectral metrics of linear chains take the cheapest route.
     every: layers between two records; layer 0 (the input) and the last layer are always there.
-    normals: "float64", or "float32": faster draws and products where the batch is well conditioned (tails beyond
-        5.8 standard deviations are cut), all algebra on the n x n side in float64.
+    normals: "float64", or "float32": faster draws and products where the batch is well conditioned (tails beyond 5.8
+        standard deviations are cut), all algebra on the n x n side in float64.
     eps: added to variances inside norms; the papers have 0, torch 1e-5.
     progress: called with (layers done, layers in all) now and then.
-    checkpoint: a file to resume from if it exists, and to write every few thousand layers; a deeper spec continues it.
+    checkpoint: a file to resume from if it exists, and to write every few thousand layers; a deeper spec continues
+        it.
 
     Returns a `Profile` of source ``simulated``, one record per (layer, seed, metric); values are those of one chain
-    (stderr 0). Numeric trouble is data: ``facts["rank_lost"]`` maps seeds to the layer at which a direction was lost.
+        (stderr 0). Numeric trouble is data: ``facts["rank_lost"]`` maps seeds to the layer at which a direction was
+        lost.
     Memory: O(d n) a group of seeds, whatever the depth. Raises ``UsageError`` for bad shapes, Grams or options.
     """
     began = time.perf_counter()
