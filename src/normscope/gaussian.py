@@ -219,11 +219,11 @@ def _one_dimensional(f: Callable[[Any], Any], q: Array, nodes: int = 160) -> Arr
 
 
 def _two_dimensional(f: Callable[[Any], Any], qi: Array, qj: Array, g: Array, nodes: int = 48) -> Array:
-    """E f(u) f(v): outer rule over u, inner over v given u, cut where v changes sign."""
+    """E f(u) f(v): outer rule over u, inner over v given u, cut where v changes sign and at its mean."""
     shape = np.shape(g)
     flat = [np.reshape(a, -1) for a in np.broadcast_arrays(qi, qj, g)]
     out = np.empty(flat[0].shape)
-    block = max(1, 4_000_000 // (4 * nodes * nodes))
+    block = max(1, 4_000_000 // (6 * nodes * nodes))
     for i in range(0, len(out), block):
         part = slice(i, i + block)
         out[part] = _pair_block(f, flat[0][part], flat[1][part], flat[2][part], nodes)
@@ -240,10 +240,12 @@ def _pair_block(f: Callable[[Any], Any], qi: Array, qj: Array, g: Array, nodes: 
         cut = np.where(s > 0, -c * z / s, np.sign(-c * z) * _REACH)  # v = sqrt(qj) (c z + s y) is 0 at y = cut
     cut = np.clip(np.nan_to_num(cut), -_REACH, _REACH)[..., None]
     inner = np.zeros(cut.shape[:-1])
-    for end in (-_REACH, _REACH):
-        length = end - cut
-        y = cut + length * x**2
-        v = np.sqrt(qj)[:, None, None] * (c * z + 0.0)[..., None] + np.sqrt(qj)[:, None, None] * s[..., None] * y
+    # Three pieces: on both sides of the cut and, so that none is longer than the reach, cut at the Gaussian's centre.
+    far = np.where(cut > 0, -_REACH, _REACH)
+    for start, end in ((cut, -far), (cut, np.zeros_like(cut)), (np.zeros_like(cut), far)):
+        length = end - start
+        y = start + length * x**2
+        v = np.sqrt(qj)[:, None, None] * ((c * z)[..., None] + s[..., None] * y)
         inner += np.sum(f(v) * _pdf(y) * np.abs(length) * 2 * x * wx, axis=-1)
     return np.asarray(np.sum(f(np.sqrt(qi)[:, None] * z) * inner * w, axis=-1))
 

@@ -87,7 +87,7 @@ def transverse_growth(d: int, k: int, *, layers: int = 4000, chains: int = 8, se
         delta = g[:, :, k:] * scale
         delta = delta - q @ (q.transpose(0, 2, 1) @ delta)
         if layer >= burn:
-            total[layer - burn] = 0.5 * np.log(np.square(delta).sum((1, 2)))
+            total[layer - burn] = 0.5 * np.log(np.square(delta).sum((1, 2)) / d)
         factor = factor / math.sqrt(d)
     means = total.mean(0)
     return float(means.mean()), float(means.std(ddof=1) / math.sqrt(chains))
