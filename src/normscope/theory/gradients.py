@@ -26,10 +26,8 @@ def backward(layer: WideLayer, gram: Array, outer: Array) -> Array:
         rank = np.linalg.matrix_rank(centred(c) if recenter else c, tol=1e-12 * np.trace(c), hermitian=True)
         if rank <= 2:  # E 1/sigma^2 is infinite with two degrees of freedom
             return np.full_like(outer, math.inf)
-        if spec.activation == "identity":
-            inner = _through_linear_batch_norm(c, outer, recenter)
-        else:
-            inner = _through_rows(layer, c, outer)
+        linear = spec.activation == "identity"
+        inner = _through_linear_batch_norm(c, outer, recenter) if linear else _through_rows(layer, c, outer)
     elif spec.norm_first:
         t = normalized(c, spec.norm)
         inner = outer * product_moment(spec.activation, t, derivative=True)
