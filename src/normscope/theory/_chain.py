@@ -155,7 +155,10 @@ class Group:
         # A skip adds rows that are not centred, so the norm has to do it.
         centred_before = recentres_first(spec) and not residual and self.method != "explicit"
         if centred_before:
+            size = np.abs(product).max((1, 2), keepdims=True)
             product = product - product.mean(-1, keepdims=True)
+            # Samples that are equal up to rounding have no contrast: rescaling must not blow the rounding up.
+            product[np.abs(product).max((1, 2)) <= 1e-15 * self.samples * size[:, 0, 0]] = 0
         draw = self._draw(product, d, dtype)
         for at in range(0, d, self.chunk):
             size = min(self.chunk, d - at)

@@ -144,10 +144,11 @@ def evaluate(batch: Batch, metrics: Sequence[str]) -> dict[str, Array]:
     """metric -> values (m,); the same numbers as ``METRICS[name]`` of each representation."""
     slow = [name for name in metrics if name not in _FAST]
     statistics = batch.statistics() if slow else []
-    return {
-        name: _FAST[name](batch) if name in _FAST else np.array([METRICS[name](s) for s in statistics])
-        for name in metrics
-    }
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # a batch of zeros has NaN angles
+        return {
+            name: _FAST[name](batch) if name in _FAST else np.array([METRICS[name](s) for s in statistics])
+            for name in metrics
+        }
 
 
 def need_factors(metrics: Sequence[str]) -> bool:
