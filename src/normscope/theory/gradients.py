@@ -92,7 +92,8 @@ def _through_rows(layer: WideLayer, c: Array, outer: Array) -> Array:
     x = u if spec.norm_first else phi.phi(u)
     if recenter:
         x = x - x.mean(1, keepdims=True)
-    inverse = 1 / np.sqrt(np.square(x).mean(1, keepdims=True))
+    root = np.sqrt(np.square(x).mean(1, keepdims=True))
+    inverse = np.divide(1, root, out=np.zeros_like(root), where=root > 0)  # dead neurons stay dead
     y = x * inverse
     if spec.norm_first:
         d = phi.derivative(y)

@@ -90,6 +90,11 @@ def predict(
         "seconds": time.perf_counter() - began,
         "notes": [],
     }
+    if gradients and sampled and spec.activation == "relu":
+        facts["notes"].append(
+            "batch norm after ReLU: neurons alive on two samples only make the mean squared gradient diverge "
+            "(logarithmically, cut off by eps in practice); gradient numbers are a typical value"
+        )
     return Profile(tuple(records), flat(spec.parameters()), facts)
 
 
@@ -104,6 +109,7 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
     return np.asarray(np.mean(chains, axis=0))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _forward(spec: Spec, start: Start, layers: Sequence[WideLayer]) -> tuple[list[Array], Array | None]:
     """Grams (depth + 1, n, n) of each replicate; and factors, where the small directions are known better than that."""
     if spec.norm in ("batch", "batch_rescale") and spec.activation == "identity" and not spec.bias:
