@@ -75,7 +75,7 @@ def test_one_layer_against_single_neurons(spec):
     ):
         return  # the mean squared gradient is infinite there; predict() says so
     profile = predict(spec, inputs=X, log2_points=12)
-    growth = [r for r in profile.records if r.metric == "gradient_growth"][0]
+    growth = next(r for r in profile.records if r.metric == "gradient_growth")
     predicted = growth.value**2 * N  # trace of the backward map at the identity
     tolerance = (
         5 * spread

@@ -117,8 +117,7 @@ def _numerical_rank(b: Batch) -> Array:
     return (b.sigma > b.sigma[:, :1] * tolerance).sum(-1).astype(float)
 
 
-#: Metrics of the spectrum alone, which do not see a rotation of the samples.
-SPECTRAL: dict[str, Callable[[Batch], Array]] = {
+_SPECTRUM: dict[str, Callable[[Batch], Array]] = {
     # |G/tr G - I/n|^2 = |G|^2 / tr^2 - 1/n.
     "orthogonality_gap": lambda b: np.sqrt(np.maximum(b.squares / b.trace**2 - 1 / b.samples, 0)),
     "participation_rank": lambda b: b.trace**2 / b.squares,
@@ -130,12 +129,14 @@ SPECTRAL: dict[str, Callable[[Batch], Array]] = {
     "isometry_gap": _isometry_gap,
 }
 _FAST: dict[str, Callable[[Batch], Array]] = {
-    **SPECTRAL,
+    **_SPECTRUM,
     "mean_cosine": lambda b: b.cosines.mean(-1),
     "mean_abs_cosine": lambda b: np.abs(b.cosines).mean(-1),
     "max_abs_cosine": lambda b: np.abs(b.cosines).max(-1, initial=np.nan if b.samples < 2 else 0),
     "odd_point_score": _odd_point_score,
 }
+#: Metrics that see neither a rotation of the samples nor directions of 1e-12 of the largest.
+SPECTRAL = ("orthogonality_gap", "participation_rank", "soft_rank", "entropy_rank", "rms")
 #: Metrics that need the Gram only, never its small eigenvalues.
 _GRAM_ONLY = {"orthogonality_gap", "participation_rank", "rms", "mean_cosine", "mean_abs_cosine", "max_abs_cosine"}
 

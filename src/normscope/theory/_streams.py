@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_BLOCK = 1 << 15  # numbers drawn at a time for one seed, where memory allows
+#: Numbers drawn at a time: at most for one seed, and for all seeds of a group.
+_BLOCK, _ALL = 1 << 15, 1 << 20
 
 
 class Stream:
@@ -36,7 +37,9 @@ class Stream:
 
     def _refill(self, need: int) -> None:
         left = self.buffer[:, self.at :]
-        size = need * max(1, _BLOCK // need)
+        # Twice the last block, so that short chains draw little more than they use.
+        most = min(_BLOCK, _ALL // len(self.fill), 2 * self.buffer.shape[1])
+        size = need * max(1, most // need)
         if left.shape[1] == 0 and self.buffer.shape[1] == size:
             fresh = self.buffer
         else:
