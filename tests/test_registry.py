@@ -49,7 +49,7 @@ def test_a_name_can_be_given(fruits):
 
 
 def test_a_miss_names_the_nearest_hit(fruits):
-    with pytest.raises(UsageError, match="no fruit 'bananna'. Did you mean 'banana'"):
+    with pytest.raises(UsageError, match=r"no fruit 'bananna'\. Did you mean 'banana'"):
         fruits["bananna"]
 
 

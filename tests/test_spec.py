@@ -141,7 +141,7 @@ def test_a_standard_deviation_is_not_negative(field):
 
 
 def test_norm_first_is_true_or_false():
-    with pytest.raises(UsageError, match="Spec.norm_first"):
+    with pytest.raises(UsageError, match="norm_first"):
         Spec(norm_first="false")
 
 
