@@ -164,7 +164,7 @@ def content(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Content
     numbers = {"layer": pl.Int64, "value": pl.Float64, "threshold": pl.Float64}
     schema = {c: numbers.get(c, pl.String) for c in FINDING_COLUMNS}
     return Content(
-        title or "normscope: " + ", ".join(labels),
+        title or (f"normscope: {labels[0]}" if len(labels) == 1 else f"normscope: {len(labels)} models compared"),
         pl.concat(tables, how="diagonal_relaxed"),
         pl.DataFrame(rows, schema=schema),
         tuple(facts),

@@ -96,7 +96,8 @@ def probe(
     with respect to it (``gradient``), and the norms of the loss gradient with respect to the layer's parameters
     (``weight``: ``gradient_norm``, and ``relative_gradient`` = that over the norm of the parameters). Layer 0 is the
     input. ``gradient_growth`` is the ratio of a layer's gradient norm to that of the next one that ran, above 1 where
-    gradients grow on their way back (norms: its square is the factor of the papers). Values are exact to float64
+    gradients grow on their way back (norms: its square is the factor of the papers). ``gradient_collinearity`` is there
+    for layers with weights only. Values are exact to float64
     rounding of what the model computed, except that eigenvalues of wide float32 layers (d > 4 n) carry an error up to
     1e-6 of the largest where all of them are above 1e-3 of it.
 
@@ -207,13 +208,15 @@ def collect(
         )
         out.seen.append(seen)
         if backward and x.requires_grad:
+            # Angles between samples where there are weights to be moved; elsewhere the norm alone (one row).
+            angles = any(p.dim() > 1 for p in tap.module.parameters())
 
             def keep(grad: Tensor) -> None:
-                seen.gradient = Statistic.of(rows(grad), spectrum=False)
+                seen.gradient = Statistic.of(rows(grad) if angles else grad.reshape(1, -1), spectrum=False)
 
             x.register_hook(keep)
 
-    with no_trace(model, mode=mode, seed=seed):
+    with no_trace(model, mode=mode, seed=seed), torch.set_grad_enabled(backward):
         args, kwargs, leaves = as_call(inputs, grad=backward)
         source = Tap("", nn.Identity())
         entry = leaves[0] if leaves else first_tensor([*args, *kwargs.values()])
@@ -261,25 +264,35 @@ def _differentiate(
 
 
 def _drift_hooks(model: nn.Module, drift: dict[str, float]) -> Iterable[Any]:
-    r"""Pre-hooks on normalizers that have been trained: how far the batch's statistics are from the running ones.
+    r"""Hooks on normalizers that have seen data: how far the batch's statistics are from the running ones.
 
     Mean over channels of KL(N(batch) || N(running)) = ((mu_B - mu_R)^2 + v_B)/v_R - 1 - log(v_B / v_R), halved, nat.
+    In training mode the batch's statistics are read off the step that the running ones take (no pass over the data).
     """
     for name, module in normalizers(model):
         if not untrained_statistics(module):
-            yield module.register_forward_pre_hook(partial(_note_drift, drift, name))
+            old = (module.running_mean.clone(), module.running_var.clone())  # type: ignore[operator]
+            yield module.register_forward_hook(partial(_note_drift, drift, name, old))
 
 
-def _note_drift(drift: dict[str, float], name: str, module: nn.Module, args: Any) -> None:
-    x = args[0].detach() if args and isinstance(args[0], Tensor) else None
-    mean, var = module.running_mean, module.running_var
-    assert isinstance(mean, Tensor)
-    assert isinstance(var, Tensor)
-    if x is None or x.dim() < 2 or x.shape[1] != len(mean) or name in drift:
+def _note_drift(
+    drift: dict[str, float], name: str, old: tuple[Tensor, Tensor], module: nn.Module, args: Any, _output: Any
+) -> None:
+    mean, var = (b.double() for b in old)
+    if name in drift:
         return
-    over = [i for i in range(x.dim()) if i != 1]
-    v, m = torch.var_mean(x.double(), over, correction=0)
-    v, var = v + 1e-30, var.double() + getattr(module, "eps", 0.0)
+    tracked, momentum = getattr(module, "num_batches_tracked", None), getattr(module, "momentum", None)
+    weight = momentum if momentum is not None or not isinstance(tracked, Tensor) else 1 / max(int(tracked), 1)
+    if module.training and weight:  # new = (1 - weight) old + weight batch
+        m = mean + (module.running_mean.double() - mean) / weight  # type: ignore[operator]
+        v = var + (module.running_var.double() - var) / weight  # type: ignore[operator]
+    else:
+        x = args[0].detach() if args and isinstance(args[0], Tensor) else None
+        if x is None or x.dim() < 2 or x.shape[1] != len(mean):
+            return
+        v, m = (t.double() for t in torch.var_mean(x, [i for i in range(x.dim()) if i != 1], correction=0))
+    eps = getattr(module, "eps", 0.0)
+    v, var = v.clamp_min(0) + eps, var + eps
     kl = ((m - mean).square() + v) / var - 1 - (v / var).log()
     drift[name] = kl.mean().item() / 2
 
@@ -293,8 +306,8 @@ def _records(seen: _Seen, chosen: list[_metrics.Metric], collected: Collection) 
         for signal, statistic in (("activation", seen.activation), ("gradient", seen.gradient)):
             if metric.signal == signal and statistic is not None:
                 value = metric(statistic) if statistic.finite else math.nan
-                if metric.name in ("dead_units", "saturated_units") and math.isnan(value):
-                    continue  # was not looked for: not an activation, or not a bounded one
+                if math.isnan(value) and metric.name in ("dead_units", "saturated_units", "gradient_collinearity"):
+                    continue  # was not looked for: not an activation, not a bounded one, no weights
                 yield here._replace(metric=metric.name, value=value, signal=signal)
     if tap.layer and seen.call == 0:
         own = {f"{tap.name}.{n}" if tap.name else n: p for n, p in tap.module.named_parameters()}
