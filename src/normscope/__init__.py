@@ -4,11 +4,15 @@ Measure
     `measure` one representation, `probe` every layer of a model, `diagnose` it (findings and a report).
 Describe
     `Spec` a network as data, `build` the module it describes; ``normscope.nn`` has the norms, taken apart.
+Theory
+    `predict` what a spec does at infinite width, `simulate` it at finite width, exact in law; ``normscope.theory``.
 Results
     `Profile` and `Record` (numbers with coordinates), `Diagnosis` and `Finding`, `UsageError` for bad input.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from normscope._errors import UsageError
 from normscope._records import Profile, Record
@@ -19,6 +23,9 @@ from normscope.metrics import measure
 from normscope.nn import build
 from normscope.probe import probe
 from normscope.spec import Spec
+
+if TYPE_CHECKING:
+    from normscope.theory import predict, simulate
 
 __all__ = [
     "Diagnosis",
@@ -31,5 +38,16 @@ __all__ = [
     "configuration",
     "diagnose",
     "measure",
+    "predict",
     "probe",
+    "simulate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The theory, imported when it is first asked for: it needs scipy."""
+    if name in ("predict", "simulate"):
+        from normscope import theory
+
+        return getattr(theory, name)
+    raise AttributeError(f"module 'normscope' has no attribute {name!r}")

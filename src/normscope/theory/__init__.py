@@ -1,1 +1,20 @@
-"""What theory says of a `Spec`: recursions at infinite width, simulation exact in law at finite width, laws."""
+"""What theory says of a `Spec`: recursions at infinite width, simulation exact in law at finite width, laws.
+
+`predict`: infinite width, forwards and backwards. `simulate`: finite width, exact in law. `spec_of`: the spec of a plain
+model. `fisher_statistics`, `order_parameters`: the Fisher matrix of a wide net. ``theory.laws``: bounds and laws.
+"""
+
+from normscope.theory.fisher import fisher_statistics, order_parameters, softmax_outliers
+from normscope.theory.predict import predict, predicted_grams
+from normscope.theory.recognise import spec_of
+from normscope.theory.simulate import simulate
+
+__all__ = [
+    "fisher_statistics",
+    "order_parameters",
+    "predict",
+    "predicted_grams",
+    "simulate",
+    "softmax_outliers",
+    "spec_of",
+]

@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 from scipy import special
-from scipy.stats import qmc
 
 from normscope._errors import UsageError
 from normscope.gaussian import activation, half_plane, mean, product_moment
@@ -165,6 +164,8 @@ def check_wide(spec: Spec) -> None:
 
 def quasi_normals(n: int, log2_points: int, replicates: int, seed: int) -> list[Array]:
     """Scrambled Sobol points mapped to normals: ``replicates`` independent sets of (2^log2_points, n)."""
+    from scipy.stats import qmc  # takes a second to import
+
     if n > qmc.Sobol.MAXDIM:
         raise UsageError(f"Quasi-random averages take at most {qmc.Sobol.MAXDIM} samples; got {n}. Use simulate().")
     sets = []
