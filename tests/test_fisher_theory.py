@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from normscope import Spec, UsageError
-from normscope.theory.fisher import fisher_statistics, order_parameters, softmax_outliers
+from normscope.theory.fisher import fisher_statistics, order_parameters, softmax_outliers, wide_ntk
 
 # name, L, sigma_w^2, sigma_b^2, hidden norm, alpha kappa_1, alpha kappa_2, q_1^L - q_2^L
 TABLE = [
@@ -81,6 +81,21 @@ def test_trace_and_outlier_of_explicit_nets():
     assert centred.lower == pytest.approx(2.31, abs=0.02)
     assert min(tops) > centred.lower
     assert np.mean(tops) < centred.upper
+
+
+def test_ntk_of_a_batch_is_the_mean_of_explicit_nets():
+    rng = np.random.default_rng(4)
+    spec = karakida(width=300, bias=True)
+    nets = [explicit_gram(rng, 300, 4, 1, 2.0) for _ in range(60)]
+    # Different inputs each time: of unit second moment and no overlap, so the kernel of the identity Gram.
+    theory = wide_ntk(spec, np.eye(4), readout_gain=math.sqrt(2))
+    assert np.mean([np.trace(g) / 4 for g in nets]) == pytest.approx(theory[0, 0], rel=0.03)
+    off = np.mean([(g.sum() - np.trace(g)) / 12 for g in nets])
+    assert off == pytest.approx(theory[0, 1], rel=0.05)
+    order = order_parameters(spec, readout_gain=math.sqrt(2))
+    assert (theory[0, 0], theory[0, 1]) == pytest.approx(order.kernels)
+    with pytest.raises(UsageError, match="couples"):
+        wide_ntk(dataclasses.replace(spec, norm="batch"), np.eye(4))
 
 
 def test_published_predictions():

@@ -109,6 +109,7 @@ def assert_same_law(mine, theirs, level=1e-3):
         error = math.sqrt(a.var() / len(a) + b.var() / len(b))
         assert abs(a.mean() - b.mean()) < 4 * error + 1e-12, f"means differ at layer {layer}"
         p = stats.ks_2samp(a, b).pvalue
+        print(f"layer {layer}: {a.mean():.4f} and {b.mean():.4f}, s.e. {error:.4f}, KS p = {p:.3f}")  # pytest -rP
         assert p > level, f"laws differ at layer {layer}: p = {p:.1e}"
 
 

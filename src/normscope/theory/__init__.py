@@ -1,10 +1,10 @@
 """What theory says of a `Spec`: recursions at infinite width, simulation exact in law at finite width, laws.
 
 `predict`: infinite width, forwards and backwards. `simulate`: finite width, exact in law. `spec_of`: the spec of a plain
-model. `fisher_statistics`, `order_parameters`: the Fisher matrix of a wide net. ``theory.laws``: bounds and laws.
+model. `fisher_statistics`, `order_parameters`, `wide_ntk`: Fisher matrix and kernel of a wide net. ``theory.laws``: bounds and laws.
 """
 
-from normscope.theory.fisher import fisher_statistics, order_parameters, softmax_outliers
+from normscope.theory.fisher import fisher_statistics, order_parameters, softmax_outliers, wide_ntk
 from normscope.theory.predict import predict, predicted_grams
 from normscope.theory.recognise import spec_of
 from normscope.theory.simulate import simulate
@@ -17,4 +17,5 @@ __all__ = [
     "simulate",
     "softmax_outliers",
     "spec_of",
+    "wide_ntk",
 ]

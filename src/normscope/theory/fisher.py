@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from normscope._errors import UsageError
 from normscope.gaussian import product_moment
 from normscope.linalg import Array
 from normscope.spec import Spec
-from normscope.theory._start import checked_spec
+from normscope.theory._start import checked_spec, read_start
+from normscope.theory.gradients import backward
+from normscope.theory.grams import WideLayer, check_wide
 
 #: Norms with known order parameters, and what they do to (q_1, q_2) and to the back-propagated signal.
 _HIDDEN = ("none", "batch", "batch_recenter", "layer", "rms", "group")
@@ -144,6 +147,35 @@ def _normalized(q: Array, norm: str) -> tuple[Array, float]:
     if not spread > 0:
         raise UsageError("All samples coincide (q_1 = q_2), so batch norm has nothing to rescale.")
     return np.array([1.0, 0.0]), float(1 / spread)
+
+
+def wide_ntk(
+    spec: Spec, gram: Any = None, *, inputs: Any = None, features: int | None = None, readout_gain: float | None = None
+) -> Array:
+    r"""Neural tangent kernel of one output of the chain and its readout, (n, n), for any batch: widths as they are.
+
+    $\Theta = \sum_l \tilde q^l \circ (M_{l-1} \hat q^{l-1} + 1_{bias})$ with the Gram recursion for $\hat q$ and the
+    backward one for $\tilde q$, sample by sample; standard parametrisation. Norms none, layer, rms (statistics of one
+    sample); batch norm couples the samples, so that its kernel is no product of this kind: see `fisher_statistics`.
+
+    gram: (n, n) X X^T / features, or ``inputs`` X; features: of the input, default those of X, else ``spec.width``.
+    """
+    spec, start = checked_spec(spec, "wide_ntk"), read_start(gram, inputs, "wide_ntk")
+    check_wide(spec)
+    if spec.norm.startswith("batch"):
+        raise UsageError(f"wide_ntk() needs samples that do not see each other; norm={spec.norm!r} couples them.")
+    layer = WideLayer(spec)
+    grams = [start.gram]
+    for _ in range(spec.depth):
+        grams.append(layer.forward(grams[-1]))
+    ones, bias = np.ones_like(start.gram), float(spec.bias is not None)
+    kernel = spec.width * grams[-1] + bias
+    upper = (1.0 if readout_gain is None else readout_gain) ** 2 * ones
+    for at in range(spec.depth, 0, -1):
+        fan_in = spec.width if at > 1 else features or start.features or spec.width
+        upper = backward(layer, grams[at - 1], upper)
+        kernel = kernel + upper / layer.gain**2 * (fan_in * grams[at - 1] + bias)
+    return kernel
 
 
 @dataclass(frozen=True)
