@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from normscope._errors import UsageError, unknown
-from normscope._formats import FILES, as_tensor, cifar_binary, cifar_pickle, members, read_idx, reading
+from normscope._formats import FILES, as_tensor, cifar_binary, cifar_pickle, members, read_idx, read_npz, reading
 from normscope._load import call_object
 from normscope._registry import Registry
 
