@@ -82,7 +82,9 @@ def evidence() -> str:
 
 
 def _named(row: dict) -> str:
-    return f"{row['net']} at depth {row['depth']} on {row['data']} ({row['accuracy']:.2f}; {row['findings'] or 'quiet'})"
+    return (
+        f"{row['net']} at depth {row['depth']} on {row['data']} ({row['accuracy']:.2f}; {row['findings'] or 'quiet'})"
+    )
 
 
 def _short(value: float | None) -> str:

@@ -10,7 +10,7 @@ import normscope
 ROOT = Path(normscope.__file__).parent
 FLOORS = (
     ("_errors", "_registry", "_records", "spec", "_load"),
-    ("statistic", "metrics", "configuration", "gaussian", "linalg"),
+    ("statistic", "metrics", "configuration", "gaussian", "linalg", "_formats"),
     ("nn", "_taps"),
     ("probe", "losses", "curvature", "init", "training", "datasets", "theory"),
     ("sweep",),

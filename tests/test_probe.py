@@ -819,7 +819,7 @@ def test_inputs_without_a_batch_are_refused(inputs):
     assert "inputs" in message(plain(), inputs)
 
 
-@pytest.mark.parametrize("model", [None, "plain", lambda x: x, nn.Linear], ids=repr)
+@pytest.mark.parametrize("model", [None, "plain", lambda x: x, nn.Linear], ids=["None", "text", "function", "class"])
 def test_something_that_is_no_module_is_refused(model):
     assert "nn.Module" in message(model, gaussian(6, 4))
 

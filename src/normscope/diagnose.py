@@ -189,8 +189,13 @@ def _check_inputs(inputs: Any) -> None:
     else:
         named = [(f"inputs[{i}]", v) for i, v in enumerate(inputs)]
     for name, value in named:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() and not value.isfinite().all():
-            bad = ~value.isfinite().reshape(len(value), -1).all(1)
+        if not (isinstance(value, Tensor) and value.is_floating_point() and value.dim()):
+            continue
+        wrong = (
+            value.isnan() if "mask" in name else ~value.isfinite()
+        )  # an additive mask is minus infinity where it hides
+        if wrong.any():
+            bad = wrong.reshape(len(value), -1).any(1)
             first = int(bad.nonzero()[0])
             raise UsageError(
                 f"{name} must be finite; {int(bad.sum())} of {len(value)} samples hold NaN or infinity, the first is sample "

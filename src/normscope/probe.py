@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -27,6 +27,7 @@ from normscope._taps import (
     no_trace,
     normalizers,
     observed,
+    own_copy,
     untrained_statistics,
     unwrap,
 )
@@ -108,6 +109,8 @@ def probe(
     """
     start = time.perf_counter()
     chosen = list(METRICS.values()) if metrics is None else [METRICS[name] for name in metrics]
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be an nn.Module; got {getattr(model, '__name__', type(model).__name__)}.")
     model, notes = unwrap(model)
     samples = batch_size(inputs)
     if samples < 2:
@@ -237,12 +240,19 @@ def collect(
             for handle in running:
                 handle.remove()
         if backward:
-            _differentiate(model, whole, targets, loss, leaves, out, source)
+            _differentiate(model, whole, own_copy(targets), loss, leaves, out, source, rows)
     return out
 
 
 def _differentiate(
-    model: nn.Module, whole: Any, targets: Any, loss: Loss, leaves: list[Tensor], out: Collection, source: Tap
+    model: nn.Module,
+    whole: Any,
+    targets: Any,
+    loss: Loss,
+    leaves: list[Tensor],
+    out: Collection,
+    source: Tap,
+    rows: Callable[[Tensor], Tensor],
 ) -> None:
     """The backward pass, through ``autograd.grad``: nobody's ``.grad`` is touched."""
     output = first_tensor(whole)
@@ -253,14 +263,20 @@ def _differentiate(
     wanted = [p for _, p in named] + leaves
     if not value.requires_grad or not wanted:
         raise UsageError("The loss does not depend on any parameter or floating input, so it has no gradient.")
-    grads = torch.autograd.grad(value, wanted, allow_unused=True)
+    try:
+        grads = torch.autograd.grad(value, wanted, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise UsageError(
+            "Reentrant checkpointing allows no look at single gradients. Switch checkpointing off to probe, or call "
+            "checkpoint with use_reentrant=False (Hugging Face: gradient_checkpointing_kwargs)."
+        ) from error
     out.loss = value.item()
     out.weights = {n: g for (n, _), g in zip(named, grads, strict=False) if g is not None}
     for leaf, grad in zip(leaves, grads[len(named) :], strict=True):
         if grad is not None and leaf is leaves[0] and out.seen and out.seen[0].tap is source:
-            out.seen[0].gradient = Statistic.of(
-                as_rows(grad, out.seen[0].activation.samples, tokens=False), spectrum=False
-            )
+            out.seen[0].gradient = Statistic.of(rows(grad), spectrum=False)
 
 
 def _drift_hooks(model: nn.Module, drift: dict[str, float]) -> Iterable[Any]:
@@ -309,6 +325,7 @@ def _records(seen: _Seen, chosen: list[_metrics.Metric], collected: Collection) 
                 if math.isnan(value) and metric.name in ("dead_units", "saturated_units", "gradient_collinearity"):
                     continue  # was not looked for: not an activation, not a bounded one, no weights
                 yield here._replace(metric=metric.name, value=value, signal=signal)
+    wanted = {m.name for m in chosen}
     if tap.layer and seen.call == 0:
         own = {f"{tap.name}.{n}" if tap.name else n: p for n, p in tap.module.named_parameters()}
         grads = [collected.weights[n].double().norm().item() for n in own if n in collected.weights]
@@ -316,8 +333,10 @@ def _records(seen: _Seen, chosen: list[_metrics.Metric], collected: Collection) 
             norm = math.hypot(*grads)
             size = math.hypot(*[p.detach().double().norm().item() for n, p in own.items() if n in collected.weights])
             weight = here._replace(signal="weight")
-            yield weight._replace(metric="gradient_norm", value=norm)
-            yield weight._replace(metric="relative_gradient", value=norm / size if size else math.inf)
+            if "gradient_norm" in wanted:
+                yield weight._replace(metric="gradient_norm", value=norm)
+            if len(wanted) == len(METRICS):
+                yield weight._replace(metric="relative_gradient", value=norm / size if size else math.inf)
         for name, value in collected.drift.items():
             if name == tap.name or (name.startswith(f"{tap.name}.") and getattr(tap.module, "normscope_layer", False)):
                 yield here._replace(metric="running_statistics_distance", value=value)
@@ -348,6 +367,6 @@ def _shape(hidden: Statistic) -> str:
 
 
 def _refuse_lazy(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise UsageError(f"Parameter {name!r} has no shape yet (a lazy module): run one forward pass first.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise UsageError(f"{name!r} has no shape yet (a lazy module): run one forward pass first.")

@@ -13,8 +13,9 @@ from normscope.report._layers import Layer
 
 #: Facts, in order: key -> name. What is not here is not shown.
 _FACTS = {
-    "mode": "mode", "data": "data", "batch_size": "batch size", "shape": "last hidden batch", "loss": "loss", "dtype": "dtype", "device": "device",
-    "layers": "layers", "parameters": "parameters", "seconds": "seconds", "torch": "torch", "normscope": "normscope",
+    "mode": "mode", "data": "data", "batch_size": "batch size", "shape": "last hidden batch", "loss": "loss",
+    "dtype": "dtype", "device": "device", "layers": "layers", "parameters": "parameters", "seconds": "seconds",
+    "torch": "torch", "normscope": "normscope",
 }  # fmt: skip
 
 
