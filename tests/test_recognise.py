@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from normscope import Spec, build
+from normscope import Spec, build, probe
 from normscope.cli import main
 from normscope.theory.predict import predict
-from normscope.theory.recognise import spec_of
+from normscope.theory.recognise import layer_names, spec_of
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,15 @@ def test_a_users_sequential_is_recognised():
     found = spec_of(sequential())
     assert (found.depth, found.width, found.norm, found.activation, found.outputs) == (2, 50, "batch", "relu", 10)
     assert found.gain == pytest.approx(1 / np.sqrt(3), rel=0.05)  # PyTorch's default law
+
+
+def test_a_prediction_knows_its_place_beside_a_probe():
+    assert layer_names(sequential()) == ["3", "4.2"]
+    assert layer_names(build(Spec(depth=2, width=8, outputs=3), 8)) == ["layers.0", "layers.1"]
+    assert layer_names(nn.ReLU()) == []
+    x = torch.randn(12, 30)
+    probed = {r.name for r in probe(sequential(), x, metrics=["rms"]).records}
+    assert set(layer_names(sequential())) <= probed
 
 
 def stepped():

@@ -10,6 +10,7 @@ from scipy import special, stats
 from normscope import Spec, UsageError
 from normscope.metrics import METRICS
 from normscope.statistic import Statistic
+from normscope.theory._streams import normal_stream
 from normscope.theory.simulate import simulate
 
 N, D, RUNS, LAYERS = 4, 20, 600, (1, 4, 10)
@@ -78,8 +79,8 @@ def gap(h):
     return np.linalg.norm(g - np.eye(h.shape[1]) / h.shape[1], axis=(1, 2))
 
 
-def oracle(spec, x, runs, seed=11):
-    """Gaps of explicit d x d weights at the layers, runs of them."""
+def oracle(spec, x, runs, seed=11, statistic=None):
+    """A statistic (the gap) of explicit d x d weights at the layers, runs of them."""
     rng, h = np.random.default_rng(seed), np.broadcast_to(x, (runs, *x.shape))
     phi, out = PHI[spec.activation], {}
     for layer in range(1, spec.depth + 1):
@@ -91,7 +92,7 @@ def oracle(spec, x, runs, seed=11):
             u = h + spec.skip * u
         h = phi(oracle_norm(u, spec.norm)) if spec.norm_first else oracle_norm(phi(u), spec.norm)
         if layer in LAYERS:
-            out[layer] = gap(h)
+            out[layer] = (statistic or gap)(h)
     return out
 
 
@@ -192,6 +193,16 @@ def test_seeds_do_not_depend_on_each_other():
         assert shared == pytest.approx(alone, rel=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_stream_does_not_depend_on_how_it_is_cut(dtype):
+    cuts = [(16,), (3, 16), (32, 48), (5, 16), (1000, 32), (7, 16)]
+    stream = normal_stream([4, 9], 0, dtype)[0]
+    pieces = np.concatenate([stream.take(*c).reshape(2, -1).copy() for c in cuts], 1)
+    whole = normal_stream([4, 9], 0, dtype)[0].take(pieces.shape[1])
+    assert np.array_equal(pieces, whole)
+    assert np.array_equal(whole[1], normal_stream([9], 0, dtype)[0].take(pieces.shape[1])[0])
+
+
 def test_generator_and_seed_choose_the_numbers():
     spec, x = SPECS[2], inputs()
     runs = [
@@ -230,6 +241,21 @@ def test_small_directions_survive():
     for layer, value in published.items():
         assert abs(mean_log[layer] - value) < 5 * spread[layer] + 0.005
     assert not profile.facts["rank_lost"]
+
+
+@pytest.mark.parametrize("norm", ["batch_rescale", "none", "batch"])
+@pytest.mark.parametrize("normals", ["float64", "float32"])
+def test_nearly_parallel_samples_keep_their_small_directions(norm, normals):
+    x = np.ones((N, D)) + 1e-7 * inputs()  # the Gram knows nothing below 1e-8 of the largest singular value
+    spec = Spec(depth=10, width=D, norm=norm, activation="relu" if norm == "batch" else "identity")
+    profile = simulate(spec, inputs=x, seeds=RUNS, metrics=["sigma_min", "rms"], normals=normals)
+    smallest, size = by_layer(profile, "sigma_min"), by_layer(profile, "rms")
+    mine = {layer: np.log(smallest[layer] / size[layer] / math.sqrt(N * D)) for layer in LAYERS}
+
+    def share(h):
+        return np.log(np.linalg.svd(h, compute_uv=False)[:, -1] / np.sqrt((h**2).sum((1, 2))))
+
+    assert_same_law(mine, oracle(spec, x, RUNS, statistic=share))
 
 
 def test_lost_rank_is_data():

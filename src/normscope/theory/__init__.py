@@ -1,16 +1,19 @@
 """What theory says of a `Spec`: recursions at infinite width, simulation exact in law at finite width, laws.
 
-`predict`: infinite width, forwards and backwards. `simulate`: finite width, exact in law. `spec_of`: the spec of a plain
-model. `fisher_statistics`, `order_parameters`, `wide_ntk`: Fisher matrix and kernel of a wide net. ``theory.laws``: bounds and laws.
+`predict`: infinite width, forwards and backwards. `simulate`: finite width, exact in law.
+`spec_of`: the spec of a plain model; `layer_names`: where its layers are.
+`fisher_statistics`, `order_parameters`, `wide_ntk`: the Fisher matrix and the kernel of a wide net.
+``theory.laws``: bounds and laws.
 """
 
 from normscope.theory.fisher import fisher_statistics, order_parameters, softmax_outliers, wide_ntk
 from normscope.theory.predict import predict, predicted_grams
-from normscope.theory.recognise import spec_of
+from normscope.theory.recognise import layer_names, spec_of
 from normscope.theory.simulate import simulate
 
 __all__ = [
     "fisher_statistics",
+    "layer_names",
     "order_parameters",
     "predict",
     "predicted_grams",

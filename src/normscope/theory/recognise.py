@@ -25,6 +25,7 @@ class _Block:
     """One Linear and what follows it."""
 
     linear: nn.Linear
+    name: str = ""
     norm: str = "none"
     activation: str = "identity"
     norm_first: bool = True
@@ -82,11 +83,20 @@ def spec_of(model: nn.Module) -> Spec | None:
     )
 
 
+def layer_names(model: nn.Module) -> list[str]:
+    """Path of the module whose output is layer 1, 2, ... of ``spec_of(model)``: where to lay a prediction beside a probe.
+
+    The last module of each layer (of our ``MLP``: the layer itself); the readout is not among them. Empty if unknown.
+    """
+    spec, blocks = spec_of(model), _blocks(model)
+    return [b.name for b in blocks[: spec.depth]] if spec is not None and blocks else []
+
+
 def _blocks(model: nn.Module) -> list[_Block] | None:
     blocks: list[_Block] = []
-    for module, skip in _leaves(model):
+    for module, skip, name in _leaves(model):
         if isinstance(module, nn.Linear):
-            blocks.append(_Block(module, skip=skip))
+            blocks.append(_Block(module, name, skip=skip))
             continue
         if isinstance(module, nn.Identity | nn.Flatten) or (isinstance(module, nn.Dropout) and not module.p):
             continue
@@ -98,6 +108,7 @@ def _blocks(model: nn.Module) -> list[_Block] | None:
         role = "activation" if kind else "norm"
         if role in block.seen:
             return None
+        block.name = name
         if kind:
             block.activation = kind
         else:
@@ -106,21 +117,22 @@ def _blocks(model: nn.Module) -> list[_Block] | None:
     return blocks
 
 
-def _leaves(module: nn.Module, skip: float | None = None) -> Iterator[tuple[Any, float | None]]:
-    """Modules in the order in which they run, with the skip strength of their layer; the module itself if not known."""
+def _leaves(module: nn.Module, name: str = "") -> Iterator[tuple[Any, float | None, str]]:
+    """Modules in the order in which they run, with the skip strength and the path of their layer."""
+    dot = f"{name}." if name else ""
     if isinstance(module, MLP):
-        for layer in module.layers:
-            yield from _leaves(layer)
-        yield from _leaves(module.readout)
+        for i, layer in enumerate(module.layers):
+            yield from _leaves(layer, f"{dot}layers.{i}")
+        yield from _leaves(module.readout, f"{dot}readout")
     elif isinstance(module, Layer):
         order = (module.norm, module.activation) if module.norm_first else (module.activation, module.norm)
         for part in (module.linear, *order):
-            yield part, module.skip
+            yield part, module.skip, name
     elif type(module) is nn.Sequential:
-        for child in module:
-            yield from _leaves(child, skip)
+        for child_name, child in module.named_children():
+            yield from _leaves(child, f"{dot}{child_name}")
     else:
-        yield module, skip
+        yield module, None, name
 
 
 def _activation(module: nn.Module) -> str | None:

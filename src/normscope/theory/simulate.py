@@ -23,7 +23,7 @@ from normscope.theory._measures import SPECTRAL, Batch, chosen_metrics, evaluate
 from normscope.theory._start import Start, checked_spec, read_start
 
 #: Bytes of representations worked on at a time by one group of seeds: about a second-level cache.
-_GROUP = 1 << 19
+_GROUP = 1 << 20
 #: Layers between two writes of a checkpoint.
 _SEGMENT = 2000
 
