@@ -48,6 +48,15 @@ def test_closed_form_is_the_quadrature(name, derivative, scale):
     assert np.abs(closed - rule).max() < 1e-9 * max(1, np.abs(closed).max())
 
 
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "gelu", "silu", "softplus", "elu", "selu"])
+@pytest.mark.parametrize("derivative", [False, True])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 5.0])
+def test_series_is_the_quadrature(name, derivative, scale):
+    g = scale * gram(9, seed=4)
+    rule = gaussian.product_moment(name, g, "quadrature", derivative)
+    assert np.abs(gaussian.product_moment(name, g, "auto", derivative) - rule).max() < 2e-9 * np.abs(rule).max()
+
+
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("q", [0.1, 1.0, 3.0])
 def test_one_dimensional_rule_is_the_trapezoid_rule(name, q):

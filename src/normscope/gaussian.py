@@ -129,8 +129,9 @@ def product_moment(name: str, gram: Any, method: str = "auto", derivative: bool 
     r"""Matrix $E\varphi(u_i)\varphi(u_j)$ (or of $\varphi'$), $u \sim N(0, G)$, for Grams G (..., n, n).
 
     The kernel map of a wide layer. Diagonal entries are ``second_moment``. Correlations that rounding pushes beyond
-    +-1 are clipped; a sample of variance 0 has u = 0. ``method``: "auto" (closed form where there is one), "closed"
-    (an error elsewhere) or "quadrature".
+    +-1 are clipped; a sample of variance 0 has u = 0. ``method``: "auto" (closed form where there is one, else a
+    Hermite series for the pairs where its remainder is below 1e-11, else quadrature), "closed" (an error where there
+    is none) or "quadrature".
     """
     a, g = activation(name), np.asarray(gram, dtype=np.float64)
     q = _variances(np.diagonal(g, axis1=-2, axis2=-1))
@@ -140,7 +141,13 @@ def product_moment(name: str, gram: Any, method: str = "auto", derivative: bool 
     else:
         upper = np.triu_indices(g.shape[-1], 1)
         f = a.derivative if derivative else a.phi
-        pairs = _two_dimensional(f, qi[..., *upper], qj[..., *upper], g[..., *upper])
+        u, v, w = qi[..., *upper], qj[..., *upper], g[..., *upper]
+        if method == "quadrature":
+            pairs = _two_dimensional(f, u, v, w)
+        else:
+            pairs, bound = _series(f, q, g)
+            pairs, poor = pairs[..., *upper], bound[..., *upper] > _SERIES_ERROR
+            pairs[poor] = _two_dimensional(f, u[poor], v[poor], w[poor])
         out = np.zeros_like(g)
         out[..., *upper] = pairs
         out = out + np.swapaxes(out, -1, -2)
@@ -248,6 +255,33 @@ def _pair_block(f: Callable[[Any], Any], qi: Array, qj: Array, g: Array, nodes: 
         v = np.sqrt(qj)[:, None, None] * ((c * z)[..., None] + s[..., None] * y)
         inner += np.sum(f(v) * _pdf(y) * np.abs(length) * 2 * x * wx, axis=-1)
     return np.asarray(np.sum(f(np.sqrt(qi)[:, None] * z) * inner * w, axis=-1))
+
+
+_TERMS, _SERIES_ERROR = 64, 1e-11
+
+
+def _series(f: Callable[[Any], Any], q: Array, g: Array) -> tuple[Array, Array]:
+    r"""$\sum_k a_k(q_i) a_k(q_j) c_{ij}^k$ for all pairs, and a bound on the rest over $\sqrt{E f(u_i)^2 E f(u_j)^2}$ (Mehler).
+
+    $a_k(q) = E f(\sqrt q z) he_k(z)$, he_k the normalised Hermite polynomials, $\sum_k a_k^2 = E f^2$. What 64 terms leave is
+    at most $|c|^{64} \sqrt{t_i t_j}$, t the rest of that sum: nothing for smooth activations, or away from |c| = 1.
+    """
+    z, w = _normal_rule(160)
+    he = np.empty((_TERMS, len(z)))
+    he[0], he[1] = 1, z
+    for k in range(1, _TERMS - 1):
+        he[k + 1] = (z * he[k] - np.sqrt(k) * he[k - 1]) / np.sqrt(k + 1)
+    values = f(np.sqrt(q)[..., None] * z)
+    total = np.square(values) @ w
+    a = (values * w) @ he.T
+    rest = np.maximum(total - np.square(a).sum(-1), 1e-16 * total)
+    scale = np.sqrt(q[..., :, None] * q[..., None, :])
+    c = np.clip(np.divide(g, scale, out=np.zeros_like(g), where=scale > 0), -1, 1)
+    out = np.zeros_like(g)
+    for k in range(_TERMS - 1, -1, -1):  # Horner
+        out = out * c + a[..., :, None, k] * a[..., None, :, k]
+    share = np.sqrt(rest / np.where(total > 0, total, 1))
+    return out, np.abs(c) ** _TERMS * share[..., :, None] * share[..., None, :]
 
 
 def _variances(q: Any) -> Array:
