@@ -9,6 +9,7 @@ from torch import nn
 
 from normscope import Spec, build, probe
 from normscope.cli import main
+from normscope.theory.overlay import overlay
 from normscope.theory.predict import predict
 from normscope.theory.recognise import layer_names, spec_of
 
@@ -54,6 +55,24 @@ def test_a_prediction_knows_its_place_beside_a_probe():
     x = torch.randn(12, 30)
     probed = {r.name for r in probe(sequential(), x, metrics=["rms"]).records}
     assert set(layer_names(sequential())) <= probed
+
+
+def test_an_overlay_stands_in_the_layers_that_were_measured():
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        *sequential()[1:4], *(nn.Sequential(nn.Linear(50, 50), nn.BatchNorm1d(50), nn.ReLU()) for _ in "ab")
+    )
+    x = torch.randn(12, 30)
+    measured = probe(model, x)
+    beside = overlay(model, x, measured)
+    # Layer 0, then the outputs of the three ReLUs: modules 3, 6 and 9 of the probe.
+    assert sorted({r.layer for r in beside.records}) == [0, 3, 6, 9]
+    theory, probed = beside.series("mean_abs_cosine"), measured.series("mean_abs_cosine")
+    assert all(abs(theory[layer] - probed[layer]) < 0.1 for layer in (0, 3, 6, 9))
+    assert theory[0] == pytest.approx(probed[0], rel=1e-6)
+    assert (beside + measured).frame()["source"].unique().sort().to_list() == ["measured", "predicted"]
+    assert overlay(model.eval(), x, measured) is None
+    assert overlay(nn.ReLU(), x, measured) is None
 
 
 def stepped():
