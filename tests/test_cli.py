@@ -441,7 +441,7 @@ MISUSE = {
     "unknown device": ([SMALL, "--device", "gpu"], "gpu"),
     "unknown severity": ([SMALL, "--fail-on", "eror"], "'error'"),
     "unknown code": ([SMALL, "--fail-on", "NS100"], "NS100"),
-    "too large a batch of a file": ([SMALL, "--data", "nan.npz"], "at most 16"),
+    "too large a batch of a file": ([SMALL, "--data", "nan.npz", "-n", "17"], "at most 16"),
     "bad made-up data": ([SMALL, "--data", "random:axb"], "random:3x32x32"),
     "huge made-up data": ([SMALL, "--data", "random:99999999x99999999"], "random:99999999x99999999"),
     "second model is bad": ([SMALL, "nonsense"], "nonsense"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -54,7 +55,9 @@ def small_direction_error(x, **options):
 @pytest.mark.parametrize("d", [1, 5, 20])
 def test_up_to_four_features_a_sample_the_representation_itself_is_kept(d):
     x = normal(5, d).float()
-    assert torch.equal(Statistic.of(x).factor, x)
+    factor = Statistic.of(x).factor
+    assert factor.dtype == torch.float32
+    assert torch.equal(factor, x)
 
 
 def test_what_is_kept_does_not_follow_later_changes_in_place():
@@ -117,11 +120,13 @@ def test_there_are_n_singular_values_whatever_the_shape(n, d, exact):
     np.testing.assert_allclose(found, singular_values(x), rtol=1e-7, atol=1e-10)
 
 
-def test_a_mean_of_a_million_spreads_does_not_hide_the_spread():
-    # centred before squared: a Gram minus its means would keep 16 - 12 digits
-    x = normal(8, 60) + 1e6
+@pytest.mark.parametrize("d", [20, 60])
+@pytest.mark.parametrize("mean", [1e4, 1e6])
+def test_a_large_mean_does_not_hide_the_spread(mean, d):
+    # the mean is taken off before squaring: a Gram minus its means would keep 16 - 2 log10(mean) digits
+    x = normal(8, d) + mean
     c = matrix(x) - matrix(x).mean(0)
-    np.testing.assert_allclose(Statistic.of(x, exact=True).centred.trace(), np.sum(c**2), rtol=1e-8)
+    np.testing.assert_allclose(Statistic.of(x, exact=True).centred.trace(), np.sum(c**2), rtol=1e-14 * mean)
 
 
 def test_positions_and_channels_are_features_alike():
@@ -193,6 +198,15 @@ def test_one_vanishing_sample_beside_others_keeps_its_angles():
     expected = METRICS["gradient_collinearity"](Statistic.of(x))
     found = METRICS["gradient_collinearity"](Statistic.of(x.float(), spectrum=False))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [1e25, math.inf, math.nan])
+def test_numbers_that_overflow_are_no_occasion_to_warn(bad):
+    x = normal(8, 64).float()
+    x[1, 2] = bad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Statistic.of(x)
 
 
 # Near-collinear batches keep their small directions
@@ -311,13 +325,36 @@ def test_nothing_to_measure_is_refused(shape):
 # Units
 
 
+@pytest.fixture(params=["at once", "streamed"])
+def streaming(request, monkeypatch):
+    """Large representations are looked through a few samples at a time."""
+    if request.param == "streamed":
+        monkeypatch.setattr(statistic, "BLOCK", 8)
+
+
+@pytest.mark.usefixtures("streaming")
 @pytest.mark.parametrize("d", [10, 100])
-def test_the_share_of_dead_units(d):
-    x = normal(6, d)
+@pytest.mark.parametrize("n", [1, 2, 6, 30])
+def test_the_share_of_dead_units(n, d):
+    x = normal(n, d)
     x[:, : d // 5] = 0
     assert Statistic.of(x, units=1).dead == pytest.approx(0.2, rel=1e-12)
 
 
+@pytest.mark.usefixtures("streaming")
+@pytest.mark.parametrize("sample", range(20))
+def test_a_unit_that_fires_for_one_sample_is_not_dead(sample):
+    x = torch.zeros(20, 4)
+    x[sample, 2] = 1
+    assert Statistic.of(x, units=1).dead == 0.75
+
+
+@pytest.mark.usefixtures("streaming")
+def test_all_units_can_be_dead():
+    assert Statistic.of(torch.zeros(20, 4), units=1).dead == 1
+
+
+@pytest.mark.usefixtures("streaming")
 def test_a_channel_is_dead_when_it_is_zero_at_every_position():
     x = torch.ones(2, 4, 3, 3)
     x[:, 1] = 0  # dead
@@ -326,12 +363,15 @@ def test_a_channel_is_dead_when_it_is_zero_at_every_position():
     assert Statistic.of(x, units=1).dead == 0.25
 
 
+@pytest.mark.usefixtures("streaming")
 def test_units_can_be_the_last_axis():
     x = torch.ones(2, 3, 5)
     x[..., 4] = 0
+    x[:, 1] = 0  # a token, not a unit
     assert Statistic.of(x, units=-1).dead == pytest.approx(0.2, rel=1e-12)
 
 
+@pytest.mark.usefixtures("streaming")
 def test_a_unit_of_opposite_signs_is_not_dead():
     assert Statistic.of(torch.tensor([[1.0], [-1.0]]), units=1).dead == 0
 

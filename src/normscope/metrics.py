@@ -115,7 +115,7 @@ def orthogonality_gap_floor(s: Statistic) -> float:
     $\sqrt{1/r - 1/n}$.
     """
     r = _rank_above(s, torch.finfo(torch.float64).eps)
-    return math.sqrt(max(0.0, 1 / r - 1 / s.samples)) if r else math.nan
+    return math.sqrt(max(0.0, 1 / r - 1 / s.samples)) if r > 0 else math.nan
 
 
 @register(unit="x", source="daneshmand2021, section 3", invariant="rotation permutation")
@@ -141,6 +141,8 @@ def soft_rank(s: Statistic, tau: float = 0.5) -> Tensor:
     """
     size = min(s.samples, s.features)
     values = s.eigenvalues[:size]
+    if not s.finite:
+        return torch.tensor(math.nan)
     return (values >= tau * values.mean()).sum() if values.sum() > 0 else torch.tensor(0)
 
 

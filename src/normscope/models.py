@@ -41,6 +41,8 @@ def load_model(name: str, batch: Batch | None = None, *, seed: int = 0) -> nn.Mo
             raise unknown(
                 "model", name, [f"{s}:..." for s in SOURCES] + ["package.module:callable", "path/file.py:callable"]
             )
+        if "=" in rest and "." not in prefix:  # fields of a built-in net, its family misspelt
+            raise unknown("built-in net", prefix, SOURCES)
         return _user_model(name)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -62,20 +63,21 @@ class Statistic:
         bounds: the ends of the activation's range for ``saturated``.
         """
         x = x.detach()
+        if x.numel() == 0:
+            raise UsageError(f"A representation needs at least one sample and one feature; got shape {tuple(x.shape)}.")
         if x.dim() < 2:
             x = x.reshape(len(x), 1) if x.dim() else x.reshape(1, 1)
         if x.is_complex() or not x.is_floating_point():
             x = x.to(torch.float64) if not x.is_complex() else torch.view_as_real(x)
         flat = x.reshape(len(x), -1)
         n, d = flat.shape
-        if n == 0 or d == 0:
-            raise UsageError(f"A representation needs at least one sample and one feature; got shape {tuple(x.shape)}.")
         shares = (_dead(x, units), _saturated(x, bounds))
         if d <= COPY * n:
             return cls(n, d, flat.clone(), None, *shares)
         narrow = not exact and flat.dtype != torch.float64
         gram = _product(flat, torch.float32 if narrow else torch.float64)
-        if not gram.isfinite().all():  # NaN in x, or squares beyond float32
+        # NaN in x, or squares beyond float32: below 1e-28 the 1e-45 a feature that underflows could be seen
+        if not gram.isfinite().all() or (narrow and gram.diagonal().min() < 1e-28):
             gram = _product(flat, torch.float64)
             if not gram.isfinite().all():
                 return cls(n, d, None, gram, *shares)
@@ -112,7 +114,7 @@ class Statistic:
         """Whether there is no NaN and no infinity in what was kept."""
         kept = self.product if self.factor is None else self.factor
         assert kept is not None
-        return bool(kept.isfinite().all())
+        return bool(kept.isfinite().all() and self.squared_norms.isfinite().all())
 
     @cached_property
     def gram(self) -> Float[Tensor, "n n"]:
@@ -151,24 +153,30 @@ class Statistic:
         if self.factor is None or self.samples <= self.features:
             values = torch.linalg.eigvalsh(self.gram).flip(0)
             if self.factor is None or values[-1] > FLOAT64_RATIO * values[0]:
-                return values.clamp_min(0).sqrt()
+                return _zeroed(values, self.samples).sqrt()
         assert self.factor is not None
-        sigma = torch.linalg.svdvals(self.factor.to(torch.float64))
+        sigma = _zeroed(torch.linalg.svdvals(self.factor.to(torch.float64)), max(self.samples, self.features))
         return torch.nn.functional.pad(sigma, (0, self.samples - len(sigma)))
 
     @cached_property
     def cosines(self) -> Float[Tensor, " pairs"]:
         """Cosine of every pair of samples, i < j; pairs with a zero sample are left out."""
         gram, norms = self.gram, self.squared_norms.clamp_min(0).sqrt()
-        if not (norms > 0).all():
-            gram, norms = gram[norms > 0][:, norms > 0], norms[norms > 0]
+        keep = norms != 0  # NaN stays, and shows
+        if not keep.all():
+            gram, norms = gram[keep][:, keep], norms[keep]
         above = torch.ones_like(gram, dtype=torch.bool).triu(1)
         return (gram / norms / norms[:, None]).masked_select(above).clamp(-1, 1)
 
 
+def _zeroed(values: Tensor, size: int) -> Tensor:
+    """Descending values, those that are rounding of the largest (numpy's rule for the rank) set to zero."""
+    return torch.where(values > values[0] * size * torch.finfo(values.dtype).eps, values, 0.0)
+
+
 def _blocks(flat: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     n, d = flat.shape
-    width = max(n, BLOCK // n)
+    width = max(n, min(BLOCK // n, 2**15))  # a float32 sum of more terms loses digits
     for start in range(0, d, width):
         yield flat[:, start : start + width].to(dtype)
 
@@ -182,9 +190,11 @@ def _product(flat: Tensor, dtype: torch.dtype) -> Tensor:
             block.is_cpu
         ):  # numpy sees that both factors are one array and takes the symmetric BLAS routine: half the work
             array = block.numpy()
-            gram += torch.from_numpy(array @ array.T)
+            with np.errstate(all="ignore"):  # what is not finite shows in the result
+                gram += torch.from_numpy(array @ array.T)
         else:
-            gram += (block @ block.T).to(torch.float64)
+            with torch.autocast(block.device.type, enabled=False):
+                gram += (block @ block.T).to(torch.float64)
     return gram
 
 
