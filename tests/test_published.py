@@ -54,7 +54,9 @@ class TestOrthogonality:
         profile = simulate(Spec(depth=50, width=32, **LINEAR), inputs=x, seeds=200, metrics=["mean_abs_cosine"])
         cosine = values(profile, "mean_abs_cosine")
         assert cosine[21:].mean() == pytest.approx(0.117, abs=0.006)  # 4 sd of 200 runs
-        assert cosine[[1, 4, 6, 9]].mean(1) == pytest.approx([0.999, 0.702, 0.275, 0.123], abs=0.08)  # figure's layer - 1
+        assert cosine[[1, 4, 6, 9]].mean(1) == pytest.approx(
+            [0.999, 0.702, 0.275, 0.123], abs=0.08
+        )  # figure's layer - 1
 
     def test_figure_1_vanilla_follows_the_exact_law(self):
         spec = Spec(depth=49, width=32, norm="none", activation="identity")

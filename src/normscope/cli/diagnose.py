@@ -43,6 +43,7 @@ def diagnose(
     mode: Annotated[str, typer.Option(help="train: batch norm uses the batch; eval must be asked for.")] = "train",
     layers: Annotated[list[str] | None, typer.Option(help="Glob pattern of module paths; may be repeated.")] = None,
     tokens: Annotated[bool, typer.Option(help="Count the tokens of sequences as samples.")] = False,
+    theory: Annotated[bool, typer.Option(help="Draw the infinite-width prediction beside a plain MLP.")] = True,
     seed: Annotated[int, typer.Option(help="Of the weights, the batch and dropout.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,
@@ -68,7 +69,7 @@ def diagnose(
             batch, model = _load(name, data, data_dir, n, seed)
             model.to(device=where, dtype=kind)
             inputs, targets = _moved(batch.inputs, where, kind), _moved(batch.targets, where, None)
-            diagnoses.append(_diagnosed(name, model, inputs, targets, batch, loss, mode, layers, tokens, seed))
+            diagnoses.append(_diagnosed(name, model, inputs, targets, batch, loss, mode, layers, tokens, theory, seed))
     report = content(diagnoses)
     if json:
         print_json(
@@ -118,11 +119,20 @@ def _read(data: str, data_dir: Path | None, n: int | None, seed: int) -> Batch:
 
 def _diagnosed(
     name: str, model: torch.nn.Module, inputs: Any, targets: Any, batch: Batch, loss: str | None, mode: str,
-    layers: list[str] | None, tokens: bool, seed: int,
+    layers: list[str] | None, tokens: bool, theory: bool, seed: int,
 ) -> Diagnosis:  # fmt: skip
     try:
         found = run(
-            model, inputs, targets, loss, mode=mode, label=name, layers=layers or None, tokens=tokens, seed=seed
+            model,
+            inputs,
+            targets,
+            loss,
+            mode=mode,
+            label=name,
+            layers=layers or None,
+            tokens=tokens,
+            theory=theory,
+            seed=seed,
         )
     except UsageError:
         raise
