@@ -15,6 +15,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,12 +92,19 @@ def peer_arms(model: torch.nn.Module, x: torch.Tensor) -> dict[str, Callable[[],
     except Exception as error:
         print(f"torchlens left out: {type(error).__name__}: {error}")
     try:
+        import logging
+
         from delve import SaturationTracker
 
+        logging.getLogger("delve").setLevel(logging.WARNING)
+
         def delve() -> None:
-            tracker = SaturationTracker("", save_to="", modules=model, stats=["idim"], device="cpu")
-            model(x)
-            tracker.close()
+            with tempfile.TemporaryDirectory() as folder:
+                where = f"{folder}/out"
+                tracker = SaturationTracker(where, save_to="csv", modules=model, stats=["idim"], device="cpu")
+                model(x)
+                tracker.add_saturations()
+                tracker.close()
 
         found["delve (intrinsic dimension)"] = delve
     except Exception as error:
