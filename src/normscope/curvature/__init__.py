@@ -1,5 +1,20 @@
 """Curvature of the whole-batch function: exact with batch norm in training mode."""
 
 from normscope.curvature._operators import fisher, hessian, jacobian, ntk
+from normscope.curvature._rates import Descent, descend, stable_rates
+from normscope.curvature._sharpness import Sharpness, sharpness
+from normscope.curvature._variants import VARIANTS, last_layer
 
-__all__ = ["fisher", "hessian", "jacobian", "ntk"]
+__all__ = [
+    "VARIANTS",
+    "Descent",
+    "Sharpness",
+    "descend",
+    "fisher",
+    "hessian",
+    "jacobian",
+    "last_layer",
+    "ntk",
+    "sharpness",
+    "stable_rates",
+]

@@ -51,7 +51,9 @@ class Batches:
     def facts(self) -> dict[str, Any]:
         """How the numbers came about."""
         facts = self.parts[0].facts()
-        return {**facts, "batch_size": self.sizes[0], "batches": len(self.parts), "samples": self.n}
+        sizes = dict(zip(self.parts[0].names, self.parts[0].sizes, strict=True))
+        more = {"batches": len(self.parts), "samples": self.n, "parameter_sizes": sizes}
+        return {**facts, "batch_size": self.sizes[0], **more}
 
 
 def is_several(inputs: Any) -> bool:

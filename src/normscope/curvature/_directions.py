@@ -58,13 +58,13 @@ def mean_directions(f: Batches, loss: Loss) -> Directions:
     size = max(SCREEN_SAMPLES, round(f.n * SCREEN_SHARE))
     piece = None if several or size > f.n / 2 or f.c == 1 else _head(f.parts[0].inputs, f.n, size)
     if piece is None:
-        return Directions(f.c, make)
+        return Directions(f.c, f.n * f.c, make)
     memory = f.c * f.p * f.value.element_size()
     if f.c <= MOST_DIRECTIONS and f.parts[0].pulls_cheaply() and memory <= memory_budget(f.options.memory, f.device):
-        return Directions(f.c, make)
+        return Directions(f.c, f.n * f.c, make)
     share = size / f.n
     cost = (f.c + 1) / 2 * share if f.c <= SCREEN_OUTPUTS else 8 * share
-    return Directions(f.c, make, lambda: _screen(f, loss, piece), cost)
+    return Directions(f.c, f.n * f.c, make, lambda: _screen(f, loss, piece), cost)
 
 
 def _head(inputs: Any, n: int, size: int) -> Any:

@@ -55,7 +55,9 @@ def jacobian(
 
     Leaves no trace: parameters, buffers, gradients, flags and random streams are as before.
     """
-    f = Batches(model, inputs, _options(parameters, outputs, mode, seed, dtype, route, memory, checkpoint))
+    f = Batches(model, inputs, make_options(
+        parameters, outputs=outputs, mode=mode, seed=seed, dtype=dtype, route=route, memory=memory, checkpoint=checkpoint
+    ))
     return _jacobian(f)
 
 
@@ -95,7 +97,9 @@ def fisher(
     made = make_loss(loss)
     if kind not in KINDS:
         raise unknown("kind of fisher", kind, KINDS)
-    options = _options(parameters, outputs, mode, seed, dtype, route, memory, checkpoint)
+    options = make_options(
+        parameters, outputs=outputs, mode=mode, seed=seed, dtype=dtype, route=route, memory=memory, checkpoint=checkpoint
+    )
     f = Batches(model, inputs, options)
     y = _targets(f, made, inputs, targets, needed=kind == "empirical", what=f"fisher(kind={kind!r})")
     facts = {**f.facts(), "loss": made.name, "kind": kind}
@@ -118,11 +122,7 @@ def ntk(
 
     Not divided by n: its nonzero eigenvalues are n times those of ``fisher(model, inputs, loss="mse")``. Arguments: ``jacobian``.
     """
-    f = Batches(
-        model,
-        inputs,
-        _options(**{**dict.fromkeys(_FIELDS), "seed": 0, "route": "auto", "checkpoint": False, **options}),
-    )
+    f = Batches(model, inputs, make_options(**options))
     j = _jacobian(f)
     return gram(
         j, note="J J^T, neural tangent kernel", facts=f.facts(), directions=mean_directions(f, make_loss("mse"))
@@ -150,7 +150,7 @@ def hessian(
     ``jvp(jvp)`` are silently wrong (docs/curvature.md); a reverse pass over a reverse pass is exact.
     """
     made = make_loss(loss)
-    f = Batches(model, inputs, _options(parameters, outputs, mode, seed, dtype, "auto", memory, False))
+    f = Batches(model, inputs, make_options(parameters, outputs=outputs, mode=mode, seed=seed, dtype=dtype, memory=memory))
     y = _targets(f, made, inputs, targets, needed=True, what="hessian()")
     ys = [None] * len(f.parts) if y is None else list(y.split(f.sizes)) if len(f.parts) > 1 else [y]
     graphs: list[tuple[list[Tensor], Tensor] | None] = [None] * len(f.parts)
@@ -187,14 +187,10 @@ def hessian(
     return LinearMap((f.p, f.p), product, product, f.dtype, f.device, note=f"Hessian of {made.name}", facts=facts)
 
 
-_FIELDS = ("parameters", "outputs", "mode", "seed", "dtype", "route", "memory", "checkpoint")
-
-
-def _options(
-    parameters: Any, outputs: Any, mode: Any, seed: Any, dtype: Any, route: Any, memory: Any, checkpoint: Any
-) -> Options:
+def make_options(parameters: str | Iterable[str] | None = None, **more: Any) -> Options:
+    """``Options`` from keyword arguments."""
     names = parameters if parameters is None or isinstance(parameters, str) else tuple(parameters)
-    return Options(names, outputs, mode, seed, dtype, route, memory, checkpoint)
+    return Options(parameters=names, **more)
 
 
 def _targets(f: Batches, loss: Loss, inputs: Any, targets: Any, needed: bool, what: str) -> Tensor | None:

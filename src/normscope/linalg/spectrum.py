@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -94,8 +94,11 @@ class Spectrum:
 def smaller_side(a: LinearMap) -> tuple[LinearMap, str]:
     """The map itself, or its dual A^T A where a factor A (rows, m) makes that the smaller matrix of equal spectrum."""
     if a.factor is not None and a.factor.shape[1] <= a.shape[0]:
-        return gram(a.factor.T, directions=a.directions), "dual"
-    return a, "primal"
+        g, side = gram(a.factor.T, directions=a.directions), "dual"
+    else:
+        g, side = a, "primal"
+    fits = g.directions is not None and g.directions.size == g.shape[0]
+    return (g if fits else replace(g, directions=None)), side
 
 
 def spectrum(
