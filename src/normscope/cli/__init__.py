@@ -9,16 +9,16 @@ from normscope._errors import UsageError
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a ``UsageError`` is one message on standard error and exit code 2."""
+    from rich.markup import escape
+
+    from normscope.cli import diagnose, explain  # noqa: F401 - a command enrols itself when its file is imported
     from normscope.cli._app import app, errors
 
     try:
         app(args=args)
     except UsageError as error:
-        errors.print(f"[bold red]error:[/] {_escaped(error)}", soft_wrap=True, highlight=False)
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
-
-
-def _escaped(error: Exception) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -33,6 +34,6 @@ def _finite(data: Any) -> Any:
         return {str(k): _finite(v) for k, v in data.items()}
     if isinstance(data, list | tuple):
         return [_finite(v) for v in data]
-    if isinstance(data, float) and not (data - data == 0.0):
+    if isinstance(data, float) and not math.isfinite(data):
         return None
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [inputs] + [spec.width] * spec.depth
         self.layers = nn.ModuleList()
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             linear = nn.Linear(a, b, bias=spec.bias is not None)
             self.layers.append(Layer(linear, b, spec, skip=spec.skip if a == b else None))
         self.readout = _readout(spec, spec.width)

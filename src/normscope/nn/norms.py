@@ -87,7 +87,9 @@ class BatchNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """The switches."""
-        return f"{self.features}, recenter={self.recenter}, rescale={self.rescale}, affine={self.affine}, eps={self.eps}"
+        return (
+            f"{self.features}, recenter={self.recenter}, rescale={self.rescale}, affine={self.affine}, eps={self.eps}"
+        )
 
 
 class RMSNorm(nn.Module):

@@ -1,0 +1,160 @@
+"""What a probe costs: seconds and peak memory against a plain forward, and a plain forward + backward.
+
+    python benchmarks/overhead.py            # the MLP and the ResNet, in turn, medians of ratios
+    python benchmarks/overhead.py --peers    # also delve and torchlens, where they are installed
+
+Every arm runs in the same process in turn (A B C A B C ...), so that a change of the machine's speed hits all alike;
+peak memory is that of a fresh process per arm. "passes" is what the probe adds to the two passes; "all" includes every
+metric of every layer (eigenvalues, cosines), which is computed after the passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from normscope import Spec, build, probe
+from normscope._taps import find_taps
+from normscope.probe import collect
+
+
+def mlp() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(128, 256, generator=generator)
+    return build(Spec(depth=32, width=256, outputs=10), 256), x, torch.randint(10, (128,), generator=generator)
+
+
+def mlp_bn() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    _, x, y = mlp()
+    return build(Spec(depth=32, width=256, norm="batch", outputs=10), 256), x, y
+
+
+def resnet() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """ResNet-50 (bottlenecks 3-4-6-3, 1000 classes) on 64 images of 3 x 64 x 64."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 3, 64, 64, generator=generator)
+    model = ResNetForImageClassification(ResNetConfig(num_labels=1000)).train()
+    return model, x, torch.randint(1000, (64,), generator=generator)
+
+
+NETS = {"mlp 32 x 256, n = 128": mlp, "mlp + batch norm": mlp_bn, "ResNet-50, n = 64, 64 x 64": resnet}
+
+
+def arms(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, peers: bool) -> dict[str, Callable[[], Any]]:
+    parameters = list(model.parameters())
+
+    def logits() -> torch.Tensor:
+        out = model(x)
+        return out if isinstance(out, torch.Tensor) else out.logits
+
+    def forward() -> None:
+        with torch.no_grad():
+            logits()
+
+    def both() -> None:
+        torch.autograd.grad(cross_entropy(logits(), y), parameters)
+
+    def passes(backward: bool) -> Callable[[], Any]:
+        return lambda: collect(model, x, y, None, find_taps(model), "train", backward=backward)
+
+    out: dict[str, Callable[[], Any]] = {
+        "forward": forward,
+        "forward + backward": both,
+        "probe, passes, forward": passes(False),
+        "probe, passes, both": passes(True),
+        "probe, all, forward": lambda: probe(model, x, mode="train"),
+        "probe, all, both": lambda: probe(model, x, y, mode="train"),
+    }
+    if peers:
+        out |= peer_arms(model, x)
+    return out
+
+
+def peer_arms(model: torch.nn.Module, x: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    found: dict[str, Callable[[], Any]] = {}
+    try:
+        import torchlens
+
+        found["torchlens trace"] = lambda: torchlens.trace(model, x)
+    except Exception as error:
+        print(f"torchlens left out: {type(error).__name__}: {error}")
+    try:
+        from delve import SaturationTracker
+
+        def delve() -> None:
+            tracker = SaturationTracker("", save_to="", modules=model, stats=["idim"], device="cpu")
+            model(x)
+            tracker.close()
+
+        found["delve (intrinsic dimension)"] = delve
+    except Exception as error:
+        print(f"delve left out: {type(error).__name__}: {error}")
+    return found
+
+
+def measure(name: str, repeats: int, peers: bool) -> None:
+    runs = arms(*NETS[name](), peers)
+    times: dict[str, list[float]] = {arm: [] for arm in runs}
+    for repeat in range(repeats + 1):
+        for arm, run in list(runs.items()):
+            start = time.perf_counter()
+            try:
+                run()
+            except Exception as error:
+                print(f"{arm} refuses: {type(error).__name__}: {str(error).splitlines()[0]}")
+                del runs[arm]
+                continue
+            if repeat:
+                times[arm].append(time.perf_counter() - start)
+    print(f"\n{name}: median of {repeats}, 1 thread")
+    print(f"{'':32}{'seconds':>9}{'/ forward':>11}{'/ both':>9}{'peak MB':>9}")
+    for arm, seconds in times.items():
+        if not seconds:
+            continue
+        ratios = [
+            statistics.median(a / b for a, b in zip(seconds, times[base], strict=True))
+            for base in ("forward", "forward + backward")
+        ]
+        print(f"{arm:32}{statistics.median(seconds):9.3f}{ratios[0]:11.2f}{ratios[1]:9.2f}{peak(name, arm):9.0f}")
+
+
+def peak(name: str, arm: str) -> float:
+    """Peak memory of a fresh process that runs one arm once, above one that only builds the net; MB."""
+
+    def rss(which: str) -> float:
+        command = [sys.executable, __file__, "--one", name, "--arm", which]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    return rss(arm) - rss("nothing")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.one:
+        runs = arms(*NETS[args.one](), peers="torchlens" in args.arm or "delve" in args.arm)
+        runs.get(args.arm, lambda: None)()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    for name in NETS:
+        measure(name, args.repeats if "mlp" in name else max(3, args.repeats // 2), args.peers)
+
+
+if __name__ == "__main__":
+    main()

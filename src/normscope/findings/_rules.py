@@ -1,0 +1,158 @@
+"""What a rule is, and what it gets to see."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from normscope._records import Profile, Record
+from normscope._registry import Registry
+
+SEVERITIES = ("error", "warning", "info")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that fired: where, on what evidence, what it means for training, and what to do about it."""
+
+    code: str
+    severity: str
+    title: str
+    layer: int | None
+    name: str
+    metric: str
+    value: float
+    threshold: float
+    source: str
+    evidence: str
+    meaning: str
+    cure: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A coded rule. ``text`` is the long explanation with formula and reference; ``source`` the threshold's origin."""
+
+    code: str
+    title: str
+    severity: str
+    meaning: str
+    cure: str
+    source: str
+    text: str
+    check: Callable[[View], Iterable[Hit]]
+
+    def findings(self, view: View) -> Iterator[Finding]:
+        """The findings of this rule on one profile."""
+        for hit in self.check(view):
+            yield Finding(
+                code=self.code,
+                severity=hit.severity or self.severity,
+                title=self.title,
+                layer=hit.at.layer if hit.at else None,
+                name=hit.at.name if hit.at else "",
+                metric=hit.metric,
+                value=hit.value,
+                threshold=hit.threshold,
+                source=self.source,
+                evidence=hit.evidence,
+                meaning=self.meaning,
+                cure=self.cure,
+            )
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Evidence for a rule: the record where it starts, the number that crossed the threshold, and a sentence."""
+
+    at: Record | None
+    metric: str
+    value: float
+    threshold: float
+    evidence: str
+    severity: str = ""
+
+
+RULES: Registry[Rule] = Registry("finding code")
+
+
+def rule(
+    code: str, title: str, *, severity: str, meaning: str, cure: str, source: str
+) -> Callable[[Callable[[View], Iterable[Hit]]], Rule]:
+    """Decorator: enrol a function of a `View` as the rule ``code``; its docstring is the long explanation."""
+
+    def enrol(check: Callable[[View], Iterable[Hit]]) -> Rule:
+        text = check.__doc__ or ""
+        return RULES.add(code, Rule(code, title, severity, meaning, cure, source, text, check))
+
+    return enrol
+
+
+def find(profile: Profile) -> list[Finding]:
+    """All findings on one measured profile: errors first, then by layer."""
+    view = View(profile)
+    found = [f for r in RULES.values() for f in r.findings(view)]
+    return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.code, f.layer or 0))
+
+
+class View:
+    """A profile as the rules read it: curves in the order of execution, the output layer apart from the hidden ones."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.facts = profile.facts
+        self.samples = int(profile.facts.get("batch_size", 0))
+
+    def curve(self, metric: str, signal: str = "activation") -> list[Record]:
+        """Records of one metric in the order of execution, with the input and the output."""
+        return self._curves.get((metric, signal), [])
+
+    def hidden(self, metric: str, signal: str = "activation") -> list[Record]:
+        """The same between the input and the output: layers whose geometry is the network's own doing."""
+        curve = [r for r in self.curve(metric, signal) if r.layer > 0]
+        return [r for r in curve if (r.layer, r.call) != self._output] if len(curve) > 1 else curve
+
+    def alike(self, metric: str, signal: str = "activation") -> list[Record]:
+        """Hidden records of the commonest kind of module (the later one of two as common): like beside like."""
+        curve = self.hidden(metric, signal)
+        counts = Counter(r.kind for r in curve)
+        kind = max(reversed(counts), key=counts.__getitem__, default="")
+        return [r for r in curve if r.kind == kind]
+
+    def at_input(self, metric: str) -> float:
+        """Value at layer 0; NaN where the input is not a floating tensor."""
+        return next((r.value for r in self.curve(metric) if r.layer == 0), math.nan)
+
+    @cached_property
+    def _curves(self) -> dict[tuple[str, str], list[Record]]:
+        curves: dict[tuple[str, str], list[Record]] = {}
+        for r in self.profile.records:
+            if r.source == "measured":
+                curves.setdefault((r.metric, r.signal), []).append(r)
+        return curves
+
+    @cached_property
+    def _output(self) -> tuple[int, int]:
+        last = self.curve("participation_rank")[-1:]
+        return (last[0].layer, last[0].call) if last else (-1, -1)
+
+
+def settles(curve: list[Record], bad: Callable[[float], bool]) -> Record | None:
+    """The first record from which on every value is bad, NaN aside; ``None`` if the last one is not."""
+    start = None
+    for r in reversed(curve):
+        if math.isnan(r.value):
+            continue
+        if not bad(r.value):
+            break
+        start = r
+    return start
+
+
+def where(r: Record) -> str:
+    """A record's place in words."""
+    call = f", call {r.call}" if r.call else ""
+    return f"layer {r.layer} ({r.name or r.kind}{call})"

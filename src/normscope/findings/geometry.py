@@ -1,0 +1,207 @@
+"""NS1xx: what the layers do to the geometry of the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from normscope.findings._rules import Hit, View, rule, settles, where
+
+#: Participation ranks, from the trainability table (docs/findings.md): nets without skip connections that ended below
+#: RANK_ERROR did not train; those that spent more than LAYERS_LOW layers below RANK_LOW, or ended below RANK_END, trained
+#: worse than shallower ones of their kind.
+RANK_ERROR, RANK_END, RANK_LOW, LAYERS_LOW = 1.01, 1.03, 1.15, 10
+ALIGNED_INPUT = 0.95
+SCALE = 100.0
+
+
+@rule(
+    "NS101",
+    "rank collapse",
+    severity="error",
+    meaning="The deep layers see nearly the same vector for every input, so the loss stays near that of a constant.",
+    cure="Put batch norm before each activation, or a skip connection round each layer, or make the net shallower; "
+    "without normalization start from orthogonal representations.",
+    source="trainability table (docs/findings.md)",
+)
+def rank_collapse(view: View) -> Iterator[Hit]:
+    """The batch has fallen onto one line.
+
+    Measured by the participation rank of the hidden representations, r = (tr G)² / ‖G‖²_F with G = H Hᵀ the Gram matrix
+    of the batch: r = 1 means that all samples are multiples of one vector, and 1/r is about the mean squared cosine
+    between samples. It does not depend much on the batch size.
+
+    Without normalization the normalized product of random layers tends to rank one with depth; in linear nets at the
+    rate exp(-depth / (2 width)), in wide ReLU nets like 1 - cos ≈ 9π² / (2 depth²), and faster with biases.
+    If the last hidden representation has rank one, the gradients that any two samples send to the weights of an output
+    neuron are collinear. With batch norm r stays near sqrt(width).
+
+    Warning when the last hidden layer lies below 1.15 and more than 10 layers do, or when it lies below 1.03; error when it
+    lies below 1.01. The layer named is the first from which r stays below 1.15. Layers of the commonest kind of module are
+    compared. Nets with skip connections keep a path for the gradient and can still train at a low rank: read NS2xx
+    beside this. A net of a few layers may end low without harm.
+
+    References: Daneshmand, Kohler, Bach, Hofmann, Lucchi 2020 (Lemma 1, Theorem 2, Fig. 1); Daneshmand, Joudaki, Bach 2021.
+    """
+    curve = view.alike("participation_rank")
+    if not curve or view.at_input("participation_rank") < RANK_END:
+        return
+    last, start = curve[-1].value, settles(curve, lambda r: r < RANK_LOW)
+    low = sum(r.value < RANK_LOW for r in curve)
+    odd = next(iter(odd_point.check(view)), None)  # the sharper word for the same low rank
+    if start is None or odd or not (low > LAYERS_LOW or last < RANK_END):
+        return
+    rank32 = {(r.layer, r.call): r.value for r in view.hidden("numerical_rank_float32")}
+    seen = rank32.get((curve[-1].layer, curve[-1].call), math.nan)
+    yield Hit(
+        start,
+        "participation_rank",
+        last,
+        RANK_ERROR if last < RANK_ERROR else RANK_LOW,
+        f"participation rank {_short(view.at_input('participation_rank'), curve[0].value)} falls below {RANK_LOW} at "
+        f"{where(start)} and ends at {last:.4g} of at most {view.samples}; float32 sees rank {seen:.0f} there",
+        "error" if last < RANK_ERROR else "warning",
+    )
+
+
+@rule(
+    "NS102",
+    "aligned input",
+    severity="warning",
+    meaning="The samples already point the same way before the first layer, so every layer starts from little contrast.",
+    cure="Subtract the mean of the data (and divide by its standard deviation) before the first layer.",
+    source="chosen by us: the mean direction then carries over 90 % of the energy",
+)
+def aligned_input(view: View) -> Iterator[Hit]:
+    """The mean cosine between two input samples is above 0.95.
+
+    Typical of images in [0, 1] or [0, 255] that were not standardized. The first layers of a ReLU net cannot undo it:
+    the cosine map κ(c) = (√(1-c²) + c (π - arccos c)) / π of a wide ReLU layer only ever increases c.
+    """
+    inputs = [r for r in view.curve("mean_cosine") if r.layer == 0]
+    if inputs and inputs[0].value > ALIGNED_INPUT:
+        cosine = inputs[0].value
+        yield Hit(inputs[0], "mean_cosine", cosine, ALIGNED_INPUT, f"mean cosine between two samples is {cosine:.3f}")
+
+
+@rule(
+    "NS103",
+    "cluster and one odd point",
+    severity="error",
+    meaning="All samples but one are almost the same point to the deep layers: the net can single out one sample, not classes.",
+    cure="Divide by the batch standard deviation as well (complete batch norm), or leave the recentring out.",
+    source="detector calibrated on simulated batches (docs/findings.md)",
+)
+def odd_point(view: View) -> Iterator[Hit]:
+    """The batch has become one tight cluster and a single far, nearly orthogonal sample.
+
+    This is what recentring + ReLU without per-neuron rescaling does to a batch of 7 samples or more; with rescaling
+    (complete batch norm) the state is unstable and the batch becomes equiangular instead. The odd sample never changes
+    once it has separated, it is decided by the inputs' distances from their mean and by the weights.
+
+    With S = P G P the centred Gram matrix, R2 = max_i n/(n-1) S_ii / tr S is the share of the centred energy that is
+    "one sample against the mean of the others". Fires when R2 ≥ 0.8 and the others' coherence |m|² / (|m|² + W²) ≥ 0.6
+    (m their mean, W² their mean squared distance from it), from some layer to the end; for more than 50 samples also
+    when no second sample has a tenth of that share and the odd one lies 10 spreads away. Never below 7 samples.
+
+    Reference: Nachum, Bondaschi, Gastpar, Khina 2024 (the phenomenon); the detector and its thresholds are ours.
+    """
+    if view.samples < 7:
+        return
+    scores = view.hidden("odd_point_score")
+    at = {m: {(r.layer, r.call): r.value for r in view.hidden(m)} for m in _ODD}
+    odd = []
+    for r in scores:
+        coherence, separation, margin, index = (at[m].get((r.layer, r.call), math.nan) for m in _ODD)
+        strong = r.value >= 0.8 or (view.samples > 50 and margin >= 0.9 and separation >= 10)
+        odd.append((r, strong and coherence >= 0.6, coherence, index))
+    if not odd or not odd[-1][1]:
+        return
+    start = odd[-1]
+    for item in reversed(odd):
+        if not item[1] or item[3] != odd[-1][3]:
+            break
+        start = item
+    last, _, coherence, index = odd[-1]
+    yield Hit(
+        start[0],
+        "odd_point_score",
+        last.value,
+        0.8,
+        f"from {where(start[0])} on, sample {index:.0f} stands against the other {view.samples - 1}: it has {last.value:.1%} of "
+        f"the centred energy at the end, the others' coherence is {coherence:.2f}",
+    )
+
+
+_ODD = ("odd_point_coherence", "odd_point_separation", "odd_point_margin", "odd_point_index")
+
+
+@rule(
+    "NS104",
+    "directions lost",
+    severity="info",
+    meaning="The batch keeps a healthy average rank, but some directions are gone in float32: those contrasts cannot be learnt.",
+    cure="Use a batch of at most about 1.8 sqrt(width) samples to look at, or a wider net, if every direction matters.",
+    source="daneshmand2021: full rank is kept iff n is below about 1.8 sqrt(width) (our measurement, linear batch norm)",
+)
+def directions_lost(view: View) -> Iterator[Hit]:
+    """Fewer directions than samples survive in float32, though the participation rank is healthy.
+
+    Random nets with batch norm keep full rank iff the batch is not larger than about 1.8 to 2 times sqrt(width); beyond that
+    small directions decay exponentially with depth while the orthogonality gap looks healthy. Fires when the numerical rank in
+    float32 falls, from its largest value along the net, below 95 % of min(n - 1, d) at the last hidden layer of a net with batch
+    norm that has no rank collapse.
+
+    Reference: Daneshmand, Joudaki, Bach 2021, section 3 (assumption A1, d = Ω(n²)).
+    """
+    ranks = view.hidden("numerical_rank_float32")
+    if not ranks or not view.facts.get("batch_norms") or view.hidden("participation_rank")[-1].value < RANK_END:
+        return
+    best, last = max(r.value for r in ranks), ranks[-1]
+    if last.value < 0.95 * min(best, view.samples - 1):
+        limit = 0.95 * min(best, view.samples - 1)
+        start = settles(ranks, lambda v: v < limit)
+        text = (
+            f"float32 sees rank {last.value:.0f} of {view.samples} samples at {where(last)}; it was {best:.0f} before"
+        )
+        yield Hit(start, "numerical_rank_float32", last.value, limit, text)
+
+
+@rule(
+    "NS105",
+    "signal scale drifts",
+    severity="warning",
+    meaning="Activations grow or shrink layer by layer, and gradients with them: no single learning rate fits all layers.",
+    cure="Match the gain of the weights to the activation (sqrt(2 / fan_in) for ReLU), or add a norm.",
+    source="trainability table (docs/findings.md)",
+)
+def signal_scale(view: View) -> Iterator[Hit]:
+    """The root mean square activation changes more than a hundredfold between the first and the last hidden layer.
+
+    A plain layer multiplies the mean square by gain² E φ(u)² / E u²: 1 for ReLU with weights N(0, 2/fan_in), 1/2 with
+    N(0, 1/fan_in), which is 10⁻¹⁰ in the rms after 64 layers. Biases put a floor under it, and then the signal is the
+    bias, not the input.
+
+    Reference: He, Zhang, Ren, Sun 2015.
+    """
+    curve = [r for r in view.hidden("rms") if not math.isnan(r.value)]
+    if len(curve) < 2 or curve[0].value == 0:
+        return
+    first, last = curve[0].value, curve[-1].value
+    factor = last / first
+    if factor > SCALE or factor < 1 / SCALE:
+        start = settles(curve, lambda v: (v > SCALE * first) if factor > 1 else (v < first / SCALE))
+        verb = "grows" if factor > 1 else "shrinks"
+        severity = "error" if not 1e-6 < factor < 1e6 else "warning"
+        yield Hit(
+            start,
+            "rms",
+            factor,
+            SCALE if factor > 1 else 1 / SCALE,
+            f"the rms activation {verb} from {first:.2g} to {last:.2g} over {len(curve)} layers",
+            severity,
+        )
+
+
+def _short(*values: float) -> str:
+    return next((f"{v:.3g}" for v in values if not math.isnan(v)), "")

@@ -1,0 +1,137 @@
+"""NS2xx: how the loss gradient travels back through the layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from normscope._records import Record
+from normscope.findings._rules import Hit, View, rule, where
+
+RATIO_WARNING, RATIO_ERROR = 100.0, 1e4
+COLLINEAR = 0.95
+SMALL_UPDATE = 3e-3
+
+
+@rule(
+    "NS201",
+    "exploding gradients",
+    severity="warning",
+    meaning="The first layers get gradients far larger than the last ones: a rate that suits the one breaks or freezes the other.",
+    cure="Fewer layers, skip connections, or a warm-up of the learning rate; with batch norm, orthogonal weights grow less.",
+    source="trainability table (docs/findings.md)",
+)
+def exploding(view: View) -> Iterator[Hit]:
+    """The gradient norm grows more than a hundredfold on its way from the last hidden layer to the first.
+
+    The squared norm of the loss gradient with respect to the hidden representations grows per layer, going back, by
+    π/(π-1) = 1.467 in wide ReLU nets with batch norm, by (n-2)/(n-3) in linear ones with recentring and (n-1)/(n-2)
+    without: harmless at 10 layers, a factor of 10⁴ in the norm at 50. Without a norm it grows when the weights' gain is
+    too large. Layers of the commonest kind of module are compared.
+
+    Deep residual nets with batch norm (ResNet-50 among them) are near the threshold at initialization, and are trained
+    with a warm-up of the learning rate, or with the last norm of each block started at zero.
+
+    Warning at 100, error at 10 000 (norms, not squares).
+    References: Yang, Pennington, Rao, Sohl-Dickstein, Schoenholz 2019 (Theorem 8); Meterez et al. 2024.
+    """
+    yield from _ratio(view, upward=True)
+
+
+@rule(
+    "NS202",
+    "vanishing gradients",
+    severity="warning",
+    meaning="The first layers get almost no gradient: they stay at their random values while the last ones train.",
+    cure="Match the gain of the weights to the activation, add batch norm or skip connections.",
+    source="trainability table (docs/findings.md)",
+)
+def vanishing(view: View) -> Iterator[Hit]:
+    """The gradient norm shrinks more than a hundredfold on its way from the last hidden layer to the first.
+
+    Per layer the squared norm is multiplied by gain² E φ'(u)²: below 1 for ReLU with less than He's gain, for tanh
+    beyond its linear range, and for sigmoid always. Warning at 1/100, error at 1/10 000 (norms, not squares).
+
+    Reference: Glorot and Bengio 2010; He et al. 2015.
+    """
+    yield from _ratio(view, upward=False)
+
+
+@rule(
+    "NS203",
+    "collinear gradients",
+    severity="warning",
+    meaning="All samples pull the hidden representations along one line, so a step cannot serve different classes differently.",
+    cure="Restore the rank of the representations first (see NS101).",
+    source="chosen by us: two random gradients of a 10-class loss have mean |cosine| 0.2",
+)
+def collinear(view: View) -> Iterator[Hit]:
+    """The mean |cosine| between the gradients that two samples send to a hidden layer is above 0.95 at every hidden layer.
+
+    Normal for a net with one output (its gradients differ by a factor only): then this rule is silent. With a rank-one last
+    representation the gradients with respect to the weights of each output neuron are collinear too, whatever the loss.
+
+    Reference: Daneshmand, Kohler, Bach, Hofmann, Lucchi 2020, section 3.
+    """
+    curve = view.hidden("gradient_collinearity", "gradient")
+    last = view.curve("gradient_collinearity", "gradient")[-1:]
+    if not curve or not last or not last[0].value < COLLINEAR:
+        return
+    values = [r.value for r in curve if not math.isnan(r.value)]
+    if values and min(values) > COLLINEAR:
+        text = f"mean |cosine| between two samples' gradients is at least {min(values):.3f} at every hidden layer"
+        yield Hit(curve[0], "gradient_collinearity", min(values), COLLINEAR, text)
+
+
+@rule(
+    "NS204",
+    "gradients too small to move the weights",
+    severity="warning",
+    meaning="One step at learning rate 1 changes no layer by more than a fraction of a percent: training looks stuck.",
+    cure="Raise the gain of the weights or add a norm, so that the outputs depend on the input; a larger rate alone rarely helps.",
+    source="trainability table (docs/findings.md)",
+)
+def small_updates(view: View) -> Iterator[Hit]:
+    """For every layer, the norm of the loss gradient with respect to its weights is below 0.003 of the norm of the weights.
+
+    That ratio times the learning rate is the relative change in one step of plain gradient descent. Judged for the
+    cross-entropy of a classifier only: the scale of other losses is the user's.
+    """
+    if view.facts.get("loss") != "cross_entropy":
+        return
+    curve = [r for r in view.hidden("relative_gradient", "weight") if not math.isnan(r.value)]
+    if curve and (top := max(curve, key=lambda r: r.value)).value < SMALL_UPDATE:
+        text = f"the largest relative gradient of a hidden layer is {top.value:.1e}, at {where(top)}"
+        yield Hit(top, "relative_gradient", top.value, SMALL_UPDATE, text)
+
+
+def _ratio(view: View, *, upward: bool) -> Iterator[Hit]:
+    curve = [r for r in view.alike("gradient_norm", "gradient") if not math.isnan(r.value)]
+    if len(curve) < 3 or not curve[-1].value:
+        return
+    ratio = curve[0].value / curve[-1].value
+    limit = RATIO_WARNING if upward else 1 / RATIO_WARNING
+    if not (ratio > limit if upward else ratio < limit):
+        return
+    steps = len(curve) - 1
+    rate = ratio ** (1 / steps) if ratio else 0.0
+    severe = ratio > RATIO_ERROR if upward else ratio < 1 / RATIO_ERROR
+    start = _crossing(curve, limit, upward)
+    yield Hit(
+        start,
+        "gradient_norm",
+        ratio,
+        limit,
+        f"the gradient norm is {curve[-1].value:.2g} at {where(curve[-1])} and {curve[0].value:.2g} at {where(curve[0])}: "
+        f"x {rate:.3g} a layer on its way back",
+        "error" if severe else "warning",
+    )
+
+
+def _crossing(curve: list[Record], limit: float, upward: bool) -> Record:
+    """Going back from the output: the first layer whose gradient passes the limit, relative to the last layer's."""
+    last = curve[-1].value
+    for r in reversed(curve):
+        if r.value > limit * last if upward else r.value < limit * last:
+            return r
+    return curve[0]

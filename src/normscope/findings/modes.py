@@ -1,0 +1,52 @@
+"""NS5xx: training mode against eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from normscope.findings._rules import Hit, View, rule, where
+
+DISTANCE = 0.5
+
+
+@rule(
+    "NS501",
+    "running statistics far from the batch's",
+    severity="warning",
+    meaning="In eval mode the network is another function than the one that trains: expect a gap between the two accuracies.",
+    cure="Let the running statistics catch up (more steps, a larger momentum), or check that this batch looks like the data.",
+    source="chosen by us: about a shift of one standard deviation, or a variance off by a factor of 3.5",
+)
+def running_statistics(view: View) -> Iterator[Hit]:
+    """A batch norm's running statistics differ from those of this batch by more than 0.5 nat a channel.
+
+    The distance is the mean over channels of the Kullback-Leibler divergence between the two Gaussians,
+    ½ [((μ_B - μ_R)² + v_B) / v_R - 1 - log(v_B / v_R)]; sampling alone gives about 1/n. Only batch norms that have seen
+    data are judged. Other causes: a batch from another distribution, statistics frozen from pre-training, a tiny batch size.
+    """
+    curve = [r for r in view.curve("running_statistics_distance") if r.value > DISTANCE]
+    if curve:
+        worst = max(curve, key=lambda r: r.value)
+        text = (
+            f"{len(curve)} batch norm(s) beyond {DISTANCE} nat; the worst is {where(worst)} with {worst.value:.2g} nat"
+        )
+        yield Hit(curve[0], "running_statistics_distance", worst.value, DISTANCE, text)
+
+
+@rule(
+    "NS502",
+    "eval mode on an untrained network",
+    severity="error",
+    meaning="In eval mode these batch norms do nothing at all (mean 0, variance 1): the numbers are those of another network.",
+    cure="Diagnose in training mode (mode='train', the default).",
+    source="running statistics equal to their initial values",
+)
+def untrained_eval(view: View) -> Iterator[Hit]:
+    """Eval mode was asked for, and batch norms have never seen data.
+
+    Their running statistics are mean 0 and variance 1, so the layer is the identity: the network that was measured has no
+    batch norm. Curvature and gradients measured so are off by factors of 2 to over 100, in either direction.
+    """
+    untrained = int(view.facts.get("untrained_batch_norms", 0))
+    if untrained and view.facts.get("mode") == "eval":
+        yield Hit(None, "untrained_batch_norms", untrained, 0, f"{untrained} batch norm(s) have never seen a batch")

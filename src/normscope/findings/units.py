@@ -1,0 +1,54 @@
+"""NS3xx: units that do nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from normscope.findings._rules import Hit, View, rule, where
+
+DEAD_WARNING, DEAD_ERROR = 0.6, 0.95
+SATURATED = 0.5
+
+
+@rule(
+    "NS301",
+    "dead units",
+    severity="warning",
+    meaning="These units are zero for every sample, get no gradient, and will stay so: the layer is narrower than it looks.",
+    cure="Lower the biases or the learning rate that drove them there, use leaky ReLU, or recentre before the activation.",
+    source="chosen by us: half of a rank-one ReLU layer is dead whatever the batch",
+)
+def dead_units(view: View) -> Iterator[Hit]:
+    """More than 60 % of a layer's units are exactly zero for every sample of the batch (95 %: error).
+
+    In a collapsed ReLU net about half the units are dead: if all samples point one way, a random neuron is off for all
+    of them with probability 1/2. So a share near 50 % is a symptom of NS101; above 60 % the biases or a norm do it.
+    """
+    curve = [r for r in view.hidden("dead_units") if not math.isnan(r.value)]
+    worst = max(curve, key=lambda r: r.value, default=None)
+    if worst and worst.value > DEAD_WARNING:
+        first = next(r for r in curve if r.value > DEAD_WARNING)
+        text = f"{worst.value:.0%} of the units of {where(worst)} are zero for all {view.samples} samples"
+        yield Hit(first, "dead_units", worst.value, DEAD_WARNING, text, "error" if worst.value > DEAD_ERROR else "")
+
+
+@rule(
+    "NS302",
+    "saturated units",
+    severity="warning",
+    meaning="Most units sit at the flat ends of their activation, where the derivative is small: gradients vanish.",
+    cure="Lower the gain of the weights, or normalize before the activation.",
+    source="chosen by us: more than half of a layer's derivatives are then below a tenth of the largest",
+)
+def saturated_units(view: View) -> Iterator[Hit]:
+    """More than half of the outputs of a bounded activation lie within 2.5 % of its range from one of its ends.
+
+    For tanh that is |h| > 0.95, where the derivative 1 - h^2 is below 0.1.
+    """
+    curve = [r for r in view.hidden("saturated_units") if not math.isnan(r.value)]
+    worst = max(curve, key=lambda r: r.value, default=None)
+    if worst and worst.value > SATURATED:
+        first = next(r for r in curve if r.value > SATURATED)
+        text = f"{worst.value:.0%} of the outputs of {where(worst)} are at an end of the activation's range"
+        yield Hit(first, "saturated_units", worst.value, SATURATED, text)

@@ -1,0 +1,71 @@
+"""What a report shows: a tidy table, the findings and the facts, whatever made them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from normscope._errors import UsageError
+
+if TYPE_CHECKING:
+    import polars
+
+#: Columns a report reads; others are ignored.
+TABLE_COLUMNS = ("model", "source", "seed", "layer", "name", "call", "kind", "signal", "metric", "value")
+FINDING_COLUMNS = (
+    "model", "code", "severity", "title", "layer", "name", "metric", "value", "threshold", "source",
+    "evidence", "meaning", "cure",
+)  # fmt: skip
+#: From the worst to the mildest.
+SEVERITIES = ("error", "warning", "info")
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of one report.
+
+    table: tidy, one number a row: ``model, source, seed, layer, name, call, kind, signal, metric, value, stderr``
+        (layer 0 is the input; values may be NaN or infinite).
+    findings: one finding a row: ``model, code, severity, title, layer, name, metric, value, threshold, source,
+        evidence, meaning, cure``; may have no rows.
+    facts: one mapping a model, in the order of the report: ``label`` (the ``model`` of the tables), ``verdict``,
+        ``mode``, ``batch_size``, ``dtype``, ``device``, ``loss``, ``parameters``, ``layers``, ``seconds``, ``torch``,
+        ``normscope``, ``notes``; what is missing is not shown.
+    """
+
+    title: str
+    table: polars.DataFrame
+    findings: polars.DataFrame
+    facts: tuple[Mapping[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        for what, frame, columns in (
+            ("table", self.table, TABLE_COLUMNS),
+            ("findings", self.findings, FINDING_COLUMNS),
+        ):
+            missing = [c for c in columns if c not in frame.columns]
+            if missing and (what == "table" or len(frame)):
+                raise UsageError(
+                    f"The {what} of a report needs the columns {', '.join(columns)}; {', '.join(missing)} are missing."
+                )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Labels of the models, in the order of the facts; then those only the table knows."""
+        known = [str(fact.get("label", "")) for fact in self.facts]
+        return tuple(dict.fromkeys([*known, *self.table["model"].unique(maintain_order=True).to_list()]))
+
+    def facts_of(self, model: str) -> Mapping[str, Any]:
+        """The facts of one model; empty if it has none."""
+        return next((fact for fact in self.facts if str(fact.get("label", "")) == model), {})
+
+    def findings_of(self, model: str) -> list[dict[str, Any]]:
+        """The findings of one model, the worst first, then by layer."""
+        rank = {severity: i for i, severity in enumerate(SEVERITIES)}
+        found = [f for f in self.findings.iter_rows(named=True) if f["model"] == model]
+        return sorted(found, key=lambda f: (rank.get(f["severity"], len(rank)), _last_if_none(f["layer"]), f["code"]))
+
+
+def _last_if_none(layer: int | None) -> float:
+    return float("inf") if layer is None else layer
