@@ -2,11 +2,13 @@
 
 from normscope.curvature._operators import fisher, hessian, jacobian, ntk
 from normscope.curvature._rates import Descent, descend, stable_rates
+from normscope.curvature._selfcheck import Check, selfcheck
 from normscope.curvature._sharpness import Sharpness, sharpness
 from normscope.curvature._variants import VARIANTS, last_layer
 
 __all__ = [
     "VARIANTS",
+    "Check",
     "Descent",
     "Sharpness",
     "descend",
@@ -15,6 +17,7 @@ __all__ = [
     "jacobian",
     "last_layer",
     "ntk",
+    "selfcheck",
     "sharpness",
     "stable_rates",
 ]
