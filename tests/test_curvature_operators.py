@@ -495,7 +495,7 @@ def fingerprint(model: nn.Module) -> str:
         h.update(b"none" if t.grad is None else t.grad.numpy().tobytes())
     h.update(str([(m.training, len(m._forward_hooks)) for m in model.modules()]).encode())
     h.update(
-        torch.get_rng_state().numpy().tobytes() + repr(random.getstate()).encode() + np.random.get_state()[1].tobytes()
+        torch.get_rng_state().numpy().tobytes() + repr(random.getstate()).encode() + np.random.get_state()[1].tobytes()  # noqa: NPY002
     )
     return h.hexdigest()
 

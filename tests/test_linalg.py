@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from normscope._errors import UsageError
 from normscope.linalg import LinearMap, from_directions, hutchinson, hutchpp, lanczos, moments, slq, spectrum
 from normscope.linalg.maps import Directions, from_matrix, gram
-from torch import Tensor
 
 
 def symmetric(values: Tensor, seed: int = 0) -> Tensor:
@@ -28,7 +29,9 @@ def outliers_and_bulk(n: int = 300, p: int = 500, top: int = 4, seed: int = 0) -
 
 
 def as_map(a: Tensor, directions: Tensor | None = None) -> LinearMap:
-    known = None if directions is None else Directions(directions.shape[1], a.shape[1], lambda w: directions @ w.double())
+    known = (
+        None if directions is None else Directions(directions.shape[1], a.shape[1], lambda w: directions @ w.double())
+    )
     return gram(from_matrix(a), directions=known)
 
 
@@ -191,7 +194,7 @@ def test_bad_requests_are_refused() -> None:
     a, _ = outliers_and_bulk()
     with pytest.raises(UsageError, match="square"):
         spectrum(from_matrix(a))
-    with pytest.raises(UsageError, match="no method of spectrum 'lancsos'.*lanczos"):
+    with pytest.raises(UsageError, match=r"no method of spectrum 'lancsos'.*lanczos"):
         spectrum(as_map(a), method="lancsos")
     with pytest.raises(UsageError, match="directions"):
         spectrum(as_map(a), method="directions")

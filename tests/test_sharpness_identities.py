@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from normscope import curvature
 from normscope.linalg import spectrum
-from torch import Tensor, nn
 
 N, WIDTHS, C = 24, (20, 16, 18), 4
 
@@ -29,7 +31,16 @@ class Norm(nn.Module):
         return u if self.gamma is None else u * self.gamma + self.beta
 
 
-def net(last: str = "none", hidden: str = "none", seed: int = 0, act: type[nn.Module] = nn.ReLU, widths: tuple[int, ...] = WIDTHS, c: int = C, sw: float = 2.0, sb: float = 0.1) -> nn.Sequential:
+def net(
+    last: str = "none",
+    hidden: str = "none",
+    seed: int = 0,
+    act: type[nn.Module] = nn.ReLU,
+    widths: tuple[int, ...] = WIDTHS,
+    c: int = C,
+    sw: float = 2.0,
+    sb: float = 0.1,
+) -> nn.Sequential:
     """Weights N(0, sw / fan_in), biases N(0, sb)."""
     g = torch.Generator().manual_seed(seed)
     kinds = {"ms": (0, False), "bn": (0, True), "layer_ms": (1, False), "ln": (1, True)}
@@ -42,7 +53,7 @@ def net(last: str = "none", hidden: str = "none", seed: int = 0, act: type[nn.Mo
 
     layers: list[nn.Module] = []
     sizes = (*widths, c)
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(sizes)):
         lin = nn.Linear(a, b, dtype=torch.float64)
         lin.weight.data.normal_(0, math.sqrt(sw / a), generator=g)
         lin.bias.data.normal_(0, math.sqrt(sb), generator=g)
@@ -68,7 +79,9 @@ def weights_only(model: nn.Module, x: Tensor, **more: object) -> Tensor:
 X = data()
 
 
-@pytest.mark.parametrize(("variant", "last"), [("center", "ms"), ("batch", "bn"), ("layer_center", "layer_ms"), ("layer", "ln")])
+@pytest.mark.parametrize(
+    ("variant", "last"), [("center", "ms"), ("batch", "bn"), ("layer_center", "layer_ms"), ("layer", "ln")]
+)
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_a_last_layer_norm_is_a_known_matrix_on_the_gram(variant: str, last: str, loss: str) -> None:
     want = curvature.fisher(net(last), X, loss=loss).dense()
@@ -139,7 +152,9 @@ def test_layer_sharpnesses_bound_the_whole_from_above_and_the_shares_from_below(
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-@pytest.mark.parametrize(("last", "hidden"), [("none", "none"), ("bn+affine", "none"), ("none", "bn+affine"), ("none", "ln")])
+@pytest.mark.parametrize(
+    ("last", "hidden"), [("none", "none"), ("bn+affine", "none"), ("none", "bn+affine"), ("none", "ln")]
+)
 def test_moments_of_the_spectrum(last: str, hidden: str, loss: str) -> None:
     model = net(last, hidden, act=nn.Tanh)
     values = eig(model, X, loss=loss)

@@ -10,9 +10,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from normscope import curvature
 from normscope.linalg import spectrum
-from torch import Tensor, nn
 
 A1, A2 = 3.0, 0.685709
 
@@ -27,7 +28,16 @@ class OverBatch(nn.Module):
         return u / (u.square().mean(0) + 1e-12).sqrt() if self.scale else u
 
 
-def net(m: int, c: int, seed: int, hidden: str = "none", last: str = "none", act: type[nn.Module] = nn.ReLU, sw: float = 2.0, sb: float = 0.0) -> nn.Module:
+def net(
+    m: int,
+    c: int,
+    seed: int,
+    hidden: str = "none",
+    last: str = "none",
+    act: type[nn.Module] = nn.ReLU,
+    sw: float = 2.0,
+    sb: float = 0.0,
+) -> nn.Module:
     g = torch.Generator().manual_seed(seed)
     kinds = {"none": [], "ln": [], "ms": [False], "bn": [True]}
     layers: list[nn.Module] = []
@@ -59,7 +69,7 @@ def test_without_norm_sharpness_grows_as_the_width() -> None:
 
 def test_last_layer_mean_subtraction_is_flat_when_samples_grow_with_the_width() -> None:
     values = {m: mean(m, m, 1, 6, last="ms") for m in (100, 400)}
-    assert A1 - A2 <= values[400]
+    assert values[400] >= A1 - A2
     assert values[400] == pytest.approx(8.3, abs=1.2)
     assert 0.7 < values[400] / values[100] < 1.15
 
@@ -103,9 +113,7 @@ def test_softmax_has_one_outlier_less() -> None:
 def test_frozen_statistics_keep_the_sharpness() -> None:
     x = torch.randn(200, 400, generator=torch.Generator().manual_seed(0))
     model = net(400, 3, 0)
-    frozen, train = (
-        spectrum(curvature.last_layer(model, x, v), tol=1e-2).largest for v in ("batch_frozen", "batch")
-    )
+    frozen, train = (spectrum(curvature.last_layer(model, x, v), tol=1e-2).largest for v in ("batch_frozen", "batch"))
     assert frozen / train > 15
 
 

@@ -69,8 +69,12 @@ def sharpness(
         console.print("  rates           " + ", ".join(f"{k} {v:.4g}" for k, v in rates.items()), highlight=False)
         if lr is not None:
             word = "[red]above[/]" if above else "[green]below[/]"
-            console.print(f"lr {lr:g} is {word} the threshold {limit:.4g} of {names[optimiser]} ({lr / limit:.2g} of it).")
-            console.print("It is a linear-stability threshold: training above it may catapult to a flatter place or diverge.")
+            console.print(
+                f"lr {lr:g} is {word} the threshold {limit:.4g} of {names[optimiser]} ({lr / limit:.2g} of it)."
+            )
+            console.print(
+                "It is a linear-stability threshold: training above it may catapult to a flatter place or diverge."
+            )
     if above:
         raise typer.Exit(1)
 
@@ -82,10 +86,21 @@ def _run(
     with torch.no_grad():
         classes = None if targets is None or targets.is_floating_point() or loss != "mse" else int(targets.max()) + 1
     if classes is not None:
-        targets = torch.nn.functional.one_hot(targets, max(classes, _width(net, inputs))).to(next(net.parameters()).dtype)
+        targets = torch.nn.functional.one_hot(targets, max(classes, _width(net, inputs))).to(
+            next(net.parameters()).dtype
+        )
     try:
         return run(
-            net, inputs, targets, loss, tol=tol, what_if=what_if, descent=descent, seed=seed, progress=progress, mode=mode
+            net,
+            inputs,
+            targets,
+            loss,
+            tol=tol,
+            what_if=what_if,
+            descent=descent,
+            seed=seed,
+            progress=progress,
+            mode=mode,
         )
     except UsageError:
         raise

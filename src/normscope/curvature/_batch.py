@@ -70,7 +70,7 @@ class Batch:
         self._graph: tuple[Tensor, list[Tensor]] | None = None
         self._twice: tuple[Tensor, Tensor] | None = None
         self.saved_bytes = 0
-        out, leaves = self.graph(measure=True)
+        out, _ = self.graph(measure=True)
         self.value = out.detach()
         self.n, self.c = self.value.shape
         if not out.requires_grad:

@@ -89,14 +89,19 @@ def make_loss(loss: LossLike) -> Loss:
     plain = getattr(loss, "reduction", None) == "mean"
     if type(loss) is nn.MSELoss and plain:
         return Loss("mse", scale=None)
-    if type(loss) is nn.CrossEntropyLoss and plain and loss.weight is None and not loss.label_smoothing:
-        if loss.ignore_index < 0:
-            return Loss("cross_entropy")
+    if isinstance(loss, nn.CrossEntropyLoss) and plain and _is_plain_softmax(loss):
+        return Loss("cross_entropy")
     if not callable(loss):
         raise UsageError(
             f"loss must be one of {', '.join(LOSSES)} or a callable (outputs, targets) -> scalar; got {loss!r}."
         )
     return Loss(getattr(loss, "__name__", type(loss).__name__), loss)
+
+
+def _is_plain_softmax(loss: nn.CrossEntropyLoss) -> bool:
+    return (
+        type(loss) is nn.CrossEntropyLoss and loss.weight is None and not loss.label_smoothing and loss.ignore_index < 0
+    )
 
 
 def check_targets(loss: Loss, targets: Any, out: Tensor, needed: bool, what: str) -> Tensor | None:

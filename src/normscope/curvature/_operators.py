@@ -55,9 +55,20 @@ def jacobian(
 
     Leaves no trace: parameters, buffers, gradients, flags and random streams are as before.
     """
-    f = Batches(model, inputs, make_options(
-        parameters, outputs=outputs, mode=mode, seed=seed, dtype=dtype, route=route, memory=memory, checkpoint=checkpoint
-    ))
+    f = Batches(
+        model,
+        inputs,
+        make_options(
+            parameters,
+            outputs=outputs,
+            mode=mode,
+            seed=seed,
+            dtype=dtype,
+            route=route,
+            memory=memory,
+            checkpoint=checkpoint,
+        ),
+    )
     return _jacobian(f)
 
 
@@ -98,7 +109,14 @@ def fisher(
     if kind not in KINDS:
         raise unknown("kind of fisher", kind, KINDS)
     options = make_options(
-        parameters, outputs=outputs, mode=mode, seed=seed, dtype=dtype, route=route, memory=memory, checkpoint=checkpoint
+        parameters,
+        outputs=outputs,
+        mode=mode,
+        seed=seed,
+        dtype=dtype,
+        route=route,
+        memory=memory,
+        checkpoint=checkpoint,
     )
     f = Batches(model, inputs, options)
     y = _targets(f, made, inputs, targets, needed=kind == "empirical", what=f"fisher(kind={kind!r})")
@@ -150,7 +168,9 @@ def hessian(
     ``jvp(jvp)`` are silently wrong (docs/curvature.md); a reverse pass over a reverse pass is exact.
     """
     made = make_loss(loss)
-    f = Batches(model, inputs, make_options(parameters, outputs=outputs, mode=mode, seed=seed, dtype=dtype, memory=memory))
+    f = Batches(
+        model, inputs, make_options(parameters, outputs=outputs, mode=mode, seed=seed, dtype=dtype, memory=memory)
+    )
     y = _targets(f, made, inputs, targets, needed=True, what="hessian()")
     ys = [None] * len(f.parts) if y is None else list(y.split(f.sizes)) if len(f.parts) > 1 else [y]
     graphs: list[tuple[list[Tensor], Tensor] | None] = [None] * len(f.parts)

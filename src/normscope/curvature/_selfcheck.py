@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's custom)
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, hessian, jacrev, jvp, vjp
 
@@ -41,7 +42,9 @@ def selfcheck(device: str | torch.device = "cpu", dtype: torch.dtype = torch.flo
     Each is compared with the same net whose norm is written from means and a square root, by double backward.
     """
     if dtype not in TOLERANCE:
-        raise UsageError(f"selfcheck runs in float32 or float64; got {dtype}. Half precision is computed in float32 anyway.")
+        raise UsageError(
+            f"selfcheck runs in float32 or float64; got {dtype}. Half precision is computed in float32 anyway."
+        )
     device = torch.device(device)
     checks = [c for layer in LAYERS for c in _layer_checks(layer, device, dtype, seed)]
     return checks + list(_operator_checks(device, dtype, seed)) + [_no_grad_check(device, dtype)]
@@ -74,7 +77,9 @@ LAYERS = {
 }
 
 
-def _problem(device: torch.device, dtype: torch.dtype, seed: int, affine: bool) -> tuple[Params, Params, Callable[..., Scalar]]:
+def _problem(
+    device: torch.device, dtype: torch.dtype, seed: int, affine: bool
+) -> tuple[Params, Params, Callable[..., Scalar]]:
     """Parameters, a direction, and norm -> loss(parameters): two layers of 12 on 32 samples, cross-entropy."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -98,7 +103,9 @@ def _problem(device: torch.device, dtype: torch.dtype, seed: int, affine: bool) 
 def _double_backward(f: Scalar, p: Params, v: Params) -> Params:
     leaves = {k: t.detach().clone().requires_grad_() for k, t in p.items()}
     first = torch.autograd.grad(f(leaves), list(leaves.values()), create_graph=True)
-    again = torch.autograd.grad(sum((a * b).sum() for a, b in zip(first, v.values(), strict=True)), list(leaves.values()))
+    again = torch.autograd.grad(
+        torch.stack([(a * b).sum() for a, b in zip(first, v.values(), strict=True)]).sum(), list(leaves.values())
+    )
     return dict(zip(p, again, strict=True))
 
 
@@ -126,12 +133,12 @@ def _layer_checks(layer: str, device: torch.device, dtype: torch.dtype, seed: in
     slope = grad(loss(plain))(p)
     first = {"vjp": lambda: vjp(loss(native), p)[1](torch.ones((), device=device, dtype=dtype))[0]}
     yield _check(layer, "vjp", True, first["vjp"], slope, dtype)
-    along = {"": sum((slope[k] * v[k]).sum() for k in p)}
+    along = {"": torch.stack([(slope[k] * v[k]).sum() for k in p]).sum()}
     yield _check(layer, "jvp", True, lambda: {"": jvp(loss(native), (p,), (v,))[1]}, along, dtype)
     product = _double_backward(loss(plain), p, v)
     for name, (method, relied) in PRODUCTS.items():
-        yield _check(layer, name, relied, lambda method=method: method(loss(native), p, v), product, dtype)
-    twice = {"": sum((product[k] * v[k]).sum() for k in p)}
+        yield _check(layer, name, relied, partial(method, loss(native), p, v), product, dtype)
+    twice = {"": torch.stack([(product[k] * v[k]).sum() for k in p]).sum()}
 
     def forward_forward() -> Params:
         return {"": jvp(lambda q: jvp(loss(native), (q,), (v,))[1], (p,), (v,))[1]}
@@ -139,9 +146,7 @@ def _layer_checks(layer: str, device: torch.device, dtype: torch.dtype, seed: in
     yield _check(layer, "jvp(jvp)", False, forward_forward, twice, dtype)
 
 
-def _check(
-    layer: str, name: str, relied: bool, run: Callable[[], Params], want: Params, dtype: torch.dtype
-) -> Check:
+def _check(layer: str, name: str, relied: bool, run: Callable[[], Params], want: Params, dtype: torch.dtype) -> Check:
     try:
         got = run()
     except (RuntimeError, NotImplementedError) as error:
@@ -149,6 +154,10 @@ def _check(
     scale = sum(float(t.double().square().sum()) for t in want.values()) ** 0.5
     off = sum(float((got[k].double() - want[k].double()).square().sum()) for k in want) ** 0.5 / max(scale, 1e-300)
     return Check(layer, name, relied, off, "exact" if off <= TOLERANCE[dtype] else "WRONG")
+
+
+def _pushed(model: nn.Module, x: Tensor, route: str, w: Tensor) -> Params:
+    return {"": jacobian(model, x, route=route) @ w}
 
 
 class _Plain(nn.Module):
@@ -175,14 +184,26 @@ def _operator_checks(device: torch.device, dtype: torch.dtype, seed: int) -> Ite
         x, y = torch.randn(10, 2, 6, 6, dtype=torch.float64), torch.randn(10, 3, dtype=torch.float64)
     x, y = x.to(device, dtype), y.to(device, dtype)
     params = list(twin.parameters())
-    rows = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(o, params, retain_graph=True)]) for o in twin(x).reshape(-1)]
+    rows = [
+        torch.cat([g.reshape(-1) for g in torch.autograd.grad(o, params, retain_graph=True)])
+        for o in twin(x).reshape(-1)
+    ]
     j = torch.stack(rows)
     w = torch.randn(j.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
     named = "normscope on conv + batch norm"
     for route in ("jvp", "double_vjp"):
-        yield _check(named, f"Jacobian, {route}", True, lambda route=route: {"": jacobian(model, x, route=route) @ w}, {"": j @ w}, dtype)
+        yield _check(
+            named,
+            f"Jacobian, {route}",
+            True,
+            partial(_pushed, model, x, route, w),
+            {"": j @ w},
+            dtype,
+        )
     yield _check(named, "Fisher", True, lambda: {"": fisher(model, x) @ w}, {"": j.T @ (j @ w) / 10}, dtype)
-    slope = torch.cat([g.reshape(-1) for g in torch.autograd.grad((twin(x) - y).square().sum() / 20, params, create_graph=True)])
+    slope = torch.cat(
+        [g.reshape(-1) for g in torch.autograd.grad((twin(x) - y).square().sum() / 20, params, create_graph=True)]
+    )
     want = torch.cat([g.reshape(-1) for g in torch.autograd.grad(slope @ w, params)])
     yield _check(named, "Hessian", True, lambda: {"": hessian_map(model, x, y) @ w}, {"": want}, dtype)
 

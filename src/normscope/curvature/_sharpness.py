@@ -96,7 +96,9 @@ class Sharpness:
             lines += [f"  {title:<15} {name}: lambda_max {value:.4g}" for name, value in table.items()]
         for run in self.descent:
             said = "diverged" if not run.finite else "exceeded its first value" if run.exceeded else "fell"
-            lines.append(f"  descent         at {run.rate:.3g}: loss {run.losses[0]:.4g} -> {run.losses[-1]:.4g}, {said}")
+            lines.append(
+                f"  descent         at {run.rate:.3g}: loss {run.losses[0]:.4g} -> {run.losses[-1]:.4g}, {said}"
+            )
         lines += [f"  warning: {w}" for w in self.warnings]
         return "\n".join(lines)
 
@@ -149,7 +151,9 @@ def sharpness(
         rates = [x * 2 / top.largest for x in (0.5, 1.0, 2.0)]
         runs = descend(model, inputs, targets, loss, rates=rates, steps=descent, seed=seed, **options)
     if not top.converged:
-        warnings.append(f"lambda_max has not converged: residual {float(top.residuals[0]):.2g}. Raise tol or max_products.")
+        warnings.append(
+            f"lambda_max has not converged: residual {float(top.residuals[0]):.2g}. Raise tol or max_products."
+        )
     p = a.shape[0]
     trace, square = found.trace, found.square
     return Sharpness(
@@ -286,11 +290,15 @@ def _modes(
         table["train, whole batch"] = spectrum(whole, tol=10 * tol, seed=seed).largest
     other = "eval" if mode == "train" else "train"
     try:
-        table[other] = spectrum(fisher(model, inputs, None, loss, mode=other, seed=seed, **more), tol=10 * tol, seed=seed).largest
+        table[other] = spectrum(
+            fisher(model, inputs, None, loss, mode=other, seed=seed, **more), tol=10 * tol, seed=seed
+        ).largest
     except (UsageError, ValueError):  # one sample a channel, or non-finite without normalization
         return table, []
     low, high = min(table.values()), max(table.values())
     if high <= 2 * low:
         return table, []
     said = ", ".join(f"{name} {value:.3g}" for name, value in table.items())
-    return table, [f"lambda_max differs by {high / max(low, 1e-300):.1f}x between modes ({said}): a rate chosen in one is wrong in another."]
+    return table, [
+        f"lambda_max differs by {high / max(low, 1e-300):.1f}x between modes ({said}): a rate chosen in one is wrong in another."
+    ]

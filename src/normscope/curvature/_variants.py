@@ -83,4 +83,3 @@ def project(matrix: Tensor, outputs: Tensor, variant: str, eps: float = 1e-5) ->
         return change(x.reshape(n, c, -1)).reshape(n * c, -1)
 
     return both(both(matrix).T)
-

@@ -142,7 +142,8 @@ def spectrum(
         return _dense(a, g, side, largest, density)
     spent, gap = 0.0, None
     if chosen == "screened":
-        assert g.directions is not None and g.directions.screen is not None
+        assert g.directions is not None
+        assert g.directions.screen is not None
         found, spent = g.directions.screen(), g.directions.screen_cost
         if found is None:
             chosen = "lanczos"
@@ -150,7 +151,8 @@ def spectrum(
             weights, gap = found
             start = g.directions.make(weights[:, None])
     if chosen == "directions":
-        assert g.factor is not None and g.directions is not None
+        assert g.factor is not None
+        assert g.directions is not None
         all_of_them = g.directions.make(torch.eye(g.directions.count, dtype=torch.float64, device=g.device))
         ritz = from_directions(
             g.factor.T, all_of_them, k=k, tol=tol, max_products=max_products, generator=generator, progress=progress
