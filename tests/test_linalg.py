@@ -91,8 +91,19 @@ def test_directions_in_the_null_space_do_not_mislead() -> None:
     a, top = outliers_and_bulk()
     a = a - a @ top @ top.T
     want = float(torch.linalg.eigvalsh(a.T @ a)[-1])
-    r = from_directions(from_matrix(a), top, tol=1e-4)
-    assert float(r.values[0]) == pytest.approx(want, rel=1e-4)
+    s = spectrum(as_map(a, top), method="directions", tol=1e-4)
+    assert s.largest == pytest.approx(want, rel=1e-4)
+    assert s.method == "lanczos"
+
+
+def test_directions_that_are_an_invariant_space_below_the_top_do_not_mislead() -> None:
+    a, top = outliers_and_bulk()
+    bulk = a - a @ top @ top.T
+    edge = float(torch.linalg.eigvalsh(bulk.T @ bulk)[-1])
+    extra = 0.5 * math.sqrt(edge) * torch.eye(4, dtype=torch.float64)
+    both = torch.cat([bulk, extra @ top.T])
+    s = spectrum(as_map(both, top), method="directions", tol=1e-4)
+    assert s.largest == pytest.approx(edge, rel=1e-4)
 
 
 def test_a_wrong_transpose_is_noticed() -> None:

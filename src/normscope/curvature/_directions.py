@@ -21,6 +21,8 @@ from normscope.linalg.spectrum import MOST_DIRECTIONS
 #: Samples and share of the batch that the screening of start vectors looks at (chosen by us: on nets (a)-(c) of
 #: benchmarks/curvature.py an eighth of the batch names the top direction well enough for 1e-3 in two more products).
 SCREEN_SAMPLES, SCREEN_SHARE = 16, 1 / 8
+#: No screening where it would cost more products than this (chosen by us: it saves about three).
+SCREEN_COST = 1.5
 #: Up to so many outputs the screening takes one VJP each; above, a few Lanczos steps in the space of outputs.
 SCREEN_OUTPUTS = 24
 #: The gap that the part of the batch sees is divided by this (chosen by us: the true top gap was up to 3 times smaller).
@@ -64,6 +66,8 @@ def mean_directions(f: Batches, loss: Loss) -> Directions:
         return Directions(f.c, f.n * f.c, make)
     share = size / f.n
     cost = (f.c + 1) / 2 * share if f.c <= SCREEN_OUTPUTS else 8 * share
+    if cost > SCREEN_COST:
+        return Directions(f.c, f.n * f.c, make)
     return Directions(f.c, f.n * f.c, make, lambda: _screen(f, loss, piece), cost)
 
 

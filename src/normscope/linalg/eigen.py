@@ -13,9 +13,13 @@ from torch import Tensor
 from normscope.linalg.maps import LinearMap
 
 Progress = Callable[[int, float, float], None]
-#: Relative residual above which the given directions count as no eigenvectors (chosen by us: on the nets where the
-#: theory holds the first residual is 0.02-0.1, where it does not 0.5-1).
-BLIND = 0.3
+#: First relative residuals outside of this range mean that the given directions are not what the theory says (chosen by
+#: us: where it holds they are 0.02-0.1). Above: no eigenvectors. Below: an invariant space of their own, as the offsets
+#: after a last-layer norm, from which no Krylov space sees anything else.
+EXPECTED = (1e-3, 0.3)
+#: A start that has not converged after so many products was not what the gap was estimated for: from then on the plain
+#: residual decides (chosen by us: where the theory holds 2-5 are enough).
+GAP_PRODUCTS = 8
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Ritz:
     errors: (k,) what the eigenvalues may be off by: the residual, or residual^2 / gap where the gap to the rest of the
         spectrum is known well enough (Kato, Temple; Parlett 1998, Thm 11.7.1).
     products: products with G spent; a product with A or A^T alone, where G = A^T A, counts one half.
+    first: relative residual of the first step (NaN for k > 1), see ``EXPECTED``.
     asymmetry: worst relative gap between <u, G u> and ||A u||^2 seen on the way (0 where never tested).
     """
 
@@ -40,6 +45,12 @@ class Ritz:
     products: float
     converged: bool
     asymmetry: float = 0.0
+    first: float = math.nan
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the start behaved as an approximate top eigenvector, so that the space can be trusted to hold it."""
+        return EXPECTED[0] <= self.first <= EXPECTED[1]
 
 
 def orthonormalise(x: Tensor, against: Tensor | None = None, drop: float = 1e-6) -> Tensor:
@@ -97,7 +108,7 @@ def lanczos(
     basis = block
     columns = torch.zeros(0, 0, dtype=small)
     products, asymmetry = 0.0, 0.0
-    best, before = math.inf, 0.0
+    best, before, first = math.inf, 0.0, math.nan
     while True:
         image, off = _product(g, block)
         products, asymmetry = products + block.shape[1], max(asymmetry, off)
@@ -117,9 +128,8 @@ def lanczos(
         residuals = (rest @ last).norm(dim=0).to(small).cpu()
         scale = float(theta.abs().max().clamp_min(torch.finfo(small).tiny))
         errors = residuals
-        if (
-            gap is not None and k == 1
-        ):  # Ritz values only rise: what bounded an earlier one bounds this one all the more
+        if gap is not None and k == 1 and products <= GAP_PRODUCTS:
+            # Ritz values only rise: what bounded an earlier one bounds this one all the more.
             best = min(best - (float(theta[0]) - before), float(residuals[0]) ** 2 / (gap * scale))
             before = float(theta[0])
             errors = residuals.clamp_max(max(best, 0.0))
@@ -134,7 +144,9 @@ def lanczos(
             exhausted = fresh.shape[1] == 0
         if done or exhausted or products + fresh.shape[1] > max_products:
             vectors = basis @ y.to(basis.device, work)
-            return Ritz(theta, residuals, errors, vectors, basis, columns, products, done or exhausted, asymmetry)
+            return Ritz(
+                theta, residuals, errors, vectors, basis, columns, products, done or exhausted, asymmetry, first
+            )
         block = fresh
         basis = torch.cat([basis, block], 1)
 
@@ -162,7 +174,6 @@ def from_directions(
     k: int = 1,
     tol: float = 1e-3,
     max_products: int = 200,
-    generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Ritz:
     """The ``k`` largest eigenvalues of G = A^T A (m, m), A (p, m), by Rayleigh-Ritz that starts on known directions.
@@ -172,14 +183,14 @@ def from_directions(
     G u - theta u of the worst wanted Ritz vector u, at one product with A^T (the residual) and one with A (the new
     column of Y) a step. From a single direction this is Lanczos: every Ritz residual is parallel to the next Lanczos
     vector (Parlett 1998, section 12.1). For k = 1 the gap to the next Ritz value tightens the error, see ``Ritz``.
-    Directions that turn out to be no eigenvectors (last-layer batch norm removes the mean gradients) are met by adding
-    one random vector after the first step, and the error is then the plain residual.
+    Stops after the first step with ``converged=False`` where the directions turn out to be no eigenvectors (last-layer
+    batch norm removes the mean gradients).
     """
     work = torch.float64 if a.shape[1] <= 200_000 else a.dtype
     basis = orthonormalise(directions.to(a.device, work))
     rows = [a.matmat(basis).T]  # blocks of Y^T, (b, p): rows keep each long vector in one piece
     projected = _small(rows[0] @ rows[0].T)
-    products, asymmetry, blind = basis.shape[1] / 2, 0.0, None
+    products, asymmetry, first = basis.shape[1] / 2, 0.0, math.nan
     while True:
         theta, q = torch.linalg.eigh(projected)
         theta, q = theta.flip(0), q.flip(1)
@@ -195,19 +206,15 @@ def from_directions(
         asymmetry = max(asymmetry, float(((u * image).sum(0).double().cpu() - theta[:wanted]).abs().max()) / scale)
         if progress is not None:
             progress(int(products), float(theta[0]), float(residuals[0]))
-        met = blind is None and (float(theta[0]) <= 0 or float(residuals[0]) > BLIND * scale)
-        blind = bool(blind) or met
-        tight = k == 1 < len(theta) and not blind
+        first = float(residuals[0]) / scale if math.isnan(first) else first
+        tight = k == 1 < len(theta)
         errors = torch.minimum(residuals, residuals**2 / (theta[0] - theta[1])) if tight else residuals
         late = errors > tol * scale
-        done = not met and not bool(late.any()) and wanted == min(k, a.shape[1])
-        fresh = rest[:, late.to(rest.device)]
-        if met or (wanted < k and not done):  # let a random vector see what the directions do not
-            noise = torch.randn(a.shape[1], 1, generator=generator, dtype=torch.float64)
-            fresh = torch.cat([fresh, noise.to(fresh)], 1)
-        fresh = orthonormalise(fresh, basis) if not done else fresh[:, :0]
-        if done or fresh.shape[1] == 0 or products + fresh.shape[1] / 2 > max_products:
-            return Ritz(theta[:wanted], residuals, errors, u, basis, projected, products, done, asymmetry)
+        done = not bool(late.any()) and wanted == min(k, a.shape[1])
+        stop = done or not first <= EXPECTED[1]
+        fresh = orthonormalise(rest[:, late.to(rest.device)], basis) if not stop else basis[:, :0]
+        if stop or fresh.shape[1] == 0 or products + fresh.shape[1] / 2 > max_products:
+            return Ritz(theta[:wanted], residuals, errors, u, basis, projected, products, done, asymmetry, first)
         new = a.matmat(fresh).T
         side = torch.cat([r @ new.T for r in rows]).double().cpu()
         projected = torch.cat([torch.cat([projected, side], 1), torch.cat([side.T, _small(new @ new.T)], 1)])
