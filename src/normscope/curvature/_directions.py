@@ -89,10 +89,14 @@ def _screen(f: Batches, loss: Loss, piece: Any) -> tuple[Tensor, float] | None:
 
     Any start vector is a valid one, so that a part of the batch is as good as the whole for choosing it, and so are the
     gradients in biases and norm parameters alone: at every layer a weight's mean gradient is about the bias's times
-    the mean activation, so that the outputs' overlaps are alike. It saves the passes' larger half.
+    the mean activation, so that the outputs' overlaps are alike. It saves the passes' larger half. Through the softmax,
+    which weights samples, the overlaps are not alike enough, and all parameters are taken.
     """
     vectors = [n for n, p in zip(f.parts[0].names, f.parts[0].theta, strict=True) if p.dim() == 1]
-    options = replace(f.options, parameters=[glob.escape(n) for n in vectors]) if vectors else f.options
+    if vectors and loss.name == "mse":
+        options = replace(f.options, parameters=[glob.escape(n) for n in vectors])
+    else:
+        options = f.options
     try:
         small = Batches(f.model, piece, options)
     except (UsageError, ValueError, RuntimeError):  # a batch size that the model does not take
@@ -122,7 +126,4 @@ def _screen(f: Batches, loss: Loss, piece: Any) -> tuple[Tensor, float] | None:
     share = small.n / f.n
     if float(theta[0]) - background <= 3 * background * share:
         return None
-    # Errors of the weights leak into the other directions as 1 / gap (first-order perturbation), so that
-    # error = residual^2 * mean(1 / gap): the harmonic mean of the gaps.
-    gaps = ((theta[0] - theta[1:]) / theta[0]).clamp_min(1e-6)
-    return q[:, 0], float(1 / (1 / gaps).mean()) / SCREEN_SAFETY
+    return q[:, 0], max(float((theta[0] - theta[1]) / theta[0]), 1e-6) / SCREEN_SAFETY

@@ -127,12 +127,16 @@ def lanczos(
         last = y[j - b :].to(rest.device, work)
         residuals = (rest @ last).norm(dim=0).to(small).cpu()
         scale = float(theta.abs().max().clamp_min(torch.finfo(small).tiny))
+        first = float(residuals[0]) / scale if math.isnan(first) else first
         errors = residuals
         if gap is not None and k == 1 and products <= GAP_PRODUCTS:
             # Ritz values only rise: what bounded an earlier one bounds this one all the more.
             best = min(best - (float(theta[0]) - before), float(residuals[0]) ** 2 / (gap * scale))
             before = float(theta[0])
-            errors = residuals.clamp_max(max(best, 0.0))
+            if best >= 0:
+                errors = residuals.clamp_max(best)
+            else:  # the value rose by more than the bound had allowed: the gap was not what it was said to be
+                gap = None
         if progress is not None:
             progress(int(products), float(theta[0]), float(residuals[0]))
         done = theta.numel() >= min(k, size) and bool((errors <= tol * scale).all())

@@ -169,6 +169,8 @@ def spectrum(
         if float(other.values[0]) >= float(ritz.values[0]) or not ritz.converged:
             spent += ritz.products - other.products
             ritz, chosen = other, "lanczos"
+        else:
+            ritz = replace(ritz, errors=ritz.residuals)
     products = ritz.products + spent
     both = moments(g, ritz.basis, ritz.projected, probes, generator=generator) if trace else None
     points = slq(g, probes, steps, generator=generator, null=null) if density else None
