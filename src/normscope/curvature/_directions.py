@@ -93,10 +93,8 @@ def _screen(f: Batches, loss: Loss, piece: Any) -> tuple[Tensor, float] | None:
     which weights samples, the overlaps are not alike enough, and all parameters are taken.
     """
     vectors = [n for n, p in zip(f.parts[0].names, f.parts[0].theta, strict=True) if p.dim() == 1]
-    if vectors and loss.name == "mse":
-        options = replace(f.options, parameters=[glob.escape(n) for n in vectors])
-    else:
-        options = f.options
+    only = [glob.escape(n) for n in vectors] if vectors and loss.name == "mse" else f.options.parameters
+    options = replace(f.options, parameters=only)
     try:
         small = Batches(f.model, piece, options)
     except (UsageError, ValueError, RuntimeError):  # a batch size that the model does not take
