@@ -272,7 +272,7 @@ def run(net: str, method: str, repeats: int, timeout: float) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ}, check=False)
     except subprocess.TimeoutExpired:
-        return {"failed": f"more than {timeout:g} s"}
+        return {"failed": f"stopped after {timeout:g} s", "stopped": True}
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
         return {"failed": lines[-1][:110] if lines else f"exit code {done.returncode}"}
@@ -304,7 +304,8 @@ def main() -> None:
         for method in args.methods.split(","):
             got = run(net, method, args.repeats, args.timeout)
             if "failed" in got:
-                print(f"  {method:<20}{'refuses':>8}  {got['failed']}", flush=True)
+                word = "stopped" if "stopped" in got else "missing" if "No module" in got["failed"] else "refuses"
+                print(f"  {method:<20}{word:>8}  {got['failed']}", flush=True)
                 continue
             error = got["value"] / reference["value"] - 1
             said = f"{error:.0e}" if abs(error) < 0.05 else f"x{1 + error:.3g}"
