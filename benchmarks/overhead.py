@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,6 +140,15 @@ def peak(name: str, arm: str) -> float:
     return rss(arm) - rss("nothing")
 
 
+def _peak_rss() -> float:
+    """Peak resident memory of this process, MB (Linux: ``ru_maxrss`` would start from the parent's)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
@@ -150,7 +160,7 @@ def main() -> None:
     if args.one:
         runs = arms(*NETS[args.one](), peers="torchlens" in args.arm or "delve" in args.arm)
         runs.get(args.arm, lambda: None)()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(_peak_rss())
         return
     for name in NETS:
         measure(name, args.repeats if "mlp" in name else max(3, args.repeats // 2), args.peers)

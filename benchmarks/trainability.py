@@ -16,8 +16,8 @@ import polars as pl
 import torch
 from torch.nn.functional import cross_entropy
 
-from normscope.configuration import configuration
 from normscope.datasets import load
+from normscope.findings import find
 from normscope.nn import build
 from normscope.probe import probe
 from normscope.spec import Spec
@@ -71,7 +71,7 @@ def describe(spec: Spec, x: torch.Tensor, y: torch.Tensor, seed: int) -> dict[st
     """What the probe says at initialization: worst and last values over the hidden layers."""
     model = build(spec, tuple(x.shape[1:]), seed=seed)
     profile = probe(model, x[:128], y[:128], mode="train")
-    out: dict[str, float | str] = {}
+    out: dict[str, float | str] = {"findings": " ".join(f"{f.code}:{f.severity}" for f in find(profile))}
     for metric in METRICS:
         values = [v for k, v in profile.series(metric).items() if 0 < k <= spec.depth]
         if values:
@@ -85,10 +85,7 @@ def describe(spec: Spec, x: torch.Tensor, y: torch.Tensor, seed: int) -> dict[st
     relative = list(profile.series("relative_gradient", "weight").values())
     out["min_relative_gradient"], out["max_relative_gradient"] = min(relative), max(relative)
     out["collinearity"] = list(profile.series("gradient_collinearity", "gradient").values())[-2]
-    with torch.no_grad():
-        readout, model.readout = model.readout, torch.nn.Identity()
-        out["shape"] = configuration(model(x[:128])).label
-        model.readout = readout
+    out["shape"] = str(profile.facts["shape"])
     return out
 
 

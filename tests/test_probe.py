@@ -15,6 +15,14 @@ from normscope import Spec, UsageError, build, probe
 N, INPUTS, WIDTH, CLASSES = 5, 6, 7, 4
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Nets that a test makes without saying how are the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 # Slow oracles: numpy, one representation (n, d) at a time
 
 
@@ -60,7 +68,7 @@ ORACLES = {
     "orthogonality_gap": lambda x: np.linalg.norm(x @ x.T / np.sum(x**2) - np.eye(len(x)) / len(x)),
     "sigma_min": lambda x: np.linalg.svd(x, compute_uv=False)[-1],
     "entropy_rank": entropy_rank,
-    "soft_rank": lambda x: np.sum(eigenvalues(x) >= eigenvalues(x).mean() / 2),
+    "soft_rank": lambda x: np.sum(eigenvalues(x) >= eigenvalues(x).sum() / min(x.shape) / 2),
     "numerical_rank": np.linalg.matrix_rank,
     "isometry_gap": lambda x: np.log(eigenvalues(x).mean()) - np.log(eigenvalues(x)).mean(),
     "mean_cosine": lambda x: cosines(x).mean(),
@@ -91,6 +99,7 @@ def by_hand(model, x, targets, norm):
         u = h @ layer.linear.weight.T + layer.linear.bias
         if norm:
             u = (u - u.mean(0)) / (((u - u.mean(0)) ** 2).mean(0) + 1e-5).sqrt()
+            u = u * layer.norm.weight + layer.norm.bias
         states.append(h := marked(u.tanh()))
     states.append(h := marked(h @ model.readout.weight.T + model.readout.bias))
     probabilities = h.exp() / h.exp().sum(1, keepdim=True)
@@ -120,7 +129,7 @@ def values(profile, metric, signal="activation"):
 def places(profile):
     """name of the module -> (layer, number of calls recorded)."""
     calls = {(r.name, r.layer, r.call) for r in profile.records if r.layer}
-    return {name: (layer, sum(n == name for n, _, _ in calls)) for name, layer, _ in calls}
+    return {name: (layer, sum(n == name for n, _, _ in calls)) for name, layer, _ in sorted(calls, key=lambda c: c[1])}
 
 
 def rms_of(profile, name, call=0, signal="activation", metric="rms"):
@@ -192,9 +201,6 @@ def test_the_weight_gradient_of_a_layer_is_over_all_its_parameters(chain):
     expected = {}
     for layer, name in enumerate(names, 1):
         own = [n for n, _ in model.named_parameters() if n.startswith(f"{name}.")]
-        # Batch norm's affine parameters are not in the oracle: they come from their own formula below.
-        if any(n not in weights for n in own):
-            return
         expected[layer, 0] = np.sqrt(sum(weights[n].square().sum().item() for n in own))
     assert values(profile, "gradient_norm", "weight") == pytest.approx(expected, rel=1e-9)
 
@@ -202,14 +208,14 @@ def test_the_weight_gradient_of_a_layer_is_over_all_its_parameters(chain):
 def test_the_weight_gradient_of_one_linear_is_the_closed_form():
     model, x, y = seeded(lambda: nn.Linear(3, 2).double()), gaussian(4, 3, dtype=torch.float64), gaussian(4, 2).double()
     residual = 2 * (x @ model.weight.T + model.bias - y).detach() / y.numel()
-    norm = np.hypot((residual.T @ x).norm(), residual.sum(0).norm())
+    norm = np.hypot((residual.T @ x).norm().item(), residual.sum(0).norm().item())
     assert values(probe(model, x, y), "gradient_norm", "weight") == pytest.approx({(1, 0): norm})
 
 
 def test_the_relative_gradient_is_the_gradient_over_the_parameters():
     model, x, y = seeded(lambda: nn.Linear(3, 2)), gaussian(4, 3), gaussian(4, 2)
     profile = probe(model, x, y)
-    size = np.hypot(model.weight.detach().norm(), model.bias.detach().norm())
+    size = np.hypot(model.weight.detach().norm().item(), model.bias.detach().norm().item())
     expected = {(1, 0): values(profile, "gradient_norm", "weight")[1, 0] / size}
     assert values(profile, "relative_gradient", "weight") == pytest.approx(expected)
 
@@ -286,10 +292,16 @@ KINDS = {
     "residual": (Residual, (6, 4)),
     "nested": (lambda: nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2)), (6, 4)),
     "in place": (lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)), (6, 4)),
-    "conv": (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)), (6, 2, 4, 4)),
+    "conv": (
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)),
+        (6, 2, 4, 4),
+    ),
     "lstm": (lambda: nn.LSTM(4, 3, batch_first=True), (6, 5, 4)),
     "encoder": (lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (6, 5, 4)),
-    "resnet": (lambda: build(Spec(family="resnet", depth=5, width=4, norm="batch", outputs=3), (2, 6, 6)), (6, 2, 6, 6)),
+    "resnet": (
+        lambda: build(Spec(family="resnet", depth=5, width=4, norm="batch", outputs=3), (2, 6, 6)),
+        (6, 2, 6, 6),
+    ),
     "vgg": (lambda: build(Spec(family="vgg", depth=4, width=4, norm="batch", outputs=3), (2, 8, 8)), (6, 2, 8, 8)),
     "checkpoint": (lambda: Recompute(False), (6, 4)),
     "mlp": (lambda: build(Spec(depth=3, width=4, norm="batch", skip=0.5), 4), (6, 4)),
@@ -411,13 +423,6 @@ def test_integer_inputs_still_give_gradients_in_the_layers():
 
 
 def test_a_tuple_of_inputs_becomes_positional_arguments():
-    x, y = gaussian(6, 3), gaussian(6, 4, seed=1)
-    model = seeded(lambda: nn.Bilinear(3, 4, 2, bias=False))
-    expected = rms(torch.einsum("ni,oij,nj->no", x, model.weight, y))
-    assert rms_of(probe(model, (x, y)), "") in (pytest.approx(expected, rel=1e-5),) or places(probe(model, (x, y)))
-
-
-def test_the_output_of_a_bilinear_on_a_tuple_is_the_oracles():
     x, y = gaussian(6, 3), gaussian(6, 4, seed=1)
     model = seeded(lambda: nn.Bilinear(3, 4, 2, bias=False))
     expected = rms(torch.einsum("ni,oij,nj->no", x, model.weight, y))
@@ -592,10 +597,8 @@ def test_a_compiled_model_that_has_run_gives_the_records_of_the_model_inside():
 
 def test_a_compiled_part_gives_the_numbers_of_the_part_inside():
     part, x = plain(), gaussian(6, 4)
-    profile = probe(nn.Sequential(torch.compile(part, backend="eager"), nn.Tanh()), x)
-    assert sorted(values(profile, "rms").values())[:4] == sorted([*values(probe(part, x), "rms").values()])[:4] or (
-        len(values(profile, "rms")) == 6
-    )
+    series = probe(nn.Sequential(torch.compile(part, backend="eager"), nn.Tanh()), x).series("rms")
+    assert [series[layer] for layer in range(5)] == list(probe(part, x).series("rms").values())
 
 
 def test_a_data_parallel_model_gives_the_records_of_the_model_inside():
@@ -609,10 +612,10 @@ def test_a_model_that_was_looked_through_says_so():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_narrow_models_activations_are_measured_as_they_are(dtype):
-    model, x = nn.Linear(4, 32).to(dtype), gaussian(6, 4).to(dtype)
+    model, x = nn.Linear(4, 20).to(dtype), gaussian(6, 4).to(dtype)
     rows = model(x).detach().double().numpy()
     expected = ORACLES["sigma_min"](rows)
-    assert values(probe(model, x), "sigma_min")[1, 0] == pytest.approx(expected, rel=1e-9)
+    assert values(probe(model, x), "sigma_min")[1, 0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_narrow_model_has_gradients():
@@ -633,9 +636,13 @@ def test_frozen_parameters_leave_the_gradient_signal_as_it_is():
 
 @pytest.mark.parametrize("how", [False, True], ids=["non-reentrant", "reentrant"])
 def test_a_checkpointed_model_gives_the_activations_of_the_same_model_without(how):
-    x, y = gaussian(8, 4), torch.arange(8) % 3
-    without = probe(seeded(lambda: Recompute(None)), x, y)
-    assert values(probe(seeded(lambda: Recompute(how)), x, y), "rms") == values(without, "rms")
+    without = probe(seeded(lambda: Recompute(None)), gaussian(8, 4))
+    found = probe(seeded(lambda: Recompute(how)), gaussian(8, 4))
+    assert values(found, "rms") == values(without, "rms")
+
+
+def test_reentrant_checkpointing_is_refused_where_gradients_are_wanted():
+    assert "use_reentrant=False" in message(seeded(lambda: Recompute(True)), gaussian(8, 4), torch.arange(8) % 3)
 
 
 def test_a_checkpointed_model_gives_the_gradients_of_the_same_model_without():
@@ -812,7 +819,7 @@ def test_inputs_without_a_batch_are_refused(inputs):
     assert "inputs" in message(plain(), inputs)
 
 
-@pytest.mark.parametrize("model", [None, "plain", lambda x: x, nn.Linear], ids=repr)
+@pytest.mark.parametrize("model", [None, "plain", lambda x: x, nn.Linear], ids=["None", "text", "function", "class"])
 def test_something_that_is_no_module_is_refused(model):
     assert "nn.Module" in message(model, gaussian(6, 4))
 

@@ -7,11 +7,15 @@ Curvature
     largest stable learning rate.
 Describe
     `Spec` a network as data, `build` the module it describes; ``normscope.nn`` has the norms, taken apart.
+Theory
+    `predict` what a spec does at infinite width, `simulate` it at finite width, exact in law; ``normscope.theory``.
 Results
     `Profile` and `Record` (numbers with coordinates), `Diagnosis` and `Finding`, `UsageError` for bad input.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from normscope._errors import UsageError
 from normscope._records import Profile, Record
@@ -24,6 +28,9 @@ from normscope.metrics import measure
 from normscope.nn import build
 from normscope.probe import probe
 from normscope.spec import Spec
+
+if TYPE_CHECKING:
+    from normscope.theory import predict, simulate
 
 __all__ = [
     "Diagnosis",
@@ -43,7 +50,18 @@ __all__ = [
     "jacobian",
     "measure",
     "ntk",
+    "predict",
     "probe",
     "sharpness",
+    "simulate",
     "spectrum",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The theory, imported when it is first asked for: it needs scipy."""
+    if name in ("predict", "simulate"):
+        from normscope import theory
+
+        return getattr(theory, name)
+    raise AttributeError(f"module 'normscope' has no attribute {name!r}")

@@ -69,11 +69,12 @@ class Profile:
 
         return pd.DataFrame(self.frame().to_dict(as_series=False))
 
-    def series(self, metric: str, signal: str = "activation") -> dict[int, float]:
-        """layer -> value of one metric (first call of each layer; mean over seeds)."""
+    def series(self, metric: str, signal: str = "activation", source: str | None = None) -> dict[int, float]:
+        """layer -> value of one metric (first call of each layer; mean over seeds; of the first source, if not named)."""
         found: dict[int, list[float]] = {}
+        source = source or (self.records[0].source if self.records else "")
         for r in self.records:
-            if r.metric == metric and r.signal == signal and r.call == 0:
+            if r.metric == metric and r.signal == signal and r.call == 0 and r.source == source:
                 found.setdefault(r.layer, []).append(r.value)
         return {layer: sum(v) / len(v) for layer, v in sorted(found.items())}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,8 @@ def find_taps(model: nn.Module, layers: str | Sequence[str] | None = None) -> li
     Raises ``UsageError`` for a pattern that matches nothing.
     """
     named = {name: module for name, module in model.named_modules() if name}
+    if layers is None and _leaf(model):
+        return [Tap("", model)]
     if layers is None:
         return [Tap(name, module) for name, module in _default(model)] or [Tap("", model)]
     patterns = [layers] if isinstance(layers, str) else list(layers)
@@ -72,15 +75,19 @@ def find_taps(model: nn.Module, layers: str | Sequence[str] | None = None) -> li
     return [Tap(name, module) for name, module in named.items() if name in found]
 
 
+def _leaf(module: nn.Module) -> bool:
+    return (
+        not any(True for _ in module.children())
+        or isinstance(module, _WHOLE)
+        or getattr(module, "normscope_layer", False)
+        or parametrize.is_parametrized(module)
+    )
+
+
 def _default(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     for key, child in module.named_children():
         name = f"{prefix}{key}"
-        leaf = (
-            not any(True for _ in child.children())
-            or isinstance(child, _WHOLE)
-            or getattr(child, "normscope_layer", False)
-            or parametrize.is_parametrized(child)
-        )
+        leaf = _leaf(child)
         repeated = isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential)
         if leaf:
             if not isinstance(child, _TRANSPARENT):
@@ -113,13 +120,17 @@ def first_tensor(output: Any) -> Tensor | None:
 Observer = Callable[[Tap, int, Tensor], None]
 
 
+def _in_place(module: nn.Module) -> bool:
+    return bool(getattr(module, "inplace", False))
+
+
 @contextmanager
 def observed(taps: list[Tap], observer: Observer) -> Iterator[None]:
     """Forward hooks on the taps; each output tensor is shown once, to the first module that returns it.
 
     Layers are numbered as they first run. The hooks come off in any case.
     """
-    seen: list[Tensor | None] = [None]
+    seen: list[tuple[Tensor, int] | None] = [None]
     order = iter(range(1, len(taps) + 1))
     handles = []
     by_module: dict[nn.Module, Tap] = {}
@@ -128,9 +139,13 @@ def observed(taps: list[Tap], observer: Observer) -> Iterator[None]:
 
     def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
         tensor = first_tensor(output)
-        if tensor is None or tensor.dim() == 0 or tensor is seen[0]:
+        if tensor is None or tensor.dim() == 0:
             return
-        seen[0] = tensor
+        # An in-place module returns its input object, changed: the version tells it from a container's passing on.
+        last, version = seen[0], -1 if tensor.is_inference() else tensor._version
+        if last is not None and tensor is last[0] and version == last[1] and not _in_place(module):
+            return
+        seen[0] = tensor, version
         tap = by_module[module]
         if not tap.layer:
             tap.layer = next(order)
@@ -150,9 +165,8 @@ def observed(taps: list[Tap], observer: Observer) -> Iterator[None]:
 @dataclass
 class _Snapshot:
     flags: list[tuple[nn.Module, bool]] = field(default_factory=list)
-    buffers: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None], dict[str, Tensor]]] = field(
-        default_factory=list
-    )
+    buffers: list[tuple[nn.Module, dict[str, Tensor | None], set[str]]] = field(default_factory=list)
+    values: dict[Tensor, Tensor] = field(default_factory=dict)
     grads: list[tuple[nn.Parameter, Tensor | None]] = field(default_factory=list)
 
 
@@ -168,31 +182,45 @@ def no_trace(model: nn.Module, *, mode: str | None, seed: int) -> Iterator[None]
     snap = _Snapshot()
     for module in model.modules():
         snap.flags.append((module, module.training))
-        kept = module._buffers
-        values = {k: b.detach().clone() for k, b in kept.items() if b is not None}
-        snap.buffers.append((kept, dict(kept), values))
+        snap.buffers.append((module, dict(module._buffers), set(module._non_persistent_buffers_set)))
+        snap.values |= {b: b.detach().clone() for b in module._buffers.values() if b is not None}
     snap.grads = [(p, p.grad) for p in model.parameters()]
     devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's forward may draw from it
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
         try:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every CUDA device too
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             random.seed(seed)
+            # The model runs on copies of its buffers: the originals keep their version, graph and storage.
+            copies = {b: v.clone() for b, v in snap.values.items()}
+            for module, were, _ in snap.buffers:
+                for key, buffer in were.items():
+                    module._buffers[key] = None if buffer is None else copies[buffer]
+            for parameter, _ in snap.grads:
+                parameter.grad = None
             np.random.seed(seed % 2**32)  # noqa: NPY002
             if mode is not None:
                 for module in model.modules():  # the flag alone: a user's train() may do more than set it
                     module.training = mode == "train"
-            with torch.compiler.set_stance("force_eager"):
+            # Compiled modules exist only once dynamo was imported, and importing it takes seconds.
+            compiled = "torch._dynamo" in sys.modules
+            with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
                 yield
         finally:
             with torch.no_grad():
-                for kept, were, values in snap.buffers:
-                    kept.clear()
-                    kept.update(were)
-                    for key, value in values.items():
-                        buffer = kept[key]
-                        if buffer is not None and not _identical(buffer, value):
-                            buffer.copy_(value)
+                for module, were, unsaved in snap.buffers:
+                    module._buffers.clear()
+                    module._buffers.update(were)
+                    module._non_persistent_buffers_set.clear()
+                    module._non_persistent_buffers_set.update(unsaved)
+                for buffer, value in snap.values.items():  # changed under another name
+                    if buffer.shape != value.shape:
+                        buffer.set_(value)  # type: ignore[call-overload]
+                    elif not _identical(buffer, value):
+                        buffer.copy_(value)
             for module, flag in snap.flags:
                 module.training = flag
             for parameter, grad in snap.grads:
@@ -223,6 +251,15 @@ def untrained_statistics(module: nn.Module) -> bool:
     return bool((mean == 0).all() and (var == 1).all())  # type: ignore[union-attr]
 
 
+def own_copy(value: Any) -> Any:
+    """A tensor's private copy, gradients off; what is inside tuples, lists and dicts too."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) in (tuple, list):
+        return type(value)(own_copy(v) for v in value)
+    return {k: own_copy(v) for k, v in value.items()} if type(value) is dict else value
+
+
 def as_call(inputs: Any, *, grad: bool) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
     """``inputs`` as the arguments of a forward call, every tensor a private copy, and the floating copies' leaves.
 
@@ -231,6 +268,10 @@ def as_call(inputs: Any, *, grad: bool) -> tuple[tuple[Any, ...], dict[str, Any]
     leaves: list[Tensor] = []
 
     def own(value: Any) -> Any:
+        if type(value) is dict:
+            return {k: own(v) for k, v in value.items()}
+        if type(value) in (tuple, list):
+            return type(value)(own(v) for v in value)
         if not isinstance(value, Tensor):
             return value
         if not (grad and value.is_floating_point()):
@@ -252,6 +293,10 @@ def as_call(inputs: Any, *, grad: bool) -> tuple[tuple[Any, ...], dict[str, Any]
 
 def batch_size(inputs: Any) -> int:
     """Length of the first tensor of the inputs; ``UsageError`` when there is none."""
+    if not isinstance(inputs, Tensor | Mapping | tuple | list):
+        raise UsageError(
+            f"inputs must be a tensor, a tuple of arguments or a dict of keyword arguments; got {type(inputs).__name__}."
+        )
     values = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
     for value in [values] if isinstance(values, Tensor) else values:
         if isinstance(value, Tensor) and value.dim() > 0:

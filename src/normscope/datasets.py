@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import hashlib
 import importlib.util
-import io
-import math
 import os
-import pickle
-import re
-import tarfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +16,7 @@ import torch
 from torch import Tensor
 
 from normscope._errors import UsageError, unknown
+from normscope._formats import FILES, as_tensor, cifar_binary, cifar_pickle, members, read_idx, read_npz, reading
 from normscope._load import call_object
 from normscope._registry import Registry
 
@@ -165,7 +158,7 @@ class Source:
         expected = CHECKSUMS.get(f"{self.name}/{path.name}")
         if not self.check or expected is None:
             return
-        with _reading(path), open(path, "rb") as file:
+        with reading(path), open(path, "rb") as file:
             got = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if got != expected:
             other = [key for key, value in CHECKSUMS.items() if value == got]
@@ -226,18 +219,18 @@ def cifar10(source: Source, split: str) -> Batch:
     folders = [str(Path(own, i)) for own in ("cifar10", "cifar-10", "CIFAR10", ".") for i in inner][:-1]
     archives = "cifar-10-python.tar.gz or cifar-10-binary.tar.gz, packed or not,"
     path = source.find(names, folders, f"{archives} from https://www.cs.toronto.edu/~kriz/cifar.html")
-    with _reading(path):
+    with reading(path):
         if path.suffix == ".npz":
-            inputs, targets = _pick(_read_npz(path), split, path.name)
-            images, labels = _tensor(inputs), _targets(targets, path.name)
+            inputs, targets = _pick(read_npz(path), split, path.name)
+            images, labels = as_tensor(inputs), _targets(targets, path.name)
             images = images.permute(0, 3, 1, 2) if images.shape[-1] == 3 else images
             if images.dtype != torch.uint8 or images.shape[1:] != (3, 32, 32):
                 raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, not uint8 (n, 32, 32, 3)")
         else:
             binary = path.suffix == ".bin" or "binary" in path.name
             wanted = [f"{stem}.bin" if binary else stem for stem in stems]
-            raw = _members(path, wanted) if path.suffix == ".gz" else [path.with_name(w).read_bytes() for w in wanted]
-            pairs = [_cifar_binary(r) if binary else _cifar_pickle(r) for r in raw]
+            raw = members(path, wanted) if path.suffix == ".gz" else [path.with_name(w).read_bytes() for w in wanted]
+            pairs = [cifar_binary(r) if binary else cifar_pickle(r) for r in raw]
             images, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         return Batch(images, _labels(labels), source.name, 10)
 
@@ -249,135 +242,13 @@ def _idx_set(source: Source, split: str, folders: Iterable[str], origin: str) ->
     needs = f"{names[0][0]} and {names[1][0]} from {origin}"
     images = source.find(names[0], folders, needs)
     labels = dataclasses.replace(source, data_dir=images.parent).find(names[1], (), needs)
-    with _reading(images):
-        inputs = _idx(images, 3).unsqueeze(1)
-    with _reading(labels):
-        targets = _labels(_idx(labels, 1).long())
+    with reading(images):
+        inputs = read_idx(images, 3).unsqueeze(1)
+    with reading(labels):
+        targets = _labels(read_idx(labels, 1).long())
         if len(targets) != len(inputs):
             raise ValueError(f"{len(targets)} labels for the {len(inputs)} images of {images.name}")
     return Batch(inputs, targets, source.name, 10)
-
-
-def _idx(path: Path, axes: int) -> Tensor:
-    """The uint8 array of an idx file: bytes 0, 0, 8, axes; the big-endian uint32 sizes; the values, row-major."""
-    raw = path.read_bytes()
-    raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    head = 4 + 4 * axes
-    if raw[:4] != bytes((0, 0, 8, axes)) or len(raw) < head:
-        raise ValueError(f"it does not start as an idx file of unsigned bytes with {axes} axes")
-    sizes = np.frombuffer(raw, ">u4", axes, 4).tolist()
-    if len(raw) - head != math.prod(sizes):
-        raise ValueError(f"the header promises {math.prod(sizes)} values of shape {sizes}, there are {len(raw) - head}")
-    return _tensor(np.frombuffer(raw, np.uint8, offset=head).reshape(sizes))
-
-
-def _members(archive: Path, wanted: list[str]) -> list[bytes]:
-    """These files of a tar, by base name, in memory: nothing is written to disk."""
-    found = {}
-    with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-        for member in tar:
-            if member.isfile() and (name := PurePosixPath(member.name).name) in wanted:
-                found[name] = tar.extractfile(member).read()  # type: ignore[union-attr]
-        while stream.read(1 << 20):  # to the end: gzip's own checksum stands there
-            pass
-    return [found[name] for name in wanted]
-
-
-def _cifar_binary(raw: bytes) -> tuple[Tensor, Tensor]:
-    """Records of 3073 bytes: the label, then red, green and blue planes, row-major."""
-    if not raw or len(raw) % 3073:
-        raise ValueError(f"{len(raw)} bytes are not whole records of 3073")
-    records = _tensor(np.frombuffer(raw, np.uint8).reshape(-1, 3073))
-    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
-
-
-def _cifar_pickle(raw: bytes) -> tuple[Tensor, Tensor]:
-    """The python version: a pickled dict of ``data``, uint8 (n, 3072), and ``labels``, a list."""
-    content = _CifarUnpickler(io.BytesIO(raw), encoding="latin1").load()  # Python 2 strings are bytes
-    _, shape, dtype, fortran, data = content["data"].state  # what numpy.ndarray.__setstate__ is given
-    if dtype.args[0] not in ("u1", "|u1", "uint8"):
-        raise ValueError(f"the images are of type {dtype.args[0]!r}, not unsigned bytes")
-    data = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, np.uint8)
-    images = _tensor(data.reshape(shape, order="F" if fortran else "C"))
-    return images.reshape(-1, 3, 32, 32), torch.tensor(content["labels"], dtype=torch.int64)
-
-
-class _Inert:
-    """Stands for a NumPy global in a pickle: records what it is called with and what its state is, runs nothing."""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _CifarUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, numbers, strings and NumPy arrays; any other global is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        asked = f"{module}.{name}"
-        if re.fullmatch(r"numpy\.(ndarray|dtype|_?core\.multiarray\._reconstruct)", asked):
-            return _Inert
-        if asked == "_codecs.encode":  # how Python 3 writes bytes in protocol 2
-            return str.encode
-        raise _Refused(asked)
-
-
-class _Refused(Exception):
-    """A pickle asks for something that could run code; the argument says for what."""
-
-
-def _read_npz(path: Path) -> Mapping[str, Any]:
-    content = np.load(path, allow_pickle=False)
-    if not isinstance(content, np.lib.npyio.NpzFile):
-        raise ValueError("it is a single array, not an npz archive")
-    return content
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the protocol of a pickle that is then refused
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise _Refused(asked[1] if asked else "something other than tensors") from None
-
-
-#: suffix -> reader of a file of tensors.
-FILES: dict[str, Callable[[Path], Any]] = {
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-}
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with bytes from outside becomes one error that names the file."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except _Refused as error:
-        raise UsageError(
-            f"{path} must hold nothing but arrays; it is a pickle that asks for {error}, which could run code. "
-            "Refused; nothing in it was executed. Save plain tensors: .safetensors, .npz, or torch.save of a dict."
-        ) from None
-    except FileNotFoundError as error:
-        raise UsageError(f"There must be a file {error.filename or path}; there is none.") from None
-    except Exception as error:  # readers of damaged files raise anything
-        said = f"{type(error).__name__}: {error}".strip(": .")
-        what = f"{path} must be a complete, readable file; reading it gave {said}."
-        raise UsageError(f"{what} Copy or download it again.") from error
 
 
 def _found(name: str, data_dir: str | os.PathLike[str] | None, split: str, check: bool) -> tuple[Batch, bool]:
@@ -387,7 +258,7 @@ def _found(name: str, data_dir: str | os.PathLike[str] | None, split: str, check
         folder = None if data_dir is None else Path(data_dir).expanduser()
         return DATASETS[known](Source(known, folder, check), split), False
     if (read := FILES.get(path.suffix.lower())) is not None:
-        with _reading(path):
+        with reading(path):
             return _batch(read(path), split, name), False
     if ":" in name:
         result = call_object(name)
@@ -406,7 +277,7 @@ def _batch(content: Any, split: str, name: str) -> Batch:
         raise UsageError(f"{name} has no {split} split: it gives one unsplit batch. Give a dict with x_{split}.")
     elif isinstance(content, tuple | list) and len(content) == 2:
         content, targets = content
-    inputs, targets = _map(_tensor, content), _targets(targets, name)
+    inputs, targets = _map(as_tensor, content), _targets(targets, name)
     if not _leaves(inputs):
         raise UsageError(
             f"{name} must give a tensor, a pair (inputs, targets) or a dict of tensors; it gives a "
@@ -452,7 +323,7 @@ def _targets(values: Any, name: str) -> Tensor | None:
     if values is None:
         return None
     try:
-        targets = torch.as_tensor(_tensor(values))
+        targets = torch.as_tensor(as_tensor(values))
     except (TypeError, ValueError, RuntimeError):
         raise UsageError(f"The targets of {name} must be a tensor or numbers; got a {type(values).__name__}.") from None
     if targets.is_floating_point():
@@ -464,18 +335,6 @@ def _labels(labels: Tensor | None) -> Tensor:
     if labels is None or labels.ndim != 1 or not labels.numel() or labels.min() < 0 or labels.max() > 9:
         raise ValueError("the labels are not n >= 1 numbers from 0 to 9")
     return labels
-
-
-def _tensor(value: Any) -> Any:
-    """An array as a tensor (a copy, float64 as float32, long unsigned integers as int64); anything else as it is."""
-    if not isinstance(value, np.ndarray):
-        return value
-    kinds = {"f8": np.float32, "u2": np.int64, "u4": np.int64, "u8": np.int64}
-    wanted = kinds.get(value.dtype.str[1:], value.dtype.newbyteorder("="))
-    try:
-        return torch.from_numpy(np.array(value, dtype=wanted, order="C"))
-    except TypeError:
-        raise UsageError(f"Arrays of data must be numbers; got one of {value.dtype}. Leave it out.") from None
 
 
 def _scaled(inputs: Any) -> Any:

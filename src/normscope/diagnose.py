@@ -35,6 +35,10 @@ SUMMARY = {
 }
 
 
+#: What theory draws beside the measurement.
+PREDICTED = ("participation_rank", "orthogonality_gap", "mean_abs_cosine")
+
+
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What `diagnose` found: ``profile`` (every number), ``findings`` (rules that fired, the worst first).
@@ -55,6 +59,8 @@ class Diagnosis:
 
         rows: dict[tuple[int, int], dict[str, Any]] = {}
         for r in self.profile.records:
+            if r.source != "measured":
+                continue
             row = rows.setdefault((r.layer, r.call), {"layer": r.layer, "name": r.name, "call": r.call, "kind": r.kind})
             if SUMMARY.get(r.metric) == r.signal:
                 row[r.metric] = r.value
@@ -112,6 +118,7 @@ def diagnose(
     label: str | None = None,
     layers: str | Sequence[str] | None = None,
     tokens: bool = False,
+    theory: bool = True,
     seed: int = 0,
 ) -> Diagnosis:
     """Probe a model on one batch and apply every rule of ``normscope.findings.RULES``.
@@ -119,6 +126,7 @@ def diagnose(
     inputs, targets, loss, layers, tokens, seed: as in `probe`. Without targets and loss the gradient flow is that of a
         random cotangent on the outputs. One batch of 32 to 128 samples is enough.
     mode: ``"train"``: batch norm uses this batch, as in the first training step; ``"eval"`` must be asked for.
+    theory: lay the infinite-width prediction beside the measurement where the model is a plain MLP that has one.
     label: the model's name in reports; default its class.
 
     The model is left as it was, bit for bit.
@@ -140,10 +148,27 @@ def diagnose(
     label = label or type(model).__name__
     facts = {"label": label, **profile.facts, "notes": [*profile.facts["notes"], *notes]}
     findings = find(profile)
+    if theory and mode == "train" and not tokens:
+        profile = _with_prediction(model, inputs, profile)
     diagnosis = Diagnosis(label, profile, findings, None, facts)
     facts["verdict"] = diagnosis.verdict
     facts["normscope"] = _version()
     return diagnosis
+
+
+def _with_prediction(model: nn.Module, inputs: Any, profile: Profile) -> Profile:
+    if not isinstance(inputs, Tensor):
+        return profile
+    from normscope.theory import overlay
+
+    try:
+        predicted = overlay(model, inputs, profile, metrics=PREDICTED)
+    except (ArithmeticError, ValueError, RuntimeError) as error:
+        profile.facts["notes"].append(f"no prediction beside it: {type(error).__name__}: {error}")
+        return profile
+    if predicted is None:
+        return profile
+    return Profile(profile.records + predicted.records, profile.parameters, profile.facts)
 
 
 def content(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Content:
@@ -164,7 +189,7 @@ def content(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Content
     numbers = {"layer": pl.Int64, "value": pl.Float64, "threshold": pl.Float64}
     schema = {c: numbers.get(c, pl.String) for c in FINDING_COLUMNS}
     return Content(
-        title or "normscope: " + ", ".join(labels),
+        title or (f"normscope: {labels[0]}" if len(labels) == 1 else f"normscope: {len(labels)} models compared"),
         pl.concat(tables, how="diagonal_relaxed"),
         pl.DataFrame(rows, schema=schema),
         tuple(facts),
@@ -189,8 +214,13 @@ def _check_inputs(inputs: Any) -> None:
     else:
         named = [(f"inputs[{i}]", v) for i, v in enumerate(inputs)]
     for name, value in named:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() and not value.isfinite().all():
-            bad = ~value.isfinite().reshape(len(value), -1).all(1)
+        if not (isinstance(value, Tensor) and value.is_floating_point() and value.dim()):
+            continue
+        wrong = (
+            value.isnan() if "mask" in name else ~value.isfinite()
+        )  # an additive mask is minus infinity where it hides
+        if wrong.any():
+            bad = wrong.reshape(len(value), -1).any(1)
             first = int(bad.nonzero()[0])
             raise UsageError(
                 f"{name} must be finite; {int(bad.sum())} of {len(value)} samples hold NaN or infinity, the first is sample "

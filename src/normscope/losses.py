@@ -49,6 +49,8 @@ def loss_value(loss: Loss, output: Tensor, whole: Any, targets: Any) -> Tensor:
         case "random cotangent":
             return (output * torch.randn_like(output)).sum() / len(output)
         case "mse":
+            if not isinstance(targets, Tensor):
+                raise UsageError(f"mse needs a tensor of targets; got {_what(targets)}.")
             wanted = _one_hot(output, targets) if not targets.is_floating_point() else targets
             if wanted.shape != output.shape:
                 raise UsageError(f"mse needs targets of the outputs' shape {_what(output)}; got {_what(targets)}.")
@@ -74,6 +76,8 @@ def _cross_entropy(output: Tensor, targets: Any) -> Tensor:
             f"Targets must be class indices below the number of outputs, {logits.shape[1]}; the largest is "
             f"{int(wanted.max())}. Give the model that many outputs, or pass other targets."
         )
+    if not (wanted >= 0).any():
+        raise UsageError("All targets are negative, which means: ignore them. Pass at least one class index.")
     wanted = torch.where(wanted < 0, -100, wanted.long())
     return nn.functional.cross_entropy(
         logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, wanted
@@ -81,8 +85,11 @@ def _cross_entropy(output: Tensor, targets: Any) -> Tensor:
 
 
 def _one_hot(output: Tensor, targets: Tensor) -> Tensor:
-    if output.dim() != 2 or targets.dim() != 1 or (targets.numel() and int(targets.max()) >= output.shape[1]):
-        raise UsageError(f"mse with class targets needs outputs (n, c) with c above every class; got {_what(output)}.")
+    known = targets.numel() == 0 or (int(targets.min()) >= 0 and int(targets.max()) < output.shape[1])
+    if output.dim() != 2 or targets.shape != output.shape[:1] or not known:
+        raise UsageError(
+            f"mse with class targets needs targets (n,) from 0 to c - 1 for outputs (n, c); got {_what(output)}."
+        )
     return nn.functional.one_hot(targets.long(), output.shape[1])
 
 

@@ -29,7 +29,7 @@ class Metric:
     the samples); ``signal``: what it is measured on, ``activation`` or ``gradient``.
     """
 
-    function: Callable[[Statistic], Tensor | float]
+    function: Callable[..., Tensor | float]
     name: str
     unit: str
     low: float
@@ -42,9 +42,9 @@ class Metric:
     def __doc__(self) -> str | None:  # type: ignore[override]
         return self.function.__doc__
 
-    def __call__(self, gram: Float[Tensor, "n n"] | Statistic) -> float:
-        """The value for a Gram matrix (n, n) or a `Statistic`."""
-        return float(self.function(gram if isinstance(gram, Statistic) else Statistic.of_gram(gram)))
+    def __call__(self, gram: Float[Tensor, "n n"] | Statistic, **options: float) -> float:
+        """The value for a Gram matrix (n, n) or a `Statistic`; ``options`` go to the metric (``tau`` of `soft_rank`)."""
+        return float(self.function(gram if isinstance(gram, Statistic) else Statistic.of_gram(gram), **options))
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -58,10 +58,10 @@ def register(
     high: float = math.inf,
     invariant: str = "scale rotation permutation",
     signal: str = "activation",
-) -> Callable[[Callable[[Statistic], Tensor | float]], Metric]:
+) -> Callable[[Callable[..., Tensor | float]], Metric]:
     """Decorator: enrol a function of a `Statistic` as a metric under its own name."""
 
-    def enrol(function: Callable[[Statistic], Tensor | float]) -> Metric:
+    def enrol(function: Callable[..., Tensor | float]) -> Metric:
         name = function.__name__
         return METRICS.add(name, Metric(function, name, unit, low, high, source, tuple(invariant.split()), signal))
 
@@ -115,7 +115,7 @@ def orthogonality_gap_floor(s: Statistic) -> float:
     $\sqrt{1/r - 1/n}$.
     """
     r = _rank_above(s, torch.finfo(torch.float64).eps)
-    return math.sqrt(max(0.0, 1 / r - 1 / s.samples)) if r else math.nan
+    return math.sqrt(max(0.0, 1 / r - 1 / s.samples)) if r > 0 else math.nan
 
 
 @register(unit="x", source="daneshmand2021, section 3", invariant="rotation permutation")
@@ -141,6 +141,8 @@ def soft_rank(s: Statistic, tau: float = 0.5) -> Tensor:
     """
     size = min(s.samples, s.features)
     values = s.eigenvalues[:size]
+    if not s.finite:
+        return torch.tensor(math.nan)
     return (values >= tau * values.mean()).sum() if values.sum() > 0 else torch.tensor(0)
 
 

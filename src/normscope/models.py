@@ -41,6 +41,8 @@ def load_model(name: str, batch: Batch | None = None, *, seed: int = 0) -> nn.Mo
             raise unknown(
                 "model", name, [f"{s}:..." for s in SOURCES] + ["package.module:callable", "path/file.py:callable"]
             )
+        if "=" in rest and "." not in prefix:  # fields of a built-in net, its family misspelt
+            raise unknown("built-in net", prefix, SOURCES)
         return _user_model(name)
 
 
@@ -129,15 +131,22 @@ def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
                 if not hasattr(defaults, key):
                     raise unknown(f"field of the {name} config", key, defaults.to_dict())
             config = hub.AutoConfig.for_model(name, **options)
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"There is no transformers config at {name!r}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # values that the config refuses
+        raise UsageError(f"transformers:{rest} is no config: {type(error).__name__}: {error}") from error
     for auto in ("AutoModelForImageClassification", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModel"):
         kind = getattr(hub, auto)
         # BERT-like models also have a causal head; a config that is no decoder means the masked one.
         if auto == "AutoModelForCausalLM" and type(config) in hub.AutoModelForMaskedLM._model_mapping:
             continue
         if type(config) in kind._model_mapping:
-            return kind.from_config(config).train()
+            try:
+                return kind.from_config(config).train()
+            except Exception as error:
+                raise UsageError(f"transformers:{rest} cannot be built: {type(error).__name__}: {error}") from error
     raise UsageError(f"transformers has no model class for the config {type(config).__name__}.")
 
 
@@ -170,7 +179,10 @@ def synthetic(name: str, *, n: int, seed: int = 0) -> Batch:
     if kind == "tokens":
         ids = torch.randint(sizes[1], (n, sizes[0]), generator=generator)
         return Batch({"input_ids": ids}, None, name, None)
-    return Batch(torch.randn(n, *sizes, generator=generator), None, name, None)
+    try:
+        return Batch(torch.randn(n, *sizes, generator=generator), None, name, None)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise UsageError(f"{n} samples of {name} do not fit in memory: {str(error).splitlines()[0]}") from None
 
 
 def fitting_data(model: nn.Module) -> str | None:

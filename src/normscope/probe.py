@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -27,6 +27,7 @@ from normscope._taps import (
     no_trace,
     normalizers,
     observed,
+    own_copy,
     untrained_statistics,
     unwrap,
 )
@@ -96,7 +97,8 @@ def probe(
     with respect to it (``gradient``), and the norms of the loss gradient with respect to the layer's parameters
     (``weight``: ``gradient_norm``, and ``relative_gradient`` = that over the norm of the parameters). Layer 0 is the
     input. ``gradient_growth`` is the ratio of a layer's gradient norm to that of the next one that ran, above 1 where
-    gradients grow on their way back (norms: its square is the factor of the papers). Values are exact to float64
+    gradients grow on their way back (norms: its square is the factor of the papers). ``gradient_collinearity`` is there
+    for layers with weights only. Values are exact to float64
     rounding of what the model computed, except that eigenvalues of wide float32 layers (d > 4 n) carry an error up to
     1e-6 of the largest where all of them are above 1e-3 of it.
 
@@ -107,6 +109,8 @@ def probe(
     """
     start = time.perf_counter()
     chosen = list(METRICS.values()) if metrics is None else [METRICS[name] for name in metrics]
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be an nn.Module; got {getattr(model, '__name__', type(model).__name__)}.")
     model, notes = unwrap(model)
     samples = batch_size(inputs)
     if samples < 2:
@@ -207,13 +211,15 @@ def collect(
         )
         out.seen.append(seen)
         if backward and x.requires_grad:
+            # Angles between samples where there are weights to be moved; elsewhere the norm alone (one row).
+            angles = any(p.dim() > 1 for p in tap.module.parameters())
 
             def keep(grad: Tensor) -> None:
-                seen.gradient = Statistic.of(rows(grad), spectrum=False)
+                seen.gradient = Statistic.of(rows(grad) if angles else grad.reshape(1, -1), spectrum=False)
 
             x.register_hook(keep)
 
-    with no_trace(model, mode=mode, seed=seed):
+    with no_trace(model, mode=mode, seed=seed), torch.set_grad_enabled(backward):
         args, kwargs, leaves = as_call(inputs, grad=backward)
         source = Tap("", nn.Identity())
         entry = leaves[0] if leaves else first_tensor([*args, *kwargs.values()])
@@ -234,12 +240,19 @@ def collect(
             for handle in running:
                 handle.remove()
         if backward:
-            _differentiate(model, whole, targets, loss, leaves, out, source)
+            _differentiate(model, whole, own_copy(targets), loss, leaves, out, source, rows)
     return out
 
 
 def _differentiate(
-    model: nn.Module, whole: Any, targets: Any, loss: Loss, leaves: list[Tensor], out: Collection, source: Tap
+    model: nn.Module,
+    whole: Any,
+    targets: Any,
+    loss: Loss,
+    leaves: list[Tensor],
+    out: Collection,
+    source: Tap,
+    rows: Callable[[Tensor], Tensor],
 ) -> None:
     """The backward pass, through ``autograd.grad``: nobody's ``.grad`` is touched."""
     output = first_tensor(whole)
@@ -250,36 +263,52 @@ def _differentiate(
     wanted = [p for _, p in named] + leaves
     if not value.requires_grad or not wanted:
         raise UsageError("The loss does not depend on any parameter or floating input, so it has no gradient.")
-    grads = torch.autograd.grad(value, wanted, allow_unused=True)
+    try:
+        grads = torch.autograd.grad(value, wanted, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise UsageError(
+            "Reentrant checkpointing allows no look at single gradients. Switch checkpointing off to probe, or call "
+            "checkpoint with use_reentrant=False (Hugging Face: gradient_checkpointing_kwargs)."
+        ) from error
     out.loss = value.item()
     out.weights = {n: g for (n, _), g in zip(named, grads, strict=False) if g is not None}
     for leaf, grad in zip(leaves, grads[len(named) :], strict=True):
         if grad is not None and leaf is leaves[0] and out.seen and out.seen[0].tap is source:
-            out.seen[0].gradient = Statistic.of(
-                as_rows(grad, out.seen[0].activation.samples, tokens=False), spectrum=False
-            )
+            out.seen[0].gradient = Statistic.of(rows(grad), spectrum=False)
 
 
 def _drift_hooks(model: nn.Module, drift: dict[str, float]) -> Iterable[Any]:
-    r"""Pre-hooks on normalizers that have been trained: how far the batch's statistics are from the running ones.
+    r"""Hooks on normalizers that have seen data: how far the batch's statistics are from the running ones.
 
     Mean over channels of KL(N(batch) || N(running)) = ((mu_B - mu_R)^2 + v_B)/v_R - 1 - log(v_B / v_R), halved, nat.
+    In training mode the batch's statistics are read off the step that the running ones take (no pass over the data).
     """
     for name, module in normalizers(model):
         if not untrained_statistics(module):
-            yield module.register_forward_pre_hook(partial(_note_drift, drift, name))
+            old = (module.running_mean.clone(), module.running_var.clone())  # type: ignore[operator]
+            yield module.register_forward_hook(partial(_note_drift, drift, name, old))
 
 
-def _note_drift(drift: dict[str, float], name: str, module: nn.Module, args: Any) -> None:
-    x = args[0].detach() if args and isinstance(args[0], Tensor) else None
-    mean, var = module.running_mean, module.running_var
-    assert isinstance(mean, Tensor)
-    assert isinstance(var, Tensor)
-    if x is None or x.dim() < 2 or x.shape[1] != len(mean) or name in drift:
+def _note_drift(
+    drift: dict[str, float], name: str, old: tuple[Tensor, Tensor], module: nn.Module, args: Any, _output: Any
+) -> None:
+    mean, var = (b.double() for b in old)
+    if name in drift:
         return
-    over = [i for i in range(x.dim()) if i != 1]
-    v, m = torch.var_mean(x.double(), over, correction=0)
-    v, var = v + 1e-30, var.double() + getattr(module, "eps", 0.0)
+    tracked, momentum = getattr(module, "num_batches_tracked", None), getattr(module, "momentum", None)
+    weight = momentum if momentum is not None or not isinstance(tracked, Tensor) else 1 / max(int(tracked), 1)
+    if module.training and weight:  # new = (1 - weight) old + weight batch
+        m = mean + (module.running_mean.double() - mean) / weight  # type: ignore[operator]
+        v = var + (module.running_var.double() - var) / weight  # type: ignore[operator]
+    else:
+        x = args[0].detach() if args and isinstance(args[0], Tensor) else None
+        if x is None or x.dim() < 2 or x.shape[1] != len(mean):
+            return
+        v, m = (t.double() for t in torch.var_mean(x, [i for i in range(x.dim()) if i != 1], correction=0))
+    eps = getattr(module, "eps", 0.0)
+    v, var = v.clamp_min(0) + eps, var + eps
     kl = ((m - mean).square() + v) / var - 1 - (v / var).log()
     drift[name] = kl.mean().item() / 2
 
@@ -293,9 +322,10 @@ def _records(seen: _Seen, chosen: list[_metrics.Metric], collected: Collection) 
         for signal, statistic in (("activation", seen.activation), ("gradient", seen.gradient)):
             if metric.signal == signal and statistic is not None:
                 value = metric(statistic) if statistic.finite else math.nan
-                if metric.name in ("dead_units", "saturated_units") and math.isnan(value):
-                    continue  # was not looked for: not an activation, or not a bounded one
+                if math.isnan(value) and metric.name in ("dead_units", "saturated_units", "gradient_collinearity"):
+                    continue  # was not looked for: not an activation, not a bounded one, no weights
                 yield here._replace(metric=metric.name, value=value, signal=signal)
+    wanted = {m.name for m in chosen}
     if tap.layer and seen.call == 0:
         own = {f"{tap.name}.{n}" if tap.name else n: p for n, p in tap.module.named_parameters()}
         grads = [collected.weights[n].double().norm().item() for n in own if n in collected.weights]
@@ -303,8 +333,10 @@ def _records(seen: _Seen, chosen: list[_metrics.Metric], collected: Collection) 
             norm = math.hypot(*grads)
             size = math.hypot(*[p.detach().double().norm().item() for n, p in own.items() if n in collected.weights])
             weight = here._replace(signal="weight")
-            yield weight._replace(metric="gradient_norm", value=norm)
-            yield weight._replace(metric="relative_gradient", value=norm / size if size else math.inf)
+            if "gradient_norm" in wanted:
+                yield weight._replace(metric="gradient_norm", value=norm)
+            if len(wanted) == len(METRICS):
+                yield weight._replace(metric="relative_gradient", value=norm / size if size else math.inf)
         for name, value in collected.drift.items():
             if name == tap.name or (name.startswith(f"{tap.name}.") and getattr(tap.module, "normscope_layer", False)):
                 yield here._replace(metric="running_statistics_distance", value=value)
@@ -335,6 +367,6 @@ def _shape(hidden: Statistic) -> str:
 
 
 def _refuse_lazy(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise UsageError(f"Parameter {name!r} has no shape yet (a lazy module): run one forward pass first.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise UsageError(f"{name!r} has no shape yet (a lazy module): run one forward pass first.")

@@ -63,7 +63,9 @@ class Spec:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UsageError(f"Spec.{field} must be a whole number >= {least}; got {value!r}.")
-        if self.outputs is not None and (not isinstance(self.outputs, int) or self.outputs < 1):
+        if self.outputs is not None and (
+            not isinstance(self.outputs, int) or isinstance(self.outputs, bool) or self.outputs < 1
+        ):
             raise UsageError(f"Spec.outputs must be a whole number >= 1 or None; got {self.outputs!r}.")
         for field, known in (("norm", NORMS), ("output_norm", NORMS), ("weights", WEIGHTS), ("family", FAMILIES)):
             if getattr(self, field) not in known:
@@ -71,8 +73,13 @@ class Spec:
         activation_slope(self.activation)
         for field in ("skip", "gain", "bias"):
             value = getattr(self, field)
-            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if value is not None and not number:
                 raise UsageError(f"Spec.{field} must be a finite number or None; got {value!r}.")
+            if number and field != "skip" and value < 0:
+                raise UsageError(f"Spec.{field} must be a number >= 0 or None; got {value!r}.")
+        if not isinstance(self.norm_first, bool):
+            raise UsageError(f"Spec.norm_first must be True or False; got {self.norm_first!r}.")
 
     @property
     def effective_gain(self) -> float:
@@ -95,14 +102,14 @@ class Spec:
 
 def activation_slope(name: str) -> tuple[str, float]:
     """Base name and slope of an activation: ``leaky_relu(0.2)`` -> (``leaky_relu``, 0.2); slope 0 for the others."""
-    base, _, rest = name.partition("(") if isinstance(name, str) else (name, "", "")
+    base, bracket, rest = name.partition("(") if isinstance(name, str) else (name, "", "")
     if base not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)
     if base != "leaky_relu":
-        if rest:
+        if bracket:
             raise UsageError(f"Only leaky_relu takes an argument; got {name!r}.")
         return base, 0.0
-    if not rest:
+    if not bracket:
         return base, 0.01
     try:
         slope = float(rest.removesuffix(")"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,7 +34,6 @@ class Statistic:
     else the triangular factor of a QR), or the ``product`` $X X^T$ alone, where a QR would not change a digit that
     the metrics use. ``dead``: share of units that are 0 for every sample and position; ``saturated``: share of
     entries within 2.5 % of the activation's range from one of its ends; both NaN where that was not asked for.
-    ``finite``: no NaN or infinity among the products.
     """
 
     samples: int
@@ -42,7 +42,6 @@ class Statistic:
     product: Tensor | None = None
     dead: float = float("nan")
     saturated: float = float("nan")
-    finite: bool = True
 
     @classmethod
     def of(
@@ -64,29 +63,31 @@ class Statistic:
         bounds: the ends of the activation's range for ``saturated``.
         """
         x = x.detach()
+        if x.numel() == 0:
+            raise UsageError(f"A representation needs at least one sample and one feature; got shape {tuple(x.shape)}.")
         if x.dim() < 2:
             x = x.reshape(len(x), 1) if x.dim() else x.reshape(1, 1)
         if x.is_complex() or not x.is_floating_point():
             x = x.to(torch.float64) if not x.is_complex() else torch.view_as_real(x)
         flat = x.reshape(len(x), -1)
         n, d = flat.shape
-        if n == 0 or d == 0:
-            raise UsageError(f"A representation needs at least one sample and one feature; got shape {tuple(x.shape)}.")
         shares = (_dead(x, units), _saturated(x, bounds))
         if d <= COPY * n:
-            copy = flat.clone()
-            return cls(n, d, copy, None, *shares, finite=bool(copy.isfinite().all()))
+            return cls(n, d, flat.clone(), None, *shares)
         narrow = not exact and flat.dtype != torch.float64
         gram = _product(flat, torch.float32 if narrow else torch.float64)
-        if not gram.isfinite().all():  # NaN in x, or squares beyond float32
+        # NaN in x, or squares beyond float32: below 1e-28 the 1e-45 a feature that underflows could be seen
+        if not gram.isfinite().all() or (narrow and gram.diagonal().min() < 1e-28):
             gram = _product(flat, torch.float64)
             if not gram.isfinite().all():
-                return cls(n, d, None, gram, *shares, finite=False)
+                return cls(n, d, None, gram, *shares)
             narrow = False
         if spectrum or exact:
-            if narrow and _ratio(gram) < FLOAT32_RATIO:
+            ratio = 0.0 if exact else _ratio(gram)
+            if narrow and ratio < FLOAT32_RATIO:
                 gram = _product(flat, torch.float64)
-            if exact or _ratio(gram) < FLOAT64_RATIO:
+                ratio = 0.0 if exact else _ratio(gram)
+            if ratio < FLOAT64_RATIO:
                 return cls(n, d, _triangle(flat), None, *shares)
         return cls(n, d, None, gram, *shares)
 
@@ -99,7 +100,7 @@ class Statistic:
                 "For a representation (n, d) call normscope.measure(x), or pass x @ x.T."
             )
         gram = gram.detach().to(torch.float64)
-        return cls(len(gram), len(gram), None, (gram + gram.T) / 2, finite=bool(gram.isfinite().all()))
+        return cls(len(gram), len(gram), None, (gram + gram.T) / 2)
 
     def cached(self, function: Callable[[Statistic], T]) -> T:
         """``function(self)``, computed once: what several metrics share."""
@@ -107,6 +108,13 @@ class Statistic:
         if function not in memo:
             memo[function] = function(self)
         return memo[function]
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether there is no NaN and no infinity in what was kept."""
+        kept = self.product if self.factor is None else self.factor
+        assert kept is not None
+        return bool(kept.isfinite().all() and self.squared_norms.isfinite().all())
 
     @cached_property
     def gram(self) -> Float[Tensor, "n n"]:
@@ -145,24 +153,30 @@ class Statistic:
         if self.factor is None or self.samples <= self.features:
             values = torch.linalg.eigvalsh(self.gram).flip(0)
             if self.factor is None or values[-1] > FLOAT64_RATIO * values[0]:
-                return values.clamp_min(0).sqrt()
+                return _zeroed(values, self.samples).sqrt()
         assert self.factor is not None
-        sigma = torch.linalg.svdvals(self.factor.to(torch.float64))
+        sigma = _zeroed(torch.linalg.svdvals(self.factor.to(torch.float64)), max(self.samples, self.features))
         return torch.nn.functional.pad(sigma, (0, self.samples - len(sigma)))
 
     @cached_property
     def cosines(self) -> Float[Tensor, " pairs"]:
         """Cosine of every pair of samples, i < j; pairs with a zero sample are left out."""
         gram, norms = self.gram, self.squared_norms.clamp_min(0).sqrt()
-        keep = norms > 0
-        gram, norms = gram[keep][:, keep], norms[keep]
-        i, j = torch.triu_indices(len(norms), len(norms), 1, device=gram.device)
-        return (gram[i, j] / (norms[i] * norms[j])).clamp(-1, 1)
+        keep = norms != 0  # NaN stays, and shows
+        if not keep.all():
+            gram, norms = gram[keep][:, keep], norms[keep]
+        above = torch.ones_like(gram, dtype=torch.bool).triu(1)
+        return (gram / norms / norms[:, None]).masked_select(above).clamp(-1, 1)
+
+
+def _zeroed(values: Tensor, size: int) -> Tensor:
+    """Descending values, those that are rounding of the largest (numpy's rule for the rank) set to zero."""
+    return torch.where(values > values[0] * size * torch.finfo(values.dtype).eps, values, 0.0)
 
 
 def _blocks(flat: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     n, d = flat.shape
-    width = max(n, BLOCK // n)
+    width = max(n, min(BLOCK // n, 2**15))  # a float32 sum of more terms loses digits
     for start in range(0, d, width):
         yield flat[:, start : start + width].to(dtype)
 
@@ -172,7 +186,15 @@ def _product(flat: Tensor, dtype: torch.dtype) -> Tensor:
     n = len(flat)
     gram = torch.zeros(n, n, dtype=torch.float64, device=flat.device)
     for block in _blocks(flat, dtype):
-        gram += (block @ block.T).to(torch.float64)
+        if (
+            block.is_cpu
+        ):  # numpy sees that both factors are one array and takes the symmetric BLAS routine: half the work
+            array = block.numpy()
+            with np.errstate(all="ignore"):  # what is not finite shows in the result
+                gram += torch.from_numpy(array @ array.T)
+        else:
+            with torch.autocast(block.device.type, enabled=False):
+                gram += (block @ block.T).to(torch.float64)
     return gram
 
 
@@ -195,8 +217,17 @@ def _ratio(gram: Tensor) -> float:
 def _dead(x: Tensor, axis: int | None) -> float:
     if axis is None:
         return float("nan")
-    over = [i for i in range(x.dim()) if i != axis % x.dim()]
-    return ((x.amax(over) == 0) & (x.amin(over) == 0)).double().mean().item()
+    by_unit = x.movedim(axis, 1)
+    if x.numel() <= BLOCK // 8:
+        return (by_unit == 0).transpose(0, 1).flatten(1).all(1).double().mean().item()
+    count = by_unit.shape[1]
+    units = torch.arange(count, device=x.device)
+    start, stop = 0, 1
+    while len(units) and start < len(x):  # most units show a sign of life in the first samples: look at the rest alone
+        block = by_unit[start:stop, units]
+        units = units[(block == 0).transpose(0, 1).flatten(1).all(1)]
+        start, stop = stop, 4 * stop
+    return len(units) / count
 
 
 def _saturated(x: Tensor, bounds: tuple[float, float] | None) -> float:

@@ -16,6 +16,8 @@ from normscope.diagnose import diagnose as run
 from normscope.findings import RULES
 from normscope.models import fitting_data, load_model, synthetic
 
+#: Samples of a batch when none were asked for.
+BATCH = 128
 MODEL_HELP = (
     "mlp:depth=32,norm=batch (also vgg:, resnet:), path/to/file.py:callable, package.module:callable, "
     "transformers:gpt2, timm:NAME, torchvision:NAME."
@@ -31,11 +33,17 @@ def diagnose(
     models: Annotated[list[str], typer.Argument(help=MODEL_HELP, metavar="MODEL...")],
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
-    n: Annotated[int, typer.Option("--batch", "-n", help="Samples in the batch.")] = 128,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--batch", "-n", help="Samples in the batch. Default 128, all if there are fewer; 16 for a library's model."
+        ),
+    ] = None,
     loss: Annotated[str | None, typer.Option(help="mse or cross_entropy; default by the targets.")] = None,
     mode: Annotated[str, typer.Option(help="train: batch norm uses the batch; eval must be asked for.")] = "train",
     layers: Annotated[list[str] | None, typer.Option(help="Glob pattern of module paths; may be repeated.")] = None,
     tokens: Annotated[bool, typer.Option(help="Count the tokens of sequences as samples.")] = False,
+    theory: Annotated[bool, typer.Option(help="Draw the infinite-width prediction beside a plain MLP.")] = True,
     seed: Annotated[int, typer.Option(help="Of the weights, the batch and dropout.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,
@@ -61,7 +69,7 @@ def diagnose(
             batch, model = _load(name, data, data_dir, n, seed)
             model.to(device=where, dtype=kind)
             inputs, targets = _moved(batch.inputs, where, kind), _moved(batch.targets, where, None)
-            diagnoses.append(_diagnosed(name, model, inputs, targets, batch, loss, mode, layers, tokens, seed))
+            diagnoses.append(_diagnosed(name, model, inputs, targets, batch, loss, mode, layers, tokens, theory, seed))
     report = content(diagnoses)
     if json:
         print_json(
@@ -76,31 +84,55 @@ def diagnose(
         raise typer.Exit(1)
 
 
-def _load(name: str, data: str | None, data_dir: Path | None, n: int, seed: int) -> tuple[Batch, torch.nn.Module]:
+def _load(
+    name: str, data: str | None, data_dir: Path | None, n: int | None, seed: int
+) -> tuple[Batch, torch.nn.Module]:
     """The model, and the batch that was named or that fits it."""
     if data is None:
         if name.partition(":")[0] in ("mlp", "vgg", "resnet"):
-            batch = load("digits", n=n, seed=seed)
+            batch = _read("digits", None, n, seed)
             return batch, load_model(name, batch, seed=seed)
         model = load_model(name, None, seed=seed)
-        # A library's model at 224 x 224 or 32 tokens: 8 samples tell, 128 would take minutes.
+        # A library's model at 224 x 224 or 32 tokens: 16 samples tell, 128 would take minutes.
         made_up = fitting_data(model)
-        batch = synthetic(made_up, n=min(n, 16), seed=seed) if made_up else load("digits", n=n, seed=seed)
+        batch = synthetic(made_up, n=16 if n is None else n, seed=seed) if made_up else _read("digits", None, n, seed)
         return batch, model
     if data.partition(":")[0] in ("random", "tokens"):
-        batch = synthetic(data, n=n, seed=seed)
+        batch = synthetic(data, n=BATCH if n is None else n, seed=seed)
     else:
-        batch = load(data, data_dir, n=n if n else None, seed=seed)
+        batch = _read(data, data_dir, n, seed)
     return batch, load_model(name, batch, seed=seed)
+
+
+def _read(data: str, data_dir: Path | None, n: int | None, seed: int) -> Batch:
+    """``n`` samples; where n was left open, `BATCH` of them, or all of a smaller file."""
+    if n is not None:
+        return load(data, data_dir, n=n, seed=seed)
+    try:
+        return load(data, data_dir, n=BATCH, seed=seed)
+    except UsageError:
+        batch = load(data, data_dir, seed=seed)
+        if len(batch) >= BATCH:
+            raise
+        return batch
 
 
 def _diagnosed(
     name: str, model: torch.nn.Module, inputs: Any, targets: Any, batch: Batch, loss: str | None, mode: str,
-    layers: list[str] | None, tokens: bool, seed: int,
+    layers: list[str] | None, tokens: bool, theory: bool, seed: int,
 ) -> Diagnosis:  # fmt: skip
     try:
         found = run(
-            model, inputs, targets, loss, mode=mode, label=name, layers=layers or None, tokens=tokens, seed=seed
+            model,
+            inputs,
+            targets,
+            loss,
+            mode=mode,
+            label=name,
+            layers=layers or None,
+            tokens=tokens,
+            theory=theory,
+            seed=seed,
         )
     except UsageError:
         raise

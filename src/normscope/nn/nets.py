@@ -203,7 +203,8 @@ def init_weights_(module: nn.Linear | nn.Conv2d, spec: Spec, generator: torch.Ge
         case "positive":
             weight.uniform_(0, 2 / math.sqrt(fan_in), generator=generator)
         case "orthogonal":
-            nn.init.orthogonal_(weight, gain, generator=generator)
+            exact = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+            weight.copy_(nn.init.orthogonal_(exact, gain, generator=generator))  # no QR in narrow types
         case "identity":
             nn.init.dirac_(weight) if weight.dim() > 2 else nn.init.eye_(weight)
             weight.mul_(gain)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
+from normscope._errors import unknown
 from normscope.spec import NORMS
 
 
@@ -56,6 +56,7 @@ class BatchNorm(nn.Module):
             raise ValueError(f"BatchNorm expects (n, {self.features}, ...); got {tuple(x.shape)}")
         over = [i for i in range(x.dim()) if i != 1]
         shape = [1, self.features] + [1] * (x.dim() - 2)
+        dtype, x = x.dtype, _widened(x)
         mean, var = self._statistics(x, over)
         if mean is not None:
             x = x - mean.reshape(shape)
@@ -63,7 +64,7 @@ class BatchNorm(nn.Module):
             x = x / (var + self.eps).sqrt().reshape(shape)
         if self.weight is not None and self.bias is not None:
             x = x * self.weight.reshape(shape) + self.bias.reshape(shape)
-        return x
+        return x.to(dtype)
 
     def _statistics(self, x: Tensor, over: list[int]) -> tuple[Tensor | None, Tensor | None]:
         """Mean (``None`` without recentring) and variance (``None`` without rescaling) in force."""
@@ -92,21 +93,29 @@ class BatchNorm(nn.Module):
         )
 
 
+def _widened(x: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32, in which torch's own norms take their statistics."""
+    return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class RMSNorm(nn.Module):
     r"""Divide each sample's features by their root mean square: $u / \sqrt{\mathrm{mean}_k u_k^2 + \epsilon}$.
 
     Over dimension 1, whatever follows it (torch's ``nn.RMSNorm`` works on the last dimensions only).
     """
 
-    def __init__(self, features: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, features: int, *, affine: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(features))
+        self.weight = nn.Parameter(torch.ones(features)) if affine else None
 
     def forward(self, x: Float[Tensor, "n d *positions"]) -> Float[Tensor, "n d *positions"]:
         """Normalize over the features."""
-        scale = x.square().mean(1, keepdim=True).add(self.eps).rsqrt()
-        return x * scale * self.weight.reshape([1, -1] + [1] * (x.dim() - 2))
+        dtype, x = x.dtype, _widened(x)
+        x = x * x.square().mean(1, keepdim=True).add(self.eps).rsqrt()
+        if self.weight is not None:
+            x = x * self.weight.reshape([1, -1] + [1] * (x.dim() - 2))
+        return x.to(dtype)
 
 
 class CenterOutputs(nn.Module):
@@ -139,9 +148,9 @@ def make_norm(name: str, features: int, *, affine: bool = True, eps: float = 1e-
     if name == "layer":
         return nn.GroupNorm(1, features, eps=eps, affine=affine)
     if name == "rms":
-        return RMSNorm(features, eps=eps)
+        return RMSNorm(features, affine=affine, eps=eps)
     if name == "group":
-        # A group of one feature is its own mean: the norm would erase every input of an MLP.
-        groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0 and (features // g > 1 or g == 1))
+        # A group of one feature is its own mean, and two leave the sign of their difference: in an MLP both erase.
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0 and (features // g >= 4 or g == 1))
         return nn.GroupNorm(groups, features, eps=eps, affine=affine)
-    raise UsageError(f"There is no norm {name!r}. Known: {', '.join(NORMS)}.")
+    raise unknown("norm", name, NORMS)

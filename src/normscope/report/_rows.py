@@ -13,8 +13,9 @@ from normscope.report._layers import Layer
 
 #: Facts, in order: key -> name. What is not here is not shown.
 _FACTS = {
-    "mode": "mode", "batch_size": "batch size", "loss": "loss", "dtype": "dtype", "device": "device",
-    "layers": "layers", "parameters": "parameters", "seconds": "seconds", "torch": "torch", "normscope": "normscope",
+    "mode": "mode", "data": "data", "batch_size": "batch size", "shape": "last hidden batch", "loss": "loss",
+    "dtype": "dtype", "device": "device", "layers": "layers", "parameters": "parameters", "seconds": "seconds",
+    "torch": "torch", "normscope": "normscope",
 }  # fmt: skip
 
 
@@ -90,6 +91,7 @@ def conditions(fact: Mapping[str, Any]) -> list[str]:
     """How a model was measured: ``train mode``, ``batch 128``, ``float32``, ``2.1 M parameters``, ``0.4 s`` ..."""
     parts = (
         ("mode", "{} mode", str),
+        ("data", "{}", str),
         ("batch_size", "batch {}", str),
         ("dtype", "{}", str),
         ("device", "{}", str),

@@ -1,0 +1,135 @@
+"""Write the pages that are made from the code and the results: docs/findings.md, docs/metrics.md, docs/report.png.
+
+python docs/generate.py [--picture]
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+
+import polars as pl
+
+from normscope.findings import RULES
+from normscope.metrics import METRICS
+
+HERE = Path(__file__).parent
+EVIDENCE = HERE.parent / "results" / "trainability.csv"
+
+
+def findings_page() -> str:
+    parts = [
+        "# Findings\n",
+        "Every rule that `normscope diagnose` applies. The same texts: `normscope explain CODE`.\n",
+        "| code | finding | severity | what it means |\n|---|---|---|---|",
+        *(f"| [{r.code}](#{r.code.lower()}) | {r.title} | {r.severity} | {r.meaning} |" for r in RULES.values()),
+        "",
+        evidence(),
+    ]
+    for r in RULES.values():
+        parts += [
+            f"## {r.code}\n",
+            f"**{r.title}** ({r.severity})\n",
+            inspect.cleandoc(r.text) + "\n",
+            f"- What it means: {r.meaning}\n- What to do: {r.cure}\n- Threshold: {r.source}\n",
+        ]
+    return "\n".join(parts)
+
+
+def evidence() -> str:
+    """The table behind the thresholds: what was said at initialization, and what training then did."""
+    if not EVIDENCE.exists():
+        return ""
+    table = pl.read_csv(EVIDENCE, infer_schema_length=None)
+    best = pl.col("accuracy").max().over("data")
+    table = table.with_columns(relative=pl.col("accuracy") / best, trains=pl.col("accuracy") >= 0.8 * best)
+    said = pl.col("findings").fill_null("")
+    quiet = table.filter(~said.str.contains("warning|error"))
+    error = table.filter(said.str.contains("error"))
+    warned = table.filter(said.str.contains("warning") & ~said.str.contains("error"))
+    lines = [
+        "## The evidence\n",
+        f"{len(table)} nets of width 128 (18 kinds, depths 4 to 64, digits and Fashion-MNIST), each diagnosed at "
+        "initialization on 128 samples and then trained for 300 steps of plain SGD at five rates, the best of which counts. "
+        "A net *trains* here if it reaches 80 % of the best training accuracy on its data. "
+        "Made by `python benchmarks/trainability.py`; numbers in `results/trainability.csv`.\n",
+        "| diagnosis | nets | of these train | median accuracy, relative to the best |\n|---|---|---|---|",
+    ]
+    for name, part in (("no warning", quiet), ("a warning", warned), ("an error", error)):
+        share = f"{part['trains'].sum()} ({part['trains'].mean():.0%})" if len(part) else "-"
+        lines.append(f"| {name} | {len(part)} | {share} | {part['relative'].median() or 0:.2f} |")
+    lines += ["\nBy rule (a net may have several):\n", "| code | nets | of these train |\n|---|---|---|"]
+    for code in RULES:
+        part = table.filter(said.str.contains(code))
+        if len(part):
+            lines.append(f"| {code} | {len(part)} | {part['trains'].sum()} ({part['trains'].mean():.0%}) |")
+    missed = table.filter(~said.str.contains("warning|error") & ~pl.col("trains"))
+    wrong = table.filter(said.str.contains("error") & pl.col("trains"))
+    for title, part in (("Missed: did not train, no warning", missed), ("Wrong: an error, yet it trained", wrong)):
+        lines.append(f"\n{title}: " + ("; ".join(_named(row) for row in part.iter_rows(named=True)) or "none") + ".")
+    lines += [
+        "\nEvery net:\n",
+        "| data | net | depth | accuracy | rate | rank, last hidden | gradient, first / last | findings |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in table.sort("data", "net", "depth").iter_rows(named=True):
+        lines.append(
+            f"| {row['data']} | {row['net']} | {row['depth']} | {row['accuracy']:.2f} | {row['rate']} | "
+            f"{_short(row['participation_rank'])} | {_short(row['gradient_ratio'])} | {row['findings'] or ''} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _named(row: dict) -> str:
+    return (
+        f"{row['net']} at depth {row['depth']} on {row['data']} ({row['accuracy']:.2f}; {row['findings'] or 'quiet'})"
+    )
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def metrics_page() -> str:
+    lines = [
+        "# Metrics\n",
+        "Every metric of `normscope.measure(x)` and of a probe. Definitions with formulas are in the docstrings of",
+        "`normscope.metrics`; `invariant` says what leaves the number unchanged.\n",
+        "| metric | unit | range | of | invariant under | source | meaning |\n|---|---|---|---|---|---|---|",
+    ]
+    for m in METRICS.values():
+        meaning = (inspect.getdoc(m.function) or "").splitlines()[0].replace("|", "\\|")
+        span = f"{m.low:g} to {m.high:g}".replace("inf", "∞")
+        lines.append(
+            f"| `{m.name}` | {m.unit} | {span} | {m.signal} | {', '.join(m.invariant)} | {m.source} | {meaning} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def picture() -> None:
+    from normscope import Spec, build, diagnose
+    from normscope.datasets import load
+    from normscope.diagnose import content
+    from normscope.report import html
+
+    batch = load("digits", n=128)
+    found = []
+    for label, norm in (("32 ReLU layers", "none"), ("with batch norm", "batch")):
+        model = build(Spec(depth=32, width=128, norm=norm, outputs=10), (1, 8, 8))
+        found.append(diagnose(model, batch.inputs, batch.targets, label=label))
+    html.to_png(content(found), HERE / "report.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--picture", action="store_true", help="draw docs/report.png again as well")
+    args = parser.parse_args()
+    (HERE / "findings.md").write_text(findings_page())
+    (HERE / "metrics.md").write_text(metrics_page())
+    if args.picture:
+        picture()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""``normscope predict``: what theory says of a spec, and random chains of finite width beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from normscope._errors import UsageError
+from normscope._records import Profile
+from normscope.cli._app import app, console, print_json
+from normscope.spec import Spec, parse
+
+#: Columns of the printed table, and their signal; a narrow terminal shows the first ones.
+SHOWN = {
+    "participation_rank": "activation",
+    "mean_abs_cosine": "activation",
+    "gradient_growth": "gradient",
+    "orthogonality_gap": "activation",
+    "gradient_norm": "gradient",
+    "isometry_gap": "activation",
+    "odd_point_score": "activation",
+}
+_ROWS, _CELL = 24, 17
+
+
+@app.command()
+def predict(
+    spec: Annotated[str, typer.Argument(help="mlp:depth=32,width=256,norm=batch,activation=relu ...", metavar="SPEC")],
+    n: Annotated[int, typer.Option("--batch", "-n", help="Samples in the batch.")] = 16,
+    cosine: Annotated[float | None, typer.Option(help="Start from samples with this cosine to one another.")] = None,
+    data: Annotated[str | None, typer.Option(help="Start from data: digits, or a file (see diagnose).")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
+    simulate: Annotated[int, typer.Option(metavar="SEEDS", help="Also simulate this many chains of the width.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the start, the simulation and quasi-random averages.")] = 0,
+    every: Annotated[int, typer.Option(help="Layers between two simulated records.")] = 1,
+    html: Annotated[Path | None, typer.Option(help="Write plots and table as one self-contained HTML file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every number as CSV.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+) -> None:
+    """Follow a batch through infinitely wide layers, forwards and backwards; chains of finite width beside it.
+
+    Default start: standard Gaussian samples of the spec's width. Exit code 0: fine, 2: misuse.
+    """
+    from normscope.report._files import check
+    from normscope.theory.predict import predict as run
+    from normscope.theory.simulate import simulate as chains
+
+    described = parse(spec)
+    for path in (html, csv):
+        if path is not None:
+            check(path)
+    if simulate < 0:
+        raise UsageError(f"--simulate takes a number of chains >= 0; got {simulate}.")
+    start = _start(described, n, cosine, data, data_dir, seed)
+    predicted = run(described, **start, seed=seed)
+    profiles = [predicted]
+    if simulate:
+        profiles.append(chains(described, **start, seeds=simulate, seed=seed, every=every))
+    if json:
+        print_json(_document(described, profiles))
+    else:
+        _print(described, profiles)
+    _write(described, profiles, html, csv, say=not json)
+
+
+def _start(
+    spec: Spec, n: int, cosine: float | None, data: str | None, data_dir: Path | None, seed: int
+) -> dict[str, Any]:
+    if n < 2:
+        raise UsageError(f"--batch must be at least 2: one sample has no geometry; got {n}.")
+    if cosine is not None and data is not None:
+        raise UsageError("Give --cosine or --data, not both.")
+    if data is not None:
+        from normscope.datasets import load
+
+        return {"inputs": load(data, data_dir, n=n, seed=seed).inputs}
+    if cosine is not None:
+        if not -1 / (n - 1) <= cosine <= 1:
+            raise UsageError(f"{n} samples can share a cosine from {-1 / (n - 1):.3g} to 1; got {cosine}.")
+        return {"gram": (1 - cosine) * np.eye(n) + cosine}
+    return {"inputs": np.random.default_rng(seed).standard_normal((n, min(spec.width, 4096)))}
+
+
+def _print(spec: Spec, profiles: list[Profile]) -> None:
+    from rich.table import Table
+
+    predicted = profiles[0]
+    table = Table(title=str(spec), title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("layer", justify="right")
+    shown = dict(list(SHOWN.items())[: max(3, (console.width - 7) // _CELL)])
+    for name in shown:
+        table.add_column(name.replace("_", " ", 1).replace(" ", "\n"), justify="right")
+    columns = [[_by_layer(p, name, signal) for p in profiles] for name, signal in shown.items()]
+    for layer in _shown_layers(spec.depth):
+        cells = []
+        for found in columns:
+            cell = _cell(found[0].get(layer))
+            if len(found) > 1 and layer in found[1]:
+                cell += f"\n[dim]{_cell(found[1][layer])}[/]"
+            cells.append(cell)
+        table.add_row(str(layer), *cells)
+    console.print(table)
+    console.print(f"[dim]infinite width: {predicted.facts['method']}; gradients relative to the last layer[/]")
+    if len(shown) < len(SHOWN):
+        console.print(f"[dim]in a wider terminal, or with --csv: {', '.join(k for k in SHOWN if k not in shown)}[/]")
+    if len(profiles) > 1:
+        facts = profiles[1].facts
+        console.print(f"[dim]second lines: mean +- sd of simulated chains of width {spec.width} ({facts['law']})[/]")
+        for note in facts["notes"][:5]:
+            console.print(f"[yellow]{note}[/]")
+
+
+def _shown_layers(depth: int) -> list[int]:
+    """All layers of a shallow net; else the first ones and then ever fewer."""
+    if depth < _ROWS:
+        return list(range(depth + 1))
+    return sorted({0, 1, 2, 3, 4, *np.geomspace(5, depth, _ROWS - 5).round().astype(int).tolist()})
+
+
+def _by_layer(profile: Profile, metric: str, signal: str) -> dict[int, tuple[float, float]]:
+    """layer -> (mean over seeds, spread: standard deviation over seeds, or the standard error of one record)."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for r in profile.records:
+        if r.metric == metric and r.signal == signal:
+            found.setdefault(r.layer, []).append((r.value, r.stderr))
+    return {layer: _summary(values) for layer, values in found.items()}
+
+
+def _summary(values: list[tuple[float, float]]) -> tuple[float, float]:
+    numbers = np.array([v for v, _ in values])
+    if len(numbers) == 1:
+        return values[0]
+    with np.errstate(invalid="ignore"):
+        return float(numbers.mean()), float(numbers.std(ddof=1))
+
+
+def _cell(value: tuple[float, float] | None) -> str:
+    if value is None or math.isnan(value[0]):
+        return "-"
+    mean, spread = value
+    shown = "inf" if math.isinf(mean) else f"{mean:.4g}"
+    return shown + (f" +- {spread:.1g}" if spread > 1e-3 * abs(mean) and math.isfinite(mean) else "")
+
+
+def _document(spec: Spec, profiles: list[Profile]) -> dict[str, Any]:
+    return {
+        "spec": str(spec),
+        "parameters": dataclasses.asdict(spec),
+        "facts": {p.records[0].source: dict(p.facts) for p in profiles},
+        "records": [
+            {k: getattr(r, k) for k in ("source", "seed", "layer", "signal", "metric", "value", "stderr")}
+            for p in profiles
+            for r in p.records
+        ],
+    }
+
+
+def _write(spec: Spec, profiles: list[Profile], html: Path | None, csv: Path | None, *, say: bool) -> None:
+    import polars as pl
+
+    from normscope._records import concat
+    from normscope.report._files import write
+
+    table = concat(profiles)
+    if csv is not None:
+        write(table.write_csv(), csv)
+    if html is not None:
+        from normscope.report import Content
+        from normscope.report import html as page
+
+        label = str(spec)
+        shared = {"label": label, "layers": spec.depth, "batch_size": profiles[0].facts["samples"]}
+        notes = [note for p in profiles for note in p.facts["notes"]]
+        content = Content(
+            f"Prediction: {label}", table.select(pl.lit(label).alias("model"), pl.all()), pl.DataFrame(),
+            ({**shared, "notes": notes},),
+        )  # fmt: skip
+        write(page.render(content), html)
+    for path in (html, csv):
+        if path is not None and say:
+            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,27 @@
+"""What theory says of a `Spec`: recursions at infinite width, simulation exact in law at finite width, laws.
+
+`predict`: infinite width, forwards and backwards. `simulate`: finite width, exact in law.
+`spec_of`: the spec of a plain model; `layer_names`: where its layers are;
+`overlay`: the prediction in the layers of a measured profile.
+`fisher_statistics`, `order_parameters`, `wide_ntk`: the Fisher matrix and the kernel of a wide net.
+``theory.laws``: bounds and laws.
+"""
+
+from normscope.theory.fisher import fisher_statistics, order_parameters, softmax_outliers, wide_ntk
+from normscope.theory.overlay import overlay
+from normscope.theory.predict import predict, predicted_grams
+from normscope.theory.recognise import layer_names, spec_of
+from normscope.theory.simulate import simulate
+
+__all__ = [
+    "fisher_statistics",
+    "layer_names",
+    "order_parameters",
+    "overlay",
+    "predict",
+    "predicted_grams",
+    "simulate",
+    "softmax_outliers",
+    "spec_of",
+    "wide_ntk",
+]

@@ -1,0 +1,61 @@
+"""Where a chain starts: a Gram matrix or a batch of inputs, checked, as a factor R with R^T R = X X^T / features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from normscope._errors import UsageError
+from normscope.linalg import Array, checked_gram, checked_inputs, gram_factor, input_factor, looks_like_gram
+from normscope.spec import Spec
+
+
+@dataclass(frozen=True)
+class Start:
+    """The batch a chain starts from.
+
+    factor: R (k, n), k <= n, with R^T R = X X^T / features for inputs X (n, features).
+    inputs: X, or ``None`` when only the Gram is known; ``features``: its second dimension, else ``None``.
+    """
+
+    factor: Array
+    inputs: Array | None = None
+
+    @property
+    def samples(self) -> int:
+        """n."""
+        return int(self.factor.shape[1])
+
+    @property
+    def features(self) -> int | None:
+        """Features of the inputs, if they are known."""
+        return None if self.inputs is None else int(self.inputs.shape[1])
+
+    @property
+    def gram(self) -> Array:
+        """X X^T / features, (n, n)."""
+        return self.factor.T @ self.factor
+
+
+def read_start(gram: Any = None, inputs: Any = None, what: str = "simulate") -> Start:
+    """A start from ``gram`` or ``inputs``; a ``gram`` that is no Gram matrix is read as inputs (n, features)."""
+    if (gram is None) == (inputs is None):
+        raise UsageError(f"{what}() needs one start: a Gram matrix (n, n), or inputs=X with X (n, features).")
+    if gram is not None:
+        shape = getattr(gram, "shape", None) or np.shape(gram)
+        if len(shape) < 2 or (shape[0] == shape[1] and len(shape) == 2) or looks_like_gram(gram):
+            return Start(gram_factor(checked_gram(gram)))
+        inputs = gram
+    x = checked_inputs(inputs)
+    return Start(input_factor(x), x)
+
+
+def checked_spec(spec: Any, what: str) -> Spec:
+    """The spec of an MLP, or a ``UsageError``."""
+    if not isinstance(spec, Spec):
+        raise UsageError(f"{what}() needs a Spec as its first argument; got {type(spec).__name__}.")
+    if spec.family != "mlp":
+        raise UsageError(f"{what}() knows the chain of dense layers (family 'mlp'); got {spec.family!r}. Use probe().")
+    return spec

@@ -1,0 +1,33 @@
+"""What README shows is what the examples do."""
+
+import re
+import runpy
+from pathlib import Path
+
+from normscope.findings import RULES
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_block_is_the_example_that_runs(capsys):
+    block = re.search(r"```python\n(.*?)```", README, re.S).group(1).strip()
+    example = (ROOT / "examples" / "five_lines.py").read_text()
+    assert block in example
+    runpy.run_path(str(ROOT / "examples" / "five_lines.py"))
+    assert "NS101" in capsys.readouterr().out
+
+
+def test_every_finding_is_in_the_readme_and_no_other():
+    assert set(re.findall(r"NS\d{3}", README.split("## What it finds")[1])) == set(RULES)
+
+
+def test_generated_pages_are_up_to_date():
+    page = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    assert (ROOT / "docs" / "findings.md").read_text() == page["findings_page"]()
+    assert (ROOT / "docs" / "metrics.md").read_text() == page["metrics_page"]()
+
+
+def test_links_of_the_readme_exist():
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
