@@ -7,9 +7,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from normscope import curvature
 from normscope._errors import UsageError
-from torch import Tensor, nn
 
 
 def net(width: int = 24, c: int = 4) -> tuple[nn.Module, Tensor, Tensor]:
