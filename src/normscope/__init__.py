@@ -2,6 +2,9 @@
 
 Measure
     `measure` one representation, `probe` every layer of a model, `diagnose` it (findings and a report).
+Curvature
+    `fisher`, `hessian`, `jacobian`, `ntk` of the whole batch as `LinearMap`s, their `spectrum`, and `sharpness`: the
+    largest stable learning rate.
 Describe
     `Spec` a network as data, `build` the module it describes; ``normscope.nn`` has the norms, taken apart.
 Theory
@@ -17,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 from normscope._errors import UsageError
 from normscope._records import Profile, Record
 from normscope.configuration import configuration
+from normscope.curvature import Sharpness, fisher, hessian, jacobian, ntk, sharpness
 from normscope.diagnose import Diagnosis, diagnose
 from normscope.findings import Finding
+from normscope.linalg import LinearMap, Spectrum, spectrum
 from normscope.metrics import measure
 from normscope.nn import build
 from normscope.probe import probe
@@ -30,17 +35,26 @@ if TYPE_CHECKING:
 __all__ = [
     "Diagnosis",
     "Finding",
+    "LinearMap",
     "Profile",
     "Record",
+    "Sharpness",
     "Spec",
+    "Spectrum",
     "UsageError",
     "build",
     "configuration",
     "diagnose",
+    "fisher",
+    "hessian",
+    "jacobian",
     "measure",
+    "ntk",
     "predict",
     "probe",
+    "sharpness",
     "simulate",
+    "spectrum",
 ]
 
 

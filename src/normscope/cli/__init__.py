@@ -11,7 +11,8 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; a ``UsageError`` is one message on standard error and exit code 2."""
     from rich.markup import escape
 
-    from normscope.cli import diagnose, explain, predict  # noqa: F401 - a command enrols itself when its file is imported
+    # A command enrols itself when its file is imported.
+    from normscope.cli import diagnose, explain, predict, selfcheck, sharpness  # noqa: F401
     from normscope.cli._app import app, errors
 
     try:

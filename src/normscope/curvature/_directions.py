@@ -1,0 +1,127 @@
+"""The factor of the Fisher, and the theory's top directions in its dual, screened on a part of the batch."""
+
+from __future__ import annotations
+
+import glob
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope._errors import UsageError
+from normscope.curvature._batch import memory_budget
+from normscope.curvature._batches import Batches
+from normscope.curvature._loss import Loss
+from normscope.linalg.eigen import lanczos
+from normscope.linalg.maps import Directions, LinearMap
+from normscope.linalg.spectrum import MOST_DIRECTIONS
+
+#: Samples and share of the batch that the screening of start vectors looks at (chosen by us: on nets (a)-(c) of
+#: benchmarks/curvature.py an eighth of the batch names the top direction well enough for 1e-3 in two more products).
+SCREEN_SAMPLES, SCREEN_SHARE = 16, 1 / 8
+#: No screening where it would cost more products than this (chosen by us: it saves about three).
+SCREEN_COST = 1.5
+#: Up to so many outputs the screening takes one VJP each; above, a few Lanczos steps in the space of outputs.
+SCREEN_OUTPUTS = 24
+#: The gap that the part of the batch sees is divided by this (chosen by us: the true top gap was up to 3 times smaller).
+SCREEN_SAFETY = 2.0
+
+
+def ggn_factor(f: Batches, loss: Loss) -> LinearMap:
+    """A = J^T S / sqrt(n), (p, n c)."""
+    forward, transposed = loss.factor(f.value)
+    root, shape = math.sqrt(f.n), (f.n, f.c, -1)
+    plain = loss.name == "mse" and loss.factor_scale(f.c) == 1
+
+    def apply(v: Tensor) -> Tensor:
+        v = v / root
+        return f.vjp(v if plain else forward(v.reshape(shape)).reshape(len(v), -1))
+
+    def adjoint(w: Tensor) -> Tensor:
+        out = f.jvp(w) / root
+        return out if plain else transposed(out.reshape(shape)).reshape(len(out), -1)
+
+    return LinearMap((f.p, f.n * f.c), apply, adjoint, f.dtype, f.device, note="factor of the Fisher", facts=f.facts())
+
+
+def mean_directions(f: Batches, loss: Loss) -> Directions:
+    r"""The dual vectors of the mean gradients of the outputs: 1 (x) e_k / sqrt(n), through S^T for the softmax.
+
+    Karakida, Akaho, Amari 2019: they carry the c largest eigenvalues of a wide net whose outputs are not centred.
+    """
+
+    def make(weights: Tensor) -> Tensor:
+        v = (weights.to(f.device, f.dtype) / math.sqrt(f.n)).expand(f.n, *weights.shape).reshape(f.n, f.c, -1)
+        return loss.factor(f.value)[1](v).reshape(f.n * f.c, -1)
+
+    several = len(f.parts) > 1
+    size = max(SCREEN_SAMPLES, round(f.n * SCREEN_SHARE))
+    piece = None if several or size > f.n / 2 or f.c == 1 else _head(f.parts[0].inputs, f.n, size)
+    if piece is None:
+        return Directions(f.c, f.n * f.c, make)
+    memory = f.c * f.p * f.value.element_size()
+    if f.c <= MOST_DIRECTIONS and f.parts[0].pulls_cheaply() and memory <= memory_budget(f.options.memory, f.device):
+        return Directions(f.c, f.n * f.c, make)
+    share = size / f.n
+    cost = (f.c + 1) / 2 * share if f.c <= SCREEN_OUTPUTS else 8 * share
+    if cost > SCREEN_COST:
+        return Directions(f.c, f.n * f.c, make)
+    return Directions(f.c, f.n * f.c, make, lambda: _screen(f, loss, piece), cost)
+
+
+def _head(inputs: Any, n: int, size: int) -> Any:
+    """The first samples of every tensor whose first axis is the batch; ``None`` where no tensor has one."""
+    if isinstance(inputs, Tensor):
+        return inputs[:size] if inputs.dim() and inputs.shape[0] == n else None
+    if isinstance(inputs, dict):
+        cut = {k: _head(v, n, size) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        return None if any(v is None and inputs[k] is not None for k, v in cut.items()) else cut
+    if isinstance(inputs, tuple):
+        parts = [_head(v, n, size) if isinstance(v, Tensor) else v for v in inputs]
+        return None if any(v is None and w is not None for v, w in zip(parts, inputs, strict=True)) else tuple(parts)
+    return None
+
+
+def _screen(f: Batches, loss: Loss, piece: Any) -> tuple[Tensor, float] | None:
+    """Top weights and relative gap of the mean directions on a part of the batch; ``None`` where they do not stand out.
+
+    Any start vector is a valid one, so that a part of the batch is as good as the whole for choosing it, and so are the
+    gradients in biases and norm parameters alone: at every layer a weight's mean gradient is about the bias's times
+    the mean activation, so that the outputs' overlaps are alike. It saves the passes' larger half. Through the softmax,
+    which weights samples, the overlaps are not alike enough, and all parameters are taken.
+    """
+    vectors = [n for n, p in zip(f.parts[0].names, f.parts[0].theta, strict=True) if p.dim() == 1]
+    only = [glob.escape(n) for n in vectors] if vectors and loss.name == "mse" else f.options.parameters
+    options = replace(f.options, parameters=only)
+    try:
+        small = Batches(f.model, piece, options)
+    except (UsageError, ValueError, RuntimeError):  # a batch size that the model does not take
+        return None
+    factor, directions = ggn_factor(small, loss), mean_directions(small, loss)
+    c, m = f.c, factor.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(m, 1, generator=generator, dtype=torch.float64).to(f.device) / math.sqrt(m)
+    background = float(factor.matmat(noise).double().square().sum())
+    if c <= SCREEN_OUTPUTS:
+        y = factor.matmat(directions.make(torch.eye(c, dtype=torch.float64)))
+        theta, q = torch.linalg.eigh((y.T @ y).double().cpu())
+        theta, q = theta.flip(0), q.flip(1)
+    else:
+
+        def product(z: Tensor) -> Tensor:
+            v = directions.make(z)
+            image = factor.rmatmat(factor.matmat(v))
+            forward = loss.factor(small.value)[0]
+            return forward(image.reshape(small.n, c, -1)).sum(0) / math.sqrt(small.n)
+
+        ritz = lanczos(
+            LinearMap((c, c), product, product, f.dtype, f.device), max_products=8, tol=0, k=6, generator=generator
+        )
+        theta, q = ritz.values, ritz.vectors.cpu()
+    # A mean gradient's form is its own plus one bulk eigenvalue, and the bulk goes down as 1 / n.
+    share = small.n / f.n
+    if float(theta[0]) - background <= 3 * background * share:
+        return None
+    return q[:, 0], max(float((theta[0] - theta[1]) / theta[0]), 1e-6) / SCREEN_SAFETY

@@ -1,0 +1,232 @@
+"""Extremal eigenvalues: Lanczos with full reorthogonalisation, and Rayleigh-Ritz from known directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from normscope.linalg.maps import LinearMap
+
+Progress = Callable[[int, float, float], None]
+#: First relative residuals outside of this range mean that the given directions are not what the theory says (chosen by
+#: us: where it holds they are 0.02-0.1). Above: no eigenvectors. Below: an invariant space of their own, as the offsets
+#: after a last-layer norm, from which no Krylov space sees anything else.
+EXPECTED = (1e-3, 0.3)
+#: A start that has not converged after so many products was not what the gap was estimated for: from then on the plain
+#: residual decides (chosen by us: where the theory holds 2-5 are enough).
+GAP_PRODUCTS = 8
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """What a Krylov (or Rayleigh-Ritz) space says about a symmetric matrix G (m, m).
+
+    values: (k,) eigenvalues, the wanted end first; ``residuals``: (k,) norms ||G u - theta u|| of unit vectors u,
+        NaN where not computed. There is an eigenvalue of G within ``residuals[i]`` of ``values[i]``.
+    vectors: (m, k). ``basis``: (m, j) orthonormal, ``projected``: (j, j) = basis^T G basis.
+    errors: (k,) what the eigenvalues may be off by: the residual, or residual^2 / gap where the gap to the rest of the
+        spectrum is known well enough (Kato, Temple; Parlett 1998, Thm 11.7.1).
+    products: products with G spent; a product with A or A^T alone, where G = A^T A, counts one half.
+    first: relative residual of the first step (NaN for k > 1), see ``EXPECTED``.
+    asymmetry: worst relative gap between <u, G u> and ||A u||^2 seen on the way (0 where never tested).
+    """
+
+    values: Float[Tensor, " k"]
+    residuals: Float[Tensor, " k"]
+    errors: Float[Tensor, " k"]
+    vectors: Float[Tensor, "m k"]
+    basis: Float[Tensor, "m j"]
+    projected: Float[Tensor, "j j"]
+    products: float
+    converged: bool
+    asymmetry: float = 0.0
+    first: float = math.nan
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the start behaved as an approximate top eigenvector, so that the space can be trusted to hold it."""
+        return EXPECTED[0] <= self.first <= EXPECTED[1]
+
+
+def orthonormalise(x: Tensor, against: Tensor | None = None, drop: float = 1e-6) -> Tensor:
+    """Orthonormal columns spanning x (m, b) outside the span of ``against``; dependent columns are dropped.
+
+    Two passes of Gram-Schmidt ("twice is enough", Parlett 1998, section 6.9), then a QR whose small pivots go.
+    """
+    size = x.norm(dim=0)
+    x = x[:, size > 0] / size[size > 0]
+    for _ in range(2):
+        if against is not None and against.shape[1]:
+            x = x - against @ (against.T @ x)
+    kept: list[Tensor] = []
+    for column in x.unbind(1):
+        for _ in range(2):
+            for q in kept:
+                column = column - q * (q @ column)
+        length = column.norm()
+        if length > drop:
+            kept.append(column / length)
+    out = torch.stack(kept, 1) if kept else x[:, :0]
+    if against is not None and against.shape[1] and kept:  # the division may have let rounding back in
+        out = out - against @ (against.T @ out)
+        out = out / out.norm(dim=0)
+    return out
+
+
+def lanczos(
+    g: LinearMap,
+    start: Tensor | None = None,
+    *,
+    k: int = 1,
+    tol: float = 1e-3,
+    max_products: int = 200,
+    largest: bool = True,
+    gap: float | None = None,
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> Ritz:
+    """The ``k`` extremal eigenvalues of a symmetric map by block Lanczos with full reorthogonalisation.
+
+    start: (m,) or (m, b), default one random vector. An eigenvalue of multiplicity r shows r times only from a block of
+        at least r columns.
+    tol: stops when each wanted eigenvalue's error is <= tol * max |theta|. The error is the residual ||G u - theta u||, or,
+        with ``gap``, the relative distance from the top eigenvalue to the next one, residual^2 / (gap theta) if smaller.
+        Both presuppose that the start sees the eigenvector at all.
+    max_products: budget; what was reached by then is returned with ``converged=False``.
+    """
+    size = g.shape[0]
+    small = torch.float64  # the projected matrix; a float32 one costs 1e-8
+    work = torch.float64 if size <= 200_000 else g.dtype
+    if start is None:
+        start = torch.randn(size, 1, generator=generator, dtype=torch.float64).to(g.device)
+    block = orthonormalise(start.reshape(size, -1).to(g.device, work))
+    basis = block
+    columns = torch.zeros(0, 0, dtype=small)
+    products, asymmetry = 0.0, 0.0
+    best, before, first = math.inf, 0.0, math.nan
+    while True:
+        image, off = _product(g, block)
+        products, asymmetry = products + block.shape[1], max(asymmetry, off)
+        known = (basis.T @ image).to(small).cpu()  # (j, b)
+        j, b = known.shape
+        grown = torch.zeros(j, j, dtype=small)
+        grown[: j - b, : j - b] = columns
+        grown[:, j - b :] = known
+        grown[j - b :, :] = known.T
+        columns = (grown + grown.T) / 2
+        rest = image - basis @ (basis.T @ image)
+        theta, y = torch.linalg.eigh(columns)
+        order = torch.argsort(theta, descending=largest)[:k]
+        theta, y = theta[order], y[:, order]
+        # G (basis y) - theta (basis y) lives in the new block's complement only: earlier images lie inside the basis.
+        last = y[j - b :].to(rest.device, work)
+        residuals = (rest @ last).norm(dim=0).to(small).cpu()
+        scale = float(theta.abs().max().clamp_min(torch.finfo(small).tiny))
+        first = float(residuals[0]) / scale if math.isnan(first) else first
+        errors = residuals
+        if gap is not None and k == 1 and products <= GAP_PRODUCTS:
+            # Ritz values only rise: what bounded an earlier one bounds this one all the more.
+            best = min(best - (float(theta[0]) - before), float(residuals[0]) ** 2 / (gap * scale))
+            before = float(theta[0])
+            if best >= 0:
+                errors = residuals.clamp_max(best)
+            else:  # the value rose by more than the bound had allowed: the gap was not what it was said to be
+                gap = None
+        if progress is not None:
+            progress(int(products), float(theta[0]), float(residuals[0]))
+        done = theta.numel() >= min(k, size) and bool((errors <= tol * scale).all())
+        fresh = orthonormalise(rest, basis, drop=1e-4) if not done else rest[:, :0]
+        exhausted = fresh.shape[1] == 0 or basis.shape[1] >= size or _negligible(rest, scale, g.dtype)
+        if not done and exhausted and theta.numel() < min(k, size):
+            more = torch.randn(size, 1, generator=generator, dtype=torch.float64).to(g.device, work)
+            fresh, exhausted = orthonormalise(more, basis), False
+            exhausted = fresh.shape[1] == 0
+        if done or exhausted or products + fresh.shape[1] > max_products:
+            vectors = basis @ y.to(basis.device, work)
+            return Ritz(
+                theta, residuals, errors, vectors, basis, columns, products, done or exhausted, asymmetry, first
+            )
+        block = fresh
+        basis = torch.cat([basis, block], 1)
+
+
+def _product(g: LinearMap, block: Tensor) -> tuple[Tensor, float]:
+    """G block, and how far <x, G x> is from ||A^T x||^2 where G = A A^T: forward against reverse mode, for free."""
+    if g.factor is None:
+        return g.matmat(block).to(block.dtype), 0.0
+    half = g.factor.rmatmat(block)
+    image = g.factor.matmat(half).to(block.dtype)
+    energy = half.square().sum(0).to(block.dtype)
+    off = ((block * image).sum(0) - energy).abs().max() / energy.max().clamp_min(torch.finfo(block.dtype).tiny)
+    return image, float(off)
+
+
+def _negligible(rest: Tensor, scale: float, dtype: torch.dtype) -> bool:
+    """Whether what is left of the images is rounding: the space is invariant."""
+    return float(rest.norm(dim=0).max()) <= 50 * torch.finfo(dtype).eps * scale
+
+
+def from_directions(
+    a: LinearMap,
+    directions: Tensor,
+    *,
+    k: int = 1,
+    tol: float = 1e-3,
+    max_products: int = 200,
+    progress: Progress | None = None,
+) -> Ritz:
+    """The ``k`` largest eigenvalues of G = A^T A (m, m), A (p, m), by Rayleigh-Ritz that starts on known directions.
+
+    The first step needs products with A alone (for a Fisher: one VJP a direction, no JVP): with V the orthonormal
+    directions and Y = A V, the Ritz values are the eigenvalues of Y^T Y. Then the space grows by the residual
+    G u - theta u of the worst wanted Ritz vector u, at one product with A^T (the residual) and one with A (the new
+    column of Y) a step. From a single direction this is Lanczos: every Ritz residual is parallel to the next Lanczos
+    vector (Parlett 1998, section 12.1). For k = 1 the gap to the next Ritz value tightens the error, see ``Ritz``.
+    Stops after the first step with ``converged=False`` where the directions turn out to be no eigenvectors (last-layer
+    batch norm removes the mean gradients).
+    """
+    work = torch.float64 if a.shape[1] <= 200_000 else a.dtype
+    basis = orthonormalise(directions.to(a.device, work))
+    rows = [a.matmat(basis).T]  # blocks of Y^T, (b, p): rows keep each long vector in one piece
+    projected = _small(rows[0] @ rows[0].T)
+    products, asymmetry, first = basis.shape[1] / 2, 0.0, math.nan
+    while True:
+        theta, q = torch.linalg.eigh(projected)
+        theta, q = theta.flip(0), q.flip(1)
+        wanted = min(k, theta.numel())
+        u = basis @ q[:, :wanted].to(basis)
+        parts = q[:, :wanted].to(rows[0]).split([len(r) for r in rows])
+        pulled = sum((r.T @ part for r, part in zip(rows[1:], parts[1:], strict=True)), rows[0].T @ parts[0])
+        image = a.rmatmat(pulled).to(work)
+        products += wanted / 2
+        rest = image - u * theta[:wanted].to(u)
+        residuals = rest.norm(dim=0).double().cpu()
+        scale = float(theta[0].clamp_min(torch.finfo(torch.float64).tiny))
+        asymmetry = max(asymmetry, float(((u * image).sum(0).double().cpu() - theta[:wanted]).abs().max()) / scale)
+        if progress is not None:
+            progress(int(products), float(theta[0]), float(residuals[0]))
+        first = float(residuals[0]) / scale if math.isnan(first) else first
+        tight = k == 1 < len(theta)
+        errors = torch.minimum(residuals, residuals**2 / (theta[0] - theta[1])) if tight else residuals
+        late = errors > tol * scale
+        done = not bool(late.any()) and wanted == min(k, a.shape[1])
+        stop = done or not first <= EXPECTED[1]
+        fresh = orthonormalise(rest[:, late.to(rest.device)], basis) if not stop else basis[:, :0]
+        if stop or fresh.shape[1] == 0 or products + fresh.shape[1] / 2 > max_products:
+            return Ritz(theta[:wanted], residuals, errors, u, basis, projected, products, done, asymmetry, first)
+        new = a.matmat(fresh).T
+        side = torch.cat([r @ new.T for r in rows]).double().cpu()
+        projected = torch.cat([torch.cat([projected, side], 1), torch.cat([side.T, _small(new @ new.T)], 1)])
+        rows.append(new)
+        products += fresh.shape[1] / 2
+        basis = torch.cat([basis, fresh], 1)
+
+
+def _small(gram: Tensor) -> Tensor:
+    gram = gram.double().cpu()
+    return (gram + gram.T) / 2
