@@ -50,8 +50,9 @@ def evidence() -> str:
     warned = table.filter(said.str.contains("warning") & ~said.str.contains("error"))
     lines = [
         "## The evidence\n",
-        f"{len(table)} nets of width 128 (18 kinds, depths 4 to 64, digits and Fashion-MNIST), each diagnosed at "
-        "initialization on 128 samples and then trained for 300 steps of plain SGD at five rates, the best of which counts. "
+        f"{len(table)} nets of width 128 ({table['net'].n_unique()} kinds, depths 4 to 64, digits and Fashion-MNIST), "
+        "each diagnosed at initialization on 128 samples and then trained for 300 steps of plain SGD at five rates, "
+        "the best of which counts. "
         "A net *trains* here if it reaches 80 % of the best training accuracy on its data. "
         "Made by `python benchmarks/trainability.py`; numbers in `results/trainability.csv`.\n",
         "| diagnosis | nets | of these train | median accuracy, relative to the best |\n|---|---|---|---|",

@@ -19,6 +19,7 @@ from normscope.probe import probe
 if TYPE_CHECKING:
     import polars
 
+    from normscope.curvature import Sharpness
     from normscope.report import Content
 
 #: Columns of `Diagnosis.layers`: the numbers a reader looks at first.
@@ -43,13 +44,13 @@ PREDICTED = ("participation_rank", "orthogonality_gap", "mean_abs_cosine")
 class Diagnosis:
     """What `diagnose` found: ``profile`` (every number), ``findings`` (rules that fired, the worst first).
 
-    ``fisher`` is reserved for the curvature of the whole batch, ``None`` until it is measured.
+    ``fisher``: the curvature of the whole batch (`normscope.Sharpness`), ``None`` unless it was asked for.
     """
 
     label: str
     profile: Profile
     findings: list[Finding]
-    fisher: Any = None
+    fisher: Sharpness | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -101,6 +102,7 @@ class Diagnosis:
             "facts": dict(self.facts),
             "findings": [f.__dict__ for f in self.findings],
             "layers": self.layers.to_dicts(),
+            "sharpness": self.fisher.to_dict() if self.fisher else None,
         }
 
     def __repr__(self) -> str:
@@ -119,6 +121,8 @@ def diagnose(
     layers: str | Sequence[str] | None = None,
     tokens: bool = False,
     theory: bool = True,
+    curvature: bool = False,
+    lr: float | None = None,
     seed: int = 0,
 ) -> Diagnosis:
     """Probe a model on one batch and apply every rule of ``normscope.findings.RULES``.
@@ -127,6 +131,8 @@ def diagnose(
         random cotangent on the outputs. One batch of 32 to 128 samples is enough.
     mode: ``"train"``: batch norm uses this batch, as in the first training step; ``"eval"`` must be asked for.
     theory: lay the infinite-width prediction beside the measurement where the model is a plain MLP that has one.
+    curvature: measure the largest eigenvalue of the whole batch's Fisher matrix too, with and without centred outputs
+        (about ten more passes; rules NS4xx). lr: a learning rate to hold against it; implies ``curvature``.
     label: the model's name in reports; default its class.
 
     The model is left as it was, bit for bit.
@@ -147,13 +153,51 @@ def diagnose(
     _check_parameters(model, profile)
     label = label or type(model).__name__
     facts = {"label": label, **profile.facts, "notes": [*profile.facts["notes"], *notes]}
+    fisher = None
+    if curvature or lr is not None:
+        fisher = _curvature(model, inputs, targets, loss, mode, seed, lr, facts)
+        profile.facts.update(  # type: ignore[attr-defined]
+            {k: facts[k] for k in ("lambda_max", "lambda_max_centred", "learning_rate") if k in facts}
+        )
     findings = find(profile)
     if theory and mode == "train" and not tokens:
         profile = _with_prediction(model, inputs, profile)
-    diagnosis = Diagnosis(label, profile, findings, None, facts)
+    diagnosis = Diagnosis(label, profile, findings, fisher, facts)
     facts["verdict"] = diagnosis.verdict
     facts["normscope"] = _version()
     return diagnosis
+
+
+def _curvature(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any,
+    loss: Loss,
+    mode: str,
+    seed: int,
+    lr: float | None,
+    facts: dict[str, Any],
+) -> Sharpness | None:
+    """The sharpness of the batch, its numbers among the facts; ``None`` and a note where it is not defined."""
+    from normscope.curvature import last_layer, sharpness
+    from normscope.linalg import spectrum
+
+    classes = isinstance(targets, Tensor) and not targets.is_floating_point()
+    # The Fisher matrix of a squared error needs no targets; torch's mean runs over all n c entries.
+    chosen: Any = loss if callable(loss) else "cross_entropy" if classes and loss != "mse" else nn.MSELoss()
+    wanted = targets if callable(loss) or chosen == "cross_entropy" else None
+    try:
+        found = sharpness(model, inputs, wanted, chosen, probes=4, compare_modes=False, mode=mode, seed=seed)
+        top = float(
+            spectrum(last_layer(model, inputs, "center", chosen, mode=mode, seed=seed), tol=0.02).eigenvalues[0]
+        )
+    except UsageError as error:
+        facts["notes"].append(f"no sharpness: {error}")
+        return None
+    facts |= {"lambda_max": found.lambda_max, "max_stable_lr": found.max_stable_lr, "lambda_max_centred": top}
+    if lr is not None:
+        facts["learning_rate"] = lr
+    return found
 
 
 def _with_prediction(model: nn.Module, inputs: Any, profile: Profile) -> Profile:
@@ -162,7 +206,7 @@ def _with_prediction(model: nn.Module, inputs: Any, profile: Profile) -> Profile
     from normscope.theory import overlay
 
     try:
-        predicted = overlay(model, inputs, profile, metrics=PREDICTED)
+        predicted = overlay(model, inputs.detach().double(), profile, metrics=PREDICTED)
     except (ArithmeticError, ValueError, RuntimeError) as error:
         profile.facts["notes"].append(f"no prediction beside it: {type(error).__name__}: {error}")
         return profile

@@ -10,22 +10,11 @@ import typer
 
 from normscope._errors import UsageError, unknown
 from normscope.cli._app import app, console, print_json
-from normscope.datasets import Batch, load
+from normscope.cli._shared import DATA_HELP, MODEL_HELP, device_named, dtype_named, load_named, moved, quiet
+from normscope.datasets import Batch
 from normscope.diagnose import Diagnosis, content
 from normscope.diagnose import diagnose as run
 from normscope.findings import RULES
-from normscope.models import fitting_data, load_model, synthetic
-
-#: Samples of a batch when none were asked for.
-BATCH = 128
-MODEL_HELP = (
-    "mlp:depth=32,norm=batch (also vgg:, resnet:), path/to/file.py:callable, package.module:callable, "
-    "transformers:gpt2, timm:NAME, torchvision:NAME."
-)
-DATA_HELP = (
-    "digits (bundled), mnist, fashion-mnist, cifar10 (with --data-dir), a .npz / .safetensors / .pt file, "
-    "package.module:callable, random:3x32x32 or tokens:32x50257. Default: digits, or what a library's config asks for."
-)
 
 
 @app.command()
@@ -44,6 +33,10 @@ def diagnose(
     layers: Annotated[list[str] | None, typer.Option(help="Glob pattern of module paths; may be repeated.")] = None,
     tokens: Annotated[bool, typer.Option(help="Count the tokens of sequences as samples.")] = False,
     theory: Annotated[bool, typer.Option(help="Draw the infinite-width prediction beside a plain MLP.")] = True,
+    curvature: Annotated[
+        bool, typer.Option("--sharpness", help="Measure lambda_max and the largest stable learning rate too.")
+    ] = False,
+    lr: Annotated[float | None, typer.Option(help="A learning rate to hold against it; implies --sharpness.")] = None,
     seed: Annotated[int, typer.Option(help="Of the weights, the batch and dropout.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,
@@ -62,14 +55,18 @@ def diagnose(
     """
     _check_fail_on(fail_on or [])
     _check_outputs(html, csv, parquet)
-    where, kind = _device(device), _dtype(dtype)
+    where, kind = device_named(device), dtype_named(dtype)
     diagnoses = []
     for name in models:
-        with console.status(f"probing {name} ...") if not json else _quiet():
-            batch, model = _load(name, data, data_dir, n, seed)
+        with console.status(f"probing {name} ...") if not json else quiet():
+            batch, model = load_named(name, data, data_dir, n, seed)
             model.to(device=where, dtype=kind)
-            inputs, targets = _moved(batch.inputs, where, kind), _moved(batch.targets, where, None)
-            diagnoses.append(_diagnosed(name, model, inputs, targets, batch, loss, mode, layers, tokens, theory, seed))
+            inputs, targets = moved(batch.inputs, where, kind), moved(batch.targets, where, None)
+            options = {
+                "mode": mode, "layers": layers or None, "tokens": tokens, "theory": theory, "curvature": curvature,
+                "lr": lr, "seed": seed,
+            }  # fmt: skip
+            diagnoses.append(_diagnosed(name, model, inputs, targets, batch, loss, options))
     report = content(diagnoses)
     if json:
         print_json(
@@ -84,56 +81,17 @@ def diagnose(
         raise typer.Exit(1)
 
 
-def _load(
-    name: str, data: str | None, data_dir: Path | None, n: int | None, seed: int
-) -> tuple[Batch, torch.nn.Module]:
-    """The model, and the batch that was named or that fits it."""
-    if data is None:
-        if name.partition(":")[0] in ("mlp", "vgg", "resnet"):
-            batch = _read("digits", None, n, seed)
-            return batch, load_model(name, batch, seed=seed)
-        model = load_model(name, None, seed=seed)
-        # A library's model at 224 x 224 or 32 tokens: 16 samples tell, 128 would take minutes.
-        made_up = fitting_data(model)
-        batch = synthetic(made_up, n=16 if n is None else n, seed=seed) if made_up else _read("digits", None, n, seed)
-        return batch, model
-    if data.partition(":")[0] in ("random", "tokens"):
-        batch = synthetic(data, n=BATCH if n is None else n, seed=seed)
-    else:
-        batch = _read(data, data_dir, n, seed)
-    return batch, load_model(name, batch, seed=seed)
-
-
-def _read(data: str, data_dir: Path | None, n: int | None, seed: int) -> Batch:
-    """``n`` samples; where n was left open, `BATCH` of them, or all of a smaller file."""
-    if n is not None:
-        return load(data, data_dir, n=n, seed=seed)
-    try:
-        return load(data, data_dir, n=BATCH, seed=seed)
-    except UsageError:
-        batch = load(data, data_dir, seed=seed)
-        if len(batch) >= BATCH:
-            raise
-        return batch
-
-
 def _diagnosed(
-    name: str, model: torch.nn.Module, inputs: Any, targets: Any, batch: Batch, loss: str | None, mode: str,
-    layers: list[str] | None, tokens: bool, theory: bool, seed: int,
-) -> Diagnosis:  # fmt: skip
+    name: str,
+    model: torch.nn.Module,
+    inputs: Any,
+    targets: Any,
+    batch: Batch,
+    loss: str | None,
+    options: dict[str, Any],
+) -> Diagnosis:
     try:
-        found = run(
-            model,
-            inputs,
-            targets,
-            loss,
-            mode=mode,
-            label=name,
-            layers=layers or None,
-            tokens=tokens,
-            theory=theory,
-            seed=seed,
-        )
+        found = run(model, inputs, targets, loss, label=name, **options)
     except UsageError:
         raise
     except Exception as error:
@@ -186,37 +144,3 @@ def _write(report: Any, html: Path | None, csv: Path | None, parquet: Path | Non
     for path in (html, csv, parquet):
         if path is not None and say:
             console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:
-        raise UsageError(
-            f"--device must be one that works here; {name!r} does not ({str(error).splitlines()[0]})."
-        ) from None
-    return device
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    known = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name is not None and name not in known:
-        raise unknown("dtype", name, known)
-    return known[name] if name else None
-
-
-def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, dict):
-        return {k: _moved(v, device, dtype) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(_moved(v, device, dtype) for v in value)
-    return value
-
-
-def _quiet() -> Any:
-    import contextlib
-
-    return contextlib.nullcontext()

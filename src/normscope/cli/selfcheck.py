@@ -29,9 +29,9 @@ def selfcheck(
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    from normscope.cli.diagnose import _device
+    from normscope.cli._shared import device_named
 
-    checks = run(_device(device), DTYPES[dtype], seed)
+    checks = run(device_named(device), DTYPES[dtype], seed)
     failed = [c for c in checks if c.relied_on and c.status != "exact"]
     if json:
         about = {"torch": torch.__version__, "device": device, "dtype": dtype, "trusted": not failed}

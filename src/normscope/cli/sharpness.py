@@ -10,7 +10,7 @@ import typer
 
 from normscope._errors import UsageError
 from normscope.cli._app import app, console, print_json
-from normscope.cli.diagnose import DATA_HELP, MODEL_HELP, _device, _dtype, _load, _moved, _quiet
+from normscope.cli._shared import DATA_HELP, MODEL_HELP, device_named, dtype_named, load_named, moved, quiet
 from normscope.curvature import Sharpness
 from normscope.curvature import sharpness as run
 
@@ -45,12 +45,12 @@ def sharpness(
         raise UsageError(f"--optimiser must be one of {', '.join(names)}; got {optimiser!r}.")
     if lr is not None and not lr > 0:
         raise UsageError(f"--lr must be a positive number; got {lr}.")
-    where, kind = _device(device), _dtype(dtype)
-    batch, net = _load(model, data, data_dir, n, seed)
+    where, kind = device_named(device), dtype_named(dtype)
+    batch, net = load_named(model, data, data_dir, n, seed)
     net.to(device=where, dtype=kind)
-    inputs, targets = _moved(batch.inputs, where, kind), _moved(batch.targets, where, None)
+    inputs, targets = moved(batch.inputs, where, kind), moved(batch.targets, where, None)
     chosen = loss or ("cross_entropy" if targets is None or not targets.is_floating_point() else "mse")
-    with console.status("") if not json else _quiet() as status:
+    with console.status("") if not json else quiet() as status:
 
         def progress(products: int, value: float, residual: float) -> None:
             if status is not None:
