@@ -438,6 +438,9 @@ FIRES = {
     "far running statistics": (
         profile(activation(running_statistics_distance=since(4, 0.6))), "NS501", "warning", 4,
     ),
+    "sharp": (profile({}, lambda_max=60.0, lambda_max_centred=10.0), "NS401", "info", None),
+    "very sharp": (profile({}, lambda_max=210.0, lambda_max_centred=10.0), "NS401", "warning", None),
+    "rate above the threshold": (profile({}, lambda_max=10.0, learning_rate=0.21), "NS402", "warning", None),
     "untrained in eval mode": (profile({}, mode="eval", untrained_batch_norms=2), "NS502", "error", None),
     "small batch": (profile({}, n=7), "NS901", "info", None),
     "activations not finite": (
@@ -525,6 +528,9 @@ SILENT = {
     "half dead": (profile(activation(dead_units=lambda _: 0.6)), "NS301"),
     "half saturated": (profile(activation(saturated_units=lambda _: 0.5)), "NS302"),
     "near running statistics": (profile(activation(running_statistics_distance=lambda _: 0.5)), "NS501"),
+    "not sharper than the rest": (profile({}, lambda_max=49.0, lambda_max_centred=10.0), "NS401"),
+    "sharpness not measured": (profile({}), "NS401"),
+    "rate below the threshold": (profile({}, lambda_max=10.0, learning_rate=0.19), "NS402"),
     "trained in eval mode": (profile({}, mode="eval", untrained_batch_norms=0), "NS502"),
     "untrained in training mode": (profile({}, untrained_batch_norms=2), "NS502"),
     "eight samples": (profile({}, n=8), "NS901"),
