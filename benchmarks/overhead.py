@@ -11,6 +11,7 @@ metric of every layer (eigenvalues, cosines), which is computed after the passes
 from __future__ import annotations
 
 import argparse
+import copy
 import resource
 import statistics
 import subprocess
@@ -88,7 +89,7 @@ def peer_arms(model: torch.nn.Module, x: torch.Tensor) -> dict[str, Callable[[],
     try:
         import torchlens
 
-        found["torchlens trace"] = lambda: torchlens.trace(model, x)
+        found["torchlens trace"] = lambda: torchlens.trace(copy.deepcopy(model), x)
     except Exception as error:
         print(f"torchlens left out: {type(error).__name__}: {error}")
     try:
@@ -96,13 +97,14 @@ def peer_arms(model: torch.nn.Module, x: torch.Tensor) -> dict[str, Callable[[],
 
         from delve import SaturationTracker
 
-        logging.getLogger("delve").setLevel(logging.WARNING)
+        logging.disable(logging.INFO)
 
         def delve() -> None:
+            mine = copy.deepcopy(model)  # its hooks stay on
             with tempfile.TemporaryDirectory() as folder:
                 where = f"{folder}/out"
-                tracker = SaturationTracker(where, save_to="csv", modules=model, stats=["idim"], device="cpu")
-                model(x)
+                tracker = SaturationTracker(where, save_to="csv", modules=mine, stats=["idim"], device="cpu")
+                mine(x)
                 tracker.add_saturations()
                 tracker.close()
 
