@@ -170,6 +170,33 @@ def test_odd_fixed_points(n, fixed, saddle):
     assert odd_point.odd_saddle(n) == pytest.approx(saddle, abs=1e-4)
 
 
+#: decomposed, section 3.3: (n, largest eigenvalues with their multiplicities at the fuzzy odd state, largest at the saddle)
+SPECTRA = [
+    (7, [(0.9448, 1), (0.8785, 5), (0.8065, 9), (0.3411, 5)], 1.0304),
+    (8, [(0.9308, 1), (0.8914, 6), (0.8424, 14), (0.2587, 6)], 1.0312),
+    (16, [(0.94285, 1), (0.93996, 14), (0.93213, 90), (0.0840, 14)], 1.01726),
+]
+
+
+@pytest.mark.parametrize(("n", "modes", "saddle"), SPECTRA)
+def test_the_fuzzy_odd_state_is_stable_against_every_deviation(n, modes, saddle):
+    found = odd_point.stability(n, odd_point.odd_fixed_point(n))
+    expected = [value for value, count in modes for _ in range(count)] + [0.0]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("n", "modes", "saddle"), SPECTRA)
+def test_the_saddle_has_exactly_one_growing_deviation(n, modes, saddle):
+    found = odd_point.stability(n, odd_point.odd_saddle(n))
+    assert (found > 1).sum() == 1
+    assert found[0] == pytest.approx(saddle, abs=1e-4)
+
+
+def test_the_equiangular_state_has_the_rates_of_its_closed_form():
+    norms, angles = odd_point.equiangular_rates(8, rescale=False)
+    assert odd_point.stability(8, 1.0) == pytest.approx([norms] * 7 + [angles] * 20 + [0.0], abs=1e-5)
+
+
 def test_odd_state_needs_seven_samples():
     assert odd_point.odd_fixed_point(6) is None
     assert odd_point.odd_fixed_point(6.09) is None

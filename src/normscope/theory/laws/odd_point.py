@@ -13,7 +13,8 @@ import numpy as np
 from scipy.optimize import brentq
 
 from normscope._errors import UsageError
-from normscope.gaussian import half_plane
+from normscope.gaussian import half_plane, product_moment
+from normscope.linalg import contrasts
 
 
 def perfect_odd(n: int, slope: float = 0.0) -> dict[str, float]:
@@ -95,6 +96,35 @@ def _crossings(n: float, slope: float) -> list[float]:
     values = np.array([f(e) for e in excess])
     turns = np.flatnonzero(np.sign(values[:-1]) != np.sign(values[1:]))
     return [low + float(brentq(f, excess[i], excess[i + 1], xtol=1e-15, rtol=1e-13)) for i in turns]
+
+
+def stability(n: int, t: float, slope: float = 0.0) -> np.ndarray:
+    r"""Growth factors per layer of every small deviation from the state t, recentring without rescaling; descending.
+
+    Eigenvalues of the Jacobian of the centred, trace-normalized Gram map $S \to P K(S) P / \mathrm{tr}$ on all centred
+    symmetric matrices, n(n-1)/2 of them, by central differences (good to 1e-6). t should be a fixed point
+    (`odd_fixed_point`, `odd_saddle`, 1 for the equiangular state). All below 1: stable against every deviation.
+    """
+    if n < 3 or not 1 / (n - 1) ** 2 < t <= 1:
+        raise UsageError(f"The state needs n >= 3 and 1/(n-1)^2 < t <= 1; got n = {n!r}, t = {t!r}.")
+    basis = contrasts(n)
+    tau = (t - 1 / (n - 1) ** 2) * (n - 1) / (n - 2)
+    state = np.full((n, n), 1 / (n - 1) ** 2 - tau / (n - 1))
+    state[0, :] = state[:, 0] = -1 / (n - 1)
+    np.fill_diagonal(state, [1.0] + [t] * (n - 1))
+    state /= np.trace(state)
+    i, j = np.triu_indices(n - 1)
+    weight = np.where(i == j, 1.0, math.sqrt(0.5))  # an orthonormal basis of the symmetric matrices
+    columns = []
+    for a, b, w in zip(i, j, weight, strict=True):
+        step = np.zeros((n - 1, n - 1))
+        step[a, b] = step[b, a] = 1e-5 * w / n
+        change = basis @ step @ basis.T
+        images = product_moment(f"leaky_relu({slope})", np.stack([state + change, state - change]))
+        images = basis.T @ images @ basis
+        images /= np.trace(images, axis1=1, axis2=2)[:, None, None]
+        columns.append((images[0] - images[1])[i, j] / weight / (2e-5 / n))
+    return np.sort(np.linalg.eigvals(np.array(columns).T).real)[::-1]
 
 
 def odd_share(t: float, n: float) -> float:
