@@ -70,7 +70,7 @@ def detect(x):
     energy = np.array([np.sum((row - x.mean(0)) ** 2) for row in x])
     if energy.max() > 3 * np.median(energy) and coherence < 0.6:
         return "heavy"
-    narrow = max(0.03, 2.5 / math.sqrt(d), 0.75 * math.sqrt(n / d))
+    narrow = min(0.4, max(0.03, 2.5 / math.sqrt(d), 0.75 * math.sqrt(n / d)))
     return "equiangular" if q[0] <= 3 / (n - 1) and pairs(x).std() <= narrow else "mixed"
 
 

@@ -67,6 +67,7 @@ def configuration(x: Float[Tensor, "n ..."] | Statistic) -> Configuration:
         return named("heavy")
     spread = s.cosines.std(correction=0).item()
     narrow = max(0.03, 2.5 / math.sqrt(s.features), 0.75 * math.sqrt(s.samples / s.features))
+    narrow = min(narrow, 0.4)  # two orthogonal halves have a spread of 0.5
     if odd.score <= 3 / (s.samples - 1) and spread <= narrow:
         return named("equiangular")
     return named("mixed")

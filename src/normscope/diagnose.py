@@ -197,6 +197,12 @@ def _curvature(
     facts |= {"lambda_max": found.lambda_max, "max_stable_lr": found.max_stable_lr, "lambda_max_centred": top}
     if lr is not None:
         facts["learning_rate"] = lr
+    if isinstance(inputs, Tensor) and not callable(loss) and mode == "train":
+        from normscope.theory import predicted_sharpness
+
+        expected = predicted_sharpness(model, inputs, chosen == "cross_entropy")
+        if expected is not None:  # torch's mean squared error is 2/c times half the summed one
+            facts["lambda_max_predicted"] = expected * (1 if chosen == "cross_entropy" else 2 / found.facts["outputs"])
     return found
 
 

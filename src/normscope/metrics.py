@@ -82,6 +82,8 @@ def measure(x: Float[Tensor, "n ..."], metrics: Iterable[str] | None = None) -> 
         x = torch.as_tensor(x)
     if x.dim() == 0:
         raise UsageError("measure() needs a tensor of shape (n, ...), batch first; got a scalar.")
+    if isinstance(metrics, str):
+        metrics = [metrics]
     names = [m.name for m in METRICS.values() if m.signal == "activation"] if metrics is None else list(metrics)
     chosen = [METRICS[name] for name in names]
     statistic = Statistic.of(x, exact=True, units=unit_axis(x))

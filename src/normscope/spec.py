@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +31,14 @@ FAMILIES = ("mlp", "vgg", "resnet")
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    r"""A chain of ``depth`` layers $h^l = \mathrm{norm/act}(s\,h^{l-1} + W^l h^{l-1} + b^l)$ of equal ``width``.
+    r"""A chain of ``depth`` layers of equal ``width``: $h^l = \varphi(\mathrm{norm}(W^l h^{l-1} + b^l))$.
 
     depth: number of weight layers of the hidden chain (the readout is not counted).
     width: features (``mlp``) or channels of the first stage (``vgg``, ``resnet``).
     norm: one of ``none, batch, batch_rescale, batch_recenter, layer, rms, group``; ``norm_first``: norm, then
         activation (the usual order); else activation, then norm.
-    skip: strength gamma of the residual form $H + \gamma W H$ (Daneshmand et al. 2020); ``None``: no skip connection.
+    skip: strength gamma of the residual form $h + \gamma (W h + b)$ in the place of $W h + b$ (Daneshmand et al. 2020);
+        ``None``: no skip connection. The first layer has none unless the input is as wide.
     weights: law of the weights, see ``WEIGHTS``; ``gain`` ``None`` means sqrt(2) for ReLU, sqrt(2/(1+a^2)) for leaky
         ReLU of slope a, else 1, so that a plain net keeps its scale (He et al. 2015).
     bias: ``None`` no bias; a number: N(0, bias^2) biases. With ``weights="torch"`` a bias that is not
@@ -61,6 +63,9 @@ class Spec:
     def __post_init__(self) -> None:
         for field, least in (("depth", 1), ("width", 1)):
             value = getattr(self, field)
+            if not isinstance(value, bool | float | str) and hasattr(value, "__index__"):
+                value = operator.index(value)  # numpy's whole numbers
+                object.__setattr__(self, field, value)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UsageError(f"Spec.{field} must be a whole number >= {least}; got {value!r}.")
         if self.outputs is not None and (
@@ -68,8 +73,9 @@ class Spec:
         ):
             raise UsageError(f"Spec.outputs must be a whole number >= 1 or None; got {self.outputs!r}.")
         for field, known in (("norm", NORMS), ("output_norm", NORMS), ("weights", WEIGHTS), ("family", FAMILIES)):
-            if getattr(self, field) not in known:
-                raise unknown(field, getattr(self, field), known)
+            value = getattr(self, field)
+            if not isinstance(value, str) or value not in known:
+                raise unknown(field, value, known)
         activation_slope(self.activation)
         for field in ("skip", "gain", "bias"):
             value = getattr(self, field)
@@ -131,6 +137,8 @@ def parse(text: str) -> Spec:
         key, eq, value = item.partition("=")
         if key not in fields:
             raise unknown("field of Spec", key, fields)
+        if key in given:
+            raise UsageError(f"A field is given once; {key!r} stands twice in {text!r}.")
         if not eq or not value:
             raise UsageError(f"A field is written name=value; got {item!r} in {text!r}.")
         given[key] = _value(key, value, str(fields[key].type))

@@ -58,14 +58,28 @@ def sharpness(
 
         found = _run(model, net, inputs, targets, chosen, mode, tol, what_if, descent, seed, progress)
     rates = found.rates(momentum, weight_decay)
+    expected = _expected(net, inputs, chosen, mode)
     limit = rates[names[optimiser]]
     above = lr is not None and lr > limit
     if json:
         verdict = {"lr": lr, "optimiser": names[optimiser], "limit": limit, "stable": not above} if lr else {}
-        print_json({"model": model, "data": batch.name, **found.to_dict(), "rates": rates, **verdict})
+        print_json(
+            {
+                "model": model,
+                "data": batch.name,
+                **found.to_dict(),
+                "rates": rates,
+                "lambda_max_predicted": expected,
+                **verdict,
+            }
+        )
     else:
         console.print(f"[bold]{model}[/] on {batch.name}", highlight=False)
         console.print(str(found), highlight=False, markup=False, soft_wrap=True)
+        if expected is not None:
+            console.print(
+                f"  theory          lambda_max {expected:.4g} at infinite width, leading order", highlight=False
+            )
         console.print("  rates           " + ", ".join(f"{k} {v:.4g}" for k, v in rates.items()), highlight=False)
         if lr is not None:
             word = "[red]above[/]" if above else "[green]below[/]"
@@ -77,6 +91,15 @@ def sharpness(
             )
     if above:
         raise typer.Exit(1)
+
+
+def _expected(net: torch.nn.Module, inputs: Any, loss: str, mode: str) -> float | None:
+    """The prediction beside the measurement, for a plain MLP in training mode."""
+    from normscope.theory import predicted_sharpness
+
+    if mode != "train" or not isinstance(inputs, torch.Tensor) or loss not in ("mse", "cross_entropy"):
+        return None
+    return predicted_sharpness(net, inputs, loss == "cross_entropy")
 
 
 def _run(

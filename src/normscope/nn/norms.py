@@ -71,8 +71,10 @@ class BatchNorm(nn.Module):
         if not self.training and self.running_mean is not None and self.running_var is not None:
             return (self.running_mean if self.recenter else None), (self.running_var if self.rescale else None)
         count = x.numel() // self.features
-        if self.training and count < 2:
-            raise ValueError(f"BatchNorm needs more than one value per channel in training mode; got {tuple(x.shape)}")
+        if count < 2:
+            raise ValueError(
+                f"BatchNorm needs more than one value per channel for batch statistics; got {tuple(x.shape)}"
+            )
         mean = x.mean(over) if self.recenter else None
         centred = x if mean is None else x - mean.reshape([1, -1] + [1] * (x.dim() - 2))
         var = centred.square().mean(over) if self.rescale else None

@@ -2,7 +2,7 @@
 
 `predict`: infinite width, forwards and backwards. `simulate`: finite width, exact in law.
 `spec_of`: the spec of a plain model; `layer_names`: where its layers are;
-`overlay`: the prediction in the layers of a measured profile.
+`overlay`: the prediction in the layers of a measured profile; `predicted_sharpness`: beside its largest eigenvalue.
 `fisher_statistics`, `order_parameters`, `wide_ntk`: the Fisher matrix and the kernel of a wide net.
 ``theory.laws``: bounds and laws.
 """
@@ -11,6 +11,7 @@ from normscope.theory.fisher import fisher_statistics, order_parameters, softmax
 from normscope.theory.overlay import overlay
 from normscope.theory.predict import predict, predicted_grams
 from normscope.theory.recognise import layer_names, spec_of
+from normscope.theory.sharpness import predicted_sharpness
 from normscope.theory.simulate import simulate
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "overlay",
     "predict",
     "predicted_grams",
+    "predicted_sharpness",
     "simulate",
     "softmax_outliers",
     "spec_of",
