@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from normscope._errors import UsageError
+from normscope._taps import normalizers, untrained_statistics
 
 MODES = ("train", "eval")
 
@@ -57,8 +57,8 @@ def check_mode(model: nn.Module, mode: str | None) -> None:
         raise UsageError(f"mode must be 'train', 'eval' or None (as the model is); got {mode!r}.")
     if mode is not None:
         return
-    for name, module in model.named_modules():
-        if not module.training and is_untrained_batch_norm(module):
+    for name, module in normalizers(model):
+        if not module.training and untrained_statistics(module):
             raise UsageError(
                 f"Batch norm {name!r} is in eval mode but has seen no batch: its running mean is 0 and its variance 1, so "
                 "the answer would be for a network without batch norm. Use mode='train' (or model.train()), or say "
@@ -66,16 +66,9 @@ def check_mode(model: nn.Module, mode: str | None) -> None:
             )
 
 
-def is_untrained_batch_norm(module: nn.Module) -> bool:
-    """Whether a module keeps running statistics and has never updated them."""
-    seen: Any = getattr(module, "num_batches_tracked", None)
-    mean = getattr(module, "running_mean", None)
-    return isinstance(seen, torch.Tensor) and isinstance(mean, torch.Tensor) and int(seen) == 0
-
-
 def has_batch_statistics(model: nn.Module) -> bool:
     """Whether some module keeps running statistics, so that training and eval mode are different networks."""
-    return any(isinstance(getattr(m, "running_mean", None), torch.Tensor) for m in model.modules())
+    return bool(normalizers(model))
 
 
 def describe_mode(model: nn.Module, mode: str | None) -> str:
