@@ -530,6 +530,7 @@ SILENT = {
     "near running statistics": (profile(activation(running_statistics_distance=lambda _: 0.5)), "NS501"),
     "not sharper than the rest": (profile({}, lambda_max=49.0, lambda_max_centred=10.0), "NS401"),
     "sharpness not measured": (profile({}), "NS401"),
+    "sharp compared with nothing": (profile({}, lambda_max=0.17, lambda_max_centred=1e-14), "NS401"),
     "rate below the threshold": (profile({}, lambda_max=10.0, learning_rate=0.19), "NS402"),
     "trained in eval mode": (profile({}, mode="eval", untrained_batch_norms=0), "NS502"),
     "untrained in training mode": (profile({}, untrained_batch_norms=2), "NS502"),

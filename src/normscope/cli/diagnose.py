@@ -68,6 +68,7 @@ def diagnose(
             }  # fmt: skip
             diagnoses.append(_diagnosed(name, model, inputs, targets, batch, loss, options))
     report = content(diagnoses)
+    written = _write(report, html, csv, parquet)  # before anything is printed: a closed pipe must not lose them
     if json:
         print_json(
             {"models": [d.to_dict() | {"label": f["label"]} for d, f in zip(diagnoses, report.facts, strict=True)]}
@@ -76,7 +77,8 @@ def diagnose(
         from normscope.report import terminal
 
         terminal.render(report, console)
-    _write(report, html, csv, parquet, say=not json)
+        for path in written:
+            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
     if _failed(diagnoses, fail_on or []):
         raise typer.Exit(1)
 
@@ -118,15 +120,17 @@ def _failed(diagnoses: list[Diagnosis], wanted: list[str]) -> bool:
 
 
 def _check_outputs(*paths: Path | None) -> None:
-    """An output that cannot be written is told before the work, not after."""
+    """An output that cannot be written is told before the work, not after; so is a missing extra."""
     from normscope.report._files import check
 
     for path in paths:
         if path is not None:
             check(path)
+    if paths[0] is not None:
+        from normscope.report import html  # noqa: F401
 
 
-def _write(report: Any, html: Path | None, csv: Path | None, parquet: Path | None, *, say: bool) -> None:
+def _write(report: Any, html: Path | None, csv: Path | None, parquet: Path | None) -> list[Path]:
     import io
 
     from normscope.report._files import write
@@ -141,6 +145,4 @@ def _write(report: Any, html: Path | None, csv: Path | None, parquet: Path | Non
         buffer = io.BytesIO()
         report.table.write_parquet(buffer)
         write(buffer.getvalue(), parquet)
-    for path in (html, csv, parquet):
-        if path is not None and say:
-            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    return [path for path in (html, csv, parquet) if path is not None]

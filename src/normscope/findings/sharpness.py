@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, rule
 
-GAIN_INFO, GAIN_WARNING = 5.0, 20.0
+GAIN_INFO, GAIN_WARNING, RATE = 5.0, 20.0, 1.0
 
 
 @rule(
@@ -23,12 +23,13 @@ def pathological_sharpness(view: View) -> Iterator[Hit]:
     Without a norm after the last layer λ_max grows like the width, while the mean eigenvalue falls: its eigenvectors are
     the mean gradients of the outputs. Mean subtraction or batch norm in the last layer removes them; batch norm in hidden
     layers of a ReLU net does not (λ_max ≈ width / 2π), nor does layer norm. Plain gradient descent is linearly stable up to
-    the rate 2 / λ_max. Info from a factor of 5, warning from 20. Few samples for the width leave less to gain.
+    the rate 2 / λ_max. Info from a factor of 5, warning from 20, nothing while 2 / λ_max is above 1: then it caps no rate in
+    use. Few samples for the width leave less to gain.
 
     Reference: Karakida, Akaho, Amari 2019.
     """
     top, centred = view.facts.get("lambda_max"), view.facts.get("lambda_max_centred")
-    if top and centred and top > GAIN_INFO * centred:
+    if top and centred and top > GAIN_INFO * centred and 2 / top < RATE:
         yield Hit(
             None,
             "lambda_max",
