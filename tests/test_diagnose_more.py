@@ -97,3 +97,20 @@ def test_predictions_change_no_finding():
 def test_the_layer_table_holds_measurements_only():
     found = ns.diagnose(plain(), *batch())
     assert len(found.layers) == 5  # input, three layers, readout
+
+
+def test_one_metric_may_be_named_by_a_string():
+    x, _ = batch()
+    assert {r.metric for r in ns.probe(plain(), x, metrics="rms").records} == {"rms"}
+    assert set(ns.measure(x, "rms")) == {"rms"}
+
+
+def test_building_a_named_model_seeds_no_cuda_device(monkeypatch):
+    from normscope.models import load_model
+
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.random.get_rng_state()
+    load_model("mlp:depth=2,width=8")
+    assert not seeded
+    assert torch.equal(torch.random.get_rng_state(), before)

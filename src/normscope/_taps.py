@@ -177,7 +177,7 @@ def no_trace(model: nn.Module, *, mode: str | None, seed: int) -> Iterator[None]
     Restored, also after an exception: training flags, buffers (identity and values), ``.grad`` (identity), the
     random states of torch (CPU and CUDA), numpy and Python. Inside, the streams start from ``seed``, gradients are
     on, inference mode is off, and compiled submodules run eagerly. Parameters are not copied: a forward pass that
-    changes them in place is the user's, and `changed_parameters` tells.
+    changes them in place is the user's, and `probe` notes it.
     """
     snap = _Snapshot()
     for module in model.modules():

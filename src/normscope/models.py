@@ -32,7 +32,7 @@ def load_model(name: str, batch: Batch | None = None, *, seed: int = 0) -> nn.Mo
     """
     prefix, colon, rest = name.partition(":")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every CUDA device too
         if not colon and prefix in _spec.FAMILIES:
             return SOURCES[prefix]("", batch, seed)
         if prefix in SOURCES:

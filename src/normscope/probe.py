@@ -98,9 +98,8 @@ def probe(
     (``weight``: ``gradient_norm``, and ``relative_gradient`` = that over the norm of the parameters). Layer 0 is the
     input. ``gradient_growth`` is the ratio of a layer's gradient norm to that of the next one that ran, above 1 where
     gradients grow on their way back (norms: its square is the factor of the papers). ``gradient_collinearity`` is there
-    for layers with weights only. Values are exact to float64
-    rounding of what the model computed, except that eigenvalues of wide float32 layers (d > 4 n) carry an error up to
-    1e-6 of the largest where all of them are above 1e-3 of it.
+    for layers with weights only. Values are exact to float64 rounding of what the model computed, except that
+    eigenvalues of wide float32 layers (d > 4 n) carry an error up to 1e-6 of the largest where all are above 1e-3 of it.
 
     The model is left as it was, bit for bit: buffers, gradients, flags, hooks and random streams, also when its
     forward raises (the exception passes through with a note that names the layer).
@@ -108,6 +107,7 @@ def probe(
     ``mode="eval"`` asks for it.
     """
     start = time.perf_counter()
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     chosen = list(METRICS.values()) if metrics is None else [METRICS[name] for name in metrics]
     if not isinstance(model, nn.Module):
         raise UsageError(f"model must be an nn.Module; got {getattr(model, '__name__', type(model).__name__)}.")

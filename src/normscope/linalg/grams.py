@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 from normscope._errors import UsageError
 
 Array = NDArray[np.float64]
-#: Below this share of the largest singular value a direction counts as lost to rounding (chosen by us: n eps, n ~ 100).
-RANK_TOLERANCE = 1e-14
 
 
 def checked_gram(gram: object, name: str = "gram") -> Array:

@@ -12,7 +12,7 @@ from torch import Tensor
 from normscope._errors import UsageError, unknown
 from normscope.linalg.eigen import Progress, Ritz, from_directions, lanczos, orthonormalise
 from normscope.linalg.maps import LinearMap, gram
-from normscope.linalg.moments import Estimate, mean_and_error, moments, rademacher
+from normscope.linalg.moments import Estimate, moments, rademacher
 
 METHODS = ("auto", "dense", "screened", "directions", "lanczos")
 #: A dense solve is taken where the smaller side is at most this (chosen by us: a second of eigh) ...
@@ -247,10 +247,3 @@ def slq(
         theta, y = torch.linalg.eigh(ritz.projected[:steps, :steps])
         nodes[i, : len(theta)], weights[i, : len(theta)] = theta, y[0].square()
     return Density(nodes, weights, null)
-
-
-def trace_of(density: Density, size: int) -> Estimate:
-    """tr A as the density sees it: size times its mean."""
-    means = (density.nodes * density.weights).sum(1) * size * (1 - density.null)
-    value, error = mean_and_error(means.tolist())
-    return Estimate(value, error, 0.0, "stochastic Lanczos quadrature")
