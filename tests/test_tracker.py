@@ -100,7 +100,9 @@ def test_gradients_are_autograds():
         if name == "9":
             continue
         grad = outputs[name].grad.double()
-        assert one(frame, name=name, signal="gradient", metric="gradient_norm") == pytest.approx(grad.norm().item(), rel=1e-5)
+        assert one(frame, name=name, signal="gradient", metric="gradient_norm") == pytest.approx(
+            grad.norm().item(), rel=1e-5
+        )
         own = [p for p in module.parameters()]
         if not own:
             continue
@@ -123,7 +125,9 @@ def test_a_tracked_step_agrees_with_a_probe():
     got = tracker.frame()
     both = got.join(want, on=["layer", "name", "call", "kind", "signal", "metric"], suffix="_probe")
     assert len(both) == len(got) > 50
-    assert both.filter((pl.col("value") - pl.col("value_probe")).abs() > 1e-5 * (1 + pl.col("value_probe").abs())).is_empty()
+    assert both.filter(
+        (pl.col("value") - pl.col("value_probe")).abs() > 1e-5 * (1 + pl.col("value_probe").abs())
+    ).is_empty()
 
 
 def test_every_nth_training_step_is_measured_and_evaluation_is_not_counted():
