@@ -3,11 +3,13 @@
 import copy
 import os
 import pickle
+import runpy
 import signal
 import subprocess
 import sys
 import textwrap
 import weakref
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -103,7 +105,7 @@ def test_gradients_are_autograds():
         assert one(frame, name=name, signal="gradient", metric="gradient_norm") == pytest.approx(
             grad.norm().item(), rel=1e-5
         )
-        own = [p for p in module.parameters()]
+        own = list(module.parameters())
         if not own:
             continue
         norm = torch.cat([p.grad.double().flatten() for p in own]).norm()
@@ -489,6 +491,19 @@ def test_a_compiled_model_runs_eagerly_in_measured_steps():
     assert any("eagerly" in note for note in tracker.notes)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_compiled_behind_the_trackers_back_trains_on_and_the_tracker_says_why_it_is_blind():
+    model = mlp(bn=False)
+    tracker = Tracker(model, every=2)
+    compiled = torch.compile(model, backend="eager", dynamic=False)
+    train(compiled, 3)
+    tracker.close()
+    assert tracker.steps == 3
+    assert tracker.frame().is_empty() or set(tracker.frame()["signal"]) == {"activation", "gradient", "weight"}
+    assert tracker.frame().is_empty() == any("compiled" in note for note in tracker.notes)
+    print("blind", tracker.frame().is_empty(), tracker.notes)
+
+
 # Bad input, files, reports
 
 
@@ -593,7 +608,7 @@ def test_the_overhead_is_the_trackers_share():
     assert tracker.overhead == 0
     train(model, 4)
     tracker.close()
-    assert 0 < tracker.seconds
+    assert tracker.seconds > 0
     assert tracker.overhead == pytest.approx(
         tracker.seconds / (tracker._last - tracker._first - tracker.seconds), rel=1e-9
     )
@@ -607,3 +622,10 @@ def test_an_empty_table_has_its_columns():
     train(tracker._root, 1)
     tracker.frame()
     assert tracker.frame().columns == columns
+
+
+def test_the_example_runs(capsys):
+    runpy.run_path(str(Path(__file__).parent.parent / "examples" / "track_training.py"))
+    said = capsys.readouterr().out
+    assert "every=10: 50 steps seen, 5 measured, 49 layers" in said
+    assert "least rank of a layer" in said

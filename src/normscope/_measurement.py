@@ -17,6 +17,8 @@ from normscope.probe import has_angles, output_statistic
 from normscope.statistic import Statistic
 
 if TYPE_CHECKING:
+    import polars
+
     from normscope.tracker import Tracker
 
 #: Metrics that are not of one representation: the gradient of a layer's parameters over the parameters.
@@ -235,6 +237,41 @@ class Measurement:
                 yield weight._replace(metric="gradient_norm"), norm
             if plan.relative_gradient:
                 yield weight._replace(metric=_OF_WEIGHTS), norm / size if size else math.inf
+
+
+class Store:
+    """The table in little memory: the coordinates of the rows once, 8 bytes a number."""
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[Key, ...], polars.DataFrame] = {}
+        self._parts: list[Callable[[], polars.DataFrame]] = []
+
+    def add(self, step: int, rows: list[tuple[Key, float]]) -> Callable[[], polars.DataFrame]:
+        """Keep the rows of a step; returns what makes its table."""
+        import polars as pl
+
+        keys = tuple(key for key, _ in rows)
+        if keys not in self._keys:
+            self._keys[keys] = pl.DataFrame(list(keys), schema=key_schema(), orient="row")
+        frame, values = self._keys[keys], torch.tensor([value for _, value in rows], dtype=torch.float64).numpy()
+
+        def part() -> pl.DataFrame:
+            table = frame.with_columns(
+                source=pl.lit("measured"), step=pl.lit(step, pl.Int64), value=pl.Series(values, dtype=pl.Float64)
+            )
+            return table.select("source", "step", "samples", *Key._fields[1:], "value")
+
+        self._parts.append(part)
+        return part
+
+    def frame(self) -> polars.DataFrame:
+        """All steps."""
+        import polars as pl
+
+        if not self._parts:
+            schema = {"source": pl.String, "step": pl.Int64, **key_schema(), "value": pl.Float64}
+            return pl.DataFrame(schema=schema)
+        return pl.concat([part() for part in self._parts])
 
 
 def count_samples(inputs: Any) -> int | None:

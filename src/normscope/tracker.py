@@ -123,7 +123,7 @@ class Tracker:
         self._due = 0
         self._now: Measurement | None = None
         self._region = False
-        self._store = _Store()
+        self._store = _measurement.Store()
         self._writers = as_writers(writers)
         self._hooks = [
             model.register_forward_pre_hook(_Hook(self._enter), with_kwargs=True),
@@ -315,39 +315,6 @@ class Tracker:
     def note(self, text: str) -> None:
         """Remember once what could not be measured."""
         self._notes[text] = None
-
-
-class _Store:
-    """The table in little memory: the coordinates of the rows once, 8 bytes a number."""
-
-    def __init__(self) -> None:
-        self._keys: dict[tuple[_measurement.Key, ...], polars.DataFrame] = {}
-        self._parts: list[Callable[[], polars.DataFrame]] = []
-
-    def add(self, step: int, rows: list[tuple[_measurement.Key, float]]) -> Callable[[], polars.DataFrame]:
-        import polars as pl
-
-        keys = tuple(key for key, _ in rows)
-        if keys not in self._keys:
-            self._keys[keys] = pl.DataFrame(list(keys), schema=_measurement.key_schema(), orient="row")
-        frame, values = self._keys[keys], torch.tensor([value for _, value in rows], dtype=torch.float64).numpy()
-
-        def part() -> pl.DataFrame:
-            table = frame.with_columns(
-                source=pl.lit("measured"), step=pl.lit(step, pl.Int64), value=pl.Series(values, dtype=pl.Float64)
-            )
-            return table.select("source", "step", "samples", *_measurement.Key._fields[1:], "value")
-
-        self._parts.append(part)
-        return part
-
-    def frame(self) -> polars.DataFrame:
-        import polars as pl
-
-        if not self._parts:
-            schema = {"source": pl.String, "step": pl.Int64, **_measurement.key_schema(), "value": pl.Float64}
-            return pl.DataFrame(schema=schema)
-        return pl.concat([part() for part in self._parts])
 
 
 def _close_at_exit(tracker: Tracker) -> Callable[[], None]:

@@ -24,7 +24,8 @@ def summary(frame: polars.DataFrame, prefix: str = "normscope") -> dict[str, flo
     """
     import polars as pl
 
-    last, scalars = frame["layer"].max(), {}
+    last = frame["layer"].max()
+    scalars: dict[str, float] = {}
     for signal, metric in SHOWN:
         part = frame.filter(pl.col("signal") == signal, pl.col("metric") == metric).sort("layer", "call")
         if part.is_empty():

@@ -24,7 +24,7 @@ class TensorBoardWriter:
 
     def __init__(self, target: str | Path | Any, *, layers: bool = False) -> None:
         self._own = isinstance(target, str | Path)
-        self._board = SummaryWriter(str(target)) if self._own else target
+        self._board: Any = SummaryWriter(str(target)) if self._own else target
         self._layers = layers
 
     def __call__(self, frame: polars.DataFrame) -> None:
