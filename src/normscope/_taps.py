@@ -139,6 +139,8 @@ def observed(taps: list[Tap], observer: Observer) -> Iterator[None]:
         by_module.setdefault(tap.module, tap)
 
     def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():  # never into a compiled graph, which would keep it
+            return
         tensor = first_tensor(output)
         if tensor is None or tensor.dim() == 0:
             return

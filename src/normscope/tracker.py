@@ -38,7 +38,7 @@ class _Hook:
         self.method = method
 
     def __call__(self, *args: Any) -> None:
-        if self.method is not None:
+        if self.method is not None and not torch.compiler.is_compiling():  # compiled, it is nothing
             self.method(*args)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:

@@ -31,6 +31,7 @@ class CsvWriter:
             _cut_torn_line(self.path)
 
     def __call__(self, frame: polars.DataFrame) -> None:
+        """Write one measured step."""
         fresh = not self.path.exists() or self.path.stat().st_size == 0
         text = frame.write_csv(include_header=fresh)
         with self.path.open("ab") as file:  # one write: a kill before it leaves the file as it was
@@ -57,6 +58,7 @@ class ParquetWriter:
         self.next = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
 
     def __call__(self, frame: polars.DataFrame) -> None:
+        """Write one measured step."""
         write_whole(self.folder / f"part-{self.next:06}.parquet", frame.write_parquet)
         self.next += 1
 

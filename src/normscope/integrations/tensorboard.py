@@ -28,6 +28,7 @@ class TensorBoardWriter:
         self._layers = layers
 
     def __call__(self, frame: polars.DataFrame) -> None:
+        """Draw one measured step."""
         step = frame["step"][0]
         for tag, value in summary(frame).items():
             self._board.add_scalar(tag, value, step)
