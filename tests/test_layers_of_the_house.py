@@ -13,7 +13,7 @@ FLOORS = (
     ("statistic", "metrics", "configuration", "gaussian", "linalg", "_formats"),
     ("nn", "_taps"),
     ("probe", "losses", "curvature", "init", "training", "datasets", "theory"),
-    ("sweep",),
+    ("sweep", "tracker", "_measurement", "writers"),
     ("tasks", "claims", "findings", "diagnose", "models"),
     ("report", "cli", "integrations"),
     ("", "__main__"),  # the package itself and python -m: they see all
@@ -23,6 +23,7 @@ ROOMS = (
     ("_errors", "_registry", "_records", "spec", "_load"),
     ("statistic", "metrics", "configuration"),
     ("probe", "losses"),
+    ("tracker", "_measurement", "writers"),
     ("diagnose", "findings", "models"),
     ("", "__main__"),
 )

@@ -2,6 +2,8 @@
 
 Measure
     `measure` one representation, `probe` every layer of a model, `diagnose` it (findings and a report).
+Train
+    `Tracker`: each layer's geometry and gradients while your own loop trains.
 Curvature
     `fisher`, `hessian`, `jacobian`, `ntk` of the whole batch as `LinearMap`s, their `spectrum`, and `sharpness`: the
     largest stable learning rate.
@@ -28,6 +30,7 @@ from normscope.metrics import measure
 from normscope.nn import build
 from normscope.probe import probe
 from normscope.spec import Spec
+from normscope.tracker import Tracker
 
 if TYPE_CHECKING:
     from normscope.theory import predict, simulate
@@ -41,6 +44,7 @@ __all__ = [
     "Sharpness",
     "Spec",
     "Spectrum",
+    "Tracker",
     "UsageError",
     "build",
     "configuration",

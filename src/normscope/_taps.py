@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import random
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ def observed(taps: list[Tap], observer: Observer) -> Iterator[None]:
 
     Layers are numbered as they first run. The hooks come off in any case.
     """
-    seen: list[tuple[Tensor, int] | None] = [None]
+    seen: list[tuple[weakref.ref[Tensor], int] | None] = [None]
     order = iter(range(1, len(taps) + 1))
     handles = []
     by_module: dict[nn.Module, Tap] = {}
@@ -138,15 +139,19 @@ def observed(taps: list[Tap], observer: Observer) -> Iterator[None]:
         by_module.setdefault(tap.module, tap)
 
     def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():  # never into a compiled graph, which would keep it
+            return
         tensor = first_tensor(output)
         if tensor is None or tensor.dim() == 0:
             return
         # An in-place module returns its input object, changed: the version tells it from a container's passing on.
         last, version = seen[0], -1 if tensor.is_inference() else tensor._version
-        if last is not None and tensor is last[0] and version == last[1] and not _in_place(module):
+        if last is not None and tensor is last[0]() and version == last[1] and not _in_place(module):
             return
-        seen[0] = tensor, version
-        tap = by_module[module]
+        seen[0] = weakref.ref(tensor), version
+        tap = by_module.get(module)
+        if tap is None:  # a replica that nn.DataParallel made for another device
+            return
         if not tap.layer:
             tap.layer = next(order)
         call, tap.calls = tap.calls, tap.calls + 1
@@ -159,7 +164,6 @@ def observed(taps: list[Tap], observer: Observer) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        seen[0] = None
 
 
 @dataclass

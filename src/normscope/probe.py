@@ -197,22 +197,10 @@ def collect(
         if not has_samples(x, samples):
             out.without_batch.append(tap.name)
             return
-        inner = tap.module.activation if getattr(tap.module, "normscope_layer", False) else tap.module
-        kind = type(inner).__name__
-        seen = _Seen(
-            tap,
-            call,
-            Statistic.of(
-                rows(x),
-                spectrum=spectrum,
-                units=unit_axis(x) if kind in _ACTIVATIONS else None,
-                bounds=_BOUNDS.get(kind),
-            ),
-        )
+        seen = _Seen(tap, call, output_statistic(tap, x, rows(x), spectrum=spectrum))
         out.seen.append(seen)
         if backward and x.requires_grad:
-            # Angles between samples where there are weights to be moved; elsewhere the norm alone (one row).
-            angles = any(p.dim() > 1 for p in tap.module.parameters())
+            angles = has_angles(tap)
 
             def keep(grad: Tensor) -> None:
                 seen.gradient = Statistic.of(rows(grad) if angles else grad.reshape(1, -1), spectrum=False)
@@ -242,6 +230,19 @@ def collect(
         if backward:
             _differentiate(model, whole, own_copy(targets), loss, leaves, out, source, rows)
     return out
+
+
+def output_statistic(tap: Tap, x: Tensor, rows: Tensor, *, spectrum: bool) -> Statistic:
+    """The statistic of ``rows`` of the output ``x`` of a tap; dead and saturated units where it is an activation."""
+    inner = tap.module.activation if getattr(tap.module, "normscope_layer", False) else tap.module
+    kind = type(inner).__name__
+    units = unit_axis(x) if kind in _ACTIVATIONS else None
+    return Statistic.of(rows, spectrum=spectrum, units=units, bounds=_BOUNDS.get(kind))
+
+
+def has_angles(tap: Tap) -> bool:
+    """Whether angles between gradients are measured: where there are weights to be moved; elsewhere the norm alone."""
+    return any(p.dim() > 1 for p in tap.module.parameters())
 
 
 def _differentiate(

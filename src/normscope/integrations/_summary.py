@@ -1,0 +1,42 @@
+"""A few scalars a measured step, for loggers that draw curves."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars
+
+#: (signal, metric) of the curves: collapse of the batch, scale, gradients.
+SHOWN = (
+    ("activation", "orthogonality_gap"), ("activation", "participation_rank"), ("activation", "mean_abs_cosine"),
+    ("activation", "rms"), ("activation", "dead_units"), ("gradient", "gradient_norm"), ("weight", "gradient_norm"),
+    ("weight", "relative_gradient"),
+)  # fmt: skip
+
+
+def summary(frame: polars.DataFrame, prefix: str = "normscope") -> dict[str, float]:
+    """Scalars of one measured step: ``prefix/signal_metric/min``, ``median``, ``max`` over layers and ``deepest``.
+
+    ``deepest`` is the last layer in the order of the forward pass that has the metric, the output layer left out. NaN
+    is left out of minimum, median and maximum, so that one bad layer does not hide the others, and shows in ``deepest``.
+    """
+    import polars as pl
+
+    last = frame["layer"].max()
+    scalars: dict[str, float] = {}
+    for signal, metric in SHOWN:
+        part = frame.filter(pl.col("signal") == signal, pl.col("metric") == metric).sort("layer", "call")
+        if part.is_empty():
+            continue
+        values = part["value"].fill_nan(None).drop_nulls()
+        hidden = part.filter(pl.col("layer") != last)
+        tag = f"{prefix}/{signal}_{metric}"
+        scalars |= {f"{tag}/{how}": _number(getattr(values, how)()) for how in ("min", "median", "max")}
+        scalars[f"{tag}/deepest"] = _number((part if hidden.is_empty() else hidden)["value"][-1])
+    return scalars
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
