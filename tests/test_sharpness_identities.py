@@ -89,6 +89,76 @@ def test_a_last_layer_norm_is_a_known_matrix_on_the_gram(variant: str, last: str
     assert float((got - want).norm() / want.norm()) < 1e-11
 
 
+def outer_projector(variant: str, f: Tensor, k: int, i: int) -> tuple[Tensor, Tensor]:
+    """P and 1/sigma of one output over the batch (k), or of one sample over the outputs (i), by the printed formula."""
+    u = f[:, k] if variant == "bn" else f[i]
+    one = torch.ones_like(u)
+    sigma = u.var(unbiased=False).sqrt()
+    hat = (u - u.mean()) / sigma
+    return torch.eye(len(u), dtype=u.dtype) - (torch.outer(one, one) + torch.outer(hat, hat)) / len(u), 1 / sigma
+
+
+def test_jacobians_behind_the_last_norm_are_projections() -> None:
+    f = net()(X).detach()
+    j, ms, bn, ln = (
+        curvature.jacobian(net(k), X).dense().reshape(N, C, -1)[..., : curvature.jacobian(net(), X).shape[1]]
+        for k in ("none", "ms", "bn", "ln")
+    )
+    centre = torch.eye(N, dtype=j.dtype) - 1 / N
+    assert torch.allclose(ms, torch.einsum("nm,mkp->nkp", centre, j), rtol=0, atol=1e-12 * float(j.abs().max()))
+    for k in range(C):
+        p, scale = outer_projector("bn", f, k, 0)
+        assert torch.allclose(p @ p, p, atol=1e-13)
+        assert int(torch.linalg.matrix_rank(p)) == N - 2
+        assert torch.allclose(bn[:, k], scale * p @ j[:, k], rtol=0, atol=1e-12 * float(bn.abs().max()))
+    for i in range(N):
+        q, scale = outer_projector("ln", f, 0, i)
+        assert torch.allclose(ln[i], scale * q @ j[i], rtol=0, atol=1e-11 * float(ln.abs().max()))
+
+
+def test_frozen_statistics_only_rescale_the_gram() -> None:
+    f, g = net()(X).detach(), curvature.ntk(net(), X).dense() / N
+    s = f.var(0, unbiased=False).sqrt().repeat(N)
+    want = torch.linalg.eigvalsh(g / s / s[:, None])
+    got = torch.linalg.eigvalsh(curvature.last_layer(net(), X, "batch_frozen", eps=1e-30).dense())[-N * C :]
+    assert torch.allclose(got, want, rtol=0, atol=1e-11 * float(want[-1]))
+
+
+def test_rank_behind_the_last_batch_norm() -> None:
+    values = eig(net("bn"), X)
+    assert int((values > 1e-10 * values[0]).sum()) == C * (N - 2)
+
+
+def test_a_trainable_shift_behind_mean_subtraction_adds_one_one_an_output() -> None:
+    model = net("ms+affine")
+    names = [n for n, _ in model.named_parameters() if not n.endswith("gamma")]
+    ones = torch.cat([eig(net("ms"), X), torch.ones(C, dtype=torch.float64)]).sort(descending=True).values
+    assert torch.allclose(eig(model, X, parameters=names), ones, atol=1e-10)
+
+
+EVERYWHERE = [
+    ("none", "none"), ("ms", "none"), ("bn", "none"), ("bn+affine", "none"), ("none", "ms"), ("none", "bn"),
+    ("none", "bn+affine"), ("bn+affine", "bn+affine"), ("ln", "none"), ("none", "ln"), ("ln", "ln"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize(("last", "hidden"), EVERYWHERE)
+def test_products_are_those_of_the_dense_jacobian(last: str, hidden: str, act: type[nn.Module]) -> None:
+    model = net(last, hidden, act=act)
+    theta = {n: p.detach() for n, p in model.named_parameters()}
+    rows = torch.func.jacrev(lambda t: torch.func.functional_call(model, t, (X,)).reshape(-1))(theta)
+    j = torch.cat([r.reshape(N * C, -1) for r in rows.values()], 1)
+    g = torch.Generator().manual_seed(3)
+    w, v = (torch.randn(size, generator=g, dtype=torch.float64) for size in (j.shape[1], N * C))
+    primal, dual = j.T @ (j @ w) / N, j @ (j.T @ v)
+    assert float((curvature.fisher(model, X).matvec(w) - primal).norm() / primal.norm()) < 1e-12
+    assert float((curvature.ntk(model, X).matvec(v) - dual).norm() / dual.norm()) < 1e-12
+    assert spectrum(curvature.fisher(model, X), method="lanczos", tol=1e-9).largest == pytest.approx(
+        float(torch.linalg.eigvalsh(j @ j.T)[-1]) / N, rel=1e-12
+    )
+
+
 def test_subtracting_the_mean_removes_the_mean_gradients_from_the_trace() -> None:
     j = curvature.jacobian(net(), X).dense().reshape(N, C, -1)
     removed = float(j.mean(0).square().sum())
@@ -214,7 +284,7 @@ def test_optimiser_factors_on_a_quadratic() -> None:
         opt = torch.optim.SGD([x], lr=rate, **more)  # type: ignore[arg-type]
         for _ in range(6000):
             opt.zero_grad()
-            (lam * x.square() / 2).sum().backward()
+            x.grad = lam * x.detach()
             opt.step()
             if abs(float(x.detach())) > 1e6:
                 return True
