@@ -156,11 +156,12 @@ def spectrum(
         everyone = g.directions.make(torch.eye(g.directions.count, dtype=torch.float64, device=g.device))
         ritz = from_directions(g.factor.T, everyone, k=k, tol=tol, max_products=max_products, progress=progress)
     else:
+        noise = 0.0
         if start is None and g.directions is not None and largest:
-            start = _mixture(g, k, generator)
+            start, noise = _mixture(g, k, generator), 1 / math.sqrt(size)
         ritz = lanczos(
-            g, start, k=k, tol=tol, max_products=max_products, largest=largest, gap=gap, generator=generator,
-            progress=progress,
+            g, start, k=k, tol=tol, max_products=max_products, largest=largest, gap=gap, noise=noise,
+            generator=generator, progress=progress,
         )  # fmt: skip
     if chosen in ("directions", "screened") and not ritz.as_expected:
         # The theory does not describe this net: an independent search from a random start, and the larger answer.
@@ -200,12 +201,12 @@ def _choose(g: LinearMap, method: str, k: int, start: Tensor | None, largest: bo
 
 
 def _mixture(g: LinearMap, k: int, generator: torch.Generator) -> Tensor:
-    """``k`` random mixtures of the directions, each with a little noise that sees what the theory does not."""
+    """``k`` random mixtures of the directions, each with as much noise, that sees what the theory does not."""
     assert g.directions is not None
     weights = torch.randn(g.directions.count, k, generator=generator, dtype=torch.float64).to(g.device)
     mixed = orthonormalise(g.directions.make(weights).double())
     noise = torch.randn(g.shape[0], k, generator=generator, dtype=torch.float64).to(mixed)
-    return mixed + 0.3 * noise / math.sqrt(g.shape[0]) if mixed.shape[1] == k else noise
+    return (mixed if mixed.shape[1] == k else 0) + noise / math.sqrt(g.shape[0])
 
 
 def _dense(a: LinearMap, g: LinearMap, side: str, largest: bool, density: bool) -> Spectrum:
