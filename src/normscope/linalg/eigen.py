@@ -234,7 +234,9 @@ def from_directions(
     directions and Y = A V, the Ritz values are the eigenvalues of Y^T Y. Then the space grows by the residual
     G u - theta u of the worst wanted Ritz vector u, at one product with A^T (the residual) and one with A (the new
     column of Y) a step. From a single direction this is Lanczos: every Ritz residual is parallel to the next Lanczos
-    vector (Parlett 1998, section 12.1). For k = 1 the gap to the next Ritz value tightens the error, see ``Ritz``.
+    vector (Parlett 1998, section 12.1). For k = 1 the gap to the next Ritz value tightens the error, see ``Ritz``, and the
+    first residual's column may end the search without another residual, see ``_left_over``; ``residuals`` is then that of
+    the vector before.
     Stops after the first step with ``converged=False`` where the directions turn out to be no eigenvectors (last-layer
     batch norm removes the mean gradients).
     """
@@ -269,10 +271,32 @@ def from_directions(
             return Ritz(theta[:wanted], residuals, errors, u, basis, projected, products, done, asymmetry, first)
         new = a.matmat(fresh).T
         side = torch.cat([r @ new.T for r in rows]).double().cpu()
-        projected = torch.cat([torch.cat([projected, side], 1), torch.cat([side.T, _small(new @ new.T)], 1)])
+        corner = _small(new @ new.T)
+        projected = torch.cat([torch.cat([projected, side], 1), torch.cat([side.T, corner], 1)])
         rows.append(new)
         products += fresh.shape[1] / 2
         basis = torch.cat([basis, fresh], 1)
+        if k == 1 and len(rows) == 2 and (left := _left_over(theta, projected, float(corner[0, 0]))) <= tol * scale:
+            theta, q = torch.linalg.eigh(projected)
+            u, error = basis @ q[:, -1:].to(basis), torch.tensor([left], dtype=torch.float64)
+            return Ritz(theta[-1:], residuals, error, u, basis, projected, products, True, asymmetry, first)
+
+
+def _left_over(before: Tensor, projected: Tensor, corner: float) -> float:
+    r"""What the top value may still rise after the first residual has joined the directions; infinite where unknown.
+
+    Let the eigenvalues outside of the directions be at most $\mu = \theta/2$ (chosen by us; 0.03-0.2 of theta where the
+    theory holds). The next Lanczos off-diagonal has $\beta^2 \le \alpha(\mu - \alpha)$, the largest variance on $[0, \mu]$
+    with mean $\alpha$, the form G takes on the residual (Bhatia, Davis 2000); so a rise d of theta is followed by at most
+    about $d\,\beta^2 / ((\theta-\alpha)(\theta-\mu))$. The other directions' own rises are not known: they do not matter if
+    three times d leaves them below theta.
+    """
+    theta = torch.linalg.eigvalsh(projected).flip(0)
+    top, rise = float(theta[0]), float(theta[0] - before[0])
+    limit = top / 2
+    if corner >= limit or (len(before) > 1 and float(before[1]) + 3 * rise > top):
+        return math.inf
+    return rise * corner * (limit - corner) / ((top - corner) * (top - limit))
 
 
 def _small(gram: Tensor) -> Tensor:
