@@ -148,17 +148,15 @@ class Batch:
         """All columns in one vectorised backward pass, for nets so small that overhead is what counts."""
         try:
             grads = torch.autograd.grad(
-                out,
-                leaves,
-                columns,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-                is_grads_batched=True,
+                out, leaves, columns, retain_graph=True, allow_unused=True, is_grads_batched=True
             )
         except RuntimeError:  # an op without a batching rule
             return None
-        return torch.cat([g.reshape(len(columns), -1) for g in grads], 1)
+        rows = [
+            p.new_zeros(1).expand(len(columns), p.numel()) if g is None else g
+            for g, p in zip(grads, leaves, strict=True)
+        ]
+        return torch.cat([row.reshape(len(columns), -1) for row in rows], 1)
 
     def jvp(self, w: Tensor) -> Tensor:
         """J w: (p, k) -> (n c, k)."""

@@ -43,7 +43,23 @@ def ggn_factor(f: Batches, loss: Loss) -> LinearMap:
         out = f.jvp(w) / root
         return out if plain else transposed(out.reshape(shape)).reshape(len(out), -1)
 
-    return LinearMap((f.p, f.n * f.c), apply, adjoint, f.dtype, f.device, note="factor of the Fisher", facts=f.facts())
+    written = f.gram()
+
+    def inner() -> Tensor:
+        assert written is not None
+        half = transposed(written().reshape(shape)).reshape(f.n * f.c, -1).T.contiguous()
+        return transposed(half.reshape(shape)).reshape(f.n * f.c, -1) / f.n
+
+    return LinearMap(
+        (f.p, f.n * f.c),
+        apply,
+        adjoint,
+        f.dtype,
+        f.device,
+        inner=None if written is None else inner,
+        note="factor of the Fisher",
+        facts=f.facts(),
+    )
 
 
 def mean_directions(f: Batches, loss: Loss) -> Directions:

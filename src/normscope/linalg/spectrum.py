@@ -19,6 +19,8 @@ METHODS = ("auto", "dense", "screened", "directions", "lanczos")
 DENSE_SIDE = 1024
 #: ... and the factor has at most this many entries (chosen by us: 0.4 GB of float64).
 DENSE_ENTRIES = 50_000_000
+#: The same limit where the matrix is there without its factor (chosen by us: a few seconds of eigh).
+DENSE_WRITTEN = 2048
 #: At most this many directions are tried one by one; above, Lanczos from a mixture of them is cheaper.
 MOST_DIRECTIONS = 16
 
@@ -191,7 +193,9 @@ def _choose(g: LinearMap, method: str, k: int, start: Tensor | None, largest: bo
     if method != "auto":
         return method
     entries = g.shape[0] * (g.factor.shape[1] if g.factor is not None else g.shape[0])
-    if g.shape[0] <= DENSE_SIDE and entries <= DENSE_ENTRIES and start is None:
+    written = g.factor is not None and g.factor.outer is not None
+    fits = g.shape[0] <= DENSE_WRITTEN if written else g.shape[0] <= DENSE_SIDE and entries <= DENSE_ENTRIES
+    if fits and start is None:
         return "dense"
     if not known or start is not None or g.directions is None:
         return "lanczos"
@@ -215,6 +219,8 @@ def _dense(a: LinearMap, g: LinearMap, side: str, largest: bool, density: bool) 
     if not largest:
         values = torch.cat([values, values.new_zeros(min(1, a.shape[0] - len(values)))]).sort().values
     cost = g.shape[0] / (2 if g.factor is not None else 1)
+    if g.factor is not None and g.factor.outer is not None:
+        cost = 0.0
     total = Estimate(float(values.sum()), 0.0, cost, "exact")
     square = Estimate(float(values.square().sum()), 0.0, cost, "exact")
     points = None
