@@ -189,10 +189,6 @@ class Batch:
                 self.route = "jvp"
         return self.route
 
-    def pulls_cheaply(self) -> bool:
-        """Whether J^T v costs well below J w: where forward mode runs the forward pass again."""
-        return self._resolve() == "jvp"
-
     def _linearized(self) -> Callable[[Tensor], Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fx warns of attributes that it makes itself

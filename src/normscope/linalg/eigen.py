@@ -12,7 +12,8 @@ from torch import Tensor
 
 from normscope.linalg.maps import LinearMap
 
-Progress = Callable[[int, float, float], None]
+#: Called after each product with (products so far, value, its error, products left or NaN while that is unknown).
+Progress = Callable[[float, float, float, float], None]
 #: First relative residuals outside of this range mean that the given directions are not what the theory says (chosen by
 #: us: where it holds they are 0.02-0.1). Above: no eigenvectors. Below: an invariant space of their own, as the offsets
 #: after a last-layer norm, from which no Krylov space sees anything else.
@@ -119,6 +120,7 @@ def lanczos(
     columns = torch.zeros(0, 0, dtype=small)
     products, asymmetry = 0.0, 0.0
     best, before, first = math.inf, 0.0, math.nan
+    seen: list[tuple[float, float]] = []
     while True:
         image, off = _product(g, block)
         products, asymmetry = products + block.shape[1], max(asymmetry, off)
@@ -151,7 +153,8 @@ def lanczos(
             flip = columns if largest else -columns
             errors = above(flip, float(rest.norm()), noise, scale)[None]
         if progress is not None:
-            progress(int(products), float(theta[0]), float(errors[0]))
+            seen.append((products, float(errors[0]) / scale))
+            progress(products, float(theta[0]), float(errors[0]), left(seen, tol))
         done = theta.numel() >= min(k, size) and bool((errors <= tol * scale).all())
         fresh = orthonormalise(rest, basis, drop=1e-4) if not done else rest[:, :0]
         exhausted = fresh.shape[1] == 0 or basis.shape[1] >= size or _negligible(rest, scale, g.dtype)
@@ -166,6 +169,16 @@ def lanczos(
             )
         block = fresh
         basis = torch.cat([basis, block], 1)
+
+
+def left(seen: list[tuple[float, float]], tol: float) -> float:
+    """Products until the relative error is ``tol`` if it goes on falling as in the last six; NaN where it does not fall."""
+    (start, first), (now, last) = seen[-6:][0], seen[-1]
+    if last <= tol:
+        return 0.0
+    if not 0 < last < first:
+        return math.nan
+    return (now - start) * math.log(last / tol) / math.log(first / last)
 
 
 def above(projected: Tensor, beta: float, noise: float, scale: float) -> Float[Tensor, ""]:
@@ -245,6 +258,7 @@ def from_directions(
     rows = [a.matmat(basis).T]  # blocks of Y^T, (b, p): rows keep each long vector in one piece
     projected = _small(rows[0] @ rows[0].T)
     products, asymmetry, first = basis.shape[1] / 2, 0.0, math.nan
+    seen: list[tuple[float, float]] = []
     while True:
         theta, q = torch.linalg.eigh(projected)
         theta, q = theta.flip(0), q.flip(1)
@@ -258,11 +272,12 @@ def from_directions(
         residuals = rest.norm(dim=0).double().cpu()
         scale = float(theta[0].clamp_min(torch.finfo(torch.float64).tiny))
         asymmetry = max(asymmetry, float(((u * image).sum(0).double().cpu() - theta[:wanted]).abs().max()) / scale)
-        if progress is not None:
-            progress(int(products), float(theta[0]), float(residuals[0]))
         first = float(residuals[0]) / scale if math.isnan(first) else first
         tight = k == 1 < len(theta)
         errors = torch.minimum(residuals, residuals**2 / (theta[0] - theta[1])) if tight else residuals
+        if progress is not None:
+            seen.append((products, float(errors[0]) / scale))
+            progress(products, float(theta[0]), float(errors[0]), left(seen, tol))
         late = errors > tol * scale
         done = not bool(late.any()) and wanted == min(k, a.shape[1])
         stop = done or not first <= EXPECTED[1]
@@ -276,9 +291,9 @@ def from_directions(
         rows.append(new)
         products += fresh.shape[1] / 2
         basis = torch.cat([basis, fresh], 1)
-        if k == 1 and len(rows) == 2 and (left := _left_over(theta, projected, float(corner[0, 0]))) <= tol * scale:
+        if k == 1 and len(rows) == 2 and (more := _left_over(theta, projected, float(corner[0, 0]))) <= tol * scale:
             theta, q = torch.linalg.eigh(projected)
-            u, error = basis @ q[:, -1:].to(basis), torch.tensor([left], dtype=torch.float64)
+            u, error = basis @ q[:, -1:].to(basis), torch.tensor([more], dtype=torch.float64)
             return Ritz(theta[-1:], residuals, error, u, basis, projected, products, True, asymmetry, first)
 
 
