@@ -4,7 +4,7 @@
     python benchmarks/curvature.py --nets a,b --methods normscope,curvlinops --repeats 3
 
 Peers (all optional; a missing one is shown as missing): curvlinops-for-pytorch, backpack-for-pytorch, nngeometry,
-pyhessian. Put them on PYTHONPATH; none of them needs torchvision to run, so that it is stubbed where it is absent.
+pyhessian, asdfghjkl (ASDL; the package called asdl on PyPI is a parser of another ASDL). Put them on PYTHONPATH; none of them needs torchvision to run, so that it is stubbed where it is absent.
 
 Nets: a) MLP 784-1000-1000-1000-10, n = 256; b) the same with BatchNorm1d; c) a VGG and d) a ResNet of about 0.3 M
 parameters with BatchNorm2d, 3x32x32, n = 128. Loss: mean squared error; all but a in training mode. Batch norms keep no
@@ -198,9 +198,21 @@ def pyhessian(model: nn.Module, x: Tensor) -> Answer:
     return float(values[0]), "power iteration; calls eval(): harmless here only because no running statistics are kept"
 
 
+def asdl(model: nn.Module, x: Tensor) -> Answer:
+    from asdl.fisher import FisherConfig, get_fisher_maker
+    from asdl.matrices import FISHER_EXACT, SHAPE_FULL
+
+    maker = get_fisher_maker(model, FisherConfig(FISHER_EXACT, [SHAPE_FULL], loss_type="mse", data_size=len(x)))
+    dummy = maker.setup_model_call(model, x)
+    maker.setup_loss_call(nn.functional.mse_loss, dummy, torch.zeros(len(x), 10))
+    values, _ = maker.fisher_eig(top_n=1, max_iters=100, tol=TOL)
+    return float(values[0]), "power iteration on sums of per-sample gradients"
+
+
 METHODS = {
     "normscope": normscope, "normscope lean": normscope_lean, "curvlinops": curvlinops,
     "curvlinops lanczos": curvlinops_lanczos, "backpack": backpack, "nngeometry": nngeometry, "pyhessian": pyhessian,
+    "asdl": asdl,
 }  # fmt: skip
 
 

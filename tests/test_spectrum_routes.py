@@ -66,7 +66,7 @@ def test_few_products_where_the_theory_holds() -> None:
     assert d.largest == pytest.approx(reference(f), rel=1e-3)
 
 
-def test_convolutional_nets_go_by_all_directions() -> None:
+def test_convolutional_nets_of_many_samples() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
 
 from normscope._errors import UsageError
 from normscope.cli._app import app, console, print_json
@@ -50,12 +54,8 @@ def sharpness(
     net.to(device=where, dtype=kind)
     inputs, targets = moved(batch.inputs, where, kind), moved(batch.targets, where, None)
     chosen = loss or ("cross_entropy" if targets is None or not targets.is_floating_point() else "mse")
-    with console.status("") if not json else quiet() as status:
-
-        def progress(products: int, value: float, residual: float) -> None:
-            if status is not None:
-                status.update(f"{products} products: lambda_max {value:.4g}, residual {residual:.1g}")
-
+    with _Bar() if not json else quiet() as bar:
+        progress = None if bar is None else bar.update
         found = _run(model, net, inputs, targets, chosen, mode, tol, what_if, descent, seed, progress)
     rates = found.rates(momentum, weight_decay)
     expected = _expected(net, inputs, chosen, mode)
@@ -91,6 +91,35 @@ def sharpness(
             )
     if above:
         raise typer.Exit(1)
+
+
+class _Bar:
+    """A progress bar on standard error: products, the value and its error so far, the time left."""
+
+    def __enter__(self) -> _Bar:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bar = RichProgress(
+            *columns, TextColumn("{task.fields[left]}"), console=Console(stderr=True), transient=True
+        )
+        self._task = self._bar.add_task("preparing", total=None, left="")
+        self._bar.start()
+        self._before = time.monotonic()
+        return self
+
+    def update(self, products: float, value: float, error: float, left: float) -> None:
+        """After each product."""
+        known = left == left  # not NaN
+        seconds = (time.monotonic() - self._before) / max(products, 1) * left if known else 0.0
+        self._bar.update(
+            self._task,
+            description=f"{products:g} products: lambda_max {value:.4g} +- {error:.1g}",
+            total=products + left if known else None,
+            completed=products,
+            left=f"about {seconds:.0f} s left" if known else "",
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
 
 
 def _expected(net: torch.nn.Module, inputs: Any, loss: str, mode: str) -> float | None:

@@ -15,14 +15,9 @@ from torch import Tensor, nn
 from normscope._errors import UsageError, unknown
 from normscope.curvature._inputs import Outputs, arguments, cast, floats, select, tidy, working_dtype
 from normscope.curvature._isolate import check_mode, describe_mode, flags, random_streams
+from normscope.curvature._twice import LinearBackward
 
 ROUTES = ("auto", "linearize", "jvp", "double_vjp")
-#: Memory of the linearised graph over that of an ordinary backward graph (measured: 1.1 on an MLP, 6 on conv + batch
-#: norm nets); the estimate takes the larger.
-LINEARIZED = 6.0
-#: Products after which the trace of ``linearize`` pays (chosen by us: it costs 12 forward + backward passes on net (c) of
-#: benchmarks/curvature.py and saves 0.3 of one a product).
-LINEARIZE_AFTER = 40
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,6 @@ class Batch:
         self.notes: list[str] = []
         self._pair: tuple[Tensor, Tensor] | None = None  # one (v, J^T v), until forward mode has been checked with it
         self._checked = False
-        self._pushes = 0
         self._linear: Callable[[Tensor], Tensor] | None = None
         self._graph: tuple[Tensor, list[Tensor]] | None = None
         self._twice: tuple[Tensor, Tensor] | None = None
@@ -113,16 +107,18 @@ class Batch:
                 seen[key] = x.untyped_storage().nbytes()
             return x
 
+        def run(*theta: Tensor) -> Tensor:
+            with LinearBackward():
+                return self.call(theta)
+
         with torch.enable_grad(), ExitStack() as stack:
             if measure:
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x))
             if self.options.checkpoint:
-                out = torch.utils.checkpoint.checkpoint(
-                    lambda *t: self.call(t), *leaves, use_reentrant=False, preserve_rng_state=False
-                )
+                out = torch.utils.checkpoint.checkpoint(run, *leaves, use_reentrant=False, preserve_rng_state=False)
                 assert isinstance(out, Tensor)
             else:
-                out = self.call(leaves)
+                out = run(*leaves)
         if measure:
             self.saved_bytes = sum(seen.values())
         if self.keep and not self.options.checkpoint:
@@ -152,17 +148,15 @@ class Batch:
         """All columns in one vectorised backward pass, for nets so small that overhead is what counts."""
         try:
             grads = torch.autograd.grad(
-                out,
-                leaves,
-                columns,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-                is_grads_batched=True,
+                out, leaves, columns, retain_graph=True, allow_unused=True, is_grads_batched=True
             )
         except RuntimeError:  # an op without a batching rule
             return None
-        return torch.cat([g.reshape(len(columns), -1) for g in grads], 1)
+        rows = [
+            p.new_zeros(1).expand(len(columns), p.numel()) if g is None else g
+            for g, p in zip(grads, leaves, strict=True)
+        ]
+        return torch.cat([row.reshape(len(columns), -1) for row in rows], 1)
 
     def jvp(self, w: Tensor) -> Tensor:
         """J w: (p, k) -> (n c, k)."""
@@ -173,7 +167,6 @@ class Batch:
         return torch.stack(images, 1) if images else w.new_zeros(self.n * self.c, 0)
 
     def _push(self, w: Tensor) -> Tensor:
-        self._pushes += 1
         route = self._resolve()
         if route == "linearize":
             assert self._linear is not None
@@ -185,13 +178,9 @@ class Batch:
     def _resolve(self) -> str:
         """The route in force; builds the linearised graph where it is wanted."""
         if self.route == "auto":
-            # Twice reverse costs one backward pass a product on a kept graph, but convolutions have no good second
-            # derivative (4.5 forward + backward passes a product); forward mode costs one forward and one tangent pass.
-            heavy = not self.keep or self.options.checkpoint or _has_convolution(self.graph()[0])
-            self.route = "jvp" if heavy else "double_vjp"
-        if self.options.route == "auto" and self.route == "jvp" and self._pushes == LINEARIZE_AFTER and self.keep:
-            fits = LINEARIZED * self.saved_bytes <= memory_budget(self.options.memory, self.device)
-            self.route = "linearize" if fits and not self.options.checkpoint else "jvp"
+            # On a kept graph twice reverse costs one backward pass (measured 0.6-1.2 of a forward and backward pass on nets
+            # with convolutions, norms and attention), forward mode a forward and a tangent pass (1.1-1.5).
+            self.route = "jvp" if not self.keep or self.options.checkpoint else "double_vjp"
         if self.route == "linearize" and self._linear is None:
             try:
                 self._linear = self._linearized()
@@ -199,10 +188,6 @@ class Batch:
                 self.notes.append(f"linearize failed ({type(error).__name__}); using plain forward mode")
                 self.route = "jvp"
         return self.route
-
-    def pulls_cheaply(self) -> bool:
-        """Whether J^T v costs well below J w: where forward mode runs the forward pass again."""
-        return self._resolve() == "jvp"
 
     def _linearized(self) -> Callable[[Tensor], Tensor]:
         with warnings.catch_warnings():
@@ -302,20 +287,6 @@ def agree(v: Tensor, image: Tensor, pulled: Tensor, w: Tensor) -> bool:
     scale = v.double().norm() * image.double().norm()
     gap = (v.double() @ image.double() - pulled.double() @ w.double()).abs()
     return bool(gap <= scale * (loose / v.numel() ** 0.5 + tight))
-
-
-def _has_convolution(out: Tensor) -> bool:
-    """Whether the backward graph holds a convolution."""
-    seen, todo = set(), [out.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if "Convolution" in node.name():
-            return True
-        todo.extend(parent for parent, _ in node.next_functions)
-    return False
 
 
 @contextmanager

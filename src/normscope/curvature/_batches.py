@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from normscope._errors import UsageError
 from normscope.curvature._batch import Batch, Options, memory_budget
+from normscope.curvature._chain import chain_gram
 
 
 class Batches:
@@ -47,6 +49,10 @@ class Batches:
     def jvp(self, w: Tensor) -> Tensor:
         """J w: (p, k) -> (N c, k)."""
         return torch.cat([part.jvp(w) for part in self.parts])
+
+    def gram(self) -> Callable[[], Tensor] | None:
+        """How to write J J^T (N c, N c) down without J, for one batch of a plain multilayer perceptron; else ``None``."""
+        return chain_gram(self.parts[0]) if len(self.parts) == 1 else None
 
     def facts(self) -> dict[str, Any]:
         """How the numbers came about."""

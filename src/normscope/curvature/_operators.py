@@ -229,7 +229,9 @@ def _note(loss: Loss, kind: str) -> str:
 
 
 def _jacobian(f: Batches) -> LinearMap:
-    return LinearMap((f.n * f.c, f.p), f.jvp, f.vjp, f.dtype, f.device, note="Jacobian", facts=f.facts())
+    return LinearMap(
+        (f.n * f.c, f.p), f.jvp, f.vjp, f.dtype, f.device, outer=f.gram(), note="Jacobian", facts=f.facts()
+    )
 
 
 def _sampled_factor(f: Batches, loss: Loss, y: Tensor | None, kind: str, samples: int, seed: int) -> LinearMap:

@@ -19,7 +19,7 @@ from normscope.curvature._rates import Descent, descend, stable_rates
 from normscope.curvature._variants import VARIANTS, last_layer
 from normscope.linalg import LinearMap, Ritz, hutchinson, lanczos, moments, orthonormalise, spectrum
 from normscope.linalg.eigen import Progress
-from normscope.linalg.spectrum import MOST_DIRECTIONS, Spectrum, smaller_side
+from normscope.linalg.spectrum import DENSE_SIDE, DENSE_WRITTEN, MOST_DIRECTIONS, Spectrum, smaller_side
 
 #: An eigenvalue counts as an outlier when it exceeds the bulk's edge by this factor (chosen by us).
 OUTLIER = 1.5
@@ -200,7 +200,8 @@ class _Found:
         mean = None
         if known is not None and known.count <= MOST_DIRECTIONS:
             mean = orthonormalise(known.make(torch.eye(known.count, dtype=torch.float64)).double())
-        method = "directions" if mean is not None and probes and g.shape[0] > 1024 else "auto"
+        large = g.shape[0] > (DENSE_SIDE if g.factor is None or g.factor.outer is None else DENSE_WRITTEN)
+        method = "directions" if mean is not None and probes and large else "auto"
         top = spectrum(a, tol=tol, method=method, seed=seed, progress=progress)
         spent = top.products
         if top.method == "dense":

@@ -43,6 +43,8 @@ class LinearMap:
     factor: for a positive semi-definite map, a map A (rows, m) with this matrix = A A^T; the nonzero eigenvalues are
         then those of the *dual* A^T A (m, m), and ``spectrum`` works on the smaller side.
     directions: where the theory says the top eigenvectors of the dual are; solvers start there.
+    outer, inner: this map times its transpose (rows, rows), and its transpose times this map (columns, columns), as
+        arrays, where there is a cheaper way to them than through the map's own entries.
     note: what the matrix is, with its normalization; ``facts``: mode, batch size, dtype and so on.
     """
 
@@ -53,6 +55,8 @@ class LinearMap:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     factor: LinearMap | None = None
     directions: Directions | None = None
+    outer: Callable[[], Tensor] | None = None
+    inner: Callable[[], Tensor] | None = None
     note: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -81,7 +85,9 @@ class LinearMap:
     @property
     def T(self) -> LinearMap:
         """The transpose."""
-        return replace(self, shape=self.shape[::-1], apply=self.adjoint, adjoint=self.apply)
+        return replace(
+            self, shape=self.shape[::-1], apply=self.adjoint, adjoint=self.apply, outer=self.inner, inner=self.outer
+        )
 
     def __matmul__(self, x: Tensor) -> Tensor:
         return self.matvec(x) if x.dim() == 1 else self.matmat(x)
@@ -89,8 +95,10 @@ class LinearMap:
     def dense(self, chunk: int = 64) -> Tensor:
         """The matrix itself, (rows, columns), from products with unit vectors on the cheaper side.
 
-        A map with a factor is written down as A A^T.
+        A map with a factor A is written down as A A^T, or as A's ``outer``.
         """
+        if self.factor is not None and self.factor.outer is not None:
+            return self.factor.outer()
         if self.factor is not None:
             a = self.factor.dense(chunk)
             return a @ a.T
@@ -126,6 +134,7 @@ def gram(factor: LinearMap, **more: Any) -> LinearMap:
     def product(x: Tensor) -> Tensor:
         return factor.matmat(factor.rmatmat(x))
 
+    more = {"outer": None, "inner": None, **more}
     return replace(factor, shape=square, apply=product, adjoint=product, factor=factor, **more)
 
 

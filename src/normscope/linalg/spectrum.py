@@ -19,6 +19,8 @@ METHODS = ("auto", "dense", "screened", "directions", "lanczos")
 DENSE_SIDE = 1024
 #: ... and the factor has at most this many entries (chosen by us: 0.4 GB of float64).
 DENSE_ENTRIES = 50_000_000
+#: The same limit where the matrix is there without its factor (chosen by us: a few seconds of eigh).
+DENSE_WRITTEN = 2048
 #: At most this many directions are tried one by one; above, Lanczos from a mixture of them is cheaper.
 MOST_DIRECTIONS = 16
 
@@ -156,11 +158,12 @@ def spectrum(
         everyone = g.directions.make(torch.eye(g.directions.count, dtype=torch.float64, device=g.device))
         ritz = from_directions(g.factor.T, everyone, k=k, tol=tol, max_products=max_products, progress=progress)
     else:
+        noise = 0.0
         if start is None and g.directions is not None and largest:
-            start = _mixture(g, k, generator)
+            start, noise = _mixture(g, k, generator), 1 / math.sqrt(size)
         ritz = lanczos(
-            g, start, k=k, tol=tol, max_products=max_products, largest=largest, gap=gap, generator=generator,
-            progress=progress,
+            g, start, k=k, tol=tol, max_products=max_products, largest=largest, gap=gap, noise=noise,
+            generator=generator, progress=progress,
         )  # fmt: skip
     if chosen in ("directions", "screened") and not ritz.as_expected:
         # The theory does not describe this net: an independent search from a random start, and the larger answer.
@@ -190,7 +193,9 @@ def _choose(g: LinearMap, method: str, k: int, start: Tensor | None, largest: bo
     if method != "auto":
         return method
     entries = g.shape[0] * (g.factor.shape[1] if g.factor is not None else g.shape[0])
-    if g.shape[0] <= DENSE_SIDE and entries <= DENSE_ENTRIES and start is None:
+    written = g.factor is not None and g.factor.outer is not None
+    fits = g.shape[0] <= DENSE_WRITTEN if written else g.shape[0] <= DENSE_SIDE and entries <= DENSE_ENTRIES
+    if fits and start is None:
         return "dense"
     if not known or start is not None or g.directions is None:
         return "lanczos"
@@ -200,12 +205,12 @@ def _choose(g: LinearMap, method: str, k: int, start: Tensor | None, largest: bo
 
 
 def _mixture(g: LinearMap, k: int, generator: torch.Generator) -> Tensor:
-    """``k`` random mixtures of the directions, each with a little noise that sees what the theory does not."""
+    """``k`` random mixtures of the directions, each with as much noise, that sees what the theory does not."""
     assert g.directions is not None
     weights = torch.randn(g.directions.count, k, generator=generator, dtype=torch.float64).to(g.device)
     mixed = orthonormalise(g.directions.make(weights).double())
     noise = torch.randn(g.shape[0], k, generator=generator, dtype=torch.float64).to(mixed)
-    return mixed + 0.3 * noise / math.sqrt(g.shape[0]) if mixed.shape[1] == k else noise
+    return (mixed if mixed.shape[1] == k else 0) + noise / math.sqrt(g.shape[0])
 
 
 def _dense(a: LinearMap, g: LinearMap, side: str, largest: bool, density: bool) -> Spectrum:
@@ -214,6 +219,8 @@ def _dense(a: LinearMap, g: LinearMap, side: str, largest: bool, density: bool) 
     if not largest:
         values = torch.cat([values, values.new_zeros(min(1, a.shape[0] - len(values)))]).sort().values
     cost = g.shape[0] / (2 if g.factor is not None else 1)
+    if g.factor is not None and g.factor.outer is not None:
+        cost = 0.0
     total = Estimate(float(values.sum()), 0.0, cost, "exact")
     square = Estimate(float(values.square().sum()), 0.0, cost, "exact")
     points = None
