@@ -262,7 +262,8 @@ def report(rows: Path) -> str:
     cpu = sum(line["cpu"] for line in lines)
     text = [
         "# The laws of the Fisher matrix, measured\n",
-        f"`OMP_NUM_THREADS=1 python benchmarks/fisher_laws.py`, torch {torch.__version__}, one thread of a shared x86-64 "
+        "`OMP_NUM_THREADS=1 python benchmarks/fisher_laws.py --rows ROWS.jsonl --out results/fisher_laws.md`, "
+        f"torch {torch.__version__}, one thread of a shared x86-64 "
         f"machine, {len(lines)} nets, {cpu:.0f} CPU seconds. Net number s has weights from generator seed s, "
         "inputs from 10000 + s and targets from 20000 + s. float32, critical rates float64. Three weight "
         "layers, biases on, equal widths M, standard normal inputs; "
