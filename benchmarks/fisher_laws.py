@@ -205,8 +205,9 @@ TITLES = {
     "critical": "Critical rates from initialization (N = M, two outputs, random targets, float64)",
 }
 NOTES = {
-    "scaled": "Largest eigenvalue without norm, with the outputs' mean subtracted (MS), with batch norm of the outputs (BN). Theory "
-    "is the leading order with the biases' share; where it is a lower bound it says >=. `bound` is tr F^2 / tr F and `upper` is "
+    "scaled": "Largest eigenvalue without norm, with the outputs' mean subtracted (MS), with batch norm of the outputs (BN). "
+    "Theory is the leading order with the biases' share; where it is a lower bound it says >=. `bound` is tr "
+    "F^2 / tr F and `upper` is "
     "sqrt(tr F^2), both measured: they hold the bounds' constants c_1 and c_2, which the leading order leaves out. "
     "`M m` = M tr F / (2 M^2), `s` = tr F^2 / (2 M^2).",
     "fixed": "The same quantities. The factor of MS from M = 500 to 2000 is to lie in [2.3, 4].",
@@ -261,9 +262,11 @@ def report(rows: Path) -> str:
     cpu = sum(line["cpu"] for line in lines)
     text = [
         "# The laws of the Fisher matrix, measured\n",
-        f"`OMP_NUM_THREADS=1 python benchmarks/fisher_laws.py`, torch {torch.__version__}, one thread of a shared x86-64 "
-        f"machine, {len(lines)} nets, {cpu:.0f} CPU seconds. Net number s has weights from generator seed s, inputs from 10000 + s and targets "
-        "from 20000 + s. float32, critical rates float64. Three weight layers, biases on, equal widths M, standard normal inputs; "
+        "`OMP_NUM_THREADS=1 python benchmarks/fisher_laws.py --rows ROWS.jsonl --out results/fisher_laws.md`, "
+        f"torch {torch.__version__}, one thread of a shared x86-64 "
+        f"machine, {len(lines)} nets, {cpu:.0f} CPU seconds. Net number s has weights from generator seed s, "
+        "inputs from 10000 + s and targets from 20000 + s. float32, critical rates float64. Three weight "
+        "layers, biases on, equal widths M, standard normal inputs; "
         "(a, b) are the variances sigma_w^2, sigma_b^2. Reference: the numbers of the theory's specification, from other seeds.\n",
     ]
     for part, title in TITLES.items():

@@ -84,7 +84,7 @@ def critical_rate(
     first = float(made.value(f.value, y).detach())
     if not math.isfinite(first):
         raise UsageError(f"critical_rate() needs a finite loss to start from; got {first}. Check inputs and targets.")
-    top = spectrum(fisher(model, inputs, targets, loss, **options), tol=0.01, method="lanczos").largest
+    top = spectrum(fisher(model, inputs, targets, loss, **options), tol=1e-3, method="lanczos").largest
     runs: list[Descent] = []
 
     def stays(rate: float) -> bool:
