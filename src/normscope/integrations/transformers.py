@@ -15,7 +15,7 @@ with needs("normscope.integrations.transformers", "'transformers[torch]'"):
     from transformers import TrainerCallback as _TrainerCallback
 
 
-class TrackerCallback(_TrainerCallback):  # type: ignore[misc]
+class TrackerCallback(_TrainerCallback):
     """``Trainer(..., callbacks=[TrackerCallback(every=100)])``: records each layer while ``Trainer.train`` runs.
 
     every: optimizer steps (``state.global_step``) between measurements; of the batches that a step accumulates the
