@@ -14,7 +14,7 @@ FLOORS = (
     ("nn", "_taps"),
     ("probe", "losses", "curvature", "init", "training", "datasets", "theory"),
     ("sweep",),
-    ("tasks", "claims", "findings", "diagnose", "models"),
+    ("tasks", "claims", "findings", "diagnose", "cure", "models"),
     ("report", "cli", "integrations"),
     ("", "__main__"),  # the package itself and python -m: they see all
 )
@@ -23,7 +23,7 @@ ROOMS = (
     ("_errors", "_registry", "_records", "spec", "_load"),
     ("statistic", "metrics", "configuration"),
     ("probe", "losses"),
-    ("diagnose", "findings", "models"),
+    ("diagnose", "findings", "cure", "models"),
     ("", "__main__"),
 )
 #: (importing module, imported room): the doors that lead up, open only inside a function.
