@@ -14,7 +14,7 @@ FLOORS = (
     ("nn", "_taps"),
     ("probe", "losses", "curvature", "init", "training", "datasets", "theory"),
     ("sweep", "tracker", "_measurement", "writers"),
-    ("tasks", "claims", "findings", "diagnose", "models"),
+    ("tasks", "claims", "findings", "diagnose", "cure", "models", "race"),
     ("report", "cli", "integrations"),
     ("", "__main__"),  # the package itself and python -m: they see all
 )
@@ -22,13 +22,18 @@ FLOORS = (
 ROOMS = (
     ("_errors", "_registry", "_records", "spec", "_load"),
     ("statistic", "metrics", "configuration"),
-    ("probe", "losses"),
+    ("probe", "losses", "training"),
     ("tracker", "_measurement", "writers"),
-    ("diagnose", "findings", "models"),
+    ("diagnose", "findings", "cure", "models"),
+    ("tasks", "models"),
     ("", "__main__"),
 )
 #: (importing module, imported room): the doors that lead up, open only inside a function.
-DOORS = {("normscope.diagnose", "report")}
+DOORS = {
+    ("normscope.diagnose", "report"),
+    ("normscope.race._result", "report"),
+    ("normscope.claims.verify", "report"),
+}
 #: Faces may see each other where the one is the other's frame: the command line prints reports.
 SEES_ALL = {"cli", "", "__main__"}
 

@@ -7,6 +7,8 @@ Train
 Curvature
     `fisher`, `hessian`, `jacobian`, `ntk` of the whole batch as `LinearMap`s, their `spectrum`, and `sharpness`: the
     largest stable learning rate.
+Cure
+    `cure` a model with weights that let it train; ``normscope.init`` has the cures, their controls, and what they did.
 Describe
     `Spec` a network as data, `build` the module it describes; ``normscope.nn`` has the norms, taken apart.
 Theory
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from normscope._errors import UsageError
 from normscope._records import Profile, Record
 from normscope.configuration import configuration
+from normscope.cure import cure
 from normscope.curvature import Sharpness, fisher, hessian, jacobian, ntk, sharpness
 from normscope.diagnose import Diagnosis, diagnose
 from normscope.findings import Finding
@@ -48,6 +51,7 @@ __all__ = [
     "UsageError",
     "build",
     "configuration",
+    "cure",
     "diagnose",
     "fisher",
     "hessian",

@@ -79,11 +79,18 @@ def _weights() -> Mapping[str, str]:
     return WEIGHTS
 
 
+def _cures() -> Mapping[str, str]:
+    from normscope.init import CURES
+
+    return {c.name: f"{c.doc} [{c.source}]" for c in CURES.values()}
+
+
 #: What ``normscope list`` can list; each entry is one function name -> one line.
 LISTS: Registry[Callable[[], Mapping[str, str]]] = Registry("list")
 for _name, _function in {
     "findings": _findings, "metrics": _metrics, "models": _models, "datasets": _datasets, "norms": _norms,
     "activations": _activations, "weights": _weights,
+    "cures": _cures,
 }.items():  # fmt: skip
     LISTS.add(_name, _function)
 
@@ -91,11 +98,11 @@ for _name, _function in {
 @app.command("list")
 def list_(
     what: Annotated[
-        str | None, typer.Argument(help="findings, metrics, models, datasets, norms, activations, weights.")
+        str | None, typer.Argument(help="findings, metrics, models, datasets, norms, activations, weights, cures.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """List what there is: findings, metrics, models, data sets, norms, activations, weights."""
+    """List what there is: findings, metrics, models, data sets, norms, activations, weights, cures."""
     if what is not None and what not in LISTS:
         raise unknown("list", what, LISTS)
     chosen = [what] if what else list(LISTS)

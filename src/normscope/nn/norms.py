@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from normscope._errors import unknown
+from normscope.nn._fold import fold as _fold
 from normscope.spec import NORMS
 
 
@@ -137,6 +138,44 @@ class CenterOutputs(nn.Module):
         """The model's outputs, centred over the batch."""
         out = self.center(self.model(*args, **kwargs))
         return out if self.bias is None else out + self.bias.reshape([1, -1] + [1] * (out.dim() - 2))
+
+    def fold_(self, inputs: object = None) -> nn.Module:
+        """The plain model for inference: the running mean goes into the bias of its last layer. Returns that model.
+
+        In eval mode its outputs are those of this module up to rounding. ``inputs``, a batch as ``forward`` takes it, lets the
+        outputs be compared first; without it the last module of the tree must be the Linear or Conv layer that makes them.
+        Raises ``UsageError`` if no such layer ends the model; then nothing has changed.
+        """
+        mean = self.center.running_mean
+        assert mean is not None
+        shift = -mean if self.bias is None else self.bias.detach() - mean
+        return _fold(self, torch.ones_like(mean), shift, inputs)
+
+
+class NormalizeOutputs(nn.Module):
+    r"""A model whose outputs pass a batch norm: $(f_k(x_i) - \mu_k)/\sqrt{v_k + \epsilon}\cdot\gamma_k + \beta_k$.
+
+    Batch norm in the last layer (Karakida, Akaho, Amari 2019). The model's output must be a tensor (n, c, ...). A trainable
+    $\gamma, \beta$ (``affine``) add eigenvalues equal to 1 to the Fisher matrix of the squared error.
+    """
+
+    def __init__(self, model: nn.Module, outputs: int, *, affine: bool = True, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.model = model
+        self.norm = BatchNorm(outputs, affine=affine, momentum=momentum)
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        """The model's outputs, normalized over the batch."""
+        return self.norm(self.model(*args, **kwargs))
+
+    def fold_(self, inputs: object = None) -> nn.Module:
+        """The plain model for inference: running statistics, gain and shift go into its last layer; see `CenterOutputs`."""
+        mean, var = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert var is not None
+        scale = (var + self.norm.eps).rsqrt() * (1 if self.norm.weight is None else self.norm.weight.detach())
+        shift = -mean * scale + (0 if self.norm.bias is None else self.norm.bias.detach())
+        return _fold(self, scale, shift, inputs)
 
 
 def make_norm(name: str, features: int, *, affine: bool = True, eps: float = 1e-5) -> nn.Module:

@@ -1,0 +1,229 @@
+"""``normscope cure``: new weights for a model, with what they change."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from normscope._errors import UsageError
+from normscope.cli._app import app, console, print_json
+from normscope.cli._shared import BATCH, DATA_HELP, MODEL_HELP, device_named, dtype_named, load_named, moved, quiet
+from normscope.cure import Course, Reading, Trial, follow, parts_of
+
+#: Row of the table -> field of a `Reading`.
+ROWS = {
+    "participation rank, input": "input",
+    "participation rank, first layer": "first",
+    "participation rank, least": "least",
+    "participation rank, deepest layer": "deepest",
+    "orthogonality gap, deepest layer": "gap",
+    "gradient, first / last layer": "gradient_growth",
+    "gradient, largest / smallest": "gradient_spread",
+    "lambda_max": "lambda_max",
+    "max stable learning rate": "max_stable_lr",
+}
+
+
+@app.command()
+def cure(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")],
+    how: Annotated[
+        str,
+        typer.Option(help="A cure (normscope list cures), several joined by +, or auto: try them and take the best."),
+    ] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write the cured model's state dict as .safetensors.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file of --out if it exists.")] = False,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("--batch", "-n", help="Samples for the cure; as many others are measured. Default 128, or 16."),
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="mse or cross_entropy; default by the targets.")] = None,
+    curvature: Annotated[bool, typer.Option("--sharpness/--no-sharpness", help="Measure lambda_max too.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the weights, the batch, dropout and the cure.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Give a model weights with which it can train, and show what changed.
+
+    Half of the samples are for the cure, the other half for the measurements before and after. Exit code 0: fine, 2: misuse.
+    """
+    parts_of(how)
+    if out is not None:
+        _check_out(out, force)
+    where, kind = device_named(device), dtype_named(dtype)
+    batch, net = _load(model, data, data_dir, n, seed)
+    net.to(device=where, dtype=kind)
+    inputs, targets = moved(batch.inputs, where, kind), moved(batch.targets, where, None)
+    own, fresh = _halves(inputs, targets)
+    with console.status("") if not json else quiet() as status:
+
+        def progress(step: str) -> None:
+            if status is not None:
+                status.update(f"{step} ...")
+
+        try:
+            course = follow(net, how, *own, fresh=fresh, loss=loss, curvature=curvature, seed=seed, progress=progress)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"{model} could not be run on {batch.name}. {type(error).__name__}: {error}. Choose data that fits the model "
+                "with --data, for instance random:3x32x32."
+            ) from error
+    written = _save(course, out, model, batch.name, seed) if out is not None else None
+    if json:
+        print_json({"model": model, "data": batch.name, **course.to_dict(), "out": written})
+        return
+    console.print(
+        f"[bold]{escape(model)}[/] on {escape(batch.name)}: cure [bold]{escape(course.how)}[/]", highlight=False
+    )
+    if course.trials:
+        _show_trials(course)
+    _show(course)
+    if written is not None:
+        console.print(f"wrote {written}", soft_wrap=True, highlight=False, markup=False)
+        console.print(_how_to_load(course, written), soft_wrap=True, highlight=False, markup=False)
+
+
+def _load(model: str, data: str | None, data_dir: Path | None, n: int | None, seed: int) -> tuple[Any, torch.nn.Module]:
+    """The model, and twice the samples that were asked for, or all that there are."""
+    try:
+        return load_named(model, data, data_dir, 2 * (n or BATCH) if n or _built_in(model) or data else None, seed)
+    except UsageError:
+        return load_named(model, data, data_dir, n, seed)
+
+
+def _built_in(model: str) -> bool:
+    return model.partition(":")[0] in ("mlp", "vgg", "resnet")
+
+
+def _halves(inputs: Any, targets: Any) -> tuple[tuple[Any, Any], tuple[Any, Any] | None]:
+    """The batch cut in two along its first axis; whole, and nothing fresh, where that is under 4 samples."""
+    from normscope._taps import batch_size
+
+    n = batch_size(inputs)
+    if n < 4:
+        return (inputs, targets), None
+    cut = n // 2
+    return (_part(inputs, 0, cut, n), _part(targets, 0, cut, n)), (_part(inputs, cut, n, n), _part(targets, cut, n, n))
+
+
+def _part(value: Any, a: int, b: int, n: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[a:b] if value.dim() and len(value) == n else value
+    if isinstance(value, dict):
+        return {k: _part(v, a, b, n) for k, v in value.items()}
+    return tuple(_part(v, a, b, n) for v in value) if isinstance(value, tuple | list) else value
+
+
+def _check_out(out: Path, force: bool) -> None:
+    from normscope.report._files import check
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out must end in .safetensors; got {str(out)!r}.")
+    check(out)
+    if out.exists() and not force:
+        raise UsageError(f"{str(out)!r} exists already. Choose another name, or pass --force to replace it.")
+
+
+def _save(course: Course, out: Path, model: str, data: str, seed: int) -> str:
+    """The state dict, every tensor under its own key (tied ones twice), written whole or not at all."""
+    from safetensors.torch import save
+
+    from normscope.report._files import write
+
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in course.treatment.model.state_dict().items()}
+    facts = {"normscope": "cure", "model": model, "data": data, "cure": course.how, "seed": str(seed)}
+    return str(write(save(state, facts), out).resolve())
+
+
+def _how_to_load(course: Course, path: str) -> str:
+    wrap = {
+        "center-outputs": "net = normscope.nn.CenterOutputs(net, outputs); ",
+        "last-batch-norm": "net = normscope.nn.NormalizeOutputs(net, outputs); ",
+        "bn": 'net = normscope.cure(net, "bn", inputs); ',
+    }
+    before = "".join(text for name, text in wrap.items() if name in course.how.split("+"))
+    return f"load it: {before}net.load_state_dict(safetensors.torch.load_file({path!r}))"
+
+
+def _show_trials(course: Course) -> None:
+    terms = next(t.reading.terms for t in course.trials if t.reading)
+    table = Table(title="candidates, the best first: cost in decades", title_justify="left")
+    for column in ("cure", "errors", *terms, "cost"):
+        table.add_column(column, justify="left" if column == "cure" else "right")
+    for t in course.trials:
+        table.add_row(*_trial(t, len(terms)))
+    console.print(table)
+    for t in course.trials:
+        if t.reading is None:
+            console.print(f"[dim]{escape(t.name)}: {escape(t.reason)}[/]", highlight=False)
+    best = course.trials[0]
+    console.print(f"Chosen: [bold]{escape(best.name)}[/]{_why(course)}", highlight=False)
+    console.print(
+        "[dim]A ranking by signs at initialization, not a promise. Each term is a factor that training must make up: contrast lost "
+        "between the input and the flattest hidden layer, largest over smallest gradient, 2 / lambda_max below 0.1, and one "
+        "decade a warning. Identity layers often do as well as orthogonal ones; haar is a control.[/]"
+    )
+
+
+def _trial(t: Trial, terms: int) -> list[str]:
+    name = f"{escape(t.name)}{' (control)' if t.control else ''}"
+    if t.reading is None:
+        return [name, *["-"] * (terms + 1), "-"]
+    values = [_number(v) for v in t.reading.terms.values()]
+    return [name, str(t.reading.errors), *values, _number(t.reading.cost)]
+
+
+def _why(course: Course) -> str:
+    plain = next((t for t in course.trials if t.name == "none"), None)
+    best = course.trials[0]
+    if plain is None or plain.reading is None or best.reading is None:
+        return ""
+    if best is plain:
+        return ": nothing was found that beats the model as it is by a factor of 2"
+    gains = {k: plain.reading.terms[k] - v for k, v in best.reading.terms.items()}
+    term = max(gains, key=lambda k: gains[k])
+    fewer = plain.reading.errors - best.reading.errors
+    errors = f"{fewer} error finding{'s' if fewer > 1 else ''} less, and " if fewer > 0 else ""
+    return f": {errors}{_number(gains[term])} decades better in {term} than the model as it is"
+
+
+def _show(course: Course) -> None:
+    table = Table(title=f"measured on {course.facts['measured_on']}", title_justify="left")
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="left" if not column else "right")
+    for title, name in ROWS.items():
+        values = [getattr(r, name) for r in (course.before, course.after)]
+        if name not in ("lambda_max", "max_stable_lr") or not all(math.isnan(v) for v in values):
+            table.add_row(title, *map(_number, values))
+    table.add_row("findings", *(_codes(r) for r in (course.before, course.after)))
+    console.print(table)
+    t = course.treatment
+    console.print(f"treated: {len(t.treated)} layers{_some(t.treated)}", highlight=False, markup=False)
+    for reason in dict.fromkeys(t.left_alone.values()):
+        names = [n or "(the model)" for n, r in t.left_alone.items() if r == reason]
+        console.print(f"left alone: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''}: {reason}", markup=False)
+    for note in t.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return f" ({names[0]} ... {names[-1]})" if len(names) > 2 else f" ({', '.join(names)})" if names else ""
+
+
+def _codes(reading: Reading) -> str:
+    return " ".join(reading.codes) or "none"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else "inf" if math.isinf(value) else f"{value:.3g}"

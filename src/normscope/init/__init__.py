@@ -1,0 +1,32 @@
+"""Weights that let a deep net train: cures, their controls, and the usual laws they are compared with.
+
+Functions with torch's trailing underscore change a model in place and return it. They find Linear and Conv1d/2d/3d layers
+anywhere in the module tree, in the order in which a forward pass runs them; a layer that cannot be treated is left alone.
+`CURES` has them by the names that users type; ``CURES[name].apply`` returns a `Treatment`, which says what was done to
+which layer, and why not to the others.
+"""
+
+from normscope.init._cures import CURES, Cure
+from normscope.init._layers import Treatment
+from normscope.init.identity import identity_
+from normscope.init.laws import break_batch_norm_, delta_orthogonal_, he_, lower_rank_, torch_default_, xavier_
+from normscope.init.lsuv import lsuv_
+from normscope.init.orthogonal import haar_, orthogonal_representations_
+from normscope.init.rank import raise_rank_
+
+__all__ = [
+    "CURES",
+    "Cure",
+    "Treatment",
+    "break_batch_norm_",
+    "delta_orthogonal_",
+    "haar_",
+    "he_",
+    "identity_",
+    "lower_rank_",
+    "lsuv_",
+    "orthogonal_representations_",
+    "raise_rank_",
+    "torch_default_",
+    "xavier_",
+]

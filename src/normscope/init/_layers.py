@@ -1,0 +1,222 @@
+"""Which layers of a model can be given new weights, in which order they run, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope._errors import UsageError
+from normscope._taps import as_call, batch_size, first_tensor, no_trace, unwrap
+
+Treatable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+TREATABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass
+class Treatment:
+    """What a cure did: the ``model``, the paths of the layers ``treated``, in the order in which they were, and the layers
+    ``left_alone`` with the reason of each; ``notes`` say what a reader must know about this very batch.
+    """
+
+    model: nn.Module
+    treated: tuple[str, ...] = ()
+    left_alone: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Treatment({len(self.treated)} layers treated, {len(self.left_alone)} left alone)"
+
+
+@dataclass
+class Layer:
+    """A layer whose weights can be set: its path and its module."""
+
+    name: str
+    module: Treatable
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, (out, in) or (out, in / groups, *kernel)."""
+        return self.module.weight
+
+    @property
+    def groups(self) -> int:
+        """Independent parts of a convolution; 1 for a linear layer."""
+        return getattr(self.module, "groups", 1)
+
+    def set(self, weight: Tensor, *, bias: bool = True) -> None:
+        """Write the weight, in its own dtype, and zeros into the bias unless it is to stay."""
+        with torch.no_grad():
+            self.module.weight.copy_(weight.reshape(self.module.weight.shape))
+            if bias and self.module.bias is not None and self.module.bias.requires_grad:
+                self.module.bias.zero_()
+
+    def linear(self, x: Tensor) -> Tensor:
+        """The layer's output without its bias, at least in float32."""
+        wide = torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32)
+        x, weight = x.to(wide), self.weight.to(wide)
+        if isinstance(self.module, nn.Linear):
+            return nn.functional.linear(x, weight)
+        return self.module._conv_forward(x, weight, None)
+
+
+def survey(model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
+    """The treatable layers in the order of ``named_modules``, and why each other module with weights is left alone."""
+    layers: list[Layer] = []
+    left: dict[str, str] = {}
+    owners: dict[nn.Parameter, list[str]] = {}
+    kinds: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if nn.utils.parametrize.is_parametrized(module):
+            left[name] = "its weight is computed from other parameters (a parametrization)"
+        if "parametrizations." in f"{name}." or name in left:
+            continue
+        own = [p for p in module._parameters.values() if p is not None]
+        for p in own:
+            if nn.parameter.is_lazy(p):
+                raise UsageError(f"{name!r} has no shape yet (a lazy module): run one forward pass first.")
+            owners.setdefault(p, []).append(name)
+        kinds[name] = module
+        weight = module._parameters.get("weight")
+        if not isinstance(module, TREATABLE):
+            if any(p.dim() > 1 for p in own):
+                left[name] = f"a {type(module).__name__} is not treated"
+        elif weight is None:
+            left[name] = "its weight is computed from other parameters"
+        elif not weight.requires_grad:
+            left[name] = "its weight is frozen (requires_grad is off)"
+        elif weight.is_meta or not weight.is_floating_point():
+            left[name] = f"its weight is {'on the meta device' if weight.is_meta else weight.dtype}"
+        else:
+            layers.append(Layer(name, module))
+    for layer in list(layers):
+        others = [o for o in owners[layer.module.weight] if o != layer.name and not isinstance(kinds[o], TREATABLE)]
+        if others:
+            layers.remove(layer)
+            left[layer.name] = f"its weight is also that of {others[0]!r}, a {type(kinds[others[0]]).__name__}"
+    return layers, left
+
+
+def untied(layers: list[Layer], left: dict[str, str]) -> list[Layer]:
+    """The layers, each weight once: a later layer with an earlier one's weight is left alone."""
+    first: dict[nn.Parameter, str] = {}
+    out = []
+    for layer in layers:
+        owner = first.setdefault(layer.module.weight, layer.name)
+        if owner == layer.name:
+            out.append(layer)
+        else:
+            left[layer.name] = f"its weight is that of {owner!r}: treated once"
+    return out
+
+
+def require(treated: list[str] | list[Layer], left: Mapping[str, str]) -> None:
+    """``UsageError`` when there is nothing to treat, with the reasons."""
+    if not treated:
+        why = "; ".join(f"{name or 'the model itself'}: {reason}" for name, reason in list(left.items())[:5])
+        raise UsageError(
+            "There must be a Linear or Conv layer that can be given new weights; this model has none"
+            f"{f' ({why})' if why else ''}. Choose another cure or model."
+        )
+
+
+#: Called with a layer and its input at its first call; may return a reason to leave the layer alone.
+Visit = Callable[[Layer, Tensor], str | None]
+
+
+def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, seed: int) -> list[Layer]:
+    """One forward pass in training mode; each layer is shown with its input just before it first runs.
+
+    ``visit`` may change the layer's weight: the layer then runs with the new one, so every later layer sees the
+    representation of the layers treated before it. Everything but the weights is put back (`no_trace`).
+    Returns the layers that ran, in the order of first execution.
+    Raises ``UsageError`` for fewer than two samples and for values that are not finite, naming the layer.
+    """
+    samples = batch_size(inputs)
+    if samples < 2:
+        raise UsageError(f"A cure looks at a batch, so it needs at least 2 samples; got {samples}.")
+    ran: list[Layer] = []
+    by_module = {layer.module: layer for layer in layers}
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layer = by_module[module]
+        x = first_tensor([*args, *kwargs.values()])
+        if layer in ran or x is None:
+            return
+        if not torch.isfinite(x).all():
+            where = "the batch itself" if not ran else "an earlier layer's output"
+            raise UsageError(
+                f"Activations must be finite; the input of {layer.name!r} ({where}) holds NaN or infinity. "
+                "Clean the data, or lower the gain of the layers before it."
+            )
+        ran.append(layer)
+        with torch.no_grad():
+            visit(layer, x.detach())
+
+    handles: list[Any] = []
+    with no_trace(model, mode="train", seed=seed), torch.no_grad():
+        args, kwargs, _ = as_call(inputs, grad=False)
+        try:
+            handles += [m.register_forward_pre_hook(hook, with_kwargs=True) for m in by_module]
+            model(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return ran
+
+
+def in_order(model: nn.Module, inputs: Any, layers: list[Layer], left: dict[str, str], *, seed: int) -> list[Layer]:
+    """The layers in the order of first execution; those that never run are left alone."""
+    ran = walk(model, inputs, layers, lambda *_: None, seed=seed)
+    for layer in layers:
+        if layer not in ran:
+            left[layer.name] = "never called in the forward pass (its parent may compute with its weight itself)"
+    return ran
+
+
+@contextmanager
+def all_or_nothing(layers: list[Layer]) -> Iterator[None]:
+    """Weights and biases of the layers as they were, if the block raises."""
+    before = [(p, p.detach().clone()) for layer in layers for p in layer.module._parameters.values() if p is not None]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
+        raise
+
+
+def generator_of(generator: torch.Generator | None) -> torch.Generator:
+    """The generator, or a new one of seed 0."""
+    return torch.Generator().manual_seed(0) if generator is None else generator
+
+
+def normal(*shape: int, generator: torch.Generator) -> Tensor:
+    """Standard normal float64 numbers, drawn on the generator's own device: the same for a model on any device."""
+    return torch.randn(*shape, generator=generator, device=generator.device, dtype=torch.float64)
+
+
+def haar(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """A Haar-distributed matrix (rows, columns) with orthonormal rows or columns, whichever are fewer; float64."""
+    tall = normal(max(rows, columns), min(rows, columns), generator=generator)
+    q, r = torch.linalg.qr(tall)
+    q = q * r.diagonal().sgn()  # the signs make it Haar (Mezzadri 2007)
+    return q if rows >= columns else q.T
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square entry, summed in float64."""
+    return float(x.double().square().mean().sqrt())
+
+
+def model_of(model: nn.Module) -> nn.Module:
+    """The model under wrappers of torch's (compile, DataParallel)."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model must be an nn.Module; got {getattr(model, '__name__', type(model).__name__)}.")
+    return unwrap(model)[0]

@@ -1,0 +1,121 @@
+"""Cures that put a norm into the model: after its outputs, or after each of its layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope._errors import UsageError
+from normscope._taps import as_call, batch_size, first_tensor, no_trace, normalizers
+from normscope.init._layers import Treatment, model_of, require, survey, walk
+from normscope.nn import CenterOutputs, NormalizeOutputs
+
+_NORMS: dict[type, type[nn.Module]] = {
+    nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d,
+}  # fmt: skip
+
+
+def center_outputs(model: nn.Module, inputs: Any) -> Treatment:
+    """The model with its outputs centred over the batch (`normscope.nn.CenterOutputs`)."""
+    outputs = _outputs(model, inputs)
+    wrapped = _like(CenterOutputs(model, outputs.shape[1]), outputs, model.training)
+    return Treatment(
+        wrapped, ("outputs",), notes=("saved under the keys model.*; fold_() gives a plain model for inference",)
+    )
+
+
+def last_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
+    """The model with batch norm after its outputs (`normscope.nn.NormalizeOutputs`)."""
+    outputs = _outputs(model, inputs)
+    wrapped = _like(NormalizeOutputs(model, outputs.shape[1]), outputs, model.training)
+    return Treatment(
+        wrapped, ("outputs",), notes=("saved under the keys model.*; fold_() gives a plain model for inference",)
+    )
+
+
+def _like(module: nn.Module, outputs: Tensor, training: bool) -> nn.Module:
+    """What was added on the outputs' device, in float32 at least (statistics of half precision are not)."""
+    for name, child in module.named_children():
+        if name != "model":
+            child.to(outputs.device, torch.promote_types(outputs.dtype, torch.float32))
+    for child in [module, *(c for n, c in module.named_children() if n != "model")]:
+        child.training = training
+    return module
+
+
+def _outputs(model: nn.Module, inputs: Any) -> Tensor:
+    """What the model returns for the batch: a tensor (n, c, ...), or ``UsageError``."""
+    if batch_size(inputs) < 2:
+        raise UsageError(f"A norm over the batch needs at least 2 samples; got {batch_size(inputs)}.")
+    with no_trace(model, mode="train", seed=0), torch.no_grad():
+        args, kwargs, _ = as_call(inputs, grad=False)
+        out = model(*args, **kwargs)
+    if not isinstance(out, Tensor) or out.dim() < 2:
+        got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise UsageError(
+            f"A norm on the outputs needs a model that returns a tensor (n, c, ...); this one returns {got}. "
+            "Wrap it in a module that returns the tensor."
+        )
+    return out.detach()
+
+
+def insert_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
+    """Each Linear or Conv layer but the last becomes ``Sequential(layer, BatchNorm)``, so the norm precedes the activation.
+
+    Left alone: layers that a norm over the batch follows already, linear layers on sequences, and layers whose parent reads
+    their weights. The keys of the state dict change (``conv.weight`` -> ``conv.0.weight``).
+    """
+    model = model_of(model)
+    layers, left = survey(model)
+    require(layers, left)
+    dims: dict[str, int] = {}
+    ran = walk(model, inputs, layers, lambda layer, x: dims.__setitem__(layer.name, x.dim()), seed=0)
+    followed = _followed(model, inputs)
+    for layer in layers:
+        if layer not in ran:
+            left[layer.name] = "never called in the forward pass"
+    if ran:
+        left[ran[-1].name] = "the last layer gives the outputs"
+    chosen = []
+    for layer in ran[:-1]:
+        if layer.module in followed:
+            left[layer.name] = "batch norm follows it already"
+        elif isinstance(layer.module, nn.Linear) and dims[layer.name] != 2:
+            left[layer.name] = "it works on sequences: batch norm would take tokens for channels"
+        else:
+            chosen.append(layer)
+    require(chosen, left)
+    for layer in chosen:
+        kind = next(norm for base, norm in _NORMS.items() if isinstance(layer.module, base))
+        norm = kind(layer.weight.shape[0], device=layer.weight.device)
+        pair = nn.Sequential(layer.module, norm).train(layer.module.training)
+        for parent in list(model.modules()):
+            for key, child in list(parent.named_children()):
+                if child is layer.module and parent is not pair:
+                    setattr(parent, key, pair)
+    return Treatment(model, tuple(layer.name for layer in chosen), left)
+
+
+def _followed(model: nn.Module, inputs: Any) -> set[nn.Module]:
+    """Modules whose output is the next thing that a norm over the batch takes."""
+    norms = {m for _, m in normalizers(model)}
+    source: dict[int, tuple[nn.Module, Tensor]] = {}
+    found: set[nn.Module] = set()
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if module in norms and args and id(args[0]) in source:
+            found.add(source[id(args[0])][0])
+        elif module not in norms and isinstance(output, Tensor) and not any(True for _ in module.children()):
+            source[id(output)] = module, output  # the tensor is kept, so that its id stays its own
+
+    handles = [m.register_forward_hook(hook) for m in model.modules()]
+    try:
+        with no_trace(model, mode="train", seed=0), torch.no_grad():
+            args, kwargs, _ = as_call(inputs, grad=False)
+            first_tensor(model(*args, **kwargs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
