@@ -14,7 +14,7 @@ FLOORS = (
     ("nn", "_taps"),
     ("probe", "losses", "curvature", "init", "training", "datasets", "theory"),
     ("sweep",),
-    ("tasks", "claims", "findings", "diagnose", "models"),
+    ("tasks", "claims", "findings", "diagnose", "models", "race"),
     ("report", "cli", "integrations"),
     ("", "__main__"),  # the package itself and python -m: they see all
 )
@@ -22,12 +22,12 @@ FLOORS = (
 ROOMS = (
     ("_errors", "_registry", "_records", "spec", "_load"),
     ("statistic", "metrics", "configuration"),
-    ("probe", "losses"),
+    ("probe", "losses", "training"),
     ("diagnose", "findings", "models"),
     ("", "__main__"),
 )
 #: (importing module, imported room): the doors that lead up, open only inside a function.
-DOORS = {("normscope.diagnose", "report")}
+DOORS = {("normscope.diagnose", "report"), ("normscope.race._result", "report")}
 #: Faces may see each other where the one is the other's frame: the command line prints reports.
 SEES_ALL = {"cli", "", "__main__"}
 

@@ -5,6 +5,8 @@ Measure
 Curvature
     `fisher`, `hessian`, `jacobian`, `ntk` of the whole batch as `LinearMap`s, their `spectrum`, and `sharpness`: the
     largest stable learning rate.
+Train
+    `race` variants of a network on the same batches: a `Race` of curves, intervals and tests, stopped and resumed.
 Describe
     `Spec` a network as data, `build` the module it describes; ``normscope.nn`` has the norms, taken apart.
 Theory
@@ -27,6 +29,7 @@ from normscope.linalg import LinearMap, Spectrum, spectrum
 from normscope.metrics import measure
 from normscope.nn import build
 from normscope.probe import probe
+from normscope.race import Race, race
 from normscope.spec import Spec
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ __all__ = [
     "Finding",
     "LinearMap",
     "Profile",
+    "Race",
     "Record",
     "Sharpness",
     "Spec",
@@ -52,6 +56,7 @@ __all__ = [
     "ntk",
     "predict",
     "probe",
+    "race",
     "sharpness",
     "simulate",
     "spectrum",
