@@ -148,7 +148,8 @@ def _maker(model: str, how: str, train: Batch, batch: int) -> Callable[[int], to
             return net
         first = permutation(seed, 0, len(train))[:batch]  # the first batch of the race
         part = _rows(train, first)
-        return _init().cure(net, how, part.inputs, part.targets, seed=seed)  # type: ignore[no-any-return]
+        cured: torch.nn.Module = _init().cure(net, how, part.inputs, part.targets, seed=seed)
+        return cured
 
     return make
 

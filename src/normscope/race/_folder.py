@@ -71,11 +71,8 @@ class Folder:
         for name in variants.keys() & known.keys():
             for key, value in variants[name].items():
                 old = known[name].get(key)
-                if key.startswith("norm"):
-                    differs = old is not None and abs(old - value) > _NORM * abs(value)
-                else:
-                    differs = old != value
-                if differs:
+                close = key.startswith("norm") and (old is None or abs(old - value) <= _NORM * abs(value))
+                if old != value and not close:
                     differing.append(f"{key} of variant {name!r} {old} there, {value} here")
         if differing:
             raise UsageError(

@@ -166,7 +166,7 @@ def _batch_losses(table: polars.DataFrame, variant: str) -> dict[int, np.ndarray
     import polars as pl
 
     chosen = table.filter((pl.col("variant") == variant) & (pl.col("signal") == "batch")).sort("seed", "step")
-    return {int(seed): part["value"].to_numpy() for (seed,), part in chosen.group_by("seed", maintain_order=True)}  # type: ignore[call-overload]
+    return {int(seed): part["value"].to_numpy() for (seed,), part in chosen.group_by("seed", maintain_order=True)}
 
 
 def _by_seed(table: polars.DataFrame, variant: str, target: float | None) -> _Seeds:

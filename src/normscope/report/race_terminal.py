@@ -8,6 +8,8 @@ from rich.text import Text
 
 from normscope.report._race_content import RaceContent, cells, explained
 
+#: Columns of a terminal that has room for the second p-value.
+_WIDE = 100
 _COLOURS = {"better": "green", "worse": "red", "diverged": "bold red"}
 
 
@@ -28,7 +30,10 @@ def render(content: RaceContent, console: Console) -> None:
             console.print(Text.assemble((f"#{i} ", "bold"), row["variant"]), overflow="fold")
             row["variant"] = f"#{i}"
         console.print()
-    if not any(row["p_loss"] or row["p_accuracy"] for row in rows):
+    told = any(row["p_loss"] or row["p_accuracy"] for row in rows)
+    if not told or console.width < _WIDE:
+        heads.pop("p_accuracy", None)
+    if not told:
         heads = {key: head for key, head in heads.items() if not key.startswith("p_")}
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     for key, head in heads.items():
