@@ -203,6 +203,10 @@ def test_a_catapult_is_no_divergence():
     assert ran(values, patience=3).diverged == 3
 
 
+def test_a_run_that_ends_high_has_diverged_whatever_its_patience():
+    assert ran([1.0, 1.0, 50.0], patience=4).diverged == 2
+
+
 def test_a_loss_at_the_limit_is_not_above_it():
     assert ran([1.0, *[10.0] * 9], patience=4).diverged is None
 

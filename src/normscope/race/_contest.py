@@ -239,8 +239,8 @@ class _Contest:
     def _describe(self, name: str) -> dict[str, Any]:
         """Build the first seed's model; what tells this variant from another of the same name; its first loss."""
         model = self._first[name] = self._build(name, self.seeds[0])
-        one = Training(copy.deepcopy(model), self.train, self.recipe)
         try:
+            one = Training(copy.deepcopy(model), self.train, self.recipe)
             one.advance(1)
         except UsageError as error:
             raise UsageError(f"Variant {name!r}: {error}") from None

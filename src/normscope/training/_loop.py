@@ -150,7 +150,8 @@ class Training:
         for value in values:
             self.losses.append(value)
             self._above = self._above + 1 if value > self.recipe.explosion * self.losses[0] else 0
-            if not math.isfinite(value) or self._above >= self.recipe.patience:
+            ended = self._above > 0 and len(self.losses) == self.steps
+            if not math.isfinite(value) or self._above >= self.recipe.patience or ended:
                 self.diverged = len(self.losses) - 1
                 return
 

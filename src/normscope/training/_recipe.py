@@ -29,8 +29,8 @@ class Recipe:
     lr: learning rate after the warm-up, which raises it linearly: step s (from 0) uses lr min(1, (s + 1) / warmup).
     loss: as for `normscope.probe`. seed: of the order of the samples and of dropout.
     explosion, patience: a run has diverged when a batch's loss is not finite, or is above ``explosion`` times the
-        first one for ``patience`` steps in a row (10 and 20: chosen by us; large enough that a catapult, which rises
-        and comes back within a few steps, is not one).
+        first one for ``patience`` steps in a row, or at the last step (10 and 20: chosen by us; large enough that a
+        catapult, which rises and comes back within a few steps, is not one).
     """
 
     epochs: int = 3
