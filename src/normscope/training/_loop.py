@@ -102,9 +102,9 @@ class Training:
         self.losses = state["losses"].tolist()
 
     def _update(self) -> None:
-        rate = self.recipe.rate(self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        if self.step <= self.recipe.warmup or self._plain is None:  # the first step here may be one after a break
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.recipe.rate(self.step)
         batch = self.samples.take(self.batch(self.step))
         self.optimiser.zero_grad(set_to_none=True)
         loss = self._loss(call(self.model, batch.inputs), batch.targets)
@@ -145,7 +145,8 @@ class Training:
         """Fetch the losses of the last steps; note divergence at the step where it shows."""
         if not self._pending:
             return
-        values = torch.stack(self._pending).double().tolist()
+        pending = self._pending
+        values = [pending[0].item()] if len(pending) == 1 else torch.stack(pending).double().tolist()
         self._pending.clear()
         for value in values:
             self.losses.append(value)

@@ -36,7 +36,8 @@ class Samples:
     def take(self, index: Tensor | slice) -> Samples:
         """The rows of an index, unchecked."""
         part = object.__new__(Samples)
-        object.__setattr__(part, "inputs", _map(lambda x: x[index], self.inputs))
+        inputs = self.inputs[index] if isinstance(self.inputs, Tensor) else _map(lambda x: x[index], self.inputs)
+        object.__setattr__(part, "inputs", inputs)
         object.__setattr__(part, "targets", None if self.targets is None else self.targets[index])
         return part
 
