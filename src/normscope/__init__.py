@@ -9,6 +9,8 @@ Curvature
     largest stable learning rate.
 Cure
     `cure` a model with weights that let it train; ``normscope.init`` has the cures, their controls, and what they did.
+Train
+    `race` variants of a network on the same batches: a `Race` of curves, intervals and tests, stopped and resumed.
 Describe
     `Spec` a network as data, `build` the module it describes; ``normscope.nn`` has the norms, taken apart.
 Theory
@@ -32,6 +34,7 @@ from normscope.linalg import LinearMap, Spectrum, spectrum
 from normscope.metrics import measure
 from normscope.nn import build
 from normscope.probe import probe
+from normscope.race import Race, race
 from normscope.spec import Spec
 from normscope.tracker import Tracker
 
@@ -43,6 +46,7 @@ __all__ = [
     "Finding",
     "LinearMap",
     "Profile",
+    "Race",
     "Record",
     "Sharpness",
     "Spec",
@@ -60,6 +64,7 @@ __all__ = [
     "ntk",
     "predict",
     "probe",
+    "race",
     "sharpness",
     "simulate",
     "spectrum",

@@ -1,0 +1,208 @@
+"""``normscope race``: variants of a network trained side by side."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from normscope._errors import UsageError, unknown
+from normscope.cli._app import app, console, print_json
+from normscope.cli._shared import MODEL_HELP, device_named, dtype_named
+from normscope.datasets import DATASETS, Batch, load
+from normscope.models import load_model
+from normscope.race import Bar, Interrupted, Race, Watcher
+from normscope.race import race as run
+from normscope.training import permutation
+
+#: Exit code of a program that Ctrl-C stopped.
+_INTERRUPTED = 130
+
+
+@app.command()
+def race(
+    models: Annotated[list[str], typer.Argument(help=MODEL_HELP, metavar="MODEL...")],
+    cures: Annotated[
+        str | None, typer.Option(help="Cures of each model, with commas: none,orthogonal,rank,bn,identity.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="digits (bundled), mnist, fashion-mnist, cifar10, a file, a callable.")] = (
+        "digits"
+    ),
+    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Training samples; default all.")] = None,
+    test_samples: Annotated[int | None, typer.Option(help="Test samples; default all, 0 for no test.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 3,
+    batch: Annotated[int, typer.Option("--batch", "-n", help="Samples a step.")] = 128,
+    lr: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A rate (default 0.01), search or search:0.01,0.1 (pilot runs on a grid), sharpness or sharpness:0.5 "
+            "(a share of the largest stable rate), or VARIANT=one of these; may be repeated."
+        ),
+    ] = None,
+    optimiser: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
+    momentum: Annotated[float, typer.Option(help="Of sgd.")] = 0.0,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of the momentum.")] = False,
+    weight_decay: Annotated[float, typer.Option(help="L2; decoupled for adamw.")] = 0.0,
+    warmup: Annotated[
+        int, typer.Option(metavar="STEPS", help="Raise the learning rate linearly over these steps.")
+    ] = 0,
+    loss: Annotated[str | None, typer.Option(help="mse or cross_entropy; default by the targets.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each variant: seeds 0, 1, ...")] = 3,
+    baseline: Annotated[str | None, typer.Option(help="The variant to compare with; default the first.")] = None,
+    target_loss: Annotated[float | None, typer.Option(help="Count the steps to this loss; default half way down.")] = (
+        None
+    ),
+    geometry: Annotated[int, typer.Option(help="Look at the layers at so many steps; 0 for never.")] = 12,
+    out: Annotated[Path | None, typer.Option(help="Folder that keeps everything; the same command resumes.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write curves and table as one self-contained HTML file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every number as CSV.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write every number as parquet.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print settings and the final table as JSON.")] = False,
+) -> None:
+    """Train models, or cures of a model, side by side on the same batches: which trains, and is the difference real?
+
+    Exit code 0: raced, 1: every run of every variant diverged, 2: misuse, 130: stopped with Ctrl-C.
+    """
+    from normscope.cli.diagnose import _check_outputs
+
+    _check_outputs(html, csv, parquet)
+    where, kind = device_named(device), dtype_named(dtype)
+    train, test = _data(data, data_dir, samples, test_samples)
+    variants = _variants(models, cures, train, batch)
+    try:
+        found = run(
+            variants, train, test, epochs=epochs, batch=batch, lr=_rates(lr or ["0.01"], list(variants)),
+            optimiser=optimiser, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, warmup=warmup,
+            loss=loss, seeds=seeds, baseline=baseline, target_loss=target_loss, geometry=geometry, out=out,
+            device=where, dtype=kind, progress=Watcher() if json else Bar(),
+        )  # fmt: skip
+    except Interrupted as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    title = f"Race of {models[0]}" if len(models) == 1 and cures else f"Race of {len(variants)} variants"
+    found = Race(found.table, {**found.facts, "title": f"{title} on {train.name}"})
+    written = _write(found, html, csv, parquet)
+    if json:
+        lines = [line.to_dict() for line in found.lines()]
+        print_json({"settings": dict(found.facts), "target_loss": found.target, "variants": lines})
+    else:
+        from normscope.report import race_terminal
+
+        race_terminal.render(found.content(), console)
+        for path in written:
+            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    if all(line.diverged == line.seeds for line in found.lines()):
+        raise typer.Exit(1)
+
+
+def _data(name: str, data_dir: Path | None, n: int | None, n_test: int | None) -> tuple[Batch, Batch | None]:
+    """Training and test samples; no test where the data has no such split, or none was wanted."""
+    train = load(name, data_dir, n=n)
+    if train.targets is None:
+        raise UsageError(f"A race needs targets; {name} has inputs only. Give data with targets.")
+    if n_test == 0:
+        return train, None
+    try:
+        return train, load(name, data_dir, split="test", n=n_test)
+    except UsageError:
+        if name.lower().replace("_", "-") in DATASETS or n_test is not None:
+            raise
+        return train, None  # an unsplit file or callable
+
+
+def _variants(
+    models: list[str], cures: str | None, train: Batch, batch: int
+) -> dict[str, Callable[[int], torch.nn.Module]]:
+    """name -> function of the seed, for every model with every cure."""
+    names = [c.strip() for c in cures.split(",") if c.strip()] if cures is not None else []
+    for what, given in (("model", models), ("cure", names)):
+        twice = next((x for x in given if given.count(x) > 1), None)
+        if twice is not None:
+            raise UsageError(f"A {what} is named once; {twice!r} stands twice. Seeds repeat a run: --seeds.")
+    if cures is not None and not names:
+        raise UsageError("--cures needs at least one name, as in --cures none,orthogonal.")
+    for how in names:
+        if how != "none" and how not in _init().CURES:
+            raise unknown("cure", how, ["none", *_init().CURES])
+    made = {}
+    for model in models:
+        for how in names or ["none"]:
+            name = how if len(models) == 1 and names else f"{model} + {how}" if names and how != "none" else model
+            made[name] = _maker(model, how, train, batch)
+    return made
+
+
+def _maker(model: str, how: str, train: Batch, batch: int) -> Callable[[int], torch.nn.Module]:
+    def make(seed: int) -> torch.nn.Module:
+        # A name may stand for one module object; the next seed must not find it trained.
+        net = copy.deepcopy(load_model(model, train, seed=seed))
+        if how == "none":
+            return net
+        first = permutation(seed, 0, len(train))[:batch]  # the first batch of the race
+        part = _rows(train, first)
+        cured: torch.nn.Module = _init().cure(net, how, part.inputs, part.targets, seed=seed)
+        return cured
+
+    return make
+
+
+def _rows(batch: Batch, index: torch.Tensor) -> Batch:
+    from normscope.training import Samples
+
+    part = Samples(batch.inputs, batch.targets).take(index)
+    return replace(batch, inputs=part.inputs, targets=part.targets)
+
+
+def _init() -> Any:
+    """The cures, imported when one is asked for."""
+    import importlib
+
+    return importlib.import_module("normscope.init")
+
+
+def _rates(given: list[str], variants: list[str]) -> dict[str, float | str]:
+    """``--lr 0.01 --lr bn=search`` -> the rule of every variant."""
+    rest: float | str | None = None
+    named: dict[str, float | str] = {}
+    for text in given:
+        name, eq, rule = text.rpartition("=")
+        if eq and name not in variants:
+            raise unknown("variant", name, variants)
+        if eq:
+            named[name] = _rule(rule)
+        elif rest is None:
+            rest = _rule(text)
+        else:
+            raise UsageError(f"--lr takes one rate for all variants; got {rest} and {text}. Name them: --lr bn=0.1.")
+    return {v: named.get(v, 0.01 if rest is None else rest) for v in variants}
+
+
+def _rule(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _write(found: Race, html: Path | None, csv: Path | None, parquet: Path | None) -> list[Path]:
+    import io
+
+    from normscope.report._files import write
+
+    if html is not None:
+        found.to_html(html)
+    if csv is not None:
+        write(found.table.write_csv(), csv)
+    if parquet is not None:
+        buffer = io.BytesIO()
+        found.table.write_parquet(buffer)
+        write(buffer.getvalue(), parquet)
+    return [path for path in (html, csv, parquet) if path is not None]
