@@ -297,6 +297,8 @@ def misshapen(seed):
         (None, {"geometry": -1}, "geometry"),
         (None, {"loss": "msee"}, "Did you mean 'mse'"),
         (None, {"epochs": 0}, "epochs"),
+        (None, {"device": "abacus"}, "device must be one that works"),
+        (None, {"test": (X[:, :5], Y)}, "first step of variant 'a' failed .*shapes cannot be multiplied"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(tmp_path, variants, changes, says):

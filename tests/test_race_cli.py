@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import types
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from normscope import race
+from normscope._errors import unknown
 from normscope.cli import main
 from normscope.datasets import load
 from normscope.training import permutation
@@ -53,8 +55,6 @@ def run(capsys, monkeypatch):
 @pytest.fixture
 def cures(monkeypatch):
     """Stub cures: ``double`` doubles the first weight; they remember what they were given."""
-    import sys
-
     given = []
 
     def cure(model, how, inputs, targets, seed):
@@ -63,9 +63,13 @@ def cures(monkeypatch):
             next(model.parameters()).mul_(2)
         return model
 
-    stub = types.ModuleType("normscope.init")
-    stub.CURES, stub.cure = {"double": cure, "orthogonal": cure}, cure
-    monkeypatch.setitem(sys.modules, "normscope.init", stub)
+    def parts_of(how):
+        if how not in ("double", "orthogonal"):
+            raise unknown("cure", how, ("double", "orthogonal"))
+
+    stub = types.ModuleType("normscope.cure")
+    stub.parts_of, stub.cure = parts_of, cure
+    monkeypatch.setitem(sys.modules, "normscope.cure", stub)
     return given
 
 

@@ -130,8 +130,8 @@ def _variants(
     if cures is not None and not names:
         raise UsageError("--cures needs at least one name, as in --cures none,orthogonal.")
     for how in names:
-        if how != "none" and how not in _init().CURES:
-            raise unknown("cure", how, ["none", *_init().CURES])
+        if how != "none":
+            _cures().parts_of(how)  # names the nearest cure if there is none of this name
     made = {}
     for model in models:
         for how in names or ["none"]:
@@ -148,7 +148,7 @@ def _maker(model: str, how: str, train: Batch, batch: int) -> Callable[[int], to
             return net
         first = permutation(seed, 0, len(train))[:batch]  # the first batch of the race
         part = _rows(train, first)
-        cured: torch.nn.Module = _init().cure(net, how, part.inputs, part.targets, seed=seed)
+        cured: torch.nn.Module = _cures().cure(net, how, part.inputs, part.targets, seed=seed)
         return cured
 
     return make
@@ -161,11 +161,11 @@ def _rows(batch: Batch, index: torch.Tensor) -> Batch:
     return replace(batch, inputs=part.inputs, targets=part.targets)
 
 
-def _init() -> Any:
+def _cures() -> Any:
     """The cures, imported when one is asked for."""
     import importlib
 
-    return importlib.import_module("normscope.init")
+    return importlib.import_module("normscope.cure")
 
 
 def _rates(given: list[str], variants: list[str]) -> dict[str, float | str]:

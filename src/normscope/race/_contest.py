@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +19,12 @@ from normscope._errors import UsageError, unknown
 from normscope._load import user_error
 from normscope.datasets import Batch
 from normscope.losses import Loss, loss_name
-from normscope.probe import probe
 from normscope.race._folder import Folder
 from normscope.race._progress import Bar, Interrupted, Watcher, interruptible
 from normscope.race._rates import Rate, Rule, choose, rules
 from normscope.race._result import Race
-from normscope.race._run import GEOMETRY, Run, Tests, geometry_steps, on
-from normscope.training import Recipe, Samples, Training
+from normscope.race._run import Run, Tests, geometry_steps, on
+from normscope.training import Recipe, Samples, Training, evaluate
 
 if TYPE_CHECKING:
     import os
@@ -113,7 +112,7 @@ def race(
     for what, value, least in (("geometry", geometry, 0), ("probe_samples", probe_samples, 2)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UsageError(f"{what} must be a whole number >= {least}; got {value!r}.")
-    where = torch.device(device)
+    where = _device(device)
     recipe = Recipe(
         epochs=epochs, batch=batch, optimiser=optimiser, momentum=momentum, nesterov=nesterov,
         weight_decay=weight_decay, warmup=warmup, loss=loss, seed=numbers[0],
@@ -158,6 +157,7 @@ class _Contest:
     rates: dict[str, Rate] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _first: dict[str, nn.Module] = field(default_factory=dict)
+    _look_seconds: dict[str, float] = field(default_factory=dict)
     _done: int = 0
 
     def run(self, facts: dict[str, Any]) -> Race:
@@ -170,15 +170,17 @@ class _Contest:
             geometry_steps(steps, self.geometry), every,
         )  # fmt: skip
         with ExitStack() as stack, interruptible() as stop:
-            described = {name: self._describe(name) for name in self.variants}
             if self.folder is not None:
-                self.folder.open(self.settings, described)
                 stack.enter_context(self.folder.locked())
+                self.folder.check(self.settings)
+            described = {name: self._describe(name, tests) for name in self.variants}
+            if self.folder is not None:
+                self.folder.join(self.settings, described)
             frames = self._finished()
             pending = [(s, v) for s in self.seeds for v in self.variants if (v, s) not in frames]
             for name in self.variants:
                 self._choose(name, stop.is_set)
-            seconds = self._time({v for _, v in pending}, pending, steps)
+            seconds = self._time(tests, pending, steps)
             self._done = steps * len(frames)
             total = steps * len(self.seeds) * len(self.variants)
             self.watcher.plan(
@@ -236,12 +238,18 @@ class _Contest:
             raise UsageError(f"Variant {name!r} must return an nn.Module; it returned a {type(model).__name__}.")
         return model.to(device=self.device, dtype=self.dtype)
 
-    def _describe(self, name: str) -> dict[str, Any]:
-        """Build the first seed's model; what tells this variant from another of the same name; its first loss."""
+    def _describe(self, name: str, tests: Tests) -> dict[str, Any]:
+        """Build the first seed's model, try all that will be done with it, and say what tells it from another."""
         model = self._first[name] = self._build(name, self.seeds[0])
         try:
             one = Training(copy.deepcopy(model), self.train, self.recipe)
             one.advance(1)
+            if self.test is not None:
+                evaluate(one.model, self.test.take(slice(0, 2)), self.recipe)
+            if tests.geometry and math.isfinite(one.losses[0]):
+                start = time.perf_counter()
+                tests.look(one.model, self.recipe)
+                self._look_seconds[name] = time.perf_counter() - start
         except UsageError as error:
             raise UsageError(f"Variant {name!r}: {error}") from None
         except Exception as error:
@@ -285,22 +293,17 @@ class _Contest:
             raise self._interrupted()
         self.watcher.stage(text)
 
-    def _time(self, names: Iterable[str], pending: Sequence[tuple[int, str]], steps: int) -> float:
+    def _time(self, tests: Tests, pending: Sequence[tuple[int, str]], steps: int) -> float:
         """Seconds that the pending runs will take, from a few steps and one probe of each variant."""
         seconds = {}
-        for name in names:
+        for name in {name for _, name in pending}:
             self.watcher.stage(f"timing {name}")
             trial = Training(copy.deepcopy(self._first[name]), self.train, replace(self.recipe, lr=1e-30))
             trial.advance(min(1, trial.steps))
             start = time.perf_counter()
             trial.advance(min(1 + _TIMED, trial.steps))
             seconds[name] = (time.perf_counter() - start) / _TIMED * steps
-            if self.geometry:
-                probed = on(self.train, self.probe_samples)
-                start = time.perf_counter()
-                probe(trial.model, probed.inputs, probed.targets, self.recipe.loss, metrics=GEOMETRY, mode="train",
-                      backward=True)  # fmt: skip
-                seconds[name] += (time.perf_counter() - start) * self.geometry
+            seconds[name] += self._look_seconds.get(name, 0.0) * len(tests.geometry)
         return sum(seconds[name] for _, name in pending)
 
     def _train(self, name: str, seed: int, tests: Tests, steps: int, stop: Callable[[], bool]) -> polars.DataFrame:
@@ -373,6 +376,17 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     if any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in numbers):
         raise UsageError(f"seeds must be whole numbers >= 0; got {seeds!r}.")
     return tuple(numbers)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:  # each backend raises its own
+        raise UsageError(
+            f"device must be one that works here; {str(name)!r} does not ({str(error).splitlines()[0]})."
+        ) from None
+    return device
 
 
 def _samples(data: Batch | Samples | tuple[Any, Any]) -> Samples:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,70 +32,74 @@ class Folder:
     path: Path
     set_aside: list[str] = field(default_factory=list)
 
-    def open(self, settings: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> None:
-        """Make the folder this race's, or find that it is: other variants and seeds may join, nothing else may differ.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder, made if need be, for one process at a time; the lock ends with the process, however it ends.
 
-        Raises ``UsageError``: a folder with other things in it, a race with other settings, another file in its place.
+        Raises ``UsageError``: a folder with other things in it, a file in its place, a race in it that runs now.
         """
-        file = self.path / "race.json"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"out must be a folder that can be made; {self.path}: {error.strerror}.") from None
-        found = self._json(file)
-        if found is None:
-            other = [p.name for p in self.path.iterdir() if not p.name.startswith((".", "race."))]
-            if other:
-                raise UsageError(
-                    f"out must be a new or empty folder, or that of a race; {self.path} has {', '.join(other[:4])} and "
-                    "no race.json. Choose another."
-                )
-            found = {"format": _FORMAT, "settings": dict(settings), "variants": {}}
-        if found.get("format") != _FORMAT or not isinstance(found.get("settings"), dict):
-            raise UsageError(f"{file} is not of a race of this version. Choose another folder.")
-        self._compare(found["settings"], settings, variants, found["variants"])
-        for name, about in variants.items():
-            found["variants"][name] = found["variants"].get(name, {}) | about
-        write(file, json.dumps(found, indent=1).encode())
+        other = [p.name for p in self.path.iterdir() if not p.name.startswith((".", "race."))]
+        if other and not any(self.path.glob("race.json*")):
+            raise UsageError(
+                f"out must be a new or empty folder, or that of a race; {self.path} has {', '.join(sorted(other)[:4])} "
+                "and no race.json. Choose another."
+            )
+        with ExitStack() as stack:
+            with suppress(ImportError):  # Windows has no such locks
+                import fcntl
 
-    def _compare(
-        self,
-        there: Mapping[str, Any],
-        here: Mapping[str, Any],
-        variants: Mapping[str, Mapping[str, Any]],
-        known: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        differing = [
-            f"{key} {there.get(key)} there, {value} here" for key, value in here.items() if there.get(key) != value
-        ]
-        for name in variants.keys() & known.keys():
-            for key, value in variants[name].items():
-                old = known[name].get(key)
+                try:
+                    file = stack.enter_context((self.path / "race.lock").open("a"))
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UsageError(
+                        f"Another process is racing in {self.path}. Wait for it, or use another folder."
+                    ) from None
+                except OSError as error:
+                    raise UsageError(f"out must be a folder to write in; {self.path}: {error.strerror}.") from None
+            yield
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise ``UsageError`` if the race in the folder has other settings; it says which."""
+        known = self._known(settings)
+        self._refuse(
+            f"{key} {known['settings'].get(key)} there, {value} here"
+            for key, value in settings.items()
+            if known["settings"].get(key) != value
+        )
+
+    def join(self, settings: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> None:
+        """Enter the variants; raise ``UsageError`` if one of them is not what it was in this folder."""
+        known = self._known(settings)
+        differing = []
+        for name, about in variants.items():
+            before = known["variants"].get(name, about)
+            for key, value in about.items():
+                old = before.get(key)
                 close = key.startswith("norm") and (old is None or abs(old - value) <= _NORM * abs(value))
                 if old != value and not close:
                     differing.append(f"{key} of variant {name!r} {old} there, {value} here")
-        if differing:
-            raise UsageError(
-                f"{self.path} holds a race with other settings: {'; '.join(sorted(differing))}. "
-                "Use another folder, or the same settings."
-            )
+            known["variants"][name] = {**before, **about}
+        self._refuse(differing)
+        write(self.path / "race.json", json.dumps(known, indent=1).encode())
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Only one process at a time; the lock ends with the process, however it ends. Not on Windows."""
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        with (self.path / "race.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UsageError(
-                    f"Another process is racing in {self.path}. Wait for it, or use another folder."
-                ) from None
-            yield
+    def _known(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        found = self._json(self.path / "race.json")
+        if found is None:
+            return {"format": _FORMAT, "settings": dict(settings), "variants": {}}
+        if found.get("format") != _FORMAT or not all(isinstance(found.get(k), dict) for k in ("settings", "variants")):
+            raise UsageError(f"{self.path / 'race.json'} is not of a race of this version. Choose another folder.")
+        return found
+
+    def _refuse(self, differing: Iterable[str]) -> None:
+        if said := sorted(differing):
+            raise UsageError(
+                f"{self.path} holds a race with other settings: {'; '.join(said)}. Use another folder, or the same settings."
+            )
 
     def rate(self, variant: str) -> Rate | None:
         """The learning rate that was chosen for a variant, if one was."""

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
+from normscope._records import Profile
 from normscope.probe import probe
-from normscope.training import Samples, Training, evaluate, write
+from normscope.training import Recipe, Samples, Training, evaluate, write
 
 if TYPE_CHECKING:
     import polars
@@ -46,6 +48,11 @@ class Tests:
     def due(self, steps: int) -> list[int]:
         """The steps at which a run stops to be measured, the last one included."""
         return sorted({0, steps, *range(0, steps + 1, self.every), *self.geometry})
+
+    def look(self, model: nn.Module, recipe: Recipe) -> Profile:
+        """The layers of the model on the probed samples, in training mode; the model is untouched."""
+        probed = self.probed
+        return probe(model, probed.inputs, probed.targets, recipe.loss, metrics=GEOMETRY, mode="train", backward=True)
 
 
 def geometry_steps(steps: int, count: int) -> frozenset[int]:
@@ -96,11 +103,9 @@ class Run:
                     self.rows += [Row(step, split, metric, value) for metric, value in found.items()]
         middle = time.perf_counter()
         if step in tests.geometry:
-            inputs, targets, loss = tests.probed.inputs, tests.probed.targets, training.recipe.loss
-            profile = probe(training.model, inputs, targets, loss, metrics=GEOMETRY, mode="train", backward=True)
             self.rows += [
                 Row(step, r.signal, r.metric, r.value, r.layer, r.name)
-                for r in profile.records
+                for r in tests.look(training.model, training.recipe).records
                 if r.call == 0 and r.metric in GEOMETRY
             ]
         self.seconds["evaluation"] += middle - start
