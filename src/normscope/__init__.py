@@ -2,15 +2,14 @@
 
 Measure
     `measure` one representation, `probe` every layer of a model, `diagnose` it (findings and a report).
-Train
-    `Tracker`: each layer's geometry and gradients while your own loop trains.
 Curvature
     `fisher`, `hessian`, `jacobian`, `ntk` of the whole batch as `LinearMap`s, their `spectrum`, and `sharpness`: the
     largest stable learning rate.
 Cure
     `cure` a model with weights that let it train; ``normscope.init`` has the cures, their controls, and what they did.
 Train
-    `race` variants of a network on the same batches: a `Race` of curves, intervals and tests, stopped and resumed.
+    `race` variants of a network on the same batches: a `Race` of curves, intervals and tests, stopped and resumed;
+    `Tracker`: each layer's geometry and gradients while your own loop trains.
 Describe
     `Spec` a network as data, `build` the module it describes; ``normscope.nn`` has the norms, taken apart.
 Theory
