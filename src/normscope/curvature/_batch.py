@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from normscope._errors import UsageError, unknown
 from normscope.curvature._inputs import Outputs, arguments, cast, floats, select, tidy, working_dtype
-from normscope.curvature._isolate import check_mode, describe_mode, flags, random_streams
+from normscope.curvature._isolate import check_mode, describe_mode, flags, full_precision, random_streams
 from normscope.curvature._twice import LinearBackward
 
 ROUTES = ("auto", "linearize", "jvp", "double_vjp")
@@ -90,6 +90,7 @@ class Batch:
             stack.enter_context(flags(self.model, self.options.mode))
             stack.enter_context(random_streams(self.options.seed, self.device))
             stack.enter_context(_plain_attention())
+            stack.enter_context(full_precision(self.device))
             out = torch.func.functional_call(self.model, state, args, kwargs)
         return tidy(out, self.options.outputs)
 
@@ -127,6 +128,10 @@ class Batch:
 
     def vjp(self, v: Tensor) -> Tensor:
         """J^T v: (n c, k) -> (p, k)."""
+        with full_precision(self.device):
+            return self._pull(v)
+
+    def _pull(self, v: Tensor) -> Tensor:
         out, leaves = self.graph()
         columns = v.T.reshape(-1, self.n, self.c).to(self.dtype)
         many = len(columns) > 1 and self.p * len(columns) <= 2_000_000
@@ -160,6 +165,10 @@ class Batch:
 
     def jvp(self, w: Tensor) -> Tensor:
         """J w: (p, k) -> (n c, k)."""
+        with full_precision(self.device):
+            return self._tangents(w)
+
+    def _tangents(self, w: Tensor) -> Tensor:
         columns = list(w.T.to(self.dtype))
         done = [self._check(columns[0])] if not self._checked and columns else []
         images = [x for x in done if x is not None]

@@ -61,7 +61,8 @@ def _chain(model: nn.Module) -> Iterator[nn.Module]:
 def _gram(f: Batch, modules: list[nn.Module]) -> Float[Tensor, "m m"]:
     chosen = {id(p) for name, p in f.model.named_parameters() if name in set(f.names)}
     weights = {id(m): floats(m.weight.detach(), f.dtype) for m in modules if isinstance(m, nn.Linear)}
-    h, tape = f.inputs, []  # (module, its input, the derivative of an elementwise one)
+    h: Tensor = f.inputs
+    tape: list[tuple[nn.Module, Tensor, Tensor | None]] = []  # module, its input, the slope of an elementwise one
     for module in modules:
         before = h
         if isinstance(module, nn.Linear):
@@ -82,6 +83,7 @@ def _gram(f: Batch, modules: list[nn.Module]) -> Float[Tensor, "m m"]:
     total = torch.zeros(n, c, n, c, dtype=f.dtype, device=f.device)
     for module, before, slope in reversed(tape):
         if not isinstance(module, nn.Linear):
+            assert slope is not None
             delta = delta * slope[:, None]
             continue
         overlap = before.new_zeros(n, n)

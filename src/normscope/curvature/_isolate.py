@@ -51,6 +51,23 @@ def random_streams(seed: int, device: torch.device) -> Iterator[None]:
             torch.cuda.set_rng_state(cuda, device)
 
 
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Convolutions on CUDA in whole float32 inside: torch's default there is TF32, three digits, below the tolerances."""
+    try:
+        before = torch.backends.cudnn.allow_tf32 if device.type == "cuda" else None
+    except RuntimeError:  # set through torch's newer switch, which does not mix with this one: the user's word counts
+        before = None
+    if not before:
+        yield
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def check_mode(model: nn.Module, mode: str | None) -> None:
     """Refuse a batch norm in eval mode that has never seen a batch, unless eval mode was asked for by name."""
     if mode not in (None, *MODES):

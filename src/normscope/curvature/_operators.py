@@ -13,6 +13,7 @@ from normscope._errors import UsageError, unknown
 from normscope.curvature._batch import Options
 from normscope.curvature._batches import Batches, is_several
 from normscope.curvature._directions import ggn_factor, mean_directions
+from normscope.curvature._isolate import full_precision
 from normscope.curvature._loss import Loss, LossLike, check_targets, make_loss
 from normscope.linalg.maps import LinearMap, gram
 
@@ -184,7 +185,10 @@ def hessian(
                 value = made.value(part.call(leaves), ys[i])
                 if value.dim():
                     raise UsageError(f"loss must return a scalar; {made.name} returned {tuple(value.shape)}.")
-                grads = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+                with full_precision(f.device):
+                    grads = torch.autograd.grad(
+                        value, leaves, create_graph=True, allow_unused=True, materialize_grads=True
+                    )
                 known = (leaves, torch.cat([g.reshape(-1) for g in grads]) * (part.n / f.n))
             if part.keep:
                 graphs[i] = known
@@ -197,9 +201,10 @@ def hessian(
             for column, row in zip(x.T, out, strict=True):
                 if not slope.requires_grad:
                     continue
-                again = torch.autograd.grad(
-                    slope, leaves, column, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
+                with full_precision(f.device):
+                    again = torch.autograd.grad(
+                        slope, leaves, column, retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
                 row += torch.cat([g.reshape(-1) for g in again])
         return out.T
 

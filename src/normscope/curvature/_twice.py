@@ -42,9 +42,9 @@ def _convolution(
 ) -> Tensor:  # fmt: skip
     axes = CONVOLUTIONS[func]
     if isinstance(padding, str) or input.dim() != axes + 2 or not _plain(input, weight, bias):
-        return func(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+        return func(input, weight, bias, stride, padding, dilation, groups)
     sizes = [_each(s, axes) for s in (stride, padding, dilation)]
-    return _Convolution.apply(input, weight, bias, (*sizes, False, [0] * axes, groups))  # type: ignore[no-any-return]
+    return _Convolution.apply(input, weight, bias, (*sizes, False, [0] * axes, groups))
 
 
 def _each(size: Any, axes: int) -> list[int]:
@@ -121,7 +121,7 @@ def _batch_norm(
     if running_mean is not None or running_var is not None:  # what the model may read back
         with torch.no_grad():
             F.batch_norm(input, running_mean, running_var, None, None, True, momentum, eps)
-    return _BatchNorm.apply(input, weight, bias, eps)[0]  # type: ignore[no-any-return]
+    return _BatchNorm.apply(input, weight, bias, eps)[0]
 
 
 class _BatchNorm(torch.autograd.Function):
