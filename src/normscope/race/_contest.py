@@ -54,7 +54,10 @@ class Plan:
     def __str__(self) -> str:
         runs = len(self.variants) * len(self.seeds)
         done = f", {100 * self.done / self.steps:.0f} % already done" if self.done else ""
-        size = f"{len(self.variants)} variants x {len(self.seeds)} seeds = {runs} runs of {self.steps_per_run} steps"
+        counts = [
+            f"{n} {what}{'s' * (n != 1)}" for n, what in ((len(self.variants), "variant"), (len(self.seeds), "seed"))
+        ]
+        size = f"{' x '.join(counts)} = {runs} run{'s' * (runs != 1)} of {self.steps_per_run} steps"
         return f"{size}{done}; about {_duration(self.seconds)}"
 
 
