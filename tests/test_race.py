@@ -125,6 +125,12 @@ def test_geometry_steps_are_even_on_a_log_axis_and_end_at_the_end():
     assert sorted(geometry_steps(3, 50)) == [0, 1, 2, 3]
 
 
+def test_a_short_race_looks_at_its_layers_less_often():
+    options = {key: value for key, value in CALM.items() if key != "geometry"} | {"seeds": 1}
+    assert race({"a": net()}, (X, Y), **options).facts["geometry"] == 4
+    assert race({"a": net()}, (X, Y), **options | {"epochs": 25}).facts["geometry"] == 6  # 100 steps
+
+
 def test_a_race_is_saved_and_loaded(tmp_path):
     found = race({"a": lambda seed: net()}, (X, Y), **CALM)
     found.save(tmp_path / "a.race")

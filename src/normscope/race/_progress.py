@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from normscope.race._contest import Plan
+    from normscope.race._inputs import Plan
 
 
 class Interrupted(KeyboardInterrupt):
