@@ -24,6 +24,7 @@ ROOMS = (
     ("statistic", "metrics", "configuration"),
     ("probe", "losses"),
     ("diagnose", "findings", "models"),
+    ("tasks", "models"),
     ("", "__main__"),
 )
 #: (importing module, imported room): the doors that lead up, open only inside a function.

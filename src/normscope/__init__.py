@@ -9,6 +9,9 @@ Describe
     `Spec` a network as data, `build` the module it describes; ``normscope.nn`` has the norms, taken apart.
 Theory
     `predict` what a spec does at infinite width, `simulate` it at finite width, exact in law; ``normscope.theory``.
+Sweeps
+    A `Grid` of cells, `sweep` runs a task on each of them: on this machine's cores, a Dask cluster or any executor, with
+    every finished cell in a store; ``normscope.tasks`` has the tasks.
 Results
     `Profile` and `Record` (numbers with coordinates), `Diagnosis` and `Finding`, `UsageError` for bad input.
 """
@@ -28,6 +31,8 @@ from normscope.metrics import measure
 from normscope.nn import build
 from normscope.probe import probe
 from normscope.spec import Spec
+from normscope.sweep import Grid, sweep
+from normscope import tasks as _tasks  # noqa: F401, I001  (enrols the tasks)
 
 if TYPE_CHECKING:
     from normscope.theory import predict, simulate
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Diagnosis",
     "Finding",
+    "Grid",
     "LinearMap",
     "Profile",
     "Record",
@@ -55,6 +61,7 @@ __all__ = [
     "sharpness",
     "simulate",
     "spectrum",
+    "sweep",
 ]
 
 

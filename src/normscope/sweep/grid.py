@@ -171,10 +171,10 @@ def _axis(name: str, values: Any) -> list[Any]:
     if not is_axis(values):
         return [plain(values, name)]
     listed = _plain_axis(name, values)
-    seen: dict[str, Any] = {}
-    for value in listed:
-        if seen.setdefault(canonical(value), value) is not value and len(seen) < len(listed):
-            raise UsageError(f"An axis has each value once; {name} has {value!r} twice. (One list as a value: [[...]].)")
+    texts = [canonical(value) for value in listed]
+    if len(set(texts)) < len(texts):
+        twice = next(v for i, v in enumerate(listed) if texts[i] in texts[:i])
+        raise UsageError(f"An axis has each value once; {name} has {twice!r} twice. (One list as a value: [[...]].)")
     if not listed:
         raise UsageError(f"An axis needs at least one value; {name} has none.")
     return listed

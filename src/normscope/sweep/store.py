@@ -183,15 +183,15 @@ class Store:
         """
         import polars as pl
 
+        name = task.name if isinstance(task, Task) else task
         if cells is None:
             about = self.scan().select("key", "task", "parameters").unique("key").collect()
-            if task is not None:
-                about = about.filter(pl.col("task") == (task if isinstance(task, str) else task.name))
+            if name is not None:
+                about = about.filter(pl.col("task") == name)
             about = about.sort("task", "parameters")
             texts = dict(zip(about["key"], about["parameters"], strict=True))
         else:
-            name = Task.of(task).name if task is not None else ""
-            texts = {cell.key(name): cell.text for cell in cells}
+            texts = {cell.key(name or ""): cell.text for cell in cells}
         columns = _rows.parameter_columns(texts).with_row_index("_order")
         names = [c for c in columns.columns if c not in ("key", "seed", "_order")]
         if "seed" in columns.columns:
