@@ -115,7 +115,7 @@ OUTCOMES = {
     "raises": "ValueError: no weights today",
     "sleeps": "CellTimeout: the cell took longer than 1 s",
     "swallows": "CellTimeout: the cell took longer than 1 s",
-    "dies": "WorkerDied: the cell took its worker process with it 3 times, running alone",
+    "dies": "WorkerDied: the cell took its worker process with it again and again, running alone",
     "memory": "MemoryError: the cell may take 500000000 bytes",
     "exits": "SystemExit: 3",
     "text": "must return numbers; 'm' is a str",
@@ -144,6 +144,7 @@ def test_every_way_to_go_wrong_has_its_outcome_and_harms_no_other(tmp_path):
 def test_a_cell_that_never_comes_back_to_python_ends_with_its_worker():
     table = sweep(Grid(x=["deaf", "fine"]), FILE + "strange", workers=1, timeout=0.5)
     assert "only ended with its worker process" in table["error"][0]
+    assert "sweep_tasks.py" in table["error"][0]
     assert table["value"].to_list() == [None, 1]
 
 

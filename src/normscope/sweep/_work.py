@@ -10,11 +10,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ def work(job: Job) -> Done:
     began = time.perf_counter()
     error, found = None, []
     try:
-        with limited(job.timeout), bounded(job.memory):
+        with limited(job.timeout, job.key), bounded(job.memory):
             found = _rows.records(job.task(job.parameters, job.seed), f"the task {job.task.name}")
     except CellTimeout:
         error = f"CellTimeout: the cell took longer than {job.timeout:g} s. It was here:\n{_shown()}"
@@ -139,7 +140,7 @@ def one_thread() -> int:
 
 
 @contextmanager
-def limited(seconds: float | None) -> Iterator[None]:
+def limited(seconds: float | None, key: str = "") -> Iterator[None]:
     """Raise `CellTimeout` inside when the time is up.
 
     In the main thread an alarm, which also ends sleeps and locks; in another thread at the next step of Python. Code
@@ -149,15 +150,35 @@ def limited(seconds: float | None) -> Iterator[None]:
         yield
         return
     doomed = multiprocessing.parent_process() is not None
-    if doomed:
-        faulthandler.dump_traceback_later(seconds + grace(seconds), exit=True)
+    seen = open(_seen(key), "w") if doomed else None  # noqa: SIM115  (the dump needs it open)
+    if seen is not None:
+        faulthandler.dump_traceback_later(seconds + grace(seconds), exit=True, file=seen)
     try:
         inner = _alarm if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer") else _timer
         with inner(seconds):
             yield
     finally:
-        if doomed:
+        if seen is not None:
             faulthandler.cancel_dump_traceback_later()
+            seen.close()
+            with suppress(OSError):
+                os.unlink(seen.name)
+
+
+def _seen(key: str) -> str:
+    return os.path.join(tempfile.gettempdir(), f"normscope-{key}.txt")
+
+
+def last_seen(key: str) -> str:
+    """Where a cell was when it took its process with it, if that was on this machine."""
+    try:
+        with open(_seen(key)) as file:
+            text = file.read()
+        os.unlink(_seen(key))
+    except OSError:
+        return ""
+    threads = [t for t in text.split("\n\n") if os.path.join("sweep", "_work.py") in t and "in work" in t]
+    return " It was here, the innermost line first:\n" + threads[0] if threads else ""
 
 
 def grace(seconds: float) -> float:

@@ -110,10 +110,13 @@ def dask(scheduler: str | None = None, workers: int | None = None) -> Iterator[A
         with client:
             yield client
         return
+    import dask.config  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
     with (
         _environment(_work.ONE_THREAD),
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
         LocalCluster(
-            n_workers=workers or cores(), threads_per_worker=1, dashboard_address=":0", silence_logs=40
+            n_workers=workers or cores(), threads_per_worker=1, dashboard_address=":0", silence_logs=50
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

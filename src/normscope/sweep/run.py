@@ -234,14 +234,19 @@ class _Run:
         """The worker went. Alone, the cell did it, unless somebody else keeps killing workers; so it has three goes."""
         job, took = flight.job, time.monotonic() - flight.since
         if flight.alone:
-            self.deaths[job.key] = self.deaths.get(job.key, 0) + 1
-            if job.timeout and took >= job.timeout:
-                why = f"CellTimeout: the cell took longer than {job.timeout:g} s, and only ended with its worker process."
+            by_dask = type(error).__name__ == "KilledWorker"  # which has tried often enough when it says so
+            self.deaths[job.key] = self.deaths.get(job.key, 0) + (DEATHS if by_dask else 1)
+            seen = _work.last_seen(job.key)
+            if job.timeout and (seen or (took >= job.timeout and not by_dask)):
+                why = (
+                    f"CellTimeout: the cell took longer than {job.timeout:g} s, and only ended with its worker process."
+                    f"{seen}"
+                )
                 self._keep(job.key, _work.lost(job, why, took))
                 return
             if self.deaths[job.key] >= DEATHS:
                 why = (
-                    f"WorkerDied: the cell took its worker process with it {DEATHS} times, running alone "
+                    "WorkerDied: the cell took its worker process with it again and again, running alone "
                     f"(out of memory, or a crash in compiled code). {type(error).__name__}: {error}"
                 )
                 self._keep(job.key, _work.lost(job, why, took))
