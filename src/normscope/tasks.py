@@ -49,7 +49,10 @@ def spec_task(function: Callable[..., Any]) -> Callable[..., Any]:
         spec, rest = split(parameters)
         _check(spec, **{**{k: p.default for k, p in own.items()}, **rest})
 
-    described = [inspect.Parameter(f, inspect.Parameter.KEYWORD_ONLY, default=fields[f].default) for f in fields]
+    described = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for name, f in fields.items()
+    ]
     task.__signature__ = inspect.Signature([*described, *own.values()])  # type: ignore[attr-defined]
     task.check = check  # type: ignore[attr-defined]
     return TASKS.add(function.__name__, task)

@@ -23,13 +23,15 @@ from normscope.sweep.task import Task
 if TYPE_CHECKING:
     import polars as pl
 
-_EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+_EXTRA = {"ignore_unknown_options": True}
 
 
 @app.command(context_settings=_EXTRA, epilog=f"Axes: --PARAMETER {HELP}. Parameters: those of the task.")
 def sweep(
-    context: typer.Context,
-    file: Annotated[Path | None, typer.Argument(help="A TOML file (see docs/sweeps.md).", metavar="FILE.toml")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="A TOML file (see docs/sweeps.md), axes, or both.", metavar="[FILE.toml] [--PARAMETER VALUES]..."),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="probe, simulate, predict, sharpness, train, phase, file.py:function.")] = None,
     seeds: Annotated[int | None, typer.Option(help="This many seeds a cell: an axis seed = 0, 1, ...")] = None,
     store: Annotated[Path | None, typer.Option("--store", "--out", help="Folder that keeps every cell; run again to go on.")] = None,
@@ -64,7 +66,7 @@ def sweep(
         _needs_report()
     drawn = tuple(m.strip() for m in metrics.split(",")) if metrics else None
     planned = _planned(
-        file, task, context.args, seeds=plan.checked_seeds(seeds), store=None if store is None else str(store),
+        task, words or [], seeds=plan.checked_seeds(seeds), store=None if store is None else str(store),
         workers=workers, dask=dask or None, scheduler=scheduler, timeout=timeout, memory=memory, retries=retries,
         metrics=drawn, kind=kind,
     )  # fmt: skip
@@ -87,7 +89,8 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _planned(file: Path | None, task: str | None, words: list[str], **options: Any) -> Plan:
+def _planned(task: str | None, words: list[str], **options: Any) -> Plan:
+    file = words.pop(0) if words and not words[0].startswith("--") else None
     if file is None and task is None:
         raise UsageError("Give a file (normscope sweep FILE.toml) or --task; see normscope sweep --help.")
     base = plan.read(file) if file is not None else Plan(task or "")
@@ -214,9 +217,7 @@ def _print(table: pl.DataFrame, grid: Grid, failed: pl.DataFrame) -> None:
         console.print(f"[dim]{len(rows) - most} more rows: --csv, --html[/]")
     for row in failed.head(5).iter_rows(named=True):
         what = ", ".join(f"{n}={row[n]}" for n in grid.names if n in row)
-        last = [line for line in row["error"].splitlines() if line.strip()]
-        said = last[0] if row["error"].startswith(("Cell", "Worker", "Memory", "Usage")) else last[-1]
-        errors.print(f"failed: {what}: {said}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"failed: {what}: {sweeps.last_line(row['error'])}", markup=False, highlight=False, soft_wrap=True)
     if len(failed):
         errors.print(f"{len(failed)} cells failed; their tracebacks are in the table's column error.", highlight=False)
 
