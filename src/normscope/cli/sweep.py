@@ -202,7 +202,8 @@ def _print(table: pl.DataFrame, grid: Grid, failed: pl.DataFrame) -> None:
     from normscope.report import sweeps
 
     summary = sweeps.summary(table, grid.names)
-    names = [n for n in grid.names if n != "seed" and n in summary.columns and summary[n].n_unique() > 1]
+    axes = [n for n in (*grid.names, "layer") if n != "seed" and n in summary.columns]
+    names = [n for n in axes if summary[n].n_unique() > 1]
     width = max(2, (console.width - 12 * len(names)) // 16)
     metrics = sweeps.main_metrics(table)[:width]
     shown = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))

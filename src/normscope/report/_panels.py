@@ -172,7 +172,7 @@ def _quantity(name: str, part: pl.DataFrame, sweep: Sweep) -> alt.X:
 
 def _colour(name: str, part: pl.DataFrame) -> alt.Color:
     values = part[name].unique(maintain_order=True).drop_nulls()
-    legend = alt.Legend(orient="top", symbolType="stroke", columns=6)
+    legend = alt.Legend(orient="top", symbolType="stroke", symbolOpacity=1, columns=6)
     if values.dtype.is_numeric():
         ordered = sorted(values.to_list())
         return alt.Color(f"{name}:O", sort=ordered, scale=alt.Scale(scheme="viridis"), legend=legend)
