@@ -74,7 +74,8 @@ def _roles(sweep: Sweep, summary: pl.DataFrame) -> _Roles:
     free = [a for a in numeric if a not in taken]
     if sweep.x is None and "layer" in free:
         free.sort(key=lambda a: a != "layer")
-    x = sweep.x or (free.pop(0) if free else (words[0] if words else None))
+    anything = next((a for a in sweep.parameters if a in summary.columns and a != "seed"), None)
+    x = sweep.x or (free.pop(0) if free else (words[0] if words else anything))
     y = sweep.y or (free.pop(0) if free else None)
     rest = [a for a in varied if a not in (x, y, sweep.colour, sweep.facet)]
     by_word = [a for a in rest if a in words]
