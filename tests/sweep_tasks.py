@@ -44,6 +44,9 @@ def strange(x):
                 time.sleep(600)
             except Exception:
                 pass
+    if x == "spins":
+        while True:
+            time.sleep(0.01)
     if x == "deaf":  # as compiled code does that never comes back to Python
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
         time.sleep(600)

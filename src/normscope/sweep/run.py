@@ -259,7 +259,8 @@ class _Run:
             self._died(flight, error)
         self.flying.clear()
         if not pool.rebuild():
-            raise self._stopped(f"the executor is broken ({error})") from error
+            gone = "the Dask scheduler is lost" if isinstance(error, CancelledError) else "the executor is broken"
+            raise self._stopped(gone + (f" ({error})" if str(error) else "")) from error
 
     def _write(self, write: Callable[..., Any], *args: Any, **options: Any) -> None:
         try:
