@@ -66,7 +66,9 @@ def timed(label: str, cells: int, milliseconds: float, executor: object, workers
 
 
 def run(cells: int, milliseconds: float, dask: bool) -> None:
-    print("| executor | cells | ms of work | wall s | wall ms a cell | driver's CPU ms a cell | RSS MB at 10 % | at the end |")
+    print(
+        "| executor | cells | ms of work | wall s | wall ms a cell | driver's CPU ms a cell | RSS MB at 10 % | at the end |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for workers in (1, 2):
         timed(f"local, {workers}", cells, milliseconds, None, workers)
@@ -104,7 +106,9 @@ def big_store(cells: int) -> None:
         loose = step("read the table", lambda: Store(store.where).table(list(grid), name).collect())
         step("compact", lambda: Store(store.where).compact())
         step("list the compacted store", lambda: Store(store.where).listing())
-        merged = step("read the table of the compacted store", lambda: Store(store.where).table(list(grid), name).collect())
+        merged = step(
+            "read the table of the compacted store", lambda: Store(store.where).table(list(grid), name).collect()
+        )
         assert merged.equals(loose)  # type: ignore[attr-defined]
         assert len(merged) == cells  # type: ignore[arg-type]
         print(f"parts: {len(os.listdir(Path(store.where) / 'parts'))}")

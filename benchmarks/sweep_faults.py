@@ -56,7 +56,10 @@ def start(folder: Path, store: str, cells: int, *extra: str) -> subprocess.Popen
 
 def done(folder: Path, store: str) -> set[str]:
     """Keys of the finished cells, read from the names of the files: no code of the library."""
-    return {p.name.removesuffix(".parquet") for p in (folder / store / "cells").glob("*/????????????????????????????????.parquet")}
+    return {
+        p.name.removesuffix(".parquet")
+        for p in (folder / store / "cells").glob("*/????????????????????????????????.parquet")
+    }
 
 
 def parents() -> dict[int, int]:
@@ -121,7 +124,7 @@ def kill_drivers(folder: Path, cells: int, kills: int, rng: random.Random, *extr
         driver = start(folder, "drivers", cells, "--workers", "2", *extra)
         wait_for(folder, "drivers", len(before), driver)
         time.sleep(rng.uniform(0, 0.3))
-        family = [p for p in (*workers(driver.pid), *[c for c, p in parents().items() if p == driver.pid])]
+        family = [*workers(driver.pid), *(c for c, p in parents().items() if p == driver.pid)]
         count += driver.poll() is None and killed(driver.pid)
         driver.wait()
         if not before <= done(folder, "drivers"):
@@ -143,12 +146,22 @@ def cluster(folder: Path, port: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     address = f"tcp://127.0.0.1:{port}"
     common = {"stdout": log, "stderr": log, "cwd": folder}
     scheduler = subprocess.Popen(
-        [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", str(port), "--no-dashboard", "--host", "127.0.0.1"],
+        [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_scheduler",
+            "--port",
+            str(port),
+            "--no-dashboard",
+            "--host",
+            "127.0.0.1",
+        ],
         **common,
     )
     options = ["--nthreads", "1", "--no-dashboard", "--local-directory", str(folder)]
     nannies = [
-        subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_worker", address, *options], **common) for _ in range(2)
+        subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_worker", address, *options], **common)
+        for _ in range(2)
     ]
     try:
         yield [scheduler, *nannies]

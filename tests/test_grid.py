@@ -89,7 +89,22 @@ def test_equal_content_has_equal_keys():
 
 
 def test_different_content_has_different_keys():
-    contents = [1, 2, True, "1", None, 0.1, 0.1 + 1e-16, float("inf"), -float("inf"), [1], [[1]], {"x": 1}, 1e300, 2**53]
+    contents = [
+        1,
+        2,
+        True,
+        "1",
+        None,
+        0.1,
+        0.1 + 1e-16,
+        float("inf"),
+        -float("inf"),
+        [1],
+        [[1]],
+        {"x": 1},
+        1e300,
+        2**53,
+    ]
     assert len({key(a=c) for c in contents}) == len(contents)
     assert len({key(a=1), key(b=1), key(a=1, b=None), Cell({"a": 1}).key("u")}) == 4
 
@@ -112,7 +127,11 @@ def test_keys_and_seeds_are_the_same_in_processes_with_other_hash_seeds():
     )
     said = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("0", "12345")
     }

@@ -106,7 +106,7 @@ def one_file(tmp_path):
     ],
 )
 def test_a_torn_file_is_named_and_set_aside(tmp_path, damage, words):
-    store, key, path = one_file(tmp_path)
+    _, key, path = one_file(tmp_path)
     path.write_bytes(damage(path.read_bytes()))
     listing = Store(tmp_path / "s").listing()
     assert key not in listing.done
@@ -295,7 +295,7 @@ def test_a_damaged_part_is_set_aside(tmp_path):
 
 def test_a_folder_with_other_things_is_no_store(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UsageError, match="thesis.tex"):
+    with pytest.raises(UsageError, match=r"thesis\.tex"):
         Store(tmp_path)
 
 

@@ -151,7 +151,12 @@ def test_a_cell_that_never_comes_back_to_python_ends_with_its_worker():
 def test_failures_are_kept_and_retried_when_asked(tmp_path):
     (tmp_path / "marks").mkdir()
     grid = Grid(x=[1, 2], folder=str(tmp_path / "marks"))
-    for again, executor, expected in ((False, Inline(), 2), (False, Inline(), 0), (True, Inline(), 2), (True, Inline(), 0)):
+    for again, executor, expected in (
+        (False, Inline(), 2),
+        (False, Inline(), 0),
+        (True, Inline(), 2),
+        (True, Inline(), 0),
+    ):
         sweep(grid, sweep_tasks.flaky, tmp_path / "s", executor, retry_failed=again)
         assert executor.submitted == expected
     assert state(grid, sweep_tasks.flaky, tmp_path / "s") == {"done": 2, "failed": 0, "missing": 0}
@@ -253,9 +258,9 @@ def test_a_store_that_cannot_be_written_to_is_told_before_anything_runs(tmp_path
 def test_a_broken_executor_of_the_caller_stops_the_sweep(tmp_path):
     import multiprocessing
 
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as executor:
-        with pytest.raises(SweepStopped, match="executor is broken"):
-            sweep(Grid(x=["dies", "fine"]), FILE + "strange", tmp_path / "s", executor)
+    executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
+    with executor, pytest.raises(SweepStopped, match="executor is broken"):
+        sweep(Grid(x=["dies", "fine"]), FILE + "strange", tmp_path / "s", executor)
 
 
 def test_a_function_that_makes_executors_is_asked_again_when_one_breaks():
@@ -300,7 +305,9 @@ def test_misuse_is_told_before_anything_runs(grid, task, words):
     assert executor.submitted == 0
 
 
-@pytest.mark.parametrize("options", [{"retries": -1}, {"timeout": 0}, {"workers": 1.5}, {"in_flight": 0}, {"memory": "1G"}])
+@pytest.mark.parametrize(
+    "options", [{"retries": -1}, {"timeout": 0}, {"workers": 1.5}, {"in_flight": 0}, {"memory": "1G"}]
+)
 def test_options_are_checked(options):
     with pytest.raises(UsageError, match=next(iter(options))):
         sweep(Grid(x=[1]), sweep_tasks.draw, executor=Inline(), **options)
@@ -308,7 +315,12 @@ def test_options_are_checked(options):
 
 def test_progress_counts_and_estimates():
     told = []
-    sweep(Grid(x=range(4)), sweep_tasks.draw, executor=Inline(), progress=lambda p: told.append((p.finished, p.left, p.eta)))
+    sweep(
+        Grid(x=range(4)),
+        sweep_tasks.draw,
+        executor=Inline(),
+        progress=lambda p: told.append((p.finished, p.left, p.eta)),
+    )
     assert [t[:2] for t in told] == [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0)]
     assert math.isnan(told[0][2])
     assert told[-1][2] == 0
@@ -326,3 +338,34 @@ def test_importing_normscope_loads_no_tables_and_no_dask():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() in ("[]", "['fsspec.core']")  # some builds of torch load fsspec themselves
     assert callable(normscope.sweep)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 256 kB, where one may mount such a thing."""
+    import subprocess
+
+    where = tmp_path / "tiny"
+    where.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(where)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+def test_a_disk_that_is_really_full(tiny_disk):
+    import subprocess
+
+    grid = Grid(x=range(100))
+    with pytest.raises(SweepStopped, match="No space left on device"):
+        sweep(grid, sweep_tasks.draw, tiny_disk / "s", Inline())
+    kept = Store(tiny_disk / "s").listing()
+    assert 10 < len(kept.done) < 100
+    assert kept.set_aside == ()
+    assert list((tiny_disk / "s").rglob("*.tmp")) == []
+    subprocess.run(["mount", "-o", "remount,size=4m", str(tiny_disk)], check=True)
+    rest = Inline()
+    table = sweep(grid, sweep_tasks.draw, tiny_disk / "s", rest).collect()
+    assert rest.submitted == 100 - len(kept.done)
+    assert table.equals(sweep(grid, sweep_tasks.draw, executor=Inline()))

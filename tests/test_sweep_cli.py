@@ -72,7 +72,22 @@ def test_an_axis_as_text(text, kind, values):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1,,2", "4:1", "1:", "1:2:3:4", "1:8:0", "1:8:-1", "0:8:log2", "1:8:log1", "1:8:lgo2", "0.5:2", "1:inf", "1:1e9"]
+    "text",
+    [
+        "",
+        "1,,2",
+        "4:1",
+        "1:",
+        "1:2:3:4",
+        "1:8:0",
+        "1:8:-1",
+        "0:8:log2",
+        "1:8:log1",
+        "1:8:lgo2",
+        "0.5:2",
+        "1:inf",
+        "1:1e9",
+    ],
 )
 def test_nonsense_is_no_axis(text):
     with pytest.raises(UsageError):
@@ -160,7 +175,19 @@ def test_a_sweep_from_the_command_line_is_kept_and_resumed(run, inline):
 
 
 def test_a_dry_run_computes_and_writes_nothing(run, tmp_path):
-    code, out, _ = run("sweep", "--task", "simulate", "--depth", "1:64:log2", "--norm", "none,batch", "--seeds", 5, "--dry-run", "--json")
+    code, out, _ = run(
+        "sweep",
+        "--task",
+        "simulate",
+        "--depth",
+        "1:64:log2",
+        "--norm",
+        "none,batch",
+        "--seeds",
+        5,
+        "--dry-run",
+        "--json",
+    )
     said = json.loads(out)
     assert code == 0
     assert (said["cells"], said["missing"], said["done"]) == (70, 70, 0)
@@ -168,7 +195,9 @@ def test_a_dry_run_computes_and_writes_nothing(run, tmp_path):
 
 
 def test_failed_cells_are_told_and_give_exit_code_1(run, inline):
-    code, out, err = run("sweep", "--task", FILE + "strange", "--x", "fine,raises", "--html", "a.html", "--png", "a.png")
+    code, out, err = run(
+        "sweep", "--task", FILE + "strange", "--x", "fine,raises", "--html", "a.html", "--png", "a.png"
+    )
     assert code == 1
     assert "ValueError: no weights today" in err
     assert "1 cells failed" in Path("a.html").read_text()
@@ -192,7 +221,7 @@ def test_failed_cells_are_told_and_give_exit_code_1(run, inline):
     ],
 )
 def test_misuse_is_one_message_and_exit_code_2(run, args, words):
-    code, out, err = run("sweep", *args)
+    code, _, err = run("sweep", *args)
     assert code == 2
     assert words in " ".join(err.split())
     assert "Traceback" not in err
@@ -204,7 +233,17 @@ def table(**axes):
     for cell in Grid(**axes):
         p = cell.parameters
         value = sum(v for v in p.values() if isinstance(v, int | float))
-        rows.append({"source": "measured", **p, "signal": "activation", "layer": 1, "metric": "m", "value": float(value), "error": None})
+        rows.append(
+            {
+                "source": "measured",
+                **p,
+                "signal": "activation",
+                "layer": 1,
+                "metric": "m",
+                "value": float(value),
+                "error": None,
+            }
+        )
     return pl.DataFrame(rows, schema_overrides={"error": pl.String}, infer_schema_length=None)
 
 
@@ -227,7 +266,9 @@ def test_two_numeric_axes_make_a_heat_map_and_lines():
     pytest.importorskip("altair")
     from normscope.report import sweeps
 
-    content = sweeps.Sweep(table(depth=[1, 2, 4], width=[8, 16], norm=["none", "batch"], seed=[0, 1]), ("depth", "width", "norm", "seed"))
+    content = sweeps.Sweep(
+        table(depth=[1, 2, 4], width=[8, 16], norm=["none", "batch"], seed=[0, 1]), ("depth", "width", "norm", "seed")
+    )
     heat, lines = specs(sweeps.render(content))
     assert heat["facet"]["field"] == "facet"
     assert {r["facet"] for r in values(heat)} == {"norm = none", "norm = batch"}

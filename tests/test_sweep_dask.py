@@ -43,14 +43,18 @@ def test_failures_and_timeouts_are_stored_on_dask_too(client, tmp_path):
 def test_a_lost_scheduler_stops_the_sweep_and_the_next_one_goes_on(tmp_path):
     distributed = pytest.importorskip("distributed")
     grid = Grid(x=range(40))
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
         client = distributed.Client(cluster, set_as_default=False)
         threading.Timer(0.5, client.close).start()
         with pytest.raises(SweepStopped, match="of 40 cells are finished and kept"):
             sweep(grid, sweep_tasks.slow, tmp_path / "s", client)
     kept = len(Store(tmp_path / "s").listing().done)
     assert 0 < kept < 40
-    assert sweep(grid, sweep_tasks.slow, tmp_path / "s", workers=1).collect()["value"].to_list() == [x * 0.1 for x in range(40)]
+    assert sweep(grid, sweep_tasks.slow, tmp_path / "s", workers=1).collect()["value"].to_list() == [
+        x * 0.1 for x in range(40)
+    ]
 
 
 def test_no_scheduler_at_the_address_is_told():

@@ -48,7 +48,10 @@ def test_sharpness_is_the_largest_eigenvalue_of_a_dense_fisher_matrix():
     net, batch = tasks._net(Spec(**SMALL, outputs=2), None, 10, None, None, 3)
     net.double().train()
     out = net(batch.inputs.double())
-    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(v, net.parameters(), retain_graph=True)]) for v in out.flatten()]
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(v, net.parameters(), retain_graph=True)])
+        for v in out.flatten()
+    ]
     j = torch.stack(rows)
     expected = torch.linalg.eigvalsh(j @ j.T / 10)[-1].item()
     assert found["lambda_max"] == pytest.approx(expected, rel=1e-4)

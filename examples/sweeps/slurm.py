@@ -32,7 +32,9 @@ def main() -> None:
     with cluster() as jobs, Client(jobs) as client:
         jobs.adapt(minimum_jobs=1, maximum_jobs=40)
         client.wait_for_workers(1)
-        table = normscope.sweep(grid, "phase", store="phase-diagram", executor=client, in_flight=2 * 8 * 40, progress=True)
+        table = normscope.sweep(
+            grid, "phase", store="phase-diagram", executor=client, in_flight=2 * 8 * 40, progress=True
+        )
     print(table.collect())
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from normscope import tasks as _tasks  # noqa: F401  (enrols the tasks)
 from normscope._errors import UsageError
 from normscope._records import Profile, Record
 from normscope.configuration import configuration
@@ -32,7 +33,6 @@ from normscope.nn import build
 from normscope.probe import probe
 from normscope.spec import Spec
 from normscope.sweep import Grid, sweep
-from normscope import tasks as _tasks  # noqa: F401, I001  (enrols the tasks)
 
 if TYPE_CHECKING:
     from normscope.theory import predict, simulate

@@ -186,7 +186,9 @@ def phase(
     if spec.depth > 1:
         numbers["gradient_growth"] = (first / last) ** (1 / (spec.depth - 1)) if last > 0 else math.nan
     if curvature:
-        curve = measure(net, samples.inputs, None, "cross_entropy", probes=0, tol=1e-2, compare_modes=False, mode="train")
+        curve = measure(
+            net, samples.inputs, None, "cross_entropy", probes=0, tol=1e-2, compare_modes=False, mode="train"
+        )
         numbers |= {"lambda_max": curve.lambda_max, "max_stable_lr": curve.max_stable_lr}
     many, more = _net(spec, None, 512, data, data_dir, seed, readout=True)
     return numbers | _trained(many, more, "cross_entropy", lr, 0.0, steps, batch, seed)
@@ -302,5 +304,7 @@ def _chosen(found: Profile, last: int | None, layers: str, average_from: int | N
 
 
 def _mean(rows: Sequence[Record]) -> Record:
-    value = math.fsum(r.value for r in rows) / len(rows) if all(map(math.isfinite, (r.value for r in rows))) else math.nan
+    value = (
+        math.fsum(r.value for r in rows) / len(rows) if all(map(math.isfinite, (r.value for r in rows))) else math.nan
+    )
     return rows[-1]._replace(value=value, seed=0, stderr=0.0 if len(rows) == 1 else math.nan, name="", kind="")

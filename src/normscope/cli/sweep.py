@@ -30,11 +30,17 @@ _EXTRA = {"ignore_unknown_options": True}
 def sweep(
     words: Annotated[
         list[str] | None,
-        typer.Argument(help="A TOML file (see docs/sweeps.md), axes, or both.", metavar="[FILE.toml] [--PARAMETER VALUES]..."),
+        typer.Argument(
+            help="A TOML file (see docs/sweeps.md), axes, or both.", metavar="[FILE.toml] [--PARAMETER VALUES]..."
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="probe, simulate, predict, sharpness, train, phase, file.py:function.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="probe, simulate, predict, sharpness, train, phase, file.py:function.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="This many seeds a cell: an axis seed = 0, 1, ...")] = None,
-    store: Annotated[Path | None, typer.Option("--store", "--out", help="Folder that keeps every cell; run again to go on.")] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", "--out", help="Folder that keeps every cell; run again to go on.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes, one thread each. Default: one a core.")] = None,
     dask: Annotated[bool, typer.Option(help="Run them as a local Dask cluster, with its dashboard.")] = False,
     scheduler: Annotated[str | None, typer.Option(help="A running Dask cluster, tcp://host:port.")] = None,
@@ -47,7 +53,9 @@ def sweep(
     html: Annotated[Path | None, typer.Option(help="Write plots and numbers as one self-contained HTML file.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write the plots as one picture.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write every number as CSV.")] = None,
-    metrics: Annotated[str | None, typer.Option("--plot", help="Metrics to draw, a,b,c. Default: the main ones.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--plot", help="Metrics to draw, a,b,c. Default: the main ones.")
+    ] = None,
     kind: Annotated[str | None, typer.Option(help="lines, heat or auto (both where they fit).")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:

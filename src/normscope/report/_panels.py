@@ -23,7 +23,10 @@ _SHARES = {"trained", "diverged", "accuracy", "mean_abs_cosine", "odd_point_scor
 _WRITTEN = 70
 #: Facets in a row.
 _COLUMNS = 4
-_FORMAT = "datum.{0} == 0 || (abs(datum.{0}) >= 1e-3 && abs(datum.{0}) < 1e5) ? format(datum.{0}, '.3~r') : format(datum.{0}, '.1~e')"
+_FORMAT = (
+    "datum.value == 0 || (abs(datum.value) >= 1e-3 && abs(datum.value) < 1e5)"
+    " ? format(datum.value, '.3~r') : format(datum.value, '.1~e')"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ def panels(sweep: Sweep, summary: pl.DataFrame) -> list[Panel]:
 
 
 def _roles(sweep: Sweep, summary: pl.DataFrame) -> _Roles:
-    varied = [a for a in (*sweep.parameters, "layer") if a in summary.columns and a != "seed" and summary[a].n_unique() > 1]
+    varied = [
+        a for a in (*sweep.parameters, "layer") if a in summary.columns and a != "seed" and summary[a].n_unique() > 1
+    ]
     numeric = [a for a in varied if summary[a].dtype.is_numeric()]
     words = [a for a in varied if a not in numeric]
     taken = [a for a in (sweep.x, sweep.y, sweep.colour, sweep.facet) if a]
@@ -90,7 +95,8 @@ def _roles(sweep: Sweep, summary: pl.DataFrame) -> _Roles:
 
 def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel:
     label = _labels.label(metric)
-    assert roles.x is not None and roles.y is not None
+    assert roles.x is not None
+    assert roles.y is not None
     rows = _data(part, roles.facet)
     good = [r["mean"] for r in rows if r["mean"] is not None]
     log = metric in sweep.log or (bool(good) and min(good) > 0 and max(good) / min(good) > _LOG_METRIC)
@@ -103,7 +109,9 @@ def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel
         **({"domain": [0, 1]} if share else {}),
     )  # fmt: skip
     legend = alt.Legend(title=None, gradientLength=max(90, min(200, size * lines)), format=".3~g")
-    x = alt.X(f"{roles.x}:O", axis=alt.Axis(labelAngle=0 if written else -60, labelOverlap=True, domain=False, ticks=False))
+    x = alt.X(
+        f"{roles.x}:O", axis=alt.Axis(labelAngle=0 if written else -60, labelOverlap=True, domain=False, ticks=False)
+    )
     y = alt.Y(f"{roles.y}:O", sort="descending", axis=alt.Axis(titleAnchor="middle", labelOverlap=True))
     tips = [alt.Tooltip(f"{a}:N") for a in (roles.x, roles.y, *roles.facet)]
     tips += [alt.Tooltip("told:N", title=label.title), alt.Tooltip("count:Q", title="seeds")]
@@ -126,7 +134,9 @@ def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel
     if any(r["mean"] is None for r in rows):
         subtitle += "; grey: not finite"
     height = (size if not written else 38) * lines
-    return Panel("heat", Chart(label.title, *_faceted(chart, rows, roles.facet, subtitle), label.unit, height, bool(roles.facet)))
+    return Panel(
+        "heat", Chart(label.title, *_faceted(chart, rows, roles.facet, subtitle), label.unit, height, bool(roles.facet))
+    )
 
 
 def _lines(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel:
@@ -141,21 +151,28 @@ def _lines(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Pane
             r["low"] = max(r["low"], r["least"]) if r["least"] > 0 else r["mean"]
     x = _quantity(roles.x, part, sweep)
     domain = {"domain": [0, 1]} if metric in _SHARES else {"zero": False} if not log else {"type": "log", "nice": False}
-    y = alt.Y("mean:Q", title=None, scale=alt.Scale(**domain), axis=alt.Axis(labelExpr=_FORMAT.format("value"), tickCount=5))
+    y = alt.Y("mean:Q", title=None, scale=alt.Scale(**domain), axis=alt.Axis(labelExpr=_FORMAT, tickCount=5))
     base = alt.Chart().encode(x=x)
     if roles.colour is not None:
         base = base.encode(color=_colour(roles.colour, part))
-    tips = [alt.Tooltip(f"{a}:N") for a in dict.fromkeys((roles.x, *([roles.colour] if roles.colour else []), *roles.lines_facet))]
+    tips = [
+        alt.Tooltip(f"{a}:N")
+        for a in dict.fromkeys((roles.x, *([roles.colour] if roles.colour else []), *roles.lines_facet))
+    ]
     tips += [alt.Tooltip("told:N", title=label.title), alt.Tooltip("count:Q", title="seeds")]
     band = base.mark_area(opacity=0.18, line=False).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
     line = base.mark_line().encode(y=y)
     dots = base.mark_circle(size=26, opacity=0.9).encode(y=y, tooltip=tips)
     panels = len({r["facet"] for r in rows}) if roles.lines_facet else 1
-    chart = alt.layer(band, line, dots).properties(width=560 if panels == 1 else 300 if panels == 2 else 230, height=220)
+    chart = alt.layer(band, line, dots).properties(
+        width=560 if panels == 1 else 300 if panels == 2 else 230, height=220
+    )
     seeds = max((r["count"] for r in rows), default=1)
     subtitle = f"mean of {seeds} seeds; band: two standard errors each way" if seeds > 1 else "one seed"
     wide = panels > 1
-    return Panel("lines", Chart(label.title, *_faceted(chart, rows, roles.lines_facet, subtitle), label.unit, 240, wide))
+    return Panel(
+        "lines", Chart(label.title, *_faceted(chart, rows, roles.lines_facet, subtitle), label.unit, 240, wide)
+    )
 
 
 def _quantity(name: str, part: pl.DataFrame, sweep: Sweep) -> alt.X:
@@ -166,7 +183,11 @@ def _quantity(name: str, part: pl.DataFrame, sweep: Sweep) -> alt.X:
     if least > 0 and (name in sweep.log or most / least >= _LOG_AXIS):
         ticks = sorted(set(values.to_list()))
         base = 2 if all(math.log2(v).is_integer() for v in ticks) else 10
-        axis = alt.Axis(values=ticks, labelOverlap=True, format="~g") if len(ticks) <= 16 else alt.Axis(tickCount=6, format="~g")
+        axis = (
+            alt.Axis(values=ticks, labelOverlap=True, format="~g")
+            if len(ticks) <= 16
+            else alt.Axis(tickCount=6, format="~g")
+        )
         return alt.X(f"{name}:Q", scale=alt.Scale(type="log", base=base, nice=False), axis=axis)
     return alt.X(f"{name}:Q", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(format="~g", tickCount=8))
 

@@ -96,7 +96,11 @@ def rows(summarised: pl.DataFrame, axes: Sequence[str], metrics: Sequence[str]) 
     keys = [*axes, *(["layer"] if "layer" in summarised.columns and "layer" not in axes else [])]
     for row in summarised.filter(pl.col("metric").is_in(list(metrics))).iter_rows(named=True):
         point = tuple(row[k] for k in keys)
-        found.setdefault(point, dict(zip(keys, point, strict=True)))[row["metric"]] = row["mean"], row["sd"], row["count"]
+        found.setdefault(point, dict(zip(keys, point, strict=True)))[row["metric"]] = (
+            row["mean"],
+            row["sd"],
+            row["count"],
+        )
     return list(found.values())
 
 
@@ -117,14 +121,18 @@ def render(sweep: Sweep) -> str:
     ]
     if len(failed):
         shown = [(_point(r, sweep.parameters), last_line(r["error"])) for r in failed.head(50).iter_rows(named=True)]
-        sections.append(sheet.Section(f"{len(failed)} cells failed", table=sheet.Table(("cell", "why"), shown, numeric=())))
+        sections.append(
+            sheet.Section(f"{len(failed)} cells failed", table=sheet.Table(("cell", "why"), shown, numeric=()))
+        )
     table = sheet.Table(
         [*axes, *(_labels.label(m).title for m in metrics)],
         [[*(_text(r[a]) for a in axes), *(_spread(r.get(m)) for m in metrics)] for r in points[:ROWS]],
         numeric=range(len(axes) + len(metrics)),
     )
     more = [f"{len(points) - ROWS} more rows are in the CSV file."] if len(points) > ROWS else []
-    sections.append(sheet.Section("Numbers: mean ± standard deviation over seeds", table=table, notes=more, folded=True))
+    sections.append(
+        sheet.Section("Numbers: mean ± standard deviation over seeds", table=table, notes=more, folded=True)
+    )
     sections.append(sheet.Section("The sweep", facts=_facts(sweep)))
     return sheet.render(sheet.Sheet(_title(sweep), sections))
 
@@ -174,9 +182,16 @@ def _named(table: pl.DataFrame) -> pl.DataFrame:
     kinds = table.filter(pl.col("metric").is_not_null()).group_by("metric").agg(pl.col("signal").n_unique())
     several = kinds.filter(pl.col("signal") > 1)["metric"].to_list()
     prefixed = pl.col("metric").is_in(several) & (pl.col("signal") != "activation") & (pl.col("signal") != "gradient")
-    other = pl.col("metric").is_in(several) & (pl.col("signal") == "gradient") & ~pl.col("metric").str.starts_with("gradient")
+    other = (
+        pl.col("metric").is_in(several)
+        & (pl.col("signal") == "gradient")
+        & ~pl.col("metric").str.starts_with("gradient")
+    )
     return table.with_columns(
-        pl.when(prefixed | other).then(pl.col("signal") + "_" + pl.col("metric")).otherwise(pl.col("metric")).alias("metric")
+        pl.when(prefixed | other)
+        .then(pl.col("signal") + "_" + pl.col("metric"))
+        .otherwise(pl.col("metric"))
+        .alias("metric")
     )
 
 

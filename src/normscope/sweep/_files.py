@@ -132,7 +132,9 @@ class Remote:
         try:
             from fsspec.core import url_to_fs  # type: ignore[import-untyped, unused-ignore]
         except ImportError as error:
-            raise UsageError(f"A store at {url} needs fsspec, which is not installed. Run: pip install fsspec") from error
+            raise UsageError(
+                f"A store at {url} needs fsspec, which is not installed. Run: pip install fsspec"
+            ) from error
         try:
             self.fs, root = url_to_fs(url)
         except (ImportError, ValueError) as error:

@@ -170,7 +170,9 @@ def version() -> str:
 
 def _record(row: Any, task: str) -> Record:
     if not isinstance(row, Mapping):
-        raise UsageError(f"{task} must return a Profile, records, dicts or numbers; its list holds a {type(row).__name__}.")
+        raise UsageError(
+            f"{task} must return a Profile, records, dicts or numbers; its list holds a {type(row).__name__}."
+        )
     strange = set(row) - set(COLUMNS)
     if strange or "metric" not in row or "value" not in row:
         raise UsageError(

@@ -24,9 +24,7 @@ from normscope.sweep import _rows
 from normscope.sweep.task import Task
 
 #: Environment of worker processes: with as many workers as cores, a second thread would only wait.
-ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
-}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
 
 
 class CellTimeout(BaseException):
@@ -154,7 +152,9 @@ def limited(seconds: float | None, key: str = "") -> Iterator[None]:
     if seen is not None:
         faulthandler.dump_traceback_later(seconds + grace(seconds), exit=True, file=seen)
     try:
-        inner = _alarm if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer") else _timer
+        inner = (
+            _alarm if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer") else _timer
+        )
         with inner(seconds):
             yield
     finally:

@@ -78,12 +78,11 @@ def pool_of(executor: Any, workers: int | None = None) -> Pool:
     """
     if executor is None:
         return local(workers)
-    if isinstance(executor, Executor) or (hasattr(executor, "submit") and hasattr(executor, "shutdown")):
-        if not hasattr(executor, "get_executor"):
-            return Pool(executor, None, workers or getattr(executor, "_max_workers", None) or _threads(executor))
     if hasattr(executor, "get_executor"):  # a Dask client
         made = executor.get_executor(pure=False)
         return Pool(made, None, workers or _threads(made))
+    if isinstance(executor, Executor) or (hasattr(executor, "submit") and hasattr(executor, "shutdown")):
+        return Pool(executor, None, workers or getattr(executor, "_max_workers", None) or _threads(executor))
     if callable(executor):
         return Pool(None, executor, workers or cores())
     raise UsageError(

@@ -96,7 +96,9 @@ class Grid:
     def __mul__(self, other: Grid) -> Grid:
         both = set(self.names) & set(other.names)
         if both:
-            raise UsageError(f"Grids that multiply must have different parameters; both have {', '.join(sorted(both))}.")
+            raise UsageError(
+                f"Grids that multiply must have different parameters; both have {', '.join(sorted(both))}."
+            )
         return Grid([{**a.parameters, **b.parameters} for a in self for b in other])
 
     def __add__(self, other: Grid) -> Grid:

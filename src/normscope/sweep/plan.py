@@ -85,7 +85,9 @@ def read(path: str | Path) -> Plan:
     try:
         content = tomllib.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"There is no file {str(path)!r}. A sweep is a TOML file, or --task with --PARAMETER ...") from None
+        raise UsageError(
+            f"There is no file {str(path)!r}. A sweep is a TOML file, or --task with --PARAMETER ..."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The sweep must be a TOML file; {str(path)!r} cannot be read ({error}).") from error
     except tomllib.TOMLDecodeError as error:

@@ -58,7 +58,9 @@ def _range(item: str, name: str) -> list[Any]:
     if not _NUMBER.fullmatch(how) or _number(how) <= 0:
         raise wrong
     if len(parts) == 2 and not isinstance(lo, int):
-        raise UsageError(f"lo:hi counts whole numbers; for others write the step, as in 0:1:0.25; got {name} = {item!r}.")
+        raise UsageError(
+            f"lo:hi counts whole numbers; for others write the step, as in 0:1:0.25; got {name} = {item!r}."
+        )
     step = _number(how)
     return _steps(lo, hi, name, item, lambda i: lo + i * step)
 

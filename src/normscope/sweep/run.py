@@ -36,9 +36,17 @@ class SweepStopped(RuntimeError):
 
 
 @overload
-def sweep(grid: Grid, task: str | Callable[..., Any], store: None = None, executor: Any = None, **options: Any) -> pl.DataFrame: ...
+def sweep(
+    grid: Grid, task: str | Callable[..., Any], store: None = None, executor: Any = None, **options: Any
+) -> pl.DataFrame: ...
 @overload
-def sweep(grid: Grid, task: str | Callable[..., Any], store: Store | str | os.PathLike[str], executor: Any = None, **options: Any) -> pl.LazyFrame: ...
+def sweep(
+    grid: Grid,
+    task: str | Callable[..., Any],
+    store: Store | str | os.PathLike[str],
+    executor: Any = None,
+    **options: Any,
+) -> pl.LazyFrame: ...
 def sweep(
     grid: Grid,
     task: str | Callable[..., Any],
@@ -76,7 +84,9 @@ def sweep(
     been ended. In both cases the same call goes on where it stopped.
     """
     if not isinstance(grid, Grid):
-        raise UsageError(f"sweep() needs a Grid; got a {type(grid).__name__}. Grid(depth=[1, 2], norm=['none', 'batch'])")
+        raise UsageError(
+            f"sweep() needs a Grid; got a {type(grid).__name__}. Grid(depth=[1, 2], norm=['none', 'batch'])"
+        )
     _check(retries=retries, timeout=timeout, workers=workers, in_flight=in_flight, memory=memory)
     travelling = Task.of(task)
     travelling.check(grid)
