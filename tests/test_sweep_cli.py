@@ -195,9 +195,7 @@ def test_a_dry_run_computes_and_writes_nothing(run, tmp_path):
 
 
 def test_failed_cells_are_told_and_give_exit_code_1(run, inline):
-    code, out, err = run(
-        "sweep", "--task", FILE + "strange", "--x", "fine,raises", "--html", "a.html", "--png", "a.png"
-    )
+    code, _, err = run("sweep", "--task", FILE + "strange", "--x", "fine,raises", "--html", "a.html", "--png", "a.png")
     assert code == 1
     assert "ValueError: no weights today" in err
     assert "1 cells failed" in Path("a.html").read_text()

@@ -235,9 +235,15 @@ def _trained(
     return found
 
 
-def _objective(loss: str, targets: Tensor, classes: int | None) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
+def _objective(
+    loss: str, targets: Tensor | None, classes: int | None
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
     from torch.nn import functional as F
 
+    if targets is None:
+        raise UsageError(
+            "Training needs targets; the data has none. Choose another, or data = None for random targets."
+        )
     if loss == "mse":
         wanted = F.one_hot(targets, classes or -1).float() if not targets.is_floating_point() else targets
         return (lambda out, y: (out - y).square().sum() / (2 * len(y))), wanted

@@ -108,7 +108,7 @@ def _planned(task: str | None, words: list[str], **options: Any) -> Plan:
 
 def _axes(words: list[str], task: str) -> dict[str, Any]:
     """``--depth 1:64:log2 --norm=none,batch`` as axes; the names are checked against the task's later."""
-    kinds = plan.annotations(task)
+    kinds = plan.kinds_of(task)
     found: dict[str, Any] = {}
     rest = list(words)
     while rest:
@@ -151,7 +151,7 @@ def _typical_seconds(kept: Store, task: str) -> float | None:
     import polars as pl
 
     of_task = kept.scan().filter((pl.col("task") == task) & pl.col("error").is_null() & (pl.col("row") == 0))
-    return of_task.select(pl.col("seconds").mean()).collect().item()  # type: ignore[no-any-return]
+    return of_task.select(pl.col("seconds").mean()).collect().item()
 
 
 def _cores() -> int:

@@ -104,10 +104,8 @@ def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel
     columns, lines = part[roles.x].n_unique(), part[roles.y].n_unique()
     written = columns * lines <= _WRITTEN
     size = 46 if written else max(9, min(26, 420 // max(columns, lines)))
-    scale = alt.Scale(
-        scheme="viridis", type="log" if log else "linear",
-        **({"domain": [0, 1]} if share else {}),
-    )  # fmt: skip
+    log = log and not share
+    scale = alt.Scale(scheme="viridis", type="log" if log else "linear", domain=[0, 1] if share else alt.Undefined)
     legend = alt.Legend(title=None, gradientLength=max(90, min(200, size * lines)), format=".3~g")
     x = alt.X(
         f"{roles.x}:O", axis=alt.Axis(labelAngle=0 if written else -60, labelOverlap=True, domain=False, ticks=False)

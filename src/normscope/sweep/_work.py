@@ -59,7 +59,8 @@ def work(job: Job) -> Done:
     """Run a cell. Whatever it raises becomes a failure with its traceback; nothing is raised but KeyboardInterrupt."""
     pin()
     began = time.perf_counter()
-    error, found = None, []
+    error: str | None = None
+    found: list[Any] = []
     try:
         with limited(job.timeout, job.key), bounded(job.memory):
             found = _rows.records(job.task(job.parameters, job.seed), f"the task {job.task.name}")
@@ -73,11 +74,11 @@ def work(job: Job) -> Done:
         error = _shown()
     seconds = time.perf_counter() - began
     seed = job.parameters.get("seed", job.seed)
-    about = {
-        "key": job.key, "task": job.task.name, "parameters": job.text, "attempts": job.attempt, "seconds": seconds,
-        "seed": seed if type(seed) is int else None,
-    }  # fmt: skip
-    return Done(_rows.encode(found, error=error, **about), error is not None, seconds, error or "")
+    data = _rows.encode(
+        found, key=job.key, task=job.task.name, parameters=job.text, attempts=job.attempt, seconds=seconds, error=error,
+        seed=seed if type(seed) is int else None,
+    )  # fmt: skip
+    return Done(data, error is not None, seconds, error or "")
 
 
 def lost(job: Job, why: str, seconds: float = 0.0) -> Done:

@@ -60,7 +60,7 @@ class Plan:
 
     def grid(self) -> Grid:
         """The cells: explicit ones x axes side by side x axes that multiply x seeds (the last fastest)."""
-        kinds = annotations(self.task)
+        kinds = kinds_of(self.task)
         grids = [Grid(self.cells)] if self.cells else []
         if self.together:
             grids.append(Grid.zip(**{n: _values(n, v, kinds) for n, v in self.together.items()}))
@@ -132,7 +132,7 @@ def changed(plan: Plan, axes: Mapping[str, Any], **options: Any) -> Plan:
     )  # fmt: skip
 
 
-def annotations(task: str) -> dict[str, str]:
+def kinds_of(task: str) -> dict[str, str]:
     """Parameter -> its annotation as text, empty where there is none."""
     signature = inspect.signature(Task.of(task).function)
     return {

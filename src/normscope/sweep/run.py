@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 from normscope._errors import UsageError
 from normscope.sweep import _work
@@ -35,18 +35,6 @@ class SweepStopped(RuntimeError):
     """The sweep could not go on: the store cannot be written to, or the executor is gone. What was finished is kept."""
 
 
-@overload
-def sweep(
-    grid: Grid, task: str | Callable[..., Any], store: None = None, executor: Any = None, **options: Any
-) -> pl.DataFrame: ...
-@overload
-def sweep(
-    grid: Grid,
-    task: str | Callable[..., Any],
-    store: Store | str | os.PathLike[str],
-    executor: Any = None,
-    **options: Any,
-) -> pl.LazyFrame: ...
 def sweep(
     grid: Grid,
     task: str | Callable[..., Any],

@@ -83,7 +83,7 @@ class Task:
 @lru_cache(maxsize=8)
 def _found(reference: str | bytes) -> Callable[..., Any]:
     if isinstance(reference, bytes):
-        return pickle.loads(reference)  # type: ignore[no-any-return]  # made by `_pickled` in the driver
+        return pickle.loads(reference)  # made by `_pickled` in the driver
     if ":" not in reference:
         return TASKS[reference]
     function = load_object(reference)
