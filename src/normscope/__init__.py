@@ -14,6 +14,9 @@ Describe
     `Spec` a network as data, `build` the module it describes; ``normscope.nn`` has the norms, taken apart.
 Theory
     `predict` what a spec does at infinite width, `simulate` it at finite width, exact in law; ``normscope.theory``.
+Sweeps
+    A `Grid` of cells, `sweep` runs a task on each of them: on this machine's cores, a Dask cluster or any executor, with
+    every finished cell in a store; ``normscope.tasks`` has the tasks.
 Results
     `Profile` and `Record` (numbers with coordinates), `Diagnosis` and `Finding`, `UsageError` for bad input.
 """
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from normscope import tasks as _tasks  # noqa: F401  (enrols the tasks)
 from normscope._errors import UsageError
 from normscope._records import Profile, Record
 from normscope.configuration import configuration
@@ -35,6 +39,7 @@ from normscope.nn import build
 from normscope.probe import probe
 from normscope.race import Race, race
 from normscope.spec import Spec
+from normscope.sweep import Grid, sweep
 from normscope.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Diagnosis",
     "Finding",
+    "Grid",
     "LinearMap",
     "Profile",
     "Race",
@@ -67,6 +73,7 @@ __all__ = [
     "sharpness",
     "simulate",
     "spectrum",
+    "sweep",
 ]
 
 

@@ -52,13 +52,17 @@ def _numeric(cell: Any) -> bool:
 
 @dataclass(frozen=True)
 class Chart:
-    """An Altair chart (no width: it takes its box's), its title, the sentence that says how to read it, its height."""
+    """An Altair chart (no width: it takes its box's), its title, the sentence that says how to read it, its height.
+
+    wide: it has a row of the page for itself.
+    """
 
     title: str
     spec: alt.Chart | alt.LayerChart | alt.FacetChart | Any
     reading: str = ""
     unit: str = ""
     height: int = 260
+    wide: bool = False
 
 
 @dataclass(frozen=True)

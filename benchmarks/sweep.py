@@ -1,0 +1,142 @@
+"""What a sweep costs: overhead a cell, 1 and 2 workers, memory of the driver, and a store of 10^5 cells.
+
+    python benchmarks/sweep.py --cells 10000          # local processes, and Dask where it is installed
+    python benchmarks/sweep.py --store 100000         # list, resume, read and compact a store
+
+Wall seconds on whatever machine this is; the driver's own CPU seconds stand beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from normscope import Grid, sweep
+from normscope._records import Record
+from normscope.sweep import Store, _rows, executors
+
+HERE = Path(__file__).resolve()
+
+
+def small(x: int, milliseconds: float = 0.0) -> dict[str, float]:
+    """A cell of so much CPU time."""
+    end = time.process_time() + milliseconds / 1000
+    while time.process_time() < end:
+        pass
+    return {"square": float(x * x)}
+
+
+def resident() -> float:
+    """Of this process, MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+def timed(label: str, cells: int, milliseconds: float, executor: object, workers: int | None) -> None:
+    """One sweep with a store; its line of the table."""
+    seen: list[tuple[int, float]] = []
+    began = [0.0]
+
+    def tell(progress: object) -> None:
+        done = progress.finished  # type: ignore[attr-defined]
+        if done == 0:
+            began[0] = time.perf_counter()
+        if done in (cells // 10, cells):
+            seen.append((done, resident()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        cpu = time.process_time()
+        started = time.perf_counter()
+        table = sweep(
+            Grid(x=range(cells), milliseconds=milliseconds), f"{HERE}:small", Path(folder) / "store", executor,
+            workers=workers, progress=tell,
+        )  # fmt: skip
+        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+        assert table.collect()["value"].sum() == sum(x * x for x in range(cells))
+    first, last = seen[0][1], seen[-1][1]
+    print(
+        f"| {label} | {cells} | {milliseconds:g} | {wall:.1f} | {1e3 * wall / cells:.2f} | {1e3 * cpu / cells:.2f} | "
+        f"{first:.0f} | {last:.0f} |",
+        flush=True,
+    )
+
+
+def run(cells: int, milliseconds: float, dask: bool) -> None:
+    print(
+        "| executor | cells | ms of work | wall s | wall ms a cell | driver's CPU ms a cell | RSS MB at 10 % | at the end |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for workers in (1, 2):
+        timed(f"local, {workers}", cells, milliseconds, None, workers)
+    if dask and find_spec("distributed") is not None:
+        for workers in (1, 2):
+            with executors.dask(workers=workers) as client:
+                timed(f"Dask, {workers}", cells, milliseconds, client, workers)
+
+
+def big_store(cells: int) -> None:
+    """A store of loose files made directly, then used."""
+
+    def step(what: str, do: object) -> object:
+        wall, cpu = time.perf_counter(), time.process_time()
+        out = do()  # type: ignore[operator]
+        print(f"| {what} | {time.perf_counter() - wall:.1f} | {time.process_time() - cpu:.1f} |", flush=True)
+        return out
+
+    grid = Grid(x=range(cells))
+    name = f"{HERE}:small"
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "store")
+        store.prepare()
+        print(f"| {cells} cells | wall s | CPU s |\n|---|---|---|")
+
+        def fill() -> None:
+            for cell in list(grid)[:-10]:
+                key, x = cell.key(name), cell.parameters["x"]
+                found = [Record(0, "square", float(x * x))]
+                store.write(key, _rows.encode(found, key=key, task=name, parameters=cell.text))
+
+        step("write them, one file each", fill)
+        step("list them and look at both ends of each file", lambda: Store(store.where).listing())
+        step("resume: 10 are missing, without workers", lambda: resume(grid, name, store.where))
+        loose = step("read the table", lambda: Store(store.where).table(list(grid), name).collect())
+        step("compact", lambda: Store(store.where).compact())
+        step("list the compacted store", lambda: Store(store.where).listing())
+        merged = step(
+            "read the table of the compacted store", lambda: Store(store.where).table(list(grid), name).collect()
+        )
+        assert merged.equals(loose)  # type: ignore[attr-defined]
+        assert len(merged) == cells  # type: ignore[arg-type]
+        print(f"parts: {len(os.listdir(Path(store.where) / 'parts'))}")
+
+
+def resume(grid: Grid, name: str, where: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from normscope.sweep import run
+
+    before, run.COMPACT_FROM = run.COMPACT_FROM, 10**9
+    with ThreadPoolExecutor(1) as executor:
+        sweep(grid, name, where, executor)
+    run.COMPACT_FROM = before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=0)
+    parser.add_argument("--milliseconds", type=float, default=0.0)
+    parser.add_argument("--no-dask", action="store_true")
+    parser.add_argument("--store", type=int, default=0)
+    options = parser.parse_args()
+    if options.cells:
+        run(options.cells, options.milliseconds, not options.no_dask)
+    if options.store:
+        big_store(options.store)
+
+
+if __name__ == "__main__":
+    main()

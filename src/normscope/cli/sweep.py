@@ -1,0 +1,278 @@
+"""``normscope sweep``: a grid of cells from a file or from the command line, and pictures of what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normscope._errors import UsageError
+from normscope.cli._app import app, console, errors, print_json
+from normscope.sweep import Grid, Store, SweepStopped, plan
+from normscope.sweep import sweep as run
+from normscope.sweep.plan import Plan, Plot
+from normscope.sweep.ranges import HELP, axis
+from normscope.sweep.run import state
+from normscope.sweep.task import Task
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_EXTRA = {"ignore_unknown_options": True}
+
+
+@app.command(context_settings=_EXTRA, epilog=f"Axes: --PARAMETER {HELP}. Parameters: those of the task.")
+def sweep(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A TOML file (see docs/sweeps.md), axes, or both.", metavar="[FILE.toml] [--PARAMETER VALUES]..."
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="probe, simulate, predict, sharpness, train, phase, file.py:function.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="This many seeds a cell: an axis seed = 0, 1, ...")] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", "--out", help="Folder that keeps every cell; run again to go on.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes, one thread each. Default: one a core.")] = None,
+    dask: Annotated[bool, typer.Option(help="Run them as a local Dask cluster, with its dashboard.")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="A running Dask cluster, tcp://host:port.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds a cell may take.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What a cell may add to its worker, as 500MB or 2GB.")] = None,
+    retries: Annotated[int | None, typer.Option(help="How often a cell that raised is run again.")] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Run the failures of former runs again.")] = False,
+    compact: Annotated[bool, typer.Option(help="Merge the store's files at the end.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only say how many cells there are, and which are done.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write plots and numbers as one self-contained HTML file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the plots as one picture.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every number as CSV.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--plot", help="Metrics to draw, a,b,c. Default: the main ones.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="lines, heat or auto (both where they fit).")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """Run a task on every cell of a grid; kept, resumed and drawn.
+
+    normscope sweep --task simulate --depth 1:64:log2 --norm none,batch,layer --seeds 5 --store runs --html out.html
+
+    Exit code 0: fine, 1: cells failed or the sweep stopped, 2: misuse, 130: Ctrl-C (run it again to go on).
+    """
+    from normscope.report._files import check
+
+    for path in (html, png, csv):
+        if path is not None:
+            check(path)
+    if html or png:
+        _needs_report()
+    drawn = tuple(m.strip() for m in metrics.split(",")) if metrics else None
+    planned = _planned(
+        task, words or [], seeds=plan.checked_seeds(seeds), store=None if store is None else str(store),
+        workers=workers, dask=dask or None, scheduler=scheduler, timeout=timeout, memory=memory, retries=retries,
+        metrics=drawn, kind=kind,
+    )  # fmt: skip
+    grid = planned.grid()
+    Task.of(planned.task).check(grid)
+    kept = Store(planned.store)
+    if dry_run:
+        _dry(planned, grid, kept, json)
+        return
+    table = _run(planned, grid, kept, retry_failed, json)
+    if compact:
+        kept.compact()
+    failed = table.filter(table["error"].is_not_null())
+    if json:
+        print_json({"task": planned.task, "cells": len(grid), "failed": len(failed), "records": table.to_dicts()})
+    else:
+        _print(table, grid, failed)
+    _write(table, grid, planned, html, png, csv, say=not json)
+    if len(failed):
+        raise typer.Exit(1)
+
+
+def _planned(task: str | None, words: list[str], **options: Any) -> Plan:
+    file = words.pop(0) if words and not words[0].startswith("--") else None
+    if file is None and task is None:
+        raise UsageError("Give a file (normscope sweep FILE.toml) or --task; see normscope sweep --help.")
+    base = plan.read(file) if file is not None else Plan(task or "")
+    base = dataclasses.replace(base, task=task or base.task)
+    return plan.changed(base, _axes(words, base.task), **options)
+
+
+def _axes(words: list[str], task: str) -> dict[str, Any]:
+    """``--depth 1:64:log2 --norm=none,batch`` as axes; the names are checked against the task's later."""
+    kinds = plan.kinds_of(task)
+    found: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise UsageError(f"After the file stand options, --PARAMETER VALUES; got {word!r}.")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"--{name} needs values: {HELP}.")
+            value = rest.pop(0)
+        name = name.replace("-", "_")
+        if name in found:
+            raise UsageError(f"An axis is given once; --{name} stands twice. Join its values with commas.")
+        values = axis(value, f"--{name}", kinds.get(name, ""))
+        found[name] = values if len(values) > 1 else values[0]
+    return found
+
+
+def _dry(planned: Plan, grid: Grid, kept: Store, json: bool) -> None:
+    counts = state(grid, planned.task, kept)
+    took = _typical_seconds(kept, planned.task)
+    count = planned.executor.workers or _cores()
+    estimate = counts["missing"] * took / count if took else None
+    if json:
+        print_json({"task": planned.task, "cells": len(grid), **counts, "workers": count, "seconds": estimate})
+        return
+    console.print(f"{planned.task}: {len(grid)} cells of {', '.join(grid.names)}", highlight=False, markup=False)
+    for name in grid.names:
+        values = list(dict.fromkeys(str(c.parameters.get(name)) for c in grid))
+        shown = ", ".join(values[:12]) + (f", ... {values[-1]}" if len(values) > 12 else "")
+        console.print(f"  {name:<14} {len(values):>4}   {shown}", highlight=False, markup=False, soft_wrap=True)
+    told = f"{counts['done']} done, {counts['failed']} failed, {counts['missing']} to do"
+    if estimate is not None:
+        told += f": about {_duration(estimate)} on {count} worker{'s' * (count > 1)}, from the cells done so far"
+    console.print(told, highlight=False)
+
+
+def _typical_seconds(kept: Store, task: str) -> float | None:
+    import polars as pl
+
+    of_task = kept.scan().filter((pl.col("task") == task) & pl.col("error").is_null() & (pl.col("row") == 0))
+    return of_task.select(pl.col("seconds").mean()).collect().item()
+
+
+def _cores() -> int:
+    from normscope.sweep.executors import cores
+
+    return cores()
+
+
+def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool) -> pl.DataFrame:
+    from normscope.sweep import executors
+
+    e = planned.executor
+    began = time.monotonic()
+    seen: list[Any] = []
+    with ExitStack() as stack:
+        executor = None
+        if (e.scheduler or e.dask) and state(grid, planned.task, kept)["missing"] + retry_failed:
+            executor = stack.enter_context(executors.dask(e.scheduler, e.workers))
+            if not json:
+                console.print(f"Dask dashboard: {executor.dashboard_link}", highlight=False, soft_wrap=True)
+        from normscope.sweep._progress import shown
+
+        try:
+            with shown(errors.is_terminal and not json) as bar:
+
+                def tell(progress: Any) -> None:
+                    if not seen:
+                        for line in progress.set_aside:
+                            errors.print(f"set aside: {line}", markup=False, highlight=False, soft_wrap=True)
+                    seen[:] = [progress]
+                    bar(progress)
+
+                found = run(
+                    grid, planned.task, kept, executor, workers=e.workers, in_flight=e.in_flight, retries=e.retries,
+                    timeout=e.timeout, memory=plan.size(e.memory), retry_failed=retry_failed, progress=tell,
+                )  # fmt: skip
+        except KeyboardInterrupt as stop:
+            errors.print("\n".join(["stopped.", *getattr(stop, "__notes__", [])]), markup=False, highlight=False)
+            raise typer.Exit(130) from None
+        except SweepStopped as stop:
+            errors.print(str(stop), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+    table = found.lazy().collect()
+    if not json:
+        p = seen[0] if seen else None
+        new = p.finished if p else 0
+        told = f"{len(grid)} cells: {new} computed in {_duration(time.monotonic() - began)}, {len(grid) - new} from the store"
+        console.print(told, highlight=False)
+    return table
+
+
+def _print(table: pl.DataFrame, grid: Grid, failed: pl.DataFrame) -> None:
+    """Means over seeds of the main metrics, a row a cell; failures by their last line."""
+    from rich.table import Table
+
+    from normscope.report import sweeps
+
+    summary = sweeps.summary(table, grid.names)
+    axes = [n for n in (*grid.names, "layer") if n != "seed" and n in summary.columns]
+    names = [n for n in axes if summary[n].n_unique() > 1]
+    width = max(2, (console.width - 12 * len(names)) // 16)
+    metrics = sweeps.main_metrics(table)[:width]
+    shown = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in [*names, *(m.replace("_", "\n", 1) for m in metrics)]:
+        shown.add_column(name, justify="right")
+    rows = sweeps.rows(summary, names, metrics)
+    most = 40
+    for row in rows[:most]:
+        shown.add_row(*[str(row[n]) for n in names], *[_cell(row.get(m)) for m in metrics])
+    console.print(shown)
+    if len(rows) > most:
+        console.print(f"[dim]{len(rows) - most} more rows: --csv, --html[/]")
+    for row in failed.head(5).iter_rows(named=True):
+        what = ", ".join(f"{n}={row[n]}" for n in grid.names if n in row)
+        errors.print(f"failed: {what}: {sweeps.last_line(row['error'])}", markup=False, highlight=False, soft_wrap=True)
+    if len(failed):
+        errors.print(f"{len(failed)} cells failed; their tracebacks are in the table's column error.", highlight=False)
+
+
+def _cell(value: tuple[float, float, int] | None) -> str:
+    if value is None or math.isnan(value[0]):
+        return "-" if value is None else "nan"
+    mean, sd, _ = value
+    return f"{mean:.4g}" + (f" +- {sd:.1g}" if sd > 1e-3 * abs(mean) and math.isfinite(mean) else "")
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _needs_report() -> None:
+    from normscope.report._extra import needs_extra
+
+    with needs_extra():
+        import altair  # noqa: F401
+        import jinja2  # noqa: F401
+        import vl_convert  # noqa: F401
+
+
+def _write(
+    table: pl.DataFrame, grid: Grid, planned: Plan, html: Path | None, png: Path | None, csv: Path | None, *, say: bool
+) -> None:
+    from normscope.report._files import write
+
+    plot: Plot = planned.plot
+    if csv is not None:
+        write(table.write_csv(), csv)
+    if html is not None or png is not None:
+        from normscope.report import sweeps
+
+        content = sweeps.Sweep(
+            table, tuple(grid.names), planned.task, x=plot.x, y=plot.y, metrics=plot.metrics, colour=plot.colour,
+            facet=plot.facet, kind=plot.kind, title=plot.title, log=plot.log,
+        )  # fmt: skip
+        if html is not None:
+            write(sweeps.render(content), html)
+        if png is not None:
+            write(sweeps.png(content), png)
+    for path in (html, png, csv):
+        if path is not None and say:
+            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
