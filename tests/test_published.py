@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import digamma, polygamma
 
 from normscope import Spec
 from normscope.theory._chain import Group
@@ -386,3 +387,15 @@ class TestClusterAndOddPoint:
             change = (step(t + e) - step(t - e)) / 2
             rates.append(np.sum(change * e) / np.sum(e * e))
         assert rates == pytest.approx(odd_point.equiangular_rates(n), abs=1e-5)
+
+
+def test_a_vanilla_chain_that_lost_directions_keeps_the_law_of_the_others():
+    # One direction left: its squared length is multiplied by chi^2_d / d each layer.
+    d, depth, seeds = 8, 900, 200
+    spec = Spec(depth=depth, width=d, norm="none", activation="identity")
+    profile = simulate(spec, inputs=padded([1, 1e-6, 1e-6, 1e-6], d), seeds=seeds, metrics=["rms"], every=300)
+    assert profile.facts["rank_lost"]
+    growth = np.log(values(profile, "rms", depth)[0] / values(profile, "rms", 300)[0])
+    expected = 600 * 0.5 * (digamma(d / 2) + math.log(2 / d))
+    assert abs(growth.mean() - expected) < 4 * growth.std(ddof=1) / math.sqrt(seeds)
+    assert growth.var(ddof=1) == pytest.approx(600 * polygamma(1, d / 2) / 4, rel=5 * math.sqrt(2 / seeds))

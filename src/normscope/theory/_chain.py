@@ -92,9 +92,8 @@ class Group:
         self.stream, self.generators = normal_stream(self.seeds, entropy, dtype)
         self.bartlett = is_linear_vanilla(spec)
         if self.bartlett:
-            self.chi, chi_generators = chi_stream(
-                self.seeds, entropy, spec.width, min(self.factor.shape[1], spec.width)
-            )
+            self.degrees = min(self.factor.shape[1], spec.width)
+            self.chi, chi_generators = chi_stream(self.seeds, entropy, spec.width, self.degrees)
             self.generators += chi_generators
         self.keeps_rows = spec.skip is not None or self.method == "explicit"
         self.rows: Array | None = None
@@ -139,7 +138,8 @@ class Group:
         rows = min(d, k)
         triangle = np.triu(self.stream.take(rows, k).astype(np.float64, copy=False), 1)
         index = np.arange(rows)
-        triangle[:, index, index] = self.chi.take(rows)
+        # A chain that lost directions takes the first chis of each set: the sets stay whole, and aligned.
+        triangle[:, index, index] = self.chi.take(self.degrees)[:, :rows]
         product, _ = self._law()
         self.factor = np.matmul(triangle, product) / math.sqrt(d)
         self.gram = np.matmul(self.factor.transpose(0, 2, 1), self.factor)
