@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 from collections.abc import Sequence
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from normscope.report._extra import needs_extra
 
 with needs_extra():
     import altair  # noqa: F401  (the charts)
-    import jinja2
-    import vl_convert
-
-from markupsafe import Markup, escape
 
 from normscope.report import _charts, _layers, _picture, _rows, _theme
 from normscope.report._content import Content
 from normscope.report._files import write
+from normscope.report._frame import bundle, environment, policy, template
 
 #: Height of a chart on the page without the room for the codes above it, pixels.
 HEIGHT = 232
@@ -36,12 +32,12 @@ def render(content: Content) -> str:
     """The report as one HTML page that needs no network: styles, data and the chart library are in it."""
     scene = _charts.Scene.of(content)
     drawn = _charts.charts(scene)
-    scripts = [Markup(_bundle()), Markup(_template("page.js"))]
-    return _environment().get_template("page.html").render(
+    scripts = [Markup(bundle()), Markup(template("page.js"))]
+    return environment().get_template("page.html").render(
         title=content.title,
         version=next((fact["normscope"] for fact in content.facts if fact.get("normscope")), ""),
-        policy=_policy(scripts),
-        css=Markup(_template("page.css")),
+        policy=policy(scripts),
+        css=Markup(template("page.css")),
         scripts=scripts,
         palette=[(_theme.colour(i), _theme.colour(i, "dark")) for i in range(len(content.models))],
         models=_rows.models(content, scene.layers),
@@ -57,9 +53,9 @@ def fragment(content: Content, *, max_layers: int = 12) -> str:
     scene = _charts.Scene.of(content)
     pictures = [c for c in _charts.charts(scene) if c.key in FRAGMENT]
     svgs = [(c.label, _picture.svg(scene, c)) for c in pictures]
-    return _environment().get_template("fragment.html").render(
+    return environment().get_template("fragment.html").render(
         title=content.title,
-        css=Markup(_template("fragment.css")),
+        css=Markup(template("fragment.css")),
         palette=[(_theme.colour(i), _theme.colour(i, "dark")) for i in range(len(content.models))],
         models=_rows.models(content, scene.layers, most=max_layers, brief=True),
         pictures=[(label, base64.b64encode(svg.encode()).decode()) for label, svg in svgs],
@@ -109,46 +105,6 @@ def _sized(chart: _charts.Chart) -> dict[str, Any]:
     spec["autosize"] = {"type": "fit", "contains": "padding"}
     spec["padding"] = {"left": 2, "right": 10, "bottom": 2, "top": max(chart.head, 13) + 6}
     return {k: v for k, v in spec.items() if k not in ("$schema", "config")}
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    """Content-Security-Policy: nothing from the network, no script but ours (by its hash), whatever a name contains."""
-    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
-    allowed = " ".join(f"'sha256-{h}'" for h in hashes)
-    # Vega compiles expressions with Function(), hence unsafe-eval; only the scripts above can call it.
-    return f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
-
-
-@cache
-def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script (about 0.9 MB)."""
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")).replace("</script", "<\\/script")
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["prose"] = _prose
-    return environment
-
-
-def _prose(text: str) -> Markup:
-    """Text with `code` between backticks; everything else is escaped."""
-    parts = str(text).split("`")
-    if len(parts) % 2 == 0:  # a lone backtick is a backtick
-        return escape(text)
-    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
-
-
-@cache
-def _template(name: str) -> str:
-    return (resources.files("normscope.report") / "templates" / name).read_text("utf-8")
 
 
 __all__ = ["fragment", "render", "to_png"]
