@@ -6,14 +6,14 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from normscope._errors import UsageError
-from normscope.claims.claim import CLAIMS, Claim, Curve, Evidence, Run
+from normscope.claims.claim import CLAIMS, SIZES, Claim, Curve, Run
 from normscope.claims.reading import Reading, worst
 
 
@@ -75,29 +75,33 @@ def _margin(reading: Reading) -> float:
     return room / (width if math.isfinite(width) and width > 0 else max(abs(reading.value), 1e-300))
 
 
-def judge(name: str, size: str = "quick", seed: int = 0, **how: Any) -> Verdict:
-    """Run the claim ``name`` and its control at ``size``; ``how``: ``device``, ``data_dir`` (see `Run`).
-
-    A claim that raises is a verdict of status ``error`` with the traceback, except for ``UsageError``s of the names.
-    """
-    claim = CLAIMS[name]
-    if size not in ("quick", "full"):
-        raise UsageError(f"The size of a claim must be quick or full; got {size!r}.")
-    run, began = Run(seed, **how), time.perf_counter()
-    blank = Verdict(
-        name, size, seed, "error", "holds" if claim.should == "hold" else "fails", "not run", device=run.device,
-        data="" if run.data_dir is None else "files", torch=torch.__version__, normscope=_version(),
+def blank(name: str, size: str, seed: int, device: str = "cpu", data_dir: Path | None = None) -> Verdict:
+    """The verdict on a claim that did not get to its end."""
+    return Verdict(
+        name, size, seed, "error", "holds" if CLAIMS[name].should == "hold" else "fails", "not run", device=device,
+        data="digits" if data_dir is None else "files", torch=torch.__version__, normscope=version("normscope"),
     )  # fmt: skip
+
+
+def judge(
+    name: str, size: str = "quick", seed: int = 0, *, device: str = "cpu", data_dir: Path | None = None
+) -> Verdict:
+    """Run the claim ``name`` and its control at ``size``. A claim that raises is a verdict of status ``error``."""
+    claim = CLAIMS[name]
+    if size not in SIZES:
+        raise UsageError(f"The size of a claim must be {' or '.join(SIZES)}; got {size!r}.")
+    run, began = Run(seed, device, data_dir), time.perf_counter()
+    verdict = blank(name, size, seed, device, data_dir)
     try:
         found = claim.run(size, run)
         against = claim.run(size, run, control=True)
     except Exception as error:
         text = "".join(traceback.format_exception(error))
-        return replace(blank, seconds=time.perf_counter() - began, error=text)
-    status, control = worst(found.readings), worst(against.readings)
+        return replace(verdict, seconds=time.perf_counter() - began, error=text)
+    control = worst(against.readings)
     return replace(
-        blank,
-        status=_weighed(claim, status, control),
+        verdict,
+        status=_weighed(claim, worst(found.readings), control),
         control=control,
         readings=found.readings,
         control_readings=against.readings,
@@ -111,18 +115,3 @@ def _weighed(claim: Claim, status: str, control: str) -> str:
     """The claim's status, or ``rejected`` if its control did not come out the other way."""
     other = "fails" if claim.should == "hold" else "holds"
     return status if control == other else "rejected"
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("normscope")
-
-
-def cell(claim: str, size: str = "quick", seed: int = 0, **how: Any) -> Mapping[str, Any]:
-    """One claim as the row of a store."""
-    verdict = judge(claim, size, seed, **how)
-    return {"status": verdict.status, "verdict": verdict.to_json()}
-
-
-__all__ = ["Evidence", "Verdict", "cell", "judge"]
