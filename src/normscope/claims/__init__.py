@@ -1,6 +1,6 @@
 """The statements of four papers as claims that run: `verify` says holds, fails or undecided, with a control each."""
 
-from normscope.claims.claim import CLAIMS, PAPERS, Axes, Claim, Curve, Evidence, Paper, Run
+from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Axes, Claim, Curve, Evidence, Paper, Run
 from normscope.claims.reading import Reading, at_least, at_most, between, near
 from normscope.claims.verdict import Verdict, judge
 from normscope.claims.verify import Verdicts, chosen, load, verify
@@ -8,6 +8,7 @@ from normscope.claims.verify import Verdicts, chosen, load, verify
 __all__ = [
     "CLAIMS",
     "PAPERS",
+    "SIZES",
     "Axes",
     "Claim",
     "Curve",
