@@ -67,7 +67,7 @@ def page(verdicts: Verdicts) -> str:
     """The report as one self-contained HTML page."""
     papers = dict.fromkeys(v.claim.partition("/")[0] for v in verdicts)
     first = verdicts[0]
-    lead = f"{len(verdicts)} verdicts: {tally(verdicts)}."
+    lead = f"{len(verdicts)} verdict{'s' * (len(verdicts) != 1)}: {tally(verdicts)}."
     facts = {
         "size": first.size, "seeds": ", ".join(str(s) for s in dict.fromkeys(v.seed for v in verdicts)),
         "data": first.data, "device": first.device, "torch": first.torch,
@@ -165,9 +165,12 @@ def _drawn(curves: list[Curve], axes: Axes) -> alt.LayerChart:
     many = frame.group_by("series").len()["len"].max() or 0
     base = alt.Chart(frame)
     x = alt.X("x:Q", title=axes.x, scale=alt.Scale(type="log" if axes.x_log else "linear", nice=False, zero=False))
-    scale = alt.Scale(type="log" if axes.y_log else "linear", zero=False)
+    scale = alt.Scale(type="log" if axes.y_log else "linear", zero=False, nice=not axes.y_log)
     colour = alt.Color(
-        "series:N", title=None, sort=None, legend=alt.Legend(orient="bottom", columns=2, symbolType="stroke")
+        "series:N",
+        title=None,
+        sort=None,
+        legend=alt.Legend(orient="bottom", columns=2, symbolType="stroke", symbolOpacity=1),
     )
     roles = [r for r in _DASHES if r in set(frame["role"])]
     dash = alt.StrokeDash("role:N", scale=alt.Scale(domain=roles, range=[_DASHES[r] for r in roles]), legend=None)
