@@ -109,8 +109,8 @@ def collapse(
 
 @PAPER.claim(
     "drift", "One layer BN(H + gamma W H) moves the squared norm of M by gamma^2 (2d^2 - 2F - 8 tr M^3 + 8 sum s_i^2).",
-    where="why the square root of d; derived", covers="R7 drift", quick={"draws": 40000, "widths": (3, 6, 12)},
-    full={"draws": 240000, "widths": (3, 6, 12, 24)}, control={"normalize": False},
+    where="why the square root of d; derived", covers="R7 drift", quick={"draws": 160000, "widths": (3, 6, 12)},
+    full={"draws": 1000000, "widths": (3, 6, 12, 24)}, control={"normalize": False},
     because="without dividing by the rows' norms the drift is another one", seconds=(4, 60),
 )  # fmt: skip
 def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -> Iterable[Reading]:

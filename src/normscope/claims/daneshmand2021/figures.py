@@ -34,7 +34,8 @@ def with_band(name: str, x: Sequence[float], values: Array, role: str = "ours", 
 @PAPER.claim(
     "fig1", "Two nearly parallel inputs become nearly orthogonal with batch norm; two orthogonal ones parallel without.",
     where="Fig. 1", covers="C3 Fig.1", quick={"chains": 100, "vanilla_chains": 2000},
-    full={"chains": 1000, "vanilla_chains": 20000}, control={"norm": "none"}, because="without batch norm nearly parallel samples stay parallel", seconds=(1.5, 15),
+    full={"chains": 1000, "vanilla_chains": 20000}, control={"norm": "none"},
+    because="without batch norm nearly parallel samples stay parallel", seconds=(1.5, 15),
     axes=Axes("layer", "mean |cosine|"),
 )  # fmt: skip
 def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale") -> Evidence:

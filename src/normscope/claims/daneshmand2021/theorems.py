@@ -102,7 +102,7 @@ def contraction(run: Run, samples: Sequence[int], norm: str = "batch_rescale") -
 
 @PAPER.claim(
     "fluctuation", "One layer's Gram fluctuates by at most 1/d, exactly (1 - sum p_i^2)/d; its smallest eigenvalue by at "
-    "most 1/d.", where="Lemmas 6 and 7", covers="C13 L6 L7", quick={"draws": 8000, "cases": 3},
+    "most 1/d.", where="Lemmas 6 and 7", covers="C13 L6 L7", quick={"draws": 10000, "cases": 3},
     full={"draws": 40000, "cases": 20}, control={"weights": "orthogonal"},
     because="orthogonal weights have fewer degrees of freedom and fluctuate less than the exact law", seconds=(1.5, 120),
 )  # fmt: skip
@@ -111,7 +111,7 @@ def fluctuation(run: Run, draws: int, cases: int, weights: str = "gaussian") -> 
 
     E|C' - E C'|^2 = E V'^2 + 1/n - sum p_i^2, because C' has trace 1 and mean p.
     """
-    n, d = 3, 12
+    n, d = 3, 6
     for case, v in enumerate(np.random.default_rng([run.seed, 6]).dirichlet(np.full(n, 2.0), cases)):
         p = mean_spectrum_by_quadrature(v)
         found = simulated(
