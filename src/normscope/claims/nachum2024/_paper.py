@@ -12,6 +12,7 @@ from normscope.claims._tables import Array
 from normscope.claims.claim import PAPERS, Paper, Run
 from normscope.nn import build
 from normscope.spec import Spec
+from normscope.theory import predicted_grams
 
 PAPER = PAPERS.add(
     "nachum2024",
@@ -52,6 +53,14 @@ def odd_state(n: int, t: float) -> Array:
     state[0, :] = state[:, 0] = -1 / (n - 1)
     np.fill_diagonal(state, [1.0] + [t] * (n - 1))
     return state
+
+
+def follow(spec: Spec, gram: Array) -> Array:
+    """The Gram after ``spec.depth`` infinitely wide layers without a scale of their own, kept from underflow."""
+    for at in range(0, spec.depth, 100):
+        gram = predicted_grams(replace(spec, depth=min(100, spec.depth - at)), gram)[-1]
+        gram = gram / np.trace(gram)
+    return gram
 
 
 def variance_ratio(gram: Array) -> float:
