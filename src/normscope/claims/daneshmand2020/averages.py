@@ -23,7 +23,10 @@ INFINITE = {
     256: (15.10, 25.5),
 }  # fmt: skip
 #: Fig. 3a as printed, log2 of the rank at d = 8, 16, ..., 256: gamma = .01, and gamma = 1 or infinity.
-PRINTED = {"gamma = 0.01": (1.70, 2.28, 2.88, 3.47, 4.08, 4.66), "gamma = infinity": (1.50, 2.20, 2.82, 3.47, 4.08, 4.66)}
+PRINTED = {
+    "gamma = 0.01": (1.70, 2.28, 2.88, 3.47, 4.08, 4.66),
+    "gamma = infinity": (1.50, 2.20, 2.82, 3.47, 4.08, 4.66),
+}
 
 
 def averaged(
@@ -74,13 +77,13 @@ def theorem2(
     curves = []
     for i, (name, low, high) in enumerate((("r", 0.47, 0.60), ("rank_.5", 0.55, 0.70))):
         points = [(d, *found[d][i]) for d in widths]
-        slope, error = slope_and_error(
-            np.log(widths), np.log([m for _, m, _ in points]), [e / m for _, m, e in points]
-        )
+        slope, error = slope_and_error(np.log(widths), np.log([m for _, m, _ in points]), [e / m for _, m, e in points])
         readings.append(between(f"slope of log {name}, no skip", slope, low, high, stderr=error, reason="R5's range"))
         curves.append(Curve(f"{name}, no skip", list(widths), [m for _, m, _ in points], "ours",
                             [m - 2 * e for _, m, e in points], [m + 2 * e for _, m, e in points]))  # fmt: skip
-    curves += [Curve(name, [8, 16, 32, 64, 128, 256], [2**v for v in logs], "printed") for name, logs in PRINTED.items()]
+    curves += [
+        Curve(name, [8, 16, 32, 64, 128, 256], [2**v for v in logs], "printed") for name, logs in PRINTED.items()
+    ]
     curves += [Curve("sqrt(d)", list(widths), [math.sqrt(d) for d in widths], "theory")]
     return Evidence(tuple(readings), tuple(curves))
 
@@ -168,7 +171,9 @@ def start(run: Run, width: int, chains: int, layers: int, inputs: int | None = N
     }  # fmt: skip
     for stream, (name, x) in enumerate(batches.items()):
         (r, error), _ = averaged(run, linear(layers, width), x, chains, layers // 3, stream)
-        yield near(f"r, {name}", r, INFINITE[width][0], relative=0.025, stderr=error, reason="1 % and the reference error")
+        yield near(
+            f"r, {name}", r, INFINITE[width][0], relative=0.025, stderr=error, reason="1 % and the reference error"
+        )
 
 
 @PAPER.claim(
@@ -206,7 +211,14 @@ def recentring(run: Run, width: int, chains: int, layers: int, activation: str =
         spec = linear(layers, width, norm, activation)
         means.append(averaged(run, spec, gaussian(run, width, width, stream=5), chains, layers // 3, stream)[0])
     (a, ea), (b, eb) = means
-    yield near("r with recentring over r without", a / b, 1, 0.03, stderr=math.hypot(ea / a, eb / b) * a / b, reason="2 %, noise")
+    yield near(
+        "r with recentring over r without",
+        a / b,
+        1,
+        0.03,
+        stderr=math.hypot(ea / a, eb / b) * a / b,
+        reason="2 %, noise",
+    )
 
 
 @PAPER.claim(
@@ -231,11 +243,17 @@ def relu(run: Run, widths: Sequence[int], chains: int, layers: int, norm: str | 
             words = "recentred" if i else "not recentred"
             if d in listed:
                 yield near(f"r, {words}, d = {d}", mean, listed[d][i], relative=0.08, stderr=error, reason="8 %")
-            early, late = (series(found, "participation_rank", a, b).mean() for a, b in ((100, 200), (layers - 100, layers)))
+            early, late = (
+                series(found, "participation_rank", a, b).mean() for a, b in ((100, 200), (layers - 100, layers))
+            )
             yield near(f"late over early r, {words}, d = {d}", late / early, 1, 0.15, reason="the specification's 15 %")
             if i:
                 full = float(series(found, "numerical_rank", 200).min())
-                yield at_least(f"smallest float64 rank, d = {d}", full, d - 1, reason="d, less one for the recentred direction")
-        plain = simulated(run, Spec(depth=50, width=d, norm="none"), x, ["participation_rank"], chains=21, stream=9, every=50)
+                yield at_least(
+                    f"smallest float64 rank, d = {d}", full, d - 1, reason="d, less one for the recentred direction"
+                )
+        plain = simulated(
+            run, Spec(depth=50, width=d, norm="none"), x, ["participation_rank"], chains=21, stream=9, every=50
+        )
         median = float(np.median(series(plain, "participation_rank", 50)))
         yield at_most(f"median r at layer 50 without norm, d = {d}", median, 1.05, reason="1.000 to 1.009 measured")

@@ -58,11 +58,20 @@ def fig1_rank(run: Run, nets: int, norm: str = "none") -> Evidence:
         reach = max(0.12 * expected[i], 4.0)
         readings.append(near(f"vanilla, {depth} hidden layers", mean, expected[i], reach, stderr=error,
                              printed=FIGURE_1[i], reason="12 % or 4 directions"))  # fmt: skip
-    readings.append(at_least("batch norm, smallest rank", float(bn.min()), 126, printed=128, reason="128, rounding excepted"))
+    readings.append(
+        at_least("batch norm, smallest rank", float(bn.min()), 126, printed=128, reason="128, rounding excepted")
+    )
     return Evidence(
         tuple(readings),
         (
-            Curve("vanilla", list(DEPTHS), vanilla.mean(0).tolist(), "ours", vanilla.min(0).tolist(), vanilla.max(0).tolist()),
+            Curve(
+                "vanilla",
+                list(DEPTHS),
+                vanilla.mean(0).tolist(),
+                "ours",
+                vanilla.min(0).tolist(),
+                vanilla.max(0).tolist(),
+            ),
             Curve("batch norm", list(DEPTHS), bn.mean(0).tolist(), "ours", bn.min(0).tolist(), bn.max(0).tolist()),
             Curve("vanilla", list(DEPTHS), list(FIGURE_1), "printed"),
             Curve("batch norm", list(DEPTHS), [128.0] * len(DEPTHS), "printed"),
@@ -95,9 +104,7 @@ def fig2(run: Run, layers: int, chains: int, weights: str, norm: str = "batch") 
     counts here is the number of directions that do not decay (k*, see transverse) plus those that have not yet.
     """
     x = gaussian(run, 32, 32, stream=1)
-    found = simulated(
-        run, linear(layers, 32, norm, weights=weights), x, ["numerical_rank"], chains=chains, every=1000
-    )
+    found = simulated(run, linear(layers, 32, norm, weights=weights), x, ["numerical_rank"], chains=chains, every=1000)
     ours = series(found, "numerical_rank", 1000)
     vanilla = series(
         simulated(run, linear(layers, 32, "none"), x, ["numerical_rank"], chains=chains, every=1000, stream=1),
@@ -106,10 +113,28 @@ def fig2(run: Run, layers: int, chains: int, weights: str, norm: str = "batch") 
     axis = [1000.0 * (i + 1) for i in range(len(ours))]
     return Evidence(
         (
-            between("batch norm, smallest rank from layer 1000", float(ours.min()), 8, 13, printed=9, reason="printed 9 to 11"),
-            between("batch norm, largest rank from layer 1000", float(ours.max()), 8, 13, printed=11, reason="printed 9 to 11"),
-            at_most("vanilla, largest rank at layer 1000", float(vanilla[0].max()), 4, printed=3, reason="the law gives 3"),
-            at_most("vanilla, largest rank at layer 4000", float(vanilla[3:].max()), 2, printed=2, reason="1 or 2 printed"),
+            between(
+                "batch norm, smallest rank from layer 1000",
+                float(ours.min()),
+                8,
+                13,
+                printed=9,
+                reason="printed 9 to 11",
+            ),
+            between(
+                "batch norm, largest rank from layer 1000",
+                float(ours.max()),
+                8,
+                13,
+                printed=11,
+                reason="printed 9 to 11",
+            ),
+            at_most(
+                "vanilla, largest rank at layer 1000", float(vanilla[0].max()), 4, printed=3, reason="the law gives 3"
+            ),
+            at_most(
+                "vanilla, largest rank at layer 4000", float(vanilla[3:].max()), 2, printed=2, reason="1 or 2 printed"
+            ),
         ),
         (
             Curve("batch norm", axis, ours.mean(1).tolist(), "ours", ours.min(1).tolist(), ours.max(1).tolist()),
@@ -135,7 +160,9 @@ def fig2_right(run: Run, layers: int, chains: int, norm: str = "batch") -> Itera
         spec = linear(layers, 32, norm, activation)
         found = simulated(run, spec, x, ["numerical_rank"], chains=chains, every=1000, stream=stream)
         least = float(series(found, "numerical_rank", 1000).min())
-        yield at_least(f"{activation} with batch norm, smallest rank from layer 1000", least, 32, printed=32, reason="exactly 32")
+        yield at_least(
+            f"{activation} with batch norm, smallest rank from layer 1000", least, 32, printed=32, reason="exactly 32"
+        )
     spec = Spec(depth=layers, width=32, norm="none", activation="relu")
     found = simulated(run, spec, x, ["numerical_rank"], chains=chains, every=1000, stream=5)
     yield at_most("vanilla ReLU, largest rank from layer 1000", float(series(found, "numerical_rank", 1000).max()), 2,
@@ -166,13 +193,20 @@ def fig3b(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:
     median = np.median(values, 0)
     first = [next((i for i, v in enumerate(chain[:, 1], 1) if v > 1), math.inf) for chain in values]
     readings = [
-        between("largest eigenvalue at layer 100, median", float(median[-1, 0]), 10, 16, printed=12, reason="printed 10 to 15"),
+        between(
+            "largest eigenvalue at layer 100, median",
+            float(median[-1, 0]),
+            10,
+            16,
+            printed=12,
+            reason="printed 10 to 15",
+        ),
         between("tenth at layer 100, median", float(median[-1, 9]), 0.03, 1.2, printed=0.3, reason="printed .1 to .5"),
-        at_most("first layer with the second above 1, largest", float(max(first)), 14, printed=20, reason="2 to 8 measured"),
+        at_most(
+            "first layer with the second above 1, largest", float(max(first)), 14, printed=20, reason="2 to 8 measured"
+        ),
     ]
     layers = list(range(1, 101))
     curves = [Curve(f"eigenvalue {k}", layers, median[:, k - 1].tolist()) for k in (1, 2, 3, 6, 10)]
     curves.append(Curve("eigenvalue 1", [1, 20, 100], [50, 15, 12], "printed"))
     return Evidence(tuple(readings), tuple(curves))
-
-

@@ -36,7 +36,9 @@ def lemma1(run: Run, cases: int, measured: int, relative_to: str = "mean") -> It
     missing, below = [-math.inf], [-math.inf]
     for case in range(max(1, cases // 200)):
         d, n = rng.integers(2, 20), rng.integers(1, 25)
-        h = rng.standard_normal((200, d, n)) * rng.gamma(0.3, size=(200, 1, n)) + rng.standard_normal((200, d, 1)) * (case % 2)
+        h = rng.standard_normal((200, d, n)) * rng.gamma(0.3, size=(200, 1, n)) + rng.standard_normal((200, d, 1)) * (
+            case % 2
+        )
         h /= np.sqrt(np.square(h).mean(2, keepdims=True))
         values = np.linalg.eigvalsh(h @ h.transpose(0, 2, 1) / n).clip(0)
         r = d**2 / np.square(values).sum(1)
@@ -91,7 +93,9 @@ def collapse(
         yield at_most(f"largest |mu_i - law|, d = {d}", float(apart.max()), 0.012, reason="four standard errors")
         gap = found[:, 0] - found[:, 1]
         mean, spread = mean_and_error(gap)
-        yield near(f"mu_1 - mu_2, d = {d}", mean, 1 / rank.collapse_depth(d), 0.02, stderr=spread, reason="the library's law")
+        yield near(
+            f"mu_1 - mu_2, d = {d}", mean, 1 / rank.collapse_depth(d), 0.02, stderr=spread, reason="the library's law"
+        )
     for d in widths:
         spec = linear(5 * d, d, norm)
         found = series(
@@ -138,9 +142,16 @@ def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -
                 change[start : start + len(w)] += np.square(out).sum((1, 2)) / 2
         mean, error = mean_and_error((change - np.square(m).sum()) / gamma**2)
         yield near(
-            f"drift / gamma^2, d = {d}", mean, law, 0.03 * d**2, stderr=error, reason="four s.e. of 40000 draws, and 0.3 %"
+            f"drift / gamma^2, d = {d}",
+            mean,
+            law,
+            0.03 * d**2,
+            stderr=error,
+            reason="four s.e. of 40000 draws, and 0.3 %",
         )
-        yield near(f"the library's drift, d = {d}", rank.drift(m, gamma), gamma**2 * law, 1e-12 * d**4, reason="one formula")
+        yield near(
+            f"the library's drift, d = {d}", rank.drift(m, gamma), gamma**2 * law, 1e-12 * d**4, reason="one formula"
+        )
 
 
 @PAPER.claim(
@@ -172,8 +183,13 @@ def stationary_identity(
         yield near(f"left over right, d = {d}", ratio, 1, 0.1, stderr=error, reason="5 % and the bias of gamma = 0.1")
         mean, error = mean_and_error(cubes)
         yield between(f"E tr M^3 / d^2, d = {d}", mean, 1.38, 1.65, stderr=error, reason="1.47 to 1.54 measured")
-        mine, law = rank.stationary_sides(m[0]), (4 * np.trace(m[0] @ m[0] @ m[0] - np.diag(np.diag(m[0] @ m[0]) ** 2)), 0)
-        yield near(f"the library's left side, d = {d}", mine[0], float(law[0]), relative=1e-9, reason="one formula, twice")
+        mine, law = (
+            rank.stationary_sides(m[0]),
+            (4 * np.trace(m[0] @ m[0] @ m[0] - np.diag(np.diag(m[0] @ m[0]) ** 2)), 0),
+        )
+        yield near(
+            f"the library's left side, d = {d}", mine[0], float(law[0]), relative=1e-9, reason="one formula, twice"
+        )
 
 
 @PAPER.claim(
@@ -188,13 +204,24 @@ def transverse(run: Run, widths: Sequence[int], layers: int, shift: int = 0) -> 
     Positive just below k* and negative just above; it is what "numerical rank" in Figs. 2 and 3 converges to. The
     growth is measured here on explicit weights; the library's estimator must agree with it.
     """
-    listed = {8: (3, 0.081, 4, -0.150), 16: (5, 0.045, 6, -0.038), 32: (8, 0.025, 9, -0.008), 64: (13, 0.006, 14, -0.009)}
+    listed = {
+        8: (3, 0.081, 4, -0.150),
+        16: (5, 0.045, 6, -0.038),
+        32: (8, 0.025, 9, -0.008),
+        64: (13, 0.006, 14, -0.009),
+    }
     for d in widths:
         low, grows, high, decays = listed[d]
         for k, expected in ((min(low + shift, d - 1), grows), (high, decays)):
             value, error = rank.transverse_growth(d, k, layers=layers, chains=12, seed=run.seed)
             side = at_least if expected > 0 else at_most
-            yield side(f"growth of direction {k + 1 if not shift else '(far)'}, d = {d}", value, 0, stderr=error, reason="its sign")
+            yield side(
+                f"growth of direction {k + 1 if not shift else '(far)'}, d = {d}",
+                value,
+                0,
+                stderr=error,
+                reason="its sign",
+            )
             yield near(f"the same by value, d = {d}, near k = {low if expected > 0 else high}", value, expected, 0.02,
                        stderr=error, reason="the specification's, s.e. .002 each")  # fmt: skip
     value, error = _direct_growth(run, 8, 3, layers // 2)

@@ -53,13 +53,17 @@ def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale"
     )
     readings = []
     mean, error = mean_and_error(ours[20:50].mean(0))
-    readings.append(near("batch norm, layers 21-50", mean, 0.117, 0.015, stderr=error, printed=0.13, reason="three s.d."))
+    readings.append(
+        near("batch norm, layers 21-50", mean, 0.117, 0.015, stderr=error, printed=0.13, reason="three s.d.")
+    )
     for layer, expected, printed in ((5, 0.702, None), (7, 0.275, 0.31), (10, 0.123, 0.135)):
         mean, error = mean_and_error(ours[layer - 1])
         readings.append(near(f"batch norm, layer {layer}", mean, expected, 0.12, stderr=error, printed=printed,
                              reason="4000 earlier runs; the spread of the paper's 20"))  # fmt: skip
     mean, error = mean_and_error(plain[49])
-    readings.append(near("vanilla, layer 50", mean, 0.718, 0.05, stderr=error, printed=0.76, reason="three s.d. of 400 runs"))
+    readings.append(
+        near("vanilla, layer 50", mean, 0.718, 0.05, stderr=error, printed=0.76, reason="three s.d. of 400 runs")
+    )
     x_axis = list(range(1, 51))
     return Evidence(
         tuple(readings),
@@ -92,13 +96,17 @@ def vanilla_law(run: Run, chains: int, norm: str = "none") -> Iterable[Reading]:
     cosine = series(found, "mean_abs_cosine", depth)[0]
     mean, error = mean_and_error(np.log((1 - cosine) * (1 + cosine)))
     expected = depth * (digamma((d - 1) / 2) - digamma(d / 2))
-    yield near("E log sin^2 of the angle", mean, expected, 0.15, stderr=error, reason="four standard errors of 2000 runs")
+    yield near(
+        "E log sin^2 of the angle", mean, expected, 0.15, stderr=error, reason="four standard errors of 2000 runs"
+    )
     found = simulated(run, spec, padded([1, 1, 1], d), ["isometry_gap", "rms"], chains=chains, every=depth, stream=1)
     trace = 3 * d * series(found, "rms", depth)[0] ** 2
     log_det = 3 * np.log(trace / 3) - 3 * series(found, "isometry_gap", depth)[0]
     mean, error = mean_and_error(log_det)
     expected = depth * sum(digamma((d - i) / 2) + math.log(2 / d) for i in range(3))
-    yield near("E log det of three samples", mean, expected, 0.25, stderr=error, reason="four standard errors of 2000 runs")
+    yield near(
+        "E log det of three samples", mean, expected, 0.25, stderr=error, reason="four standard errors of 2000 runs"
+    )
 
 
 @PAPER.claim(
@@ -132,7 +140,9 @@ def fig2a(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:
             slope, slope_error = mean_and_error(slopes)
         curves.append(with_band(f"d = {d}", range(50), logs))
         curves.append(Curve(f"d = {d}", [25, 49], [printed] * 2, "printed"))
-    readings.append(near("slope a layer, layers 5-12, d = 512", slope, -0.27, 0.03, stderr=slope_error, reason="three s.d."))
+    readings.append(
+        near("slope a layer, layers 5-12, d = 512", slope, -0.27, 0.03, stderr=slope_error, reason="three s.d.")
+    )
     return Evidence(tuple(readings), tuple(curves))
 
 
@@ -163,7 +173,12 @@ def fig2b(run: Run, widths: Sequence[int], layers: int, chains: int, norm: str =
     (with_transient, e1), (without, e2) = slope(whole), slope(stationary)
     curves = [
         Curve(
-            name, list(widths), [m for m, _ in means], "ours", [m - 2 * e for m, e in means], [m + 2 * e for m, e in means]
+            name,
+            list(widths),
+            [m for m, _ in means],
+            "ours",
+            [m - 2 * e for m, e in means],
+            [m + 2 * e for m, e in means],
         )
         for name, means in (("all layers (as printed)", whole), ("stationary", stationary))
     ]
@@ -173,13 +188,28 @@ def fig2b(run: Run, widths: Sequence[int], layers: int, chains: int, norm: str =
     curves.append(Curve("slope -0.46, as printed (moved onto our first point)", list(widths), line, "printed"))
     wide = len(widths) > 6
     small = (
-        near("slope, all layers", with_transient, -0.469, 0.02, stderr=e1, printed=-0.46, reason="three s.d. of five seeds"),
+        near(
+            "slope, all layers",
+            with_transient,
+            -0.469,
+            0.02,
+            stderr=e1,
+            printed=-0.46,
+            reason="three s.d. of five seeds",
+        ),
     )
     expected, tolerance = (-0.50, 0.015) if wide else (-0.51, 0.02)
     return Evidence(
         (
             *(() if wide else small),
-            near("slope, stationary", without, expected, tolerance, stderr=e2, reason="-1/2 as d grows; finite widths -.51"),
+            near(
+                "slope, stationary",
+                without,
+                expected,
+                tolerance,
+                stderr=e2,
+                reason="-1/2 as d grows; finite widths -.51",
+            ),
         ),
         tuple(curves),
     )
@@ -197,7 +227,9 @@ def fig2b_as_printed(run: Run, chains: int, transient: bool = False) -> Iterable
         found = simulated(run, linear(500, d), near_rank_one(4, d), GAP, chains=chains, stream=d)
         means.append(mean_and_error(series(found, "orthogonality_gap", 1)[0 if transient else 60 :].mean(0)))
     slope, error = slope_and_error(np.log(widths), np.log([m for m, _ in means]), [e / m for m, e in means])
-    yield near("slope", slope, -0.46, 0.025, stderr=error, printed=-0.46, reason="the printed value, within what 20 runs give")
+    yield near(
+        "slope", slope, -0.46, 0.025, stderr=error, printed=-0.46, reason="the printed value, within what 20 runs give"
+    )
 
 
 class _Blocks(nn.Module):
@@ -251,8 +283,24 @@ def fig5a(run: Run, nets: int, norm: bool = True) -> Evidence:
     x = list(range(1, 32))
     return Evidence(
         (
-            near("batch norm, layers 15-30", mean, 0.191, 0.02, stderr=error, printed=0.195, reason="one s.d. of V over nets"),
-            between("vanilla, layer 30", end, low, high, stderr=end_error, printed=0.93, reason=f"{name}: .93, and .917 in law"),
+            near(
+                "batch norm, layers 15-30",
+                mean,
+                0.191,
+                0.02,
+                stderr=error,
+                printed=0.195,
+                reason="one s.d. of V over nets",
+            ),
+            between(
+                "vanilla, layer 30",
+                end,
+                low,
+                high,
+                stderr=end_error,
+                printed=0.93,
+                reason=f"{name}: .93, and .917 in law",
+            ),
         ),
         (
             with_band("batch norm", x, bn),
@@ -294,7 +342,9 @@ def fig5b(run: Run, depth: int, channels: int, nets: int, norm: bool = True) -> 
     x = list(range(1, depth + 2))
     return Evidence(
         (
-            at_most("last layer, batch norm over vanilla", ratio, 0.6, stderr=error, reason="chosen by us: clearly lower"),
+            at_most(
+                "last layer, batch norm over vanilla", ratio, 0.6, stderr=error, reason="chosen by us: clearly lower"
+            ),
             at_most("last layer, batch norm over the raw batch", float((bn[-1] / bn[0]).mean()), 1, reason="it falls"),
         ),
         (with_band("batch norm", x, bn), with_band("vanilla", x, plain)),
@@ -343,7 +393,9 @@ _LOG_L = {
 }  # fmt: skip
 
 
-def _deviation(seed: int, activation: str, recenter: bool, d: int, chains: int, layers: int) -> tuple[float, float, float]:
+def _deviation(
+    seed: int, activation: str, recenter: bool, d: int, chains: int, layers: int
+) -> tuple[float, float, float]:
     """L = E|M - E M| of M = Q Q^T / d (n = 4, rows of Q of norm 1), its standard error, and |E M - I/n|."""
     run, n = Run(seed), 4
     name, argument = _FIGURE_6[activation]
@@ -360,7 +412,7 @@ def _deviation(seed: int, activation: str, recenter: bool, d: int, chains: int, 
 @PAPER.claim(
     "fig6", "The Gram of a chain with batch norm stays within O(1/sqrt(d)) of its settled mean, whatever the activation.",
     where="Fig. 6, conjecture of appendix F", covers="C21 Fig.6 F.conjecture",
-    quick={"widths": (16, 32, 64, 128), "chains": 16, "layers": 120},
+    quick={"widths": (16, 32, 64, 128), "chains": 24, "layers": 160},
     full={"widths": (16, 32, 64, 128, 256), "chains": 60, "layers": 1000}, control={"recenter": True},
     because="with recentring sigmoid and ReLU settle elsewhere, so the values are other ones", seconds=(12, 600),
     axes=Axes("width d", "L(Q)", x_log=True, y_log=True),
@@ -399,7 +451,9 @@ def fig6_as_printed(run: Run, activations: Sequence[str], width: int, chains: in
     found = [_deviation(run.seed, name, False, width, chains, 120) for name in activations]
     logs = [math.log(v) for v, *_ in found]
     error = max(e / v for v, e, _ in found) * math.sqrt(2)
-    yield at_most("largest difference of log L", max(logs) - min(logs), 0.1, stderr=error, reason="what a plot cannot tell")
+    yield at_most(
+        "largest difference of log L", max(logs) - min(logs), 0.1, stderr=error, reason="what a plot cannot tell"
+    )
 
 
 @PAPER.claim(

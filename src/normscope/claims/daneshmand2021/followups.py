@@ -37,7 +37,7 @@ def gradient_logs(run: Run, spec: Spec, samples: int, nets: int) -> np.ndarray:
 
 @PAPER.claim(
     "gradients", "Behind Gaussian weights and batch norm gradients grow by (n-1)/(n-2) a layer, recentred (n-2)/(n-3).",
-    where="follow-ups; Yang et al. 2019", covers="F-gradients", quick={"width": 256, "depth": 60, "nets": 4},
+    where="follow-ups; Yang et al. 2019", covers="F-gradients", quick={"width": 256, "depth": 60, "nets": 12},
     full={"width": 1024, "depth": 100, "nets": 10}, control={"none": True}, because="without batch norm they do not grow",
     seconds=(6, 120),
 )  # fmt: skip
@@ -52,7 +52,9 @@ def gradients(run: Run, width: int, depth: int, nets: int, none: bool = False) -
             law = (n - 1 - shift) / (n - 2 - shift)
             spec = linear(60, width, "none" if none else norm)
             growth = predict(spec, np.eye(n), metrics=["rms"]).series("gradient_growth", signal="gradient")
-            yield near(f"predicted factor, {norm}, n = {n}", growth[30] ** 2, law, relative=1e-6, reason="a closed form")
+            yield near(
+                f"predicted factor, {norm}, n = {n}", growth[30] ** 2, law, relative=1e-6, reason="a closed form"
+            )
         logs = gradient_logs(run, linear(depth, width, "none" if none else norm), 16, nets)
         mean, error = mean_and_error(np.exp((logs[:, 10] - logs[:, -10]) / (depth - 19)))
         law = (15 - shift) / (14 - shift)
@@ -76,13 +78,22 @@ def haar(run: Run, chains: int, nets: int, weights: str = "orthogonal") -> Itera
     x = gaussian(run, d, d, stream=1)
     phi = series(simulated(run, spec, x, ["isometry_gap"], chains=chains), "isometry_gap")
     with np.errstate(invalid="ignore"):
-        yield at_most("largest rise of the isometry gap in a layer", float(np.diff(phi, axis=0).max()), 1e-9, reason="never")
+        yield at_most(
+            "largest rise of the isometry gap in a layer", float(np.diff(phi, axis=0).max()), 1e-9, reason="never"
+        )
         k = 0.015 * d**2 * (1 + d * phi[0, 0])
         excess = phi.mean(1) - phi[0, 0] * np.exp(-np.arange(len(phi)) / k)
     yield at_most("largest excess over the bound", float(excess.max()), 1e-9, reason="the notebook's curve")
     inside = (phi[:-1] < 0.05) & (phi[:-1] > 1e-9)
     factor, error = mean_and_error((phi[1:][inside] / phi[:-1][inside]) if inside.sum() > 1 else [math.nan, math.nan])
-    yield near("factor on a small isometry gap", factor, d / (d + 2), 0.01, stderr=error, reason="linear theory, .8887 measured")
+    yield near(
+        "factor on a small isometry gap",
+        factor,
+        d / (d + 2),
+        0.01,
+        stderr=error,
+        reason="linear theory, .8887 measured",
+    )
     yield near("the library's factor", isometry.haar_contraction(d), d / (d + 2), 1e-12, reason="one formula")
     logs = gradient_logs(run, linear(200, d, weights=weights), d, nets)
     growth, error = mean_and_error(logs[:, 50] - logs[:, 150])
@@ -152,7 +163,9 @@ def nonlinearity(run: Run, width: int, layers: int, centred: bool = True) -> Ite
         yield near(f"theory.laws, {name}", isometry.nonlinearity_strength(name), beta, 1e-6, reason="quadrature")
         if name in ("relu", "tanh"):
             ratios = _isometry_ratios(run, name, width, layers, c0 if centred else 0.0)
-            yield at_least(f"smallest ratio of successive gaps, {name}", min(ratios), beta - 0.03, reason="beta_0, finite width")
+            yield at_least(
+                f"smallest ratio of successive gaps, {name}", min(ratios), beta - 0.03, reason="beta_0, finite width"
+            )
             yield at_most(f"largest ratio of successive gaps, {name}", max(ratios), 1.6 if name == "relu" else 1.2,
                           reason="1.46 and 1.13 measured at width 2000")  # fmt: skip
 

@@ -53,7 +53,9 @@ def appendix_e(run: Run, cases: int, power: float = 0.5) -> Iterable[Reading]:
         apart.append(abs(after**2 - (share.sum() ** -2 - 1 / n)))
         rise.append(after - before)
         del vt
-    yield at_most("largest |V(WH)^2 - ((sum sigma)^-2 - 1/n)|", max(apart), 1e-10, reason="an identity: rounding, cond. 1e3")
+    yield at_most(
+        "largest |V(WH)^2 - ((sum sigma)^-2 - 1/n)|", max(apart), 1e-10, reason="an identity: rounding, cond. 1e3"
+    )
     yield at_most("largest V(WH) - V(H)", max(rise), 1e-10, reason="an inequality")
     q1, q2 = (np.linalg.qr(rng.standard_normal((16, 16)))[0] for _ in range(2))
     h = q1 @ np.diag(np.geomspace(1, 1e-4, 16)) @ q2
@@ -63,7 +65,9 @@ def appendix_e(run: Run, cases: int, power: float = 0.5) -> Iterable[Reading]:
         h = np.diag(sigma**-power) @ u.T @ h
         found.append(gap(h))
     worst = max(abs(a - b) for a, b in zip(found, listed, strict=True))
-    yield at_most("largest difference from the listed gaps of six linear layers", worst, 6e-4, reason="listed to three digits")
+    yield at_most(
+        "largest difference from the listed gaps of six linear layers", worst, 6e-4, reason="listed to three digits"
+    )
 
 
 @PAPER.claim(
@@ -108,4 +112,6 @@ def slice_spectrum(run: Run, draws: int, basis: str = "sliced") -> Iterable[Read
         ("smallest", "median", "largest"), (0.003, 0.51, 0.94), (0.02, 0.06, 0.02), np.transpose(found), strict=True
     ):
         mean, error = mean_and_error(values)
-        yield near(f"{name} singular value", mean, expected, reach, stderr=error, reason="one draw in the specification")
+        yield near(
+            f"{name} singular value", mean, expected, reach, stderr=error, reason="one draw in the specification"
+        )

@@ -16,6 +16,8 @@ PAPER = PAPERS.add(
         {
             "Tab.2": "a table of notation: nothing to check",
             "L9": "Sawa's formula for expectations of ratios, used inside a proof; the integral it gives is checked by lemma8",
+            "F-mean-field": "a later paper on mean-field accuracy at finite width, known to us by title only; fig6 measures the "
+            "same thing for this chain",
             "L10": "convexity of an integrand, used inside a proof",
         },
     ),

@@ -38,7 +38,12 @@ def stationary_gap(run: Run, cases: Sequence[tuple[int, int, int]], weights: str
         law = v * math.sqrt(2 / dim) * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
         tolerance = 0.03 if n <= math.sqrt(d) / 2 else 0.05
         yield near(
-            f"E V, n = {n}, d = {d}", mean, law, relative=tolerance, stderr=error, reason="the specification's tolerance"
+            f"E V, n = {n}, d = {d}",
+            mean,
+            law,
+            relative=tolerance,
+            stderr=error,
+            reason="the specification's tolerance",
         )
 
 
@@ -80,9 +85,13 @@ def rank_kept(
         share = n * least_share(found, n, width)[-1]
         mean, error = mean_and_error(np.log10(np.maximum(share, 1e-300)))
         if n in kept:
-            yield at_least(f"log10 n sigma_n^2, n = {n}", mean, -2.5, stderr=error, reason="kept: -1.2 to -1.4 on three seeds")
+            yield at_least(
+                f"log10 n sigma_n^2, n = {n}", mean, -2.5, stderr=error, reason="kept: -1.2 to -1.4 on three seeds"
+            )
         else:
-            yield at_most(f"log10 n sigma_n^2, n = {n}", mean, -6, stderr=error, reason="lost: -13.6 to -15 on three seeds")
+            yield at_most(
+                f"log10 n sigma_n^2, n = {n}", mean, -6, stderr=error, reason="lost: -13.6 to -15 on three seeds"
+            )
 
 
 @PAPER.claim(
@@ -104,8 +113,17 @@ def centred(run: Run, chains: int, fewer: int = 1) -> Iterable[Reading]:
     b, eb = mean_and_error(np.square(series(without, "orthogonality_gap", 60)).mean(0))
     b += 1 / (n - 1) - 1 / n
     ratio, error = math.sqrt(a / b), 0.5 * math.hypot(ea / a, eb / b)
-    yield near("root mean square gap, recentred over derived", ratio, 1, 0.02, stderr=error, reason="the specification's 2 %")
-    yield near("root mean square gap, recentred", math.sqrt(a), 0.1999, relative=0.02, stderr=error * math.sqrt(a), reason="2 %")
+    yield near(
+        "root mean square gap, recentred over derived", ratio, 1, 0.02, stderr=error, reason="the specification's 2 %"
+    )
+    yield near(
+        "root mean square gap, recentred",
+        math.sqrt(a),
+        0.1999,
+        relative=0.02,
+        stderr=error * math.sqrt(a),
+        reason="2 %",
+    )
 
 
 @PAPER.claim(
@@ -120,9 +138,13 @@ def transient(run: Run, layers: int, norm: str = "batch_rescale") -> Iterable[Re
         linear(layers, 1000, norm), inputs=near_rank_one(4, 1000), metrics=["orthogonality_gap", "sigma_min", "rms"],
         gradients=False,
     )  # fmt: skip
-    share = (np.array(list(found.series("sigma_min").values())) / np.array(list(found.series("rms").values()))) ** 2 / 4000
+    share = (
+        np.array(list(found.series("sigma_min").values())) / np.array(list(found.series("rms").values()))
+    ) ** 2 / 4000
     for layer, expected in enumerate((7e-7, 5e-4, 0.015, 0.070, 0.136), 1):
-        yield near(f"sigma_n^2 after layer {layer}", float(share[layer]), expected, relative=0.1, reason="printed to one digit")
+        yield near(
+            f"sigma_n^2 after layer {layer}", float(share[layer]), expected, relative=0.1, reason="printed to one digit"
+        )
     v = np.log(list(found.series("orthogonality_gap").values()))
     steepest = float(np.diff(v).min())
     yield near("steepest fall of log V a layer", steepest, -0.5, 0.05, reason="the specification reads about -0.5")

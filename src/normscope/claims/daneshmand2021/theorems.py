@@ -97,7 +97,9 @@ def contraction(run: Run, samples: Sequence[int], norm: str = "batch_rescale") -
         deviation = np.diag(1e-4 * (np.arange(n) - (n - 1) / 2) / n)
         found = predict(linear(1, 100, norm), np.eye(n) / n + deviation, metrics=GAP, gradients=False)
         v = found.series("orthogonality_gap")
-        yield near(f"factor per layer, n = {n}", v[1] / v[0], n / (n + 2), relative=1e-3, reason="finite difference 1e-4")
+        yield near(
+            f"factor per layer, n = {n}", v[1] / v[0], n / (n + 2), relative=1e-3, reason="finite difference 1e-4"
+        )
 
 
 @PAPER.claim(
@@ -126,7 +128,9 @@ def fluctuation(run: Run, draws: int, cases: int, weights: str = "gaussian") -> 
             reason="the specification's 5 %",
         )  # fmt: skip
         yield at_most(f"the same against Lemma 6, spectrum {case}", mean, 1, stderr=error, reason="Lemma 6 times d")
-        yield at_most(f"d E(V^ - (1/n - p_n))^2, spectrum {case}", spread, 1, stderr=spread_error, reason="Lemma 7 times d")
+        yield at_most(
+            f"d E(V^ - (1/n - p_n))^2, spectrum {case}", spread, 1, stderr=spread_error, reason="Lemma 7 times d"
+        )
 
 
 @PAPER.claim(
@@ -169,7 +173,9 @@ def average(run: Run, width: int, layers: int, chains: int, norm: str = "batch_r
     mean, error = mean_and_error(((0.5 - share) * share).mean(0))
     bound = 1.5 * 0.25 / layers + 1.5 / math.sqrt(width)
     yield at_most("mean of V^ (1/n - V^) minus the bound", mean - bound, 0, stderr=error, reason="an inequality")
-    yield at_most("the bound over its trivial value 1/(4 n^2)", bound * 16, 0.5, reason="at this width it says something")
+    yield at_most(
+        "the bound over its trivial value 1/(4 n^2)", bound * 16, 0.5, reason="at this width it says something"
+    )
 
 
 @PAPER.claim(
@@ -219,7 +225,9 @@ def theorem1_as_printed(run: Run, depth: int, power: int = 1) -> Iterable[Readin
     scaled = least[1:].min()
     v = found.series("orthogonality_gap")[depth]
     yield at_least("smallest sigma_n along the chain", scaled, sigma * (1 - 1e-9), reason="the assumption A1")
-    yield at_most("V over 2 (1 - 2/3 alpha)^l", v / (2 * (1 - 2 / 3 * sigma**power) ** (depth - 1)), 1, reason="Theorem 1")
+    yield at_most(
+        "V over 2 (1 - 2/3 alpha)^l", v / (2 * (1 - 2 / 3 * sigma**power) ** (depth - 1)), 1, reason="Theorem 1"
+    )
 
 
 @PAPER.claim(
@@ -292,8 +300,12 @@ def gaussian_limit(
             alpha = float((sigma[..., 0] ** 2).min())
             ts.append(t)
             errors.append(error / t)
-            yield at_most(f"T / (n E V^2), n = {n}, d = {d}", t / (n * np.square(v).mean()), 1, reason="from Lemma 2's proof")
-            yield at_most(f"n E V^2 / (2n E V), n = {n}, d = {d}", np.square(v).mean() / (2 * v.mean()), 1, reason="V <= 1")
+            yield at_most(
+                f"T / (n E V^2), n = {n}, d = {d}", t / (n * np.square(v).mean()), 1, reason="from Lemma 2's proof"
+            )
+            yield at_most(
+                f"n E V^2 / (2n E V), n = {n}, d = {d}", np.square(v).mean() / (2 * v.mean()), 1, reason="V <= 1"
+            )
             wide = 4 * n * (1 - 2 / 3 * alpha) ** 40 + 6 * n**2 / (alpha * math.sqrt(d))
             yield at_most(f"T over Corollary 3, n = {n}, d = {d}", t / wide, 1, reason="Corollary 3")
         law = (n - 1) * (n + 2) ** 2 / (16 * (n + 1) * widths[-1])
@@ -331,5 +343,3 @@ def kurtosis(run: Run, cases: Sequence[tuple[int, int]], chains: int, weights: s
             f"E C_ij^2, n = {n}, d = {d}", size, (n + 2) / (4 * n * (n + 1) * d), relative=0.1, stderr=size_error,
             reason="linear theory, as for the kurtosis",
         )  # fmt: skip
-
-
