@@ -70,9 +70,7 @@ def reduced_map(run: Run, sizes: Sequence[int], slopes: Sequence[float], swap: b
     where="our 3.2", covers="D3 3.2.spread", quick={"sizes": (3, 8, 16, 32, 64), "groups": (1, 2, 3)},
     control={"activation": "identity"}, because="a linear layer keeps all shapes at infinite width", seconds=(0.2, 0.2),
 )  # fmt: skip
-def spread_grows(
-    run: Run, sizes: Sequence[int], groups: Sequence[int], activation: str = "relu"
-) -> Iterator[Reading]:
+def spread_grows(run: Run, sizes: Sequence[int], groups: Sequence[int], activation: str = "relu") -> Iterator[Reading]:
     """Squared distances within the large cluster over the squared distance of the clusters, one layer, from a blur of
     1e-6: factor 1 + 2/n and more, least for one odd point (k = 1). Slope a: n^2/(n^2 - 2(n-1)(1 - 2a/(1+a^2))).
     """

@@ -255,6 +255,7 @@ def abs_oscillates(run: Run, n: int, layers: int, activation: str = "abs") -> It
     """The Gram recursion from a planted odd point with phi = |x|: at n = 8 an exact period of two layers, mean R2 .8166.
     So |x| is no test of the fixed points.
     """
+
     def spec(depth: int) -> Spec:
         return Spec(depth=depth, width=8, norm="batch_recenter", activation=activation)
 

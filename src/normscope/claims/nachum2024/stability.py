@@ -155,7 +155,9 @@ def two_odd_points(run: Run, sizes: Sequence[int], activation: str = "relu") -> 
                 up, down = (step(state + s * change, "batch_recenter", activation) for s in (1, -1))
                 change = (up - down) / 2
                 growth.append(np.linalg.norm(change) / 1e-5)
-            yield near(f"growth per layer, k = {k}, n = {n}", float(growth[-1]), known[n], 3e-4, reason="digits of the table")
+            yield near(
+                f"growth per layer, k = {k}, n = {n}", float(growth[-1]), known[n], 3e-4, reason="digits of the table"
+            )
 
 
 def _symmetrised(state: Array, member: Array) -> Array:
