@@ -267,8 +267,10 @@ def outliers(run: Run, width: int, samples: int, outputs: int, last: str = "none
         ]
         if kind == TANH:
             top = float(values[:outputs].mean() / samples)
-expected = theory(TANH).top(m, samples) + 3  # the bulk adds a little
-            readings.append(near("mean outlier, tanh", top, expected, 7, reason="C = 10, N = 100: seen 60.7 to 49.6; theory 50.8"))
+            expected = theory(TANH).top(m, samples) + 3  # the bulk adds a little
+            readings.append(
+                near("mean outlier, tanh", top, expected, 7, reason="C = 10, N = 100: seen 60.7 to 49.6; theory 50.8")
+            )
         curves.append(
             Curve(name, list(range(1, 3 * outputs + 1)), (values[: 3 * outputs] / samples).tolist(), panel=name)
         )
