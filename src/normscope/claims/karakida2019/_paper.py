@@ -87,8 +87,14 @@ def tops(
         at = stream + 10_000 * r + width
         model = net(kind, width, outputs, run.generator(at)).to(run.device)
         x = batch(run, samples, width, at + 500_000).to(run.device)
-        found.append(spectrum(fisher(model, x), tol=tol).largest)
+        found.append(spectrum(fisher(model, x, parameters=constants_fixed(model)), tol=tol).largest)
     return found
+
+
+def constants_fixed(model: nn.Module) -> list[str]:
+    """Parameters without those of norms: the paper's gamma = 1 and beta = 0 are constants."""
+    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    return [f"{name}.{p}" for name in linear for p in ("weight", "bias")]
 
 
 def plain(

@@ -154,8 +154,9 @@ def odd_activations(
 ) -> Iterator[Reading]:
     """Largest R2 over chains under recentring (tanh with a gain of 1.5, so that its scale stays)."""
     for name in activations:
-        gain = {"gain": 1.5} if name == "tanh" else {}
-        score = chains(run, 16, d, layers, runs, "batch_recenter", activation=name, **gain)["odd_point_score"][-1]
+        score = chains(
+            run, 16, d, layers, runs, "batch_recenter", activation=name, gain=1.5 if name == "tanh" else None
+        )["odd_point_score"][-1]
         yield at_most(f"largest R2, {name}", float(score.max()), 0.6, reason="seen .43 and .07")
 
 

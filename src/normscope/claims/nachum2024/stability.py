@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from normscope.claims._tables import Array
 from normscope.claims.claim import Run
@@ -82,7 +83,8 @@ def odd_state_stable(run: Run, sizes: Sequence[int], at: str = "odd") -> Iterato
         yield at_most(f"largest factor, n = {n}", float(found[0]), 0.99)
         yield at_most(f"distance from the table, n = {n}", float(np.abs(found - expected).max()), 1e-4)
         state = odd_state(n, t) / np.trace(odd_state(n, t))
-        change = centred(sum(m + m.T for m in [normals(run, n, n, stream=n)]))
+        change = normals(run, n, n, stream=n)
+        change = centred(change + change.T)
         change *= 1e-5 / np.linalg.norm(change)
         sizes_seen = []
         for _ in range(60):
@@ -160,7 +162,7 @@ def two_odd_points(run: Run, sizes: Sequence[int], activation: str = "relu") -> 
             )
 
 
-def _symmetrised(state: Array, member: Array) -> Array:
+def _symmetrised(state: Array, member: NDArray[np.bool_]) -> Array:
     """The state averaged over permutations within both groups: rounding must not break the symmetry."""
     out = np.empty_like(state)
     for a in (member, ~member):
