@@ -58,15 +58,18 @@ def appendix_e(run: Run, cases: int, power: float = 0.5) -> Iterable[Reading]:
     )
     yield at_most("largest V(WH) - V(H)", max(rise), 1e-10, reason="an inequality")
     q1, q2 = (np.linalg.qr(rng.standard_normal((16, 16)))[0] for _ in range(2))
-    h = q1 @ np.diag(np.geomspace(1, 1e-4, 16)) @ q2
-    listed, found = (0.506, 0.323, 0.184, 0.096, 0.049, 0.025), []
-    for _ in listed:
+    values = np.geomspace(1, 1e-4, 16)
+    h, apart = q1 @ np.diag(values) @ q2, []
+    for layer in range(1, 7):
         u, sigma, _ = np.linalg.svd(h)
         h = np.diag(sigma**-power) @ u.T @ h
-        found.append(gap(h))
-    worst = max(abs(a - b) for a, b in zip(found, listed, strict=True))
+        squares = values ** (2 / 2**layer)
+        apart.append(abs(gap(h) - math.sqrt(np.square(squares).sum() / squares.sum() ** 2 - 1 / 16)))
     yield at_most(
-        "largest difference from the listed gaps of six linear layers", worst, 6e-4, reason="listed to three digits"
+        "six linear layers, condition 1e4: distance from the gaps of sigma^(1/2^l)",
+        max(apart),
+        1e-9,
+        reason="each layer halves the log spectrum",
     )
 
 
