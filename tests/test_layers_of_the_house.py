@@ -32,6 +32,7 @@ ROOMS = (
 DOORS = {
     ("normscope.diagnose", "report"),
     ("normscope.race._result", "report"),
+    ("normscope.claims.verify", "report"),
 }
 #: Faces may see each other where the one is the other's frame: the command line prints reports.
 SEES_ALL = {"cli", "", "__main__"}

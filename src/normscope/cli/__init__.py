@@ -12,7 +12,17 @@ def main(args: list[str] | None = None) -> None:
     from rich.markup import escape
 
     # A command enrols itself when its file is imported.
-    from normscope.cli import cure, diagnose, explain, predict, race, selfcheck, sharpness, sweep  # noqa: F401
+    from normscope.cli import (  # noqa: F401
+        cure,
+        diagnose,
+        explain,
+        predict,
+        race,
+        selfcheck,
+        sharpness,
+        sweep,
+        verify,
+    )
     from normscope.cli._app import app, errors
 
     try:

@@ -1,0 +1,14 @@
+"""Batch Normalization Orthogonalizes Representations in Deep Random Networks (NeurIPS 2021), as claims."""
+
+from normscope.claims.daneshmand2021 import (
+    definitions,
+    figures,
+    followups,
+    orthogonalization,
+    stationary,
+    theorems,
+    training,
+)
+from normscope.claims.daneshmand2021.paper import PAPER
+
+__all__ = ["PAPER", "definitions", "figures", "followups", "orthogonalization", "stationary", "theorems", "training"]

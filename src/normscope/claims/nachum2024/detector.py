@@ -1,0 +1,86 @@
+"""The detector of configurations: planted states are named, other batches raise no false alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from normscope.claims.claim import Run
+from normscope.claims.nachum2024._paper import PAPER, normals, representations
+from normscope.claims.reading import Reading, at_least, at_most, near
+from normscope.configuration import configuration
+from normscope.spec import Spec
+
+
+@PAPER.claim(
+    "detector-planted", "The detector names planted states: odd, ray, line, clusters, equal angles, a point.",
+    where="our section 5", covers="S5.planted", quick={"noise": 0.02}, control={"noise": 5.0},
+    because="noise larger than the states drowns them", seconds=(0.1, 0.1),
+)  # fmt: skip
+def detector_planted(run: Run, noise: float) -> Iterator[Reading]:
+    """Batches of the shapes of our table with 2 % noise: the label, the index of the odd sample, the number of clusters."""
+    n, d = 16, 400
+    blank = noise * normals(run, n, d) / np.sqrt(d)
+    states = {name: blank.copy() for name in ("odd", "ray", "line", "clusters", "equiangular")}
+    states["odd"][3, 0] += n - 1
+    states["odd"][np.arange(n) != 3, 1] += 1
+    states["ray"][:, 0] += np.linspace(1, 3, n)
+    states["line"][:, 0] += np.linspace(1, 3, n) * np.where(np.arange(n) % 2, 1, -1)
+    states["clusters"][:4, 0] += 3
+    states["clusters"][4:, 1] += 1
+    states["equiangular"][:, :n] += np.eye(n)
+    for label, x in states.items():
+        found = configuration(torch.from_numpy(x))
+        yield near(f"{label} named", float(found.label == label), 1, 0.1, reason=f"said {found.label}")
+    yield near("index of the odd sample", configuration(torch.from_numpy(states["odd"])).index, 3, 0.1)
+    yield near("number of far samples", configuration(torch.from_numpy(states["clusters"])).clusters, 4, 0.1)
+    point = configuration(torch.ones(n, d, dtype=torch.float64) + 0.0 * torch.from_numpy(blank))
+    yield near("point named", float(point.label == "point"), 1, 0.1)
+
+
+@PAPER.claim(
+    "detector-false-alarms", "Gaussian batches, two equal clusters and normalised nets are never called odd.",
+    where="our section 5, calibration", covers="S5.false", quick={"batches": 60}, full={"batches": 2000},
+    control={"planted": True}, because="batches with an odd point are called odd", seconds=(1, 30),
+)  # fmt: skip
+def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iterator[Reading]:
+    """Share called odd among Gaussian batches of 4 to 64 samples in 10 and 1000 dimensions, with and without a common mean,
+    and two equal clusters; the specification's rates are 0.
+    """
+    alarms = 0
+    for r in range(batches):
+        n, d = (4, 6, 8, 16, 32, 64)[r % 6], (10, 1000)[r % 2]
+        x = normals(run, n, d, stream=r)
+        if r % 3 == 1:
+            x += 3
+        if r % 3 == 2:
+            x[: n // 2, 0] += 5 * np.sqrt(d)
+        if planted:
+            x *= 0.02
+            x[0, 0] += np.sqrt(d) * n
+            x[1:, 1] += np.sqrt(d)
+        alarms += configuration(torch.from_numpy(x)).label == "odd"
+    yield at_most("share called odd", alarms / batches, 0, reason="the specification's rate")
+
+
+@PAPER.claim(
+    "detector-on-nets", "On random nets the detector says odd, ray, equal angles as the switches ask.",
+    where="our section 5, label run", covers="S5.nets", quick={"n": 16, "d": 200, "layers": 250, "nets": 3},
+    full={"n": 16, "d": 300, "layers": 400, "nets": 6}, control={"swap": True},
+    because="with the switches exchanged so are the labels", seconds=(6, 30),
+)  # fmt: skip
+def detector_on_nets(run: Run, n: int, d: int, layers: int, nets: int, swap: bool = False) -> Iterator[Reading]:
+    """Share of nets with explicit weights whose last layer gets the expected label; the specification: 29 of 30, 36 of 36,
+    48 of 48.
+    """
+    expected = {"batch_recenter": "odd", "none": "ray", "batch": "equiangular", "batch_rescale": "equiangular"}
+    turned = {"batch_recenter": "batch", "none": "batch_rescale", "batch": "batch_recenter", "batch_rescale": "none"}
+    for i, (norm, label) in enumerate(expected.items()):
+        hits = 0
+        for r in range(nets):
+            spec = Spec(depth=layers, width=d, norm=turned[norm] if swap else norm)
+            *_, h = representations(spec, normals(run, n, d, stream=r), run.generator(100 * (i + 1) + r))
+            hits += configuration(torch.from_numpy(h)).label == label
+        yield at_least(f"{norm} called {label}", hits / nets, 0.6, reason="two of three nets at least")

@@ -1,0 +1,117 @@
+"""Run one claim and its control, and say: holds, fails, undecided."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import traceback
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from normscope._errors import UsageError
+from normscope.claims.claim import CLAIMS, SIZES, Claim, Curve, Run
+from normscope.claims.reading import Reading, worst
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one run of a claim said.
+
+    ``status``: ``holds``, ``fails`` or ``undecided``; ``rejected`` if the control did not do the opposite, so that the
+    check proves nothing; ``error`` if it raised. ``expected`` is the status the claim should have.
+    """
+
+    claim: str
+    size: str
+    seed: int
+    status: str
+    expected: str
+    control: str
+    readings: tuple[Reading, ...] = ()
+    control_readings: tuple[Reading, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = math.nan
+    device: str = "cpu"
+    data: str = ""
+    torch: str = ""
+    normscope: str = ""
+    error: str = ""
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the claim said what it should, and its control did the opposite."""
+        return self.status == self.expected
+
+    @property
+    def worst(self) -> Reading | None:
+        """The reading that decides: of the worst status the one nearest to (or farthest beyond) its band's edge."""
+        of_status = [r for r in self.readings if r.status == worst(self.readings)]
+        return min(of_status, key=_margin, default=None)
+
+    def to_json(self) -> str:
+        """As one JSON document; `from_json` reads it back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Verdict:
+        """The verdict of `to_json`."""
+        raw = json.loads(text)
+        for name in ("readings", "control_readings"):
+            raw[name] = tuple(Reading(**r) for r in raw[name])
+        raw["curves"] = tuple(Curve(**c) for c in raw["curves"])
+        raw["notes"] = tuple(raw["notes"])
+        return cls(**raw)
+
+
+def _margin(reading: Reading) -> float:
+    """Distance from the value to the nearer edge of its band, in the band's half width or else the value's size."""
+    room = min(reading.value - reading.low, reading.high - reading.value)
+    width = (reading.high - reading.low) / 2
+    return room / (width if math.isfinite(width) and width > 0 else max(abs(reading.value), 1e-300))
+
+
+def blank(name: str, size: str, seed: int, device: str = "cpu", data_dir: Path | None = None) -> Verdict:
+    """The verdict on a claim that did not get to its end."""
+    return Verdict(
+        name, size, seed, "error", "holds" if CLAIMS[name].should == "hold" else "fails", "not run", device=device,
+        data="digits" if data_dir is None else "files", torch=torch.__version__, normscope=version("normscope"),
+    )  # fmt: skip
+
+
+def judge(
+    name: str, size: str = "quick", seed: int = 0, *, device: str = "cpu", data_dir: Path | None = None
+) -> Verdict:
+    """Run the claim ``name`` and its control at ``size``. A claim that raises is a verdict of status ``error``."""
+    claim = CLAIMS[name]
+    if size not in SIZES:
+        raise UsageError(f"The size of a claim must be {' or '.join(SIZES)}; got {size!r}.")
+    run, began = Run(seed, device, data_dir), time.perf_counter()
+    verdict = blank(name, size, seed, device, data_dir)
+    try:
+        found = claim.run(size, run)
+        against = claim.run(size, run, control=True)
+    except Exception as error:
+        text = "".join(traceback.format_exception(error))
+        return replace(verdict, seconds=time.perf_counter() - began, error=text)
+    control = worst(against.readings)
+    return replace(
+        verdict,
+        status=_weighed(claim, worst(found.readings), control),
+        control=control,
+        readings=found.readings,
+        control_readings=against.readings,
+        curves=(*found.curves, *(replace(c, role="control") for c in against.curves if c.role == "ours")),
+        notes=found.notes,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _weighed(claim: Claim, status: str, control: str) -> str:
+    """The claim's status, or ``rejected`` if its control did not come out the other way."""
+    other = "fails" if claim.should == "hold" else "holds"
+    return status if control == other else "rejected"

@@ -1,0 +1,132 @@
+"""``normscope verify``: run the statements of the four papers, and say which hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from normscope._errors import UsageError
+from normscope.cli._app import app, console, print_json
+from normscope.cli._shared import device_named
+
+
+@app.command()
+def verify(
+    claims: Annotated[
+        list[str] | None,
+        typer.Argument(help="Papers, claims or patterns: daneshmand2021, nachum2024/fig*, '*/thm*'. Default: all."),
+    ] = None,
+    size: Annotated[str, typer.Option(help="quick (minutes for all) or full (the papers' sizes).")] = "quick",
+    seeds: Annotated[int, typer.Option(help="Independent repetitions, a verdict each.")] = 1,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets; without it, the bundled digits.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder that keeps verdicts; a second run goes on from it.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda ... for what runs on torch.")] = "cpu",
+    timeout: Annotated[float | None, typer.Option(help="Seconds that one claim may take.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the verdicts as JSON lines.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report with the papers' figures.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would run, with the estimated cost.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Check the statements of the four papers: measured, compared, each with a control that must come out the other way.
+
+    Exit code 0: every claim says what it should (or cannot tell), 1: one that should hold fails, 2: misuse.
+    """
+    from normscope import claims as science
+    from normscope.claims.verify import summary, tally
+
+    if seeds < 1:
+        raise UsageError(f"--seeds must be at least 1; got {seeds}.")
+    names = claims or ["*"]
+    if size not in science.SIZES:
+        raise UsageError(f"--size must be {' or '.join(science.SIZES)}; got {size!r}.")
+    picked = science.chosen(names)
+    cost = sum(c.seconds[science.SIZES.index(size)] for c in picked) * seeds
+    if dry_run:
+        _list(picked, size, json)
+        return
+    for path in (out, html):
+        if path is not None:
+            from normscope.report._files import check
+
+            check(path)
+    device_named(device)
+    if not json:
+        console.print(f"{len(picked)} claims, about {_time(cost)} of one core.", highlight=False)
+    found = science.verify(
+        names, size, seeds=range(first_seed, first_seed + seeds), store=store, workers=workers, device=device,
+        data_dir=data_dir, progress=not json, timeout=timeout,
+    )  # fmt: skip
+    if out is not None:
+        found.save(out)
+    if html is not None:
+        found.to_html(html)
+    if json:
+        print_json(summary(found))
+    else:
+        _print(found)
+        console.print(f"\n{tally(found)}", style="bold", highlight=False)
+        for path, what in ((out, "verdicts"), (html, "report")):
+            if path is not None:
+                console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _print(found: object) -> None:
+    """One line a verdict."""
+    from normscope.claims import CLAIMS, PAPERS
+    from normscope.report.claims import band, mark, measured, said
+
+    colours = {"good": "green", "bad": "red", "unsure": "yellow"}
+    paper = ""
+    for v in found:  # type: ignore[attr-defined]
+        if (key := v.claim.partition("/")[0]) != paper:
+            paper = key
+            console.print(f"\n[bold]{escape(PAPERS[key].authors)}[/], {escape(PAPERS[key].title)}", highlight=False)
+        colour, r = colours[mark(v)], v.worst
+        told = f"{r.quantity} {measured(r)} ({band(r)})" if r else ""
+        if v.error:
+            told = v.error.strip().splitlines()[-1]
+        seed = f" seed {v.seed}" if v.seed else ""
+        name = f"{v.claim.partition('/')[2]}{seed}"
+        console.print(
+            f"  [{colour}]{said(v):<18}[/] [cyan]{escape(name):<26}[/] {escape(CLAIMS[v.claim].statement)} "
+            f"[dim]{escape(told)}[/]",
+            highlight=False, soft_wrap=not console.is_terminal,
+        )  # fmt: skip
+
+
+def _list(picked: list[object], size: str, json: bool) -> None:
+    at = 0 if size == "quick" else 1
+    rows = [
+        {"claim": c.name, "where": c.where, "statement": c.statement, "covers": list(c.covers), "seconds": c.seconds[at],
+         "needs": c.needs if at else ""}
+        for c in picked  # type: ignore[attr-defined]
+    ]  # fmt: skip
+    if json:
+        print_json(rows)
+        return
+    for r in rows:
+        needs = f" [yellow]needs {escape(r['needs'])}[/]" if r["needs"] else ""
+        console.print(
+            f"[cyan]{escape(r['claim']):<34}[/] {_time(r['seconds']):>8}  {escape(r['statement'])}{needs}",
+            highlight=False,
+        )
+    console.print(f"\n{len(rows)} claims, about {_time(sum(r['seconds'] for r in rows))} of one core.", highlight=False)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
