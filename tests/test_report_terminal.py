@@ -10,11 +10,11 @@ from test_report_content import collapse, content, deep, facts, one, quiet, reco
 
 from normscope._errors import UsageError
 from normscope.report import terminal
-from normscope.report._files import write
 from normscope.report._fold import Folded, fold
 from normscope.report._labels import BRIEF, label
 from normscope.report._layers import layers, measured
 from normscope.report._sparks import curve
+from normscope.report.files import write
 
 
 def printed(what, width: int = 80, **kwargs) -> str:

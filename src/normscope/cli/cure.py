@@ -126,7 +126,7 @@ def _part(value: Any, a: int, b: int, n: int) -> Any:
 
 
 def _check_out(out: Path, force: bool) -> None:
-    from normscope.report._files import check
+    from normscope.report.files import check
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out must end in .safetensors; got {str(out)!r}.")
@@ -139,7 +139,7 @@ def _save(course: Course, out: Path, model: str, data: str, seed: int) -> str:
     """The state dict, every tensor under its own key (tied ones twice), written whole or not at all."""
     from safetensors.torch import save
 
-    from normscope.report._files import write
+    from normscope.report.files import write
 
     state = {k: v.detach().cpu().contiguous().clone() for k, v in course.treatment.model.state_dict().items()}
     facts = {"normscope": "cure", "model": model, "data": data, "cure": course.how, "seed": str(seed)}

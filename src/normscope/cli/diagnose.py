@@ -121,7 +121,7 @@ def _failed(diagnoses: list[Diagnosis], wanted: list[str]) -> bool:
 
 def _check_outputs(*paths: Path | None) -> None:
     """An output that cannot be written is told before the work, not after; so is a missing extra."""
-    from normscope.report._files import check
+    from normscope.report.files import check
 
     for path in paths:
         if path is not None:
@@ -133,7 +133,7 @@ def _check_outputs(*paths: Path | None) -> None:
 def _write(report: Any, html: Path | None, csv: Path | None, parquet: Path | None) -> list[Path]:
     import io
 
-    from normscope.report._files import write
+    from normscope.report.files import write
 
     if html is not None:
         from normscope.report import html as page

@@ -46,7 +46,7 @@ def predict(
 
     Default start: standard Gaussian samples of the spec's width. Exit code 0: fine, 2: misuse.
     """
-    from normscope.report._files import check
+    from normscope.report.files import check
     from normscope.theory.predict import predict as run
     from normscope.theory.simulate import simulate as chains
 
@@ -164,7 +164,7 @@ def _write(spec: Spec, profiles: list[Profile], html: Path | None, csv: Path | N
     import polars as pl
 
     from normscope._records import concat
-    from normscope.report._files import write
+    from normscope.report.files import write
 
     table = concat(profiles)
     if csv is not None:

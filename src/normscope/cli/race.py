@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -14,6 +14,7 @@ import typer
 from normscope._errors import UsageError, unknown
 from normscope.cli._app import app, console, print_json
 from normscope.cli._shared import MODEL_HELP, device_named, dtype_named
+from normscope.cure import cure, parts_of
 from normscope.datasets import DATASETS, Batch, load
 from normscope.models import load_model
 from normscope.race import Bar, Interrupted, Race, Watcher
@@ -134,7 +135,7 @@ def _variants(
         raise UsageError("--cures needs at least one name, as in --cures none,orthogonal.")
     for how in names:
         if how != "none":
-            _cures().parts_of(how)  # names the nearest cure if there is none of this name
+            parts_of(how)  # names the nearest cure if there is none of this name
     made = {}
     for model in models:
         for how in names or ["none"]:
@@ -151,8 +152,7 @@ def _maker(model: str, how: str, train: Batch, batch: int) -> Callable[[int], to
             return net
         first = permutation(seed, 0, len(train))[:batch]  # the first batch of the race
         part = _rows(train, first)
-        cured: torch.nn.Module = _cures().cure(net, how, part.inputs, part.targets, seed=seed)
-        return cured
+        return cure(net, how, part.inputs, part.targets, seed=seed)
 
     return make
 
@@ -162,13 +162,6 @@ def _rows(batch: Batch, index: torch.Tensor) -> Batch:
 
     part = Samples(batch.inputs, batch.targets).take(index)
     return replace(batch, inputs=part.inputs, targets=part.targets)
-
-
-def _cures() -> Any:
-    """The cures, imported when one is asked for."""
-    import importlib
-
-    return importlib.import_module("normscope.cure")
 
 
 def _rates(given: list[str], variants: list[str]) -> dict[str, float | str]:
@@ -198,7 +191,7 @@ def _rule(text: str) -> float | str:
 def _write(found: Race, html: Path | None, csv: Path | None, parquet: Path | None) -> list[Path]:
     import io
 
-    from normscope.report._files import write
+    from normscope.report.files import write
 
     if html is not None:
         found.to_html(html)

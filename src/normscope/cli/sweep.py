@@ -65,7 +65,7 @@ def sweep(
 
     Exit code 0: fine, 1: cells failed or the sweep stopped, 2: misuse, 130: Ctrl-C (run it again to go on).
     """
-    from normscope.report._files import check
+    from normscope.report.files import check
 
     for path in (html, png, csv):
         if path is not None:
@@ -246,7 +246,7 @@ def _duration(seconds: float) -> str:
 
 
 def _needs_report() -> None:
-    from normscope.report._extra import needs_extra
+    from normscope.report.extra import needs_extra
 
     with needs_extra():
         import altair  # noqa: F401
@@ -257,7 +257,7 @@ def _needs_report() -> None:
 def _write(
     table: pl.DataFrame, grid: Grid, planned: Plan, html: Path | None, png: Path | None, csv: Path | None, *, say: bool
 ) -> None:
-    from normscope.report._files import write
+    from normscope.report.files import write
 
     plot: Plot = planned.plot
     if csv is not None:

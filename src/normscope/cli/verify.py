@@ -57,7 +57,7 @@ def verify(
         return
     for path in (out, html):
         if path is not None:
-            from normscope.report._files import check
+            from normscope.report.files import check
 
             check(path)
     device_named(device)

@@ -11,7 +11,7 @@ import polars as pl
 
 from normscope.claims import CLAIMS, PAPERS
 from normscope.claims.verify import tally
-from normscope.report._files import write
+from normscope.report.files import write
 from normscope.report.sheet import Chart, Section, Sheet, Table, render
 
 if TYPE_CHECKING:

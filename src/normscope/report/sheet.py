@@ -1,7 +1,7 @@
 """A page of sections (prose, facts, tables, charts) for results other than a diagnosis: races, sweeps, verdicts.
 
 Self-contained HTML in the dress of a diagnosis: it needs no network, follows the reader's light or dark scheme, and
-prints. ``render(Sheet(...))`` gives the page, ``_files.write`` writes it.
+prints. ``render(Sheet(...))`` gives the page, ``files.write`` writes it.
 """
 
 from __future__ import annotations

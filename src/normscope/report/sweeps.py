@@ -169,7 +169,7 @@ def png(sweep: Sweep, scale: float = 2.0) -> bytes:
 
 
 def _panels(sweep: Sweep) -> list[Panel]:
-    from normscope.report._extra import needs_extra
+    from normscope.report.extra import needs_extra
 
     with needs_extra():
         from normscope.report import _panels
