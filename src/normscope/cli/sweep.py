@@ -189,7 +189,9 @@ def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool)
                     timeout=e.timeout, memory=plan.size(e.memory), retry_failed=retry_failed, progress=tell,
                 )  # fmt: skip
         except KeyboardInterrupt as stop:
-            errors.print("\n".join(["stopped.", *getattr(stop, "__notes__", [])]), markup=False, highlight=False)
+            errors.print(
+                " ".join(["stopped.", *getattr(stop, "__notes__", [])]), markup=False, highlight=False, soft_wrap=True
+            )
             raise typer.Exit(130) from None
         except SweepStopped as stop:
             errors.print(str(stop), markup=False, highlight=False, soft_wrap=True)
