@@ -56,11 +56,12 @@ def train(
     batch: int,
     optimiser: str = "sgd",
     each: Any = None,
+    loss: Any = None,
 ) -> Trained:
     """Train in place; ``each(epoch)`` is called before the first epoch and after every one."""
     from normscope.training import Recipe, Samples, Training
 
-    recipe = Recipe(epochs=epochs, batch=batch, lr=lr, optimiser=optimiser, seed=entropy(run, 99))
+    recipe = Recipe(epochs=epochs, batch=batch, lr=lr, optimiser=optimiser, loss=loss, seed=entropy(run, 99))
     training = Training(model.to(run.device), Samples(data.inputs, data.targets), recipe)
     per, losses = training.steps_per_epoch, []
     if each is not None:

@@ -134,8 +134,8 @@ def weight_law(run: Run, width: int, chains: int, layers: int, mean: float = 0.0
         return (torch.rand(shape, dtype=torch.float64, generator=generator) - 0.5) * math.sqrt(12)
 
     def student() -> torch.Tensor:
-        chi = sum(torch.randn(shape, dtype=torch.float64, generator=generator) ** 2 for _ in range(5))
-        return normal() / (chi / 5).sqrt() * math.sqrt(3 / 5)  # type: ignore[operator]
+        chi = torch.stack([normal() ** 2 for _ in range(5)]).mean(0)
+        return normal() / chi.sqrt() * math.sqrt(3 / 5)
 
     draws = {"Gaussian": normal, "uniform": uniform, "sign": lambda: normal().sign(), "t with 5 d.o.f.": student}
     means = {}

@@ -25,11 +25,8 @@ def net(run: Run, data: Data, number: int, depth: int, width: int, **fields: obj
 
 def ranks(model: nn.Module, x: Tensor, layers: Sequence[int]) -> np.ndarray:
     """Participation rank of the activations of these layers."""
-    found = probe(model, x, layers="layers.*", metrics=["participation_rank"], mode="train").series(
-        "participation_rank"
-    )
-    values = np.array(list(found.values()))
-    return values[list(layers)] if len(values) > max(layers) else values
+    found = probe(model, x, metrics=["participation_rank"], mode="train").series("participation_rank")
+    return np.array([found[layer] for layer in layers])
 
 
 @PAPER.claim(
@@ -210,30 +207,33 @@ def breaking_conv_training(
                    reason="chosen by us: clearly worse")  # fmt: skip
 
 
+def inverse_rank(outputs: Tensor, _targets: Tensor) -> Tensor:
+    """|G|_F / tr G = r^(-1/2) of a batch (n, d), the published objective."""
+    gram = outputs @ outputs.T
+    return gram.square().sum().sqrt() / gram.trace()
+
+
 @PAPER.claim(
     "fig4-rank", "Gradient steps on the rank alone raise the rank of the last hidden layer of a deep plain net.",
-    where="Fig. 4, pre-training", covers="R18", quick={"depth": 20, "width": 64, "steps": 100, "nets": 2},
-    full={"depth": 32, "width": 128, "steps": 1000, "nets": 5}, control={"steps": 0}, because="without steps it stays near 1",
-    seconds=(5, 600),
+    where="Fig. 4, pre-training", covers="R18", quick={"depth": 20, "width": 64, "epochs": 20, "nets": 2, "lr": 3e-4},
+    full={"depth": 32, "width": 128, "epochs": 100, "nets": 5}, control={"lr": 1e-9},
+    because="without steps it stays near 1", seconds=(5, 600),
 )  # fmt: skip
-def fig4_rank(run: Run, depth: int, width: int, steps: int, nets: int) -> Iterable[Reading]:
-    """Variant A, the last hidden representation's 1/r as the loss, with the library's guarded steps; held-out samples.
+def fig4_rank(run: Run, depth: int, width: int, epochs: int, nets: int, lr: float) -> Iterable[Reading]:
+    """r^(-1/2) of the last hidden layer as the only loss, batches of 64, Adam; r on 256 samples of the same set.
 
-    The paper's own version takes 40 000 steps of SGD 0.001 on raw pixels (1.0003 to 15.6); ours a hundred that only
-    count if they raise the rank.
+    The published version takes 40 000 steps of SGD 0.001 on raw pixels (1.0003 to 15.6); Adam needs some hundreds.
     """
-    from normscope import init
-
-    data = load(run, "cifar10", 1000, device=False)
-    on, held = [], []
+    data = load(run, "cifar10", 1000)
+    before, after = [], []
     for number in range(nets):
-        model = net(run, data, number, depth, width, norm="none", weights="xavier_normal", bias=0.0)
-        if steps:
-            init.raise_rank_(model, data.inputs[:128], "A", steps=steps)
-        on.append(float(ranks(model, data.inputs[:128], [depth])[-1]))
-        held.append(float(ranks(model, data.inputs[-256:], [depth])[-1]))
-    yield at_least("r on the batch, smallest", min(on), 4, reason="5 and more in 300 steps of Adam")
-    yield at_least("r on held-out samples, smallest", min(held), 2.5, reason="chosen by us: clearly above 1.2")
+        spec = Spec(depth=depth, width=width, norm="none", weights="xavier_normal")
+        model = build(spec, tuple(data.inputs.shape[1:]), seed=entropy(run, number))
+        before.append(float(ranks(model, data.inputs[-256:].cpu(), [depth])[-1]))
+        train(run, model, data, epochs=epochs, lr=lr, batch=64, optimiser="adam", loss=inverse_rank)
+        after.append(float(ranks(model.cpu(), data.inputs[-256:].cpu(), [depth])[-1]))
+    yield at_most("r before, largest", max(before), 2, reason="1.2 at this size")
+    yield at_least("r after, smallest", min(after), 5, reason="23.7 in 300 steps, the specification's bound")
 
 
 @PAPER.claim(

@@ -47,9 +47,9 @@ def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale"
     x = np.zeros((2, 32))
     x[0, 0], x[1, :2] = 1, (1 - 1e-3, 1e-3)
     metric = ["mean_abs_cosine"]
-    ours = series(simulated(run, linear(50, 32, norm), x, metric, chains=chains), *metric)
+    ours = series(simulated(run, linear(50, 32, norm), x, metric, chains=chains), metric[0])
     plain = series(
-        simulated(run, linear(49, 32, "none"), padded([1, 1], 32), metric, chains=vanilla_chains, stream=1), *metric
+        simulated(run, linear(49, 32, "none"), padded([1, 1], 32), metric, chains=vanilla_chains, stream=1), metric[0]
     )
     readings = []
     mean, error = mean_and_error(ours[20:50].mean(0))
@@ -136,7 +136,7 @@ def fig2a(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:
         readings.append(near(f"first layer within 0.1 of the plateau, d = {d}", first, arrives, 3, printed=20,
                              reason="the specification's three layers"))  # fmt: skip
         if d == 512:
-            slopes = [slope_and_error(np.arange(5, 13), run_[5:13])[0] for run_ in logs.T]
+            slopes = [slope_and_error(list(range(5, 13)), run_[5:13])[0] for run_ in logs.T]
             slope, slope_error = mean_and_error(slopes)
         curves.append(with_band(f"d = {d}", range(50), logs))
         curves.append(Curve(f"d = {d}", [25, 49], [printed] * 2, "printed"))
@@ -483,7 +483,7 @@ def odd_activations(run: Run, width: int, chains: int, layers: int, recenter: bo
 def vanilla_relu(run: Run, width: int, chains: int, activation: str = "relu") -> Evidence:
     """rho' = (sqrt(1 - rho^2) + rho (pi - arccos rho))/pi iterated here; the library predicts and simulates it."""
     rho = 0.647 / math.sqrt(7 / 8)
-    start = np.linalg.cholesky((1 - rho) * np.eye(8) + rho)
+    start = np.asarray(np.linalg.cholesky((1 - rho) * np.eye(8) + rho), dtype=np.float64)
     spec = Spec(depth=30, width=width, norm="none", activation=activation, gain=math.sqrt(2))
     found = series(simulated(run, spec, start, GAP, chains=chains), "orthogonality_gap")
     predicted = predict(spec, inputs=start, metrics=GAP, gradients=False).series("orthogonality_gap")
