@@ -1,4 +1,4 @@
-"""Write the pages that are made from the code and the results: docs/findings.md, docs/metrics.md, docs/report.png.
+"""Write the pages that are made from the code and the results: findings.md, metrics.md, papers/*.md, report.png.
 
 python docs/generate.py [--picture]
 """
@@ -11,11 +11,14 @@ from pathlib import Path
 
 import polars as pl
 
+from normscope.claims import CLAIMS, PAPERS, Verdict, Verdicts, load
 from normscope.findings import RULES
 from normscope.metrics import METRICS
+from normscope.report.claims import band, measured, number, said
 
 HERE = Path(__file__).parent
 EVIDENCE = HERE.parent / "results" / "trainability.csv"
+VERDICTS = HERE.parent / "results" / "verify.jsonl"
 
 
 def findings_page() -> str:
@@ -108,6 +111,58 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def paper_page(key: str, found: Verdicts | None) -> str:
+    """What a paper says, in our words, what was measured, and where it deviates: from its claims and the last run."""
+    paper = PAPERS[key]
+    verdicts = {v.claim: v for v in found or ()}
+    mine = [c for c in CLAIMS.values() if c.name.startswith(f"{key}/")]
+    run = next(iter(verdicts.values()), None)
+    how = (
+        f"Last quick run: seed {run.seed}, {'data files' if run.data == 'files' else 'digits where data is needed'}, "
+        f"torch {run.torch}, normscope {run.normscope}."
+        if run
+        else "Not run yet."
+    )
+    lines = [
+        f"# {paper.title}\n",
+        f"{paper.authors}, {paper.venue}. {paper.summary}\n",
+        f"{len(mine)} claims, each with a control that must come out the other way; `normscope verify {key}` runs them. {how}\n",
+        "| claim | where | statement | verdict |\n|---|---|---|---|",
+        *(
+            f"| [{_bare(c.name)}](#{_bare(c.name)}) | {c.where} | {_cell(c.statement)} | {_said(verdicts.get(c.name))} |"
+            for c in mine
+        ),
+        "",
+    ]
+    for c in mine:
+        lines += [f"## {_bare(c.name)}\n", f"**{c.statement}** ({c.where}; covers {', '.join(c.covers)})\n", c.text, ""]
+        lines.append(f"Control: {c.because}.\n")
+        if (v := verdicts.get(c.name)) is not None and v.readings:
+            lines.append("| quantity | measured | band | printed | |\n|---|---|---|---|---|")
+            lines += [
+                f"| {_cell(r.quantity)} | {measured(r)} | {band(r)} | {'' if r.printed is None else number(r.printed)} | "
+                f"{r.status} |"
+                for r in v.readings
+            ]
+            lines.append("")
+            lines += [f"- {note}" for note in v.notes]
+    if paper.left_out:
+        lines += ["## Not checked\n", *(f"- {row}: {why}" for row, why in paper.left_out.items())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _bare(name: str) -> str:
+    return name.partition("/")[2]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _said(verdict: Verdict | None) -> str:
+    return "not run" if verdict is None else said(verdict)
+
+
 def picture() -> None:
     from normscope import Spec, build, diagnose
     from normscope.datasets import load
@@ -128,6 +183,11 @@ def main() -> None:
     args = parser.parse_args()
     (HERE / "findings.md").write_text(findings_page())
     (HERE / "metrics.md").write_text(metrics_page())
+    load()
+    found = Verdicts.load(VERDICTS) if VERDICTS.exists() else None
+    (HERE / "papers").mkdir(exist_ok=True)
+    for key in PAPERS:
+        (HERE / "papers" / f"{key}.md").write_text(paper_page(key, found))
     if args.picture:
         picture()
 

@@ -85,12 +85,19 @@ def _cures() -> Mapping[str, str]:
     return {c.name: f"{c.doc} [{c.source}]" for c in CURES.values()}
 
 
+def _claims() -> Mapping[str, str]:
+    from normscope import claims
+
+    claims.load()
+    return {c.name: f"{c.statement} [{c.where}]" for c in claims.CLAIMS.values()}
+
+
 #: What ``normscope list`` can list; each entry is one function name -> one line.
 LISTS: Registry[Callable[[], Mapping[str, str]]] = Registry("list")
 for _name, _function in {
     "findings": _findings, "metrics": _metrics, "models": _models, "datasets": _datasets, "norms": _norms,
     "activations": _activations, "weights": _weights,
-    "cures": _cures,
+    "cures": _cures, "claims": _claims,
 }.items():  # fmt: skip
     LISTS.add(_name, _function)
 
@@ -98,11 +105,12 @@ for _name, _function in {
 @app.command("list")
 def list_(
     what: Annotated[
-        str | None, typer.Argument(help="findings, metrics, models, datasets, norms, activations, weights, cures.")
+        str | None,
+        typer.Argument(help="findings, metrics, models, datasets, norms, activations, weights, cures, claims."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """List what there is: findings, metrics, models, data sets, norms, activations, weights, cures."""
+    """List what there is: findings, metrics, models, data sets, norms, activations, weights, cures, claims."""
     if what is not None and what not in LISTS:
         raise unknown("list", what, LISTS)
     chosen = [what] if what else list(LISTS)
