@@ -269,7 +269,8 @@ def rank_cures(
     decides. The model as it is stays first unless a cure has fewer errors or is better by `LEAST_GAIN`. Controls are
     shown and never first.
     """
-    begin, trials = time.monotonic(), []
+    begin = time.monotonic()
+    trials: list[Trial] = []
 
     def attempt(name: str) -> None:
         if seconds is not None and time.monotonic() - begin > seconds and trials:
