@@ -91,7 +91,7 @@ def test_a_cure_undoes_the_rank_collapse(digits):
 
 def test_auto_ranks_the_cures_that_train_first(trials):
     """Identity and orthogonal weights make this net trainable, the others do not (docs/cures.md)."""
-    assert {t.name.split("+")[0] for t in trials[:3]} == {"identity", "orthogonal"}
+    assert {t.name.split("+")[0] for t in trials[:2]} == {"identity", "orthogonal"}
 
 
 def test_a_model_with_errors_comes_after_all_without(trials):
@@ -191,12 +191,13 @@ def test_centred_outputs_raise_the_largest_stable_rate(digits):
     assert centred.max_stable_lr > 2 * plain.max_stable_lr
 
 
+@pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("wrap", [CenterOutputs, NormalizeOutputs])
-def test_folding_keeps_the_outputs_of_eval_mode(wrap, dtype, bias):
+def test_folding_keeps_the_outputs_of_eval_mode(wrap, dtype, bias, affine):
     plain = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3, bias=bias), nn.Flatten()).to(dtype)
-    model = wrap(plain, 3, affine=True).to(dtype)
+    model = wrap(plain, 3, affine=affine).to(dtype)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=gen(len(p))))

@@ -151,12 +151,13 @@ def streams():
     return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", IN_PLACE)
-def test_only_the_treated_layers_change(zoo, name):
+def test_only_the_treated_layers_change(zoo, name, training):
     model, inputs = zoo
     call(model, inputs).sum().backward()
-    model.eval()
-    next(iter(model.children())).train()
+    model.train(training)
+    next(iter(model.children())).train(not training)
     made = CURES[name].apply(type(model)(), inputs, None, gen())
     but = set(made.treated) | (
         {"stem", "first", "a", "block.linear1"} if name in ("orthogonal", "identity", "haar") else set()
