@@ -322,3 +322,22 @@ def test_a_layer_that_gets_zeros_is_left_alone():
     made = CURES["orthogonal"].apply(Zeros(), torch.rand(9, 4), None, gen())
     assert made.left_alone["b"] == "its output is zero on this batch"
     assert made.treated == ("c",)
+
+
+class ReadsItsWeight(nn.Module):
+    """Calls its first layer, then reads that layer's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu()) + self.a.weight.sum()
+
+
+def test_a_model_that_batch_norm_would_break_is_put_back():
+    model = ReadsItsWeight()
+    before = dict(model.named_modules())
+    with pytest.raises(UsageError, match="put back"):
+        CURES["bn"].apply(model, torch.randn(16, 8), None, None)
+    assert dict(model.named_modules()) == before

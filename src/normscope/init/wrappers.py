@@ -49,9 +49,7 @@ def _outputs(model: nn.Module, inputs: Any) -> Tensor:
     """What the model returns for the batch: a tensor (n, c, ...), or ``UsageError``."""
     if batch_size(inputs) < 2:
         raise UsageError(f"A norm over the batch needs at least 2 samples; got {batch_size(inputs)}.")
-    with no_trace(model, mode="train", seed=0), torch.no_grad():
-        args, kwargs, _ = as_call(inputs, grad=False)
-        out = model(*args, **kwargs)
+    out = _run(model, inputs)
     if not isinstance(out, Tensor) or out.dim() < 2:
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise UsageError(
@@ -61,11 +59,18 @@ def _outputs(model: nn.Module, inputs: Any) -> Tensor:
     return out.detach()
 
 
+def _run(model: nn.Module, inputs: Any) -> Any:
+    with no_trace(model, mode="train", seed=0), torch.no_grad():
+        args, kwargs, _ = as_call(inputs, grad=False)
+        return model(*args, **kwargs)
+
+
 def insert_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
     """Each Linear or Conv layer but the last becomes ``Sequential(layer, BatchNorm)``, so the norm precedes the activation.
 
-    Left alone: layers that a norm over the batch follows already, linear layers on sequences, and layers whose parent reads
-    their weights. The keys of the state dict change (``conv.weight`` -> ``conv.0.weight``).
+    Left alone: layers that a norm over the batch follows already, and linear layers on sequences. The keys of the state
+    dict change (``conv.weight`` -> ``conv.0.weight``). A model that then no longer runs (its forward reads
+    ``self.conv.weight``) is put back, and ``UsageError`` says so.
     """
     model = model_of(model)
     layers, left = survey(model)
@@ -87,6 +92,7 @@ def insert_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
         else:
             chosen.append(layer)
     require(chosen, left)
+    swapped: list[tuple[nn.Module, str, nn.Module]] = []
     for layer in chosen:
         kind = next(norm for base, norm in _NORMS.items() if isinstance(layer.module, base))
         norm = kind(layer.weight.shape[0], device=layer.weight.device)
@@ -94,7 +100,18 @@ def insert_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
         for parent in list(model.modules()):
             for key, child in list(parent.named_children()):
                 if child is layer.module and parent is not pair:
+                    swapped.append((parent, key, child))
                     setattr(parent, key, pair)
+    try:
+        _run(model, inputs)
+    except Exception as error:
+        for parent, key, child in reversed(swapped):
+            setattr(parent, key, child)
+        raise UsageError(
+            "The model must still run with batch norm after its layers; it does not "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). It was put back as it was: "
+            "put the norms in by hand, where the module calls its layers."
+        ) from error
     return Treatment(model, tuple(layer.name for layer in chosen), left)
 
 
