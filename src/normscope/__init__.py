@@ -17,6 +17,8 @@ Theory
 Sweeps
     A `Grid` of cells, `sweep` runs a task on each of them: on this machine's cores, a Dask cluster or any executor, with
     every finished cell in a store; ``normscope.tasks`` has the tasks.
+Claims
+    `verify` the statements of the four papers: measured, compared, each with a control; ``normscope.claims``.
 Results
     `Profile` and `Record` (numbers with coordinates), `Diagnosis` and `Finding`, `UsageError` for bad input.
 """
@@ -43,6 +45,7 @@ from normscope.sweep import Grid, sweep
 from normscope.tracker import Tracker
 
 if TYPE_CHECKING:
+    from normscope.claims import verify
     from normscope.theory import predict, simulate
 
 __all__ = [
@@ -74,13 +77,18 @@ __all__ = [
     "simulate",
     "spectrum",
     "sweep",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The theory, imported when it is first asked for: it needs scipy."""
+    """The theory and the claims, imported when they are first asked for: they need scipy."""
     if name in ("predict", "simulate"):
         from normscope import theory
 
         return getattr(theory, name)
+    if name == "verify":
+        from normscope.claims import verify
+
+        return verify
     raise AttributeError(f"module 'normscope' has no attribute {name!r}")
