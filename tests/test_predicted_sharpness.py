@@ -7,7 +7,7 @@ import normscope as ns
 from normscope.theory import predicted_sharpness
 
 
-def both(norm, activation, loss, seeds=4, width=200, n=80):
+def both(norm, activation, loss, seeds=3, width=200, n=80):
     measured, predicted = [], []
     for seed in range(seeds):
         spec = ns.Spec(depth=2, width=width, norm=norm, activation=activation, outputs=3)

@@ -316,8 +316,8 @@ def _left_over(before: Tensor, projected: Tensor, corner: float) -> float:
     Let the eigenvalues outside of the directions be at most $\mu = \theta/2$ (chosen by us; 0.06-0.2 of theta where the
     theory holds). The next Lanczos off-diagonal has $\beta^2 \le \alpha(\mu - \alpha)$, the largest variance on $[0, \mu]$
     with mean $\alpha$, the form G takes on the residual (Bhatia, Davis 2000); so a rise d of theta is followed by at most
-    about $d\,\beta^2 / ((\theta-\alpha)(\theta-\mu))$, doubled here. The other directions' own rises are not known: they do not matter if
-    three times d leaves them below theta.
+    about $d\,\beta^2 / ((\theta-\alpha)(\theta-\mu))$, doubled here. The other directions' own rises are not known: they do
+    not matter if three times d leaves them below theta.
     """
     theta = torch.linalg.eigvalsh(projected).flip(0)
     top, rise = float(theta[0]), float(theta[0] - before[0])
