@@ -56,13 +56,14 @@ def test_mean_gradients_that_are_not_the_top_are_noticed(method: str) -> None:
 def test_few_products_where_the_theory_holds() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(300, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10))
-    f = fisher(model, torch.randn(200, 300))
+    f = fisher(model, torch.randn(210, 300))
     s = spectrum(f)
     assert s.method == "screened"
-    assert s.products <= 8
+    assert s.products <= 10
+    assert lanczos(smaller_side(f)[0]).products > 1.3 * s.products
     assert s.largest == pytest.approx(reference(f), rel=1e-3)
     d = spectrum(f, method="directions")
-    assert d.products <= 7.5
+    assert d.products <= 8.5
     assert d.largest == pytest.approx(reference(f), rel=1e-3)
 
 

@@ -34,6 +34,9 @@ def sharpness(
     tol: Annotated[float, typer.Option(help="Relative error wanted of lambda_max.")] = 1e-3,
     what_if: Annotated[bool, typer.Option(help="Also with each norm put after the last layer.")] = False,
     descent: Annotated[int, typer.Option(help="Steps of a descent check at 0.5, 1 and 2 times the rate.")] = 0,
+    budget: Annotated[
+        float, typer.Option(help="Seconds for what lies beside lambda_max: moments, other modes.")
+    ] = 60.0,
     seed: Annotated[int, typer.Option(help="Of the weights, the batch and dropout.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,
@@ -56,7 +59,7 @@ def sharpness(
     chosen = loss or ("cross_entropy" if targets is None or not targets.is_floating_point() else "mse")
     with _Bar() if not json else quiet() as bar:
         progress = None if bar is None else bar.update
-        found = _run(model, net, inputs, targets, chosen, mode, tol, what_if, descent, seed, progress)
+        found = _run(model, net, inputs, targets, chosen, mode, tol, what_if, descent, budget, seed, progress)
     rates = found.rates(momentum, weight_decay)
     expected = _expected(net, inputs, chosen, mode)
     limit = rates[names[optimiser]]
@@ -133,7 +136,7 @@ def _expected(net: torch.nn.Module, inputs: Any, loss: str, mode: str) -> float 
 
 def _run(
     name: str, net: torch.nn.Module, inputs: Any, targets: Any, loss: str, mode: str, tol: float, what_if: bool,
-    descent: int, seed: int, progress: Any,
+    descent: int, budget: float, seed: int, progress: Any,
 ) -> Sharpness:  # fmt: skip
     with torch.no_grad():
         classes = None if targets is None or targets.is_floating_point() or loss != "mse" else int(targets.max()) + 1
@@ -150,6 +153,7 @@ def _run(
             tol=tol,
             what_if=what_if,
             descent=descent,
+            budget=budget,
             seed=seed,
             progress=progress,
             mode=mode,

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -125,6 +126,10 @@ class Batch:
         if self.keep and not self.options.checkpoint:
             self._graph = (out, leaves)
         return out, leaves
+
+    def release(self) -> None:
+        """Drop the graph, and keep none from now on."""
+        self.keep, self._graph, self._twice = False, None, None
 
     def vjp(self, v: Tensor) -> Tensor:
         """J^T v: (n c, k) -> (p, k)."""
@@ -308,14 +313,19 @@ def _plain_attention() -> Any:
 
 
 def memory_budget(given: float | None, device: torch.device) -> float:
-    """Bytes that kept graphs may take: ``given``, else a quarter of what is free."""
+    """Bytes that kept graphs may take: ``given``, else half of what is free."""
     if given is not None:
         return float(given)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 4
+        return torch.cuda.mem_get_info(device)[0] / 2
     try:
-        with open("/proc/meminfo") as lines:
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        return free / 4
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return 1e9
+    try:  # a container's own limit
+        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
+        free = min(free, max(int(limit) - int(used), 0))
+    except (OSError, ValueError):  # none, or "max"
+        pass
+    return free / 2

@@ -25,7 +25,7 @@ class Batches:
         several = len(items) > 1
         keep = 2 * first.saved_bytes * len(items) <= memory_budget(options.memory, first.device)
         if not keep:
-            first = Batch(model, items[0], options, keep=False)
+            first.release()
         self.parts = [first] + [Batch(model, item, options, keep=keep) for item in items[1:]]
         self.c, self.p, self.dtype, self.device = first.c, first.p, first.dtype, first.device
         if several and any(part.c != self.c for part in self.parts):

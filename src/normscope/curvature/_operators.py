@@ -47,7 +47,7 @@ def jacobian(
     dtype: of the computation; default the parameters', float32 for half precision.
     route: how J w is computed: ``jvp`` (forward mode again), ``double_vjp`` (twice reverse, on a kept graph),
         ``linearize`` (a traced graph: fastest product, slow start, several times the memory), or ``auto``.
-    memory: bytes that kept graphs may take, default a quarter of what is free; above it graphs are rebuilt each time.
+    memory: bytes that kept graphs may take, default half of what is free; above it graphs are rebuilt each time.
     checkpoint: recompute activations in each backward pass instead of keeping them.
 
     Errors: ``UsageError`` for outputs that are not (n, c), no trainable parameter, outputs that do not depend on the

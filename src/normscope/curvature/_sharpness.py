@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 from normscope._errors import UsageError
 from normscope.curvature._batches import is_several
-from normscope.curvature._isolate import has_batch_statistics
+from normscope.curvature._budget import Budget
+from normscope.curvature._compare import other_modes, variants
 from normscope.curvature._loss import LossLike, make_loss
 from normscope.curvature._operators import fisher
 from normscope.curvature._rates import Descent, descend, stable_rates
-from normscope.curvature._variants import VARIANTS, last_layer
-from normscope.linalg import LinearMap, Ritz, hutchinson, lanczos, moments, orthonormalise, spectrum
+from normscope.linalg import Estimate, LinearMap, Ritz, hutchinson, lanczos, moments, orthonormalise, spectrum
 from normscope.linalg.eigen import Progress
 from normscope.linalg.spectrum import DENSE_SIDE, DENSE_WRITTEN, MOST_DIRECTIONS, Spectrum, smaller_side
 
@@ -25,6 +26,8 @@ from normscope.linalg.spectrum import DENSE_SIDE, DENSE_WRITTEN, MOST_DIRECTIONS
 OUTLIER = 1.5
 #: Lanczos steps for the edge of what the mean directions leave (chosen by us: within 10 % on the nets of the tests).
 EDGE_STEPS = 6
+#: Seconds that may go into what lies beside lambda_max and was not asked for by name (chosen by us: a minute).
+BUDGET = 60.0
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,19 @@ class Sharpness:
 
     lambda_max: largest eigenvalue; ``residual``: ||F w - lambda_max w|| of the unit eigenvector found, so that an
         eigenvalue lies within it; ``error``: what lambda_max may be off by (``Spectrum.errors``).
-    mean, second_moment: tr F / p and tr F^2 / p with standard errors; ``outliers``: number of eigenvalues more than 1.5
-        times above the largest one that the outputs' mean gradients leave (``None`` where not counted).
+    mean, second_moment: tr F / p and tr F^2 / p with standard errors (NaN where not computed); ``outliers``: number of
+        eigenvalues more than 1.5 times above the largest one that the outputs' mean gradients leave (``None`` where not
+        counted).
     mean_gradient_share: share of tr F in the span of the mean gradients of the outputs,
-        $\sum_k\|E\nabla f_k\|^2/\mathrm{tr} F$ for ``mse``: what subtracting the outputs' batch mean would remove.
+        $\sum_k\|E\nabla f_k\|^2/\mathrm{tr} F$ for ``mse``: what subtracting the outputs' batch mean would remove;
+        ``mean_gradient_share_stderr``: standard error, from the trace's and its own probes.
     layers: the top eigenvector's share of each module's parameters; shares sum to 1, and lambda_max times a share is a
         lower bound of that module's own sharpness.
     products: products with F spent in all. ``facts``: mode, batch size, dtype, loss, route.
     modes: lambda_max of the same inputs in other modes, ``whole batch``, ``mean over batches``, ``eval``.
-    what_if: lambda_max with a norm put after the last layer. ``descent``: short runs at multiples of the rate.
+    what_if: lambda_max with a norm put after the last layer. ``errors``: what the values of both may be off by.
+    descent: short runs at multiples of the rate.
+    skipped: what was not computed because it would have taken too long, with its cost (argument ``budget``).
     """
 
     lambda_max: float
@@ -53,6 +60,7 @@ class Sharpness:
     second_moment_stderr: float
     outliers: int | None
     mean_gradient_share: float | None
+    mean_gradient_share_stderr: float | None
     layers: Mapping[str, float]
     products: float
     converged: bool
@@ -61,7 +69,9 @@ class Sharpness:
     facts: Mapping[str, Any] = field(default_factory=dict)
     modes: Mapping[str, float] = field(default_factory=dict)
     what_if: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
     descent: tuple[Descent, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -84,21 +94,26 @@ class Sharpness:
             f"Sharpness ({where})",
             f"  lambda_max      {self.lambda_max:.5g} +- {self.error:.1g}   ({self.method}, {self.products:g} products)",
             f"  max stable lr   {self.max_stable_lr:.4g} = 2 / lambda_max, linear stability of gradient descent",
-            f"  mean eigenvalue {self.mean:.4g} +- {self.mean_stderr:.1g}, second moment {self.second_moment:.4g}",
         ]
+        if not math.isnan(self.mean):
+            spread = f"{self.mean:.4g} +- {self.mean_stderr:.1g}, second moment {self.second_moment:.4g}"
+            lines.append(f"  mean eigenvalue {spread}")
         if self.outliers is not None:
             lines.append(f"  outliers        {self.outliers} of {f.get('outputs')} outputs")
         if self.mean_gradient_share is not None:
-            lines.append(f"  mean gradients  {100 * self.mean_gradient_share:.1f} % of the trace")
+            off = f" +- {100 * self.mean_gradient_share_stderr:.1g}" if self.mean_gradient_share_stderr else ""
+            lines.append(f"  mean gradients  {100 * self.mean_gradient_share:.1f}{off} % of the trace")
         top = sorted(self.layers.items(), key=lambda item: -item[1])[:4]
         lines.append("  layers          " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in top))
         for title, table in (("mode", self.modes), ("what if", self.what_if)):
-            lines += [f"  {title:<15} {name}: lambda_max {value:.4g}" for name, value in table.items()]
+            for name, value in table.items():
+                lines.append(f"  {title:<15} {name}: lambda_max {value:.4g} +- {self.errors.get(name, 0.0):.1g}")
         for run in self.descent:
             said = "diverged" if not run.finite else "exceeded its first value" if run.exceeded else "fell"
             lines.append(
                 f"  descent         at {run.rate:.3g}: loss {run.losses[0]:.4g} -> {run.losses[-1]:.4g}, {said}"
             )
+        lines += [f"  not computed    {name}: {cost}" for name, cost in self.skipped.items()]
         lines += [f"  warning: {w}" for w in self.warnings]
         return "\n".join(lines)
 
@@ -114,6 +129,7 @@ def sharpness(
     compare_modes: bool = True,
     what_if: bool = False,
     descent: int = 0,
+    budget: float = BUDGET,
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
@@ -129,52 +145,58 @@ def sharpness(
     what_if: also lambda_max with each of ``VARIANTS`` put after the last layer.
     descent: steps of a check at 0.5, 1 and 2 times the rate (needs targets). 2 / lambda_max is a threshold of *linear*
         stability: it is conservative where the top eigenvector carries no residual, and nets may catapult past it.
+    budget: seconds for the moments, outliers, mean-gradient share and other modes together. Fewer probes are taken, and
+        what still does not fit by the cost of a product is left out and named in ``skipped``: on a large net lambda_max
+        comes first. The values themselves do not depend on the clock, only which there are and their errors.
     options: ``parameters``, ``outputs``, ``mode``, ``dtype``, ``route``, ``memory``, ``checkpoint`` of ``jacobian``.
     """
     made = make_loss(loss)
     if descent and (targets is None or is_several(inputs)):
         raise UsageError("sharpness(descent=...) needs targets and one batch.")
+    if not budget >= 0:
+        raise UsageError(f"budget must be a number of seconds >= 0; got {budget!r}. Use math.inf for everything.")
     a = fisher(model, inputs, targets, loss, seed=seed, **options)
-    found = _Found.of(a, tol, probes, seed, progress)
-    top = found.spectrum
-    modes, warnings = _modes(model, inputs, loss, top.largest, tol, seed, options) if compare_modes else ({}, [])
+    found = _Found.of(a, tol, probes, budget, seed, progress)
+    top, purse, p = found.spectrum, found.budget, a.shape[0]
+    layers, facts = _shares(a, found.vector), {**a.facts, "side": top.side}
+    del a  # its graph is not needed any more, and the other modes have one of their own
+    modes, table, errors, warnings = {}, {}, {}, list[str]()
     spent = found.products
-    table: dict[str, float] = {}
+    if compare_modes:
+        modes, errors, warnings = other_modes(model, inputs, loss, top, 10 * tol, purse, seed, options)
     if what_if and made.call is None and not is_several(inputs):
-        for variant in VARIANTS:
-            if variant != "none":
-                s = spectrum(last_layer(model, inputs, variant, loss, seed=seed, **options), tol=10 * tol, seed=seed)
-                table[variant] = s.largest
-                spent += s.products
+        table, more, products = variants(model, inputs, loss, 10 * tol, seed, options)
+        errors, spent = {**errors, **more}, spent + products
     runs: tuple[Descent, ...] = ()
     if descent and top.largest > 0:
         rates = [x * 2 / top.largest for x in (0.5, 1.0, 2.0)]
         runs = descend(model, inputs, targets, loss, rates=rates, steps=descent, seed=seed, **options)
     if not top.converged:
         warnings.append(
-            f"lambda_max has not converged: residual {float(top.residuals[0]):.2g}. Raise tol or max_products."
+            f"lambda_max has not converged: it may be off by {float(top.errors[0]):.2g}. Raise tol or max_products."
         )
-    p = a.shape[0]
-    trace, square = found.trace, found.square
     return Sharpness(
         lambda_max=top.largest,
         residual=float(top.residuals[0]),
         error=float(top.errors[0]),
-        mean=trace[0] / p,
-        mean_stderr=trace[1] / p,
-        second_moment=square[0] / p,
-        second_moment_stderr=square[1] / p,
+        mean=found.trace[0] / p,
+        mean_stderr=found.trace[1] / p,
+        second_moment=found.square[0] / p,
+        second_moment_stderr=found.square[1] / p,
         outliers=found.outliers,
-        mean_gradient_share=found.share,
-        layers=_shares(model, a, found.vector),
+        mean_gradient_share=None if found.share is None else found.share[0],
+        mean_gradient_share_stderr=None if found.share is None else found.share[1],
+        layers=layers,
         products=spent,
         converged=top.converged,
         method=top.method,
         loss=made.name,
-        facts={**a.facts, "side": top.side},
+        facts=facts,
         modes=modes,
         what_if=table,
+        errors=errors,
         descent=runs,
+        skipped=purse.skipped,
         warnings=tuple(warnings),
     )
 
@@ -188,11 +210,12 @@ class _Found:
     trace: tuple[float, float]
     square: tuple[float, float]
     outliers: int | None
-    share: float | None
+    share: tuple[float, float] | None
     products: float
+    budget: Budget
 
     @staticmethod
-    def of(a: LinearMap, tol: float, probes: int, seed: int, progress: Progress | None) -> _Found:
+    def of(a: LinearMap, tol: float, probes: int, budget: float, seed: int, progress: Progress | None) -> _Found:
         """The whole solve: top eigenvalue, moments, outliers, mean-gradient share."""
         g, _side = smaller_side(a)
         known = g.directions if g.factor is not None else None
@@ -202,56 +225,75 @@ class _Found:
             mean = orthonormalise(known.make(torch.eye(known.count, dtype=torch.float64)).double())
         large = g.shape[0] > (DENSE_SIDE if g.factor is None or g.factor.outer is None else DENSE_WRITTEN)
         method = "directions" if mean is not None and probes and large else "auto"
+        began = time.perf_counter()
         top = spectrum(a, tol=tol, method=method, seed=seed, progress=progress)
-        spent = top.products
+        purse = Budget(budget, (time.perf_counter() - began) / max(top.products, 1))
+        trace = square = (math.nan, math.nan)
+        share, outliers, more = None, None, 0.0
         if top.method == "dense":
-            matrix = g.dense().double().cpu()
-            values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-            u = vectors[:, -1:].to(g.device)
-            trace, square = (float(values.sum()), 0.0), (float(values.square().sum()), 0.0)
-            share = outliers = None
-            if mean is not None and trace[0] > 0:
-                rest = mean.cpu()
-                share = float((rest * (matrix @ rest)).sum()) / trace[0]
-                left = matrix - rest @ (rest.T @ matrix)
-                edge = float(torch.linalg.eigvalsh(left - (left @ rest) @ rest.T)[-1])
-                outliers = int((values > OUTLIER * max(edge, 1e-12 * float(values[-1]))).sum())
+            u, trace, square, share, outliers = _all(g, mean)
         else:
             ritz = top.ritz
             assert ritz is not None
             u = ritz.vectors[:, :1]
-            trace = square = (math.nan, math.nan)
-            share = outliers = None
+            probes = purse.probes("mean eigenvalue, second moment", probes)
             if probes:
                 both = moments(g, ritz.basis, ritz.projected, probes, generator=generator)
                 trace = (both.trace.value, both.trace.stderr)
                 square = (both.square.value, both.square.stderr)
-                spent += both.products
-                share, outliers, more = _mean_gradients(g, ritz, mean, top.method, trace[0], generator)
-                spent += more
+                share, outliers, spent = _mean_gradients(g, ritz, mean, top.method, both.trace, purse, generator)
+                more = both.products + spent
         vector = u if g is a or a.factor is None or g.shape[0] == a.shape[0] else a.factor.matmat(u.to(a.dtype))
-        return _Found(top, vector[:, 0], trace, square, outliers, share, spent)
+        return _Found(top, vector[:, 0], trace, square, outliers, share, top.products + more, purse)
+
+
+def _all(g: LinearMap, mean: Tensor | None) -> tuple[Tensor, Any, Any, tuple[float, float] | None, int | None]:
+    """Top eigenvector, moments, mean-gradient share and number of outliers of a matrix that is written down."""
+    matrix = g.dense().double().cpu()
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    trace, square = (float(values.sum()), 0.0), (float(values.square().sum()), 0.0)
+    share = outliers = None
+    if mean is not None and trace[0] > 0:
+        rest = mean.cpu()
+        share = (float((rest * (matrix @ rest)).sum()) / trace[0], 0.0)
+        left = matrix - rest @ (rest.T @ matrix)
+        edge = float(torch.linalg.eigvalsh(left - (left @ rest) @ rest.T)[-1])
+        outliers = int((values > OUTLIER * max(edge, 1e-12 * float(values[-1]))).sum())
+    return vectors[:, -1:].to(g.device), trace, square, share, outliers
 
 
 def _mean_gradients(
-    g: LinearMap, ritz: Ritz, mean: Tensor | None, method: str, trace: float, generator: torch.Generator
-) -> tuple[float | None, int | None, float]:
-    """Share of the trace on the mean directions, number of outliers, products spent."""
-    if g.directions is None or g.factor is None or trace <= 0:
+    g: LinearMap,
+    ritz: Ritz,
+    mean: Tensor | None,
+    method: str,
+    trace: Estimate,
+    purse: Budget,
+    generator: torch.Generator,
+) -> tuple[tuple[float, float] | None, int | None, float]:
+    """Share of the trace on the mean directions and its standard error, number of outliers, products spent."""
+    if g.directions is None or g.factor is None or trace.value <= 0:
         return None, None, 0.0
-    a = g.factor.T
+    a, spent = g.factor.T, 0.0
     if mean is None:  # many outputs: the trace over their directions by probes, each one mixture of all
+        probes = 2 * purse.probes("mean-gradient share", 4)
+        if not probes:
+            return None, None, 0.0
         make, count = g.directions.make, g.directions.count
         rows = LinearMap((a.shape[0], count), lambda z: a.matmat(make(z)), lambda z: z, a.dtype, a.device)
-        return hutchinson(rows, 8, generator=generator).value / trace, None, 4.0
+        inside = hutchinson(rows, probes, generator=generator)
+        return _ratio(inside.value, inside.stderr, trace), None, inside.products
     b = mean.shape[1]
-    spent = 0.0
     if method == "directions":  # the basis starts with these very directions
         projected = ritz.projected[:b, :b]
-    else:
+    elif purse.affords("mean-gradient share", b / 2):
         y = a.matmat(mean)
         projected, spent = (y.T @ y).double().cpu(), b / 2
-    share = float(projected.diagonal().sum()) / trace
+    else:
+        return None, None, 0.0
+    share = _ratio(float(projected.diagonal().sum()), 0.0, trace)
+    if not purse.affords("number of outliers", EDGE_STEPS):
+        return share, None, spent
 
     def outside(x: Tensor) -> Tensor:
         x = x - mean @ (mean.T @ x)
@@ -264,7 +306,13 @@ def _mean_gradients(
     return share, int((values > OUTLIER * float(edge.values[0])).sum()), spent + edge.products
 
 
-def _shares(model: nn.Module, a: LinearMap, vector: Tensor) -> dict[str, float]:
+def _ratio(part: float, error: float, whole: Estimate) -> tuple[float, float]:
+    """part / whole and its standard error, the two independent."""
+    share = part / whole.value
+    return share, math.hypot(error, share * whole.stderr) / whole.value
+
+
+def _shares(a: LinearMap, vector: Tensor) -> dict[str, float]:
     """Squared norm of the eigenvector's part in each module, summing to 1."""
     energy = vector.double().square()
     total = float(energy.sum())
@@ -274,32 +322,3 @@ def _shares(model: nn.Module, a: LinearMap, vector: Tensor) -> dict[str, float]:
         module = name.rpartition(".")[0] or name
         shares[module] = shares.get(module, 0.0) + (float(part.sum()) / total if total > 0 else 0.0)
     return shares
-
-
-def _modes(
-    model: nn.Module, inputs: Any, loss: LossLike, here: float, tol: float, seed: int, options: Mapping[str, Any]
-) -> tuple[dict[str, float], list[str]]:
-    """lambda_max of the same inputs in the other modes, and a warning where they differ by more than twice."""
-    if not has_batch_statistics(model) or (callable(loss) and make_loss(loss).call is not None):
-        return {}, []
-    several = is_several(inputs)
-    more = {k: v for k, v in options.items() if k != "mode"}
-    mode = options.get("mode") or ("train" if model.training else "eval")
-    table = {f"{mode}, mean over batches" if several else f"{mode}, whole batch": here}
-    if several and mode == "train" and all(isinstance(x, Tensor) for x in inputs):
-        whole = fisher(model, torch.cat(inputs), None, loss, mode=mode, seed=seed, **more)
-        table["train, whole batch"] = spectrum(whole, tol=10 * tol, seed=seed).largest
-    other = "eval" if mode == "train" else "train"
-    try:
-        table[other] = spectrum(
-            fisher(model, inputs, None, loss, mode=other, seed=seed, **more), tol=10 * tol, seed=seed
-        ).largest
-    except (UsageError, ValueError):  # one sample a channel, or non-finite without normalization
-        return table, []
-    low, high = min(table.values()), max(table.values())
-    if high <= 2 * low:
-        return table, []
-    said = ", ".join(f"{name} {value:.3g}" for name, value in table.items())
-    return table, [
-        f"lambda_max differs by {high / max(low, 1e-300):.1f}x between modes ({said}): a rate chosen in one is wrong in another."
-    ]

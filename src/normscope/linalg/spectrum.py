@@ -173,7 +173,8 @@ def spectrum(
             spent += ritz.products - other.products
             ritz, chosen = other, "lanczos"
         else:
-            ritz = replace(ritz, errors=ritz.residuals)
+            above = (other.values + other.errors)[:1] - ritz.values[:1]
+            ritz = replace(ritz, errors=above.clamp_min(0) if k == 1 else ritz.residuals)
     products = ritz.products + spent
     both = moments(g, ritz.basis, ritz.projected, probes, generator=generator) if trace else None
     points = slq(g, probes, steps, generator=generator, null=null) if density else None
