@@ -171,8 +171,8 @@ class _Run:
             self._write(self.store.compact)
 
     def _fill(self, pool: Pool, most: int) -> None:
-        """Hand out cells: any, up to the bound; or one suspect, when nothing else flies."""
-        if self.suspects:
+        """Hand out cells: any, up to the bound; or one suspect, when nothing else flies, and nothing beside it."""
+        if self.suspects or any(flight.alone for flight in self.flying.values()):
             if not self.flying:
                 self._submit(pool, self.suspects.popleft(), alone=True)
             return
