@@ -280,6 +280,44 @@ def test_two_numeric_axes_make_a_heat_map_and_lines():
     assert lines["spec"]["layer"][1]["encoding"]["color"]["field"] == "norm"
 
 
+def test_axes_side_by_side_are_one_axis_of_the_picture():
+    pytest.importorskip("altair")
+    from normscope.report import sweeps
+
+    sides = pl.concat([table(width=[w], n=[2 * w], lr=[0.1, 0.2], norm=["none", "batch"]) for w in (8, 16)])
+    asked = {"kind": "heat", "metrics": ("m",)}
+    for x, y in (("width", "lr"), ("n", "lr"), (None, None)):
+        content = sweeps.Sweep(sides, ("width", "n", "lr", "norm"), x=x, y=y, **asked)
+        (heat,) = specs(sweeps.render(content))
+        assert {r["facet"] for r in values(heat)} == {"norm = none", "norm = batch"}
+    crossed = table(width=[8, 16], n=[8, 16], lr=[0.1, 0.2])
+    (heat,) = specs(sweeps.render(sweeps.Sweep(crossed, ("width", "n", "lr"), x="width", y="lr", **asked)))
+    assert {r["facet"] for r in values(heat)} == {"n = 8", "n = 16"}
+
+
+def test_a_parameter_that_some_cells_lack_is_none_in_the_picture():
+    pytest.importorskip("altair")
+    from normscope.report import sweeps
+
+    frame = table(width=[8, 16, 32], skip=[0, 1]).with_columns(skip=pl.when(pl.col("skip") > 0).then(1.0))
+    (lines,) = specs(sweeps.render(sweeps.Sweep(frame, ("width", "skip"), x="width", colour="skip", kind="lines")))
+    colour = lines["layer"][1]["encoding"]["color"]
+    assert sorted(colour["scale"]["domain"]) == ["1", "none"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [((0.07, 0.31), [0.07, 0.1, 0.15, 0.2, 0.3]), ((0.4, 60), [1, 3, 10, 30]), ((1e-9, 1e9), None)],
+)
+def test_ticks_of_a_log_axis_are_round_and_few(ends, expected):
+    pytest.importorskip("altair")
+    from normscope.report._panels import _ticks
+
+    found = _ticks(*ends)
+    assert 3 <= len(found) <= 8
+    assert expected is None or found == expected
+
+
 def test_what_is_not_finite_is_grey_and_breaks_no_page():
     pytest.importorskip("altair")
     from normscope.report import sweeps
