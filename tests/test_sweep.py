@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import threading
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -84,10 +85,14 @@ def test_workers_have_one_thread_each_and_the_driver_keeps_its_own(workers, monk
     import torch
 
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    table = sweep(Grid([{}]), FILE + "threads", executor=workers)
+    try:
+        table = sweep(Grid([{}]), FILE + "threads", executor=workers)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     assert table["value"].to_list() == [1, 1]
-    assert torch.get_num_threads() == 2
     assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
@@ -194,6 +199,23 @@ def test_a_cell_that_flew_beside_a_killer_is_never_blamed(monkeypatch, timeout, 
     assert why in errors["dies too"]
     assert [flew for flew in rounds if len(flew) > 1] == [["a", "dies", "b"], ["dies too", "c", "d"]]
     assert sorted(x for flew in rounds if len(flew) == 1 for x in flew) == sorted(errors)
+
+
+def test_workers_killed_from_outside_lose_nothing():
+    made = []
+
+    def make():
+        made.append(executors.local(2).make())
+        return made[-1]
+
+    def kill(progress):
+        if progress.finished in (5, 10, 15):
+            os.kill(min(made[-1]._processes), signal.SIGKILL)
+
+    grid = Grid(x=range(20))
+    table = sweep(grid, FILE + "draw", executor=make, in_flight=4, progress=kill)
+    assert table.equals(sweep(grid, FILE + "draw", executor=Inline()))
+    assert len(made) == 4
 
 
 def test_a_cell_that_never_comes_back_to_python_ends_with_its_worker():

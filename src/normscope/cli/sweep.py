@@ -170,8 +170,8 @@ def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool)
         executor = None
         if (e.scheduler or e.dask) and state(grid, planned.task, kept)["missing"] + retry_failed:
             executor = stack.enter_context(executors.dask(e.scheduler, e.workers))
-            if not json:
-                console.print(f"Dask dashboard: {executor.dashboard_link}", highlight=False, soft_wrap=True)
+            if not json and (link := executors.dashboard(executor)):
+                console.print(f"Dask dashboard: {link}", highlight=False, soft_wrap=True)
         from normscope.sweep._progress import shown
 
         try:
