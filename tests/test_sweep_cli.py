@@ -174,6 +174,14 @@ def test_a_sweep_from_the_command_line_is_kept_and_resumed(run, inline):
     assert "8 done, 0 failed, 4 to do: about" in out
 
 
+def test_a_store_may_be_any_fsspec_path(run, inline, tmp_path):
+    pytest.importorskip("fsspec")
+    line = ("sweep", "--task", FILE + "draw", "--x", "1:3", "--store", "memory://of-the-command-line")
+    assert "3 computed" in run(*line)[1]
+    assert "3 from the store" in run(*line)[1]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_computes_and_writes_nothing(run, tmp_path):
     code, out, _ = run(
         "sweep",
@@ -215,6 +223,11 @@ def test_failed_cells_are_told_and_give_exit_code_1(run, inline):
         (("--task", "simulate", "--depth", "1", "--memory", "much"), "500MB"),
         (("--task", "simulate", "--depth", "1", "--html", "no/where/a.html"), "must exist"),
         (("--task", "simulate", "--depth", "1", "--kind", "pie"), "kind of plot"),
+        (("--task", "simulate", "--depth", "1", "--workers", "0"), "workers must be"),
+        (("--task", "simulate", "--depth", "0:8:log2"), "starts above 0"),
+        (("--task", "simulate", "--depth", "1", "extra"), "got 'extra'"),
+        (("--task", "train", "--depth", "1", "--data", "mnst"), "Did you mean 'mnist'"),
+        (("--task", "math:pi", "--x", "1"), "must be a function"),
         (("--task", "simulate", "--depth", "1", "--scheduler", "nonsense"), "Dask"),
     ],
 )

@@ -60,12 +60,16 @@ def spec_task(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check(spec: Spec, **given: Any) -> None:
     """What can be told before a cell runs."""
+    from normscope.datasets import DATASETS
     from normscope.metrics import METRICS
 
     if given.get("layers", "last") not in _LAYERS:
         raise unknown("choice of layers", given["layers"], _LAYERS)
     for name in _names(given.get("metrics")) or ():
         METRICS[name]
+    data = given.get("data")
+    if data is not None and not set(":/\\.") & set(data):
+        DATASETS[data.lower().replace("_", "-")]
     for name in ("batch", "n", "steps"):
         value = given.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < (name != "steps")):
@@ -74,7 +78,7 @@ def _check(spec: Spec, **given: Any) -> None:
         value = given.get(name, 1)
         if not isinstance(value, int | float) or not value > 0:
             raise UsageError(f"{name} must be a number > 0; got {value!r}.")
-    if given.get("data") is None and given.get("cosine") is not None and not -1 <= given["cosine"] <= 1:
+    if data is None and given.get("cosine") is not None and not -1 <= given["cosine"] <= 1:
         raise UsageError(f"cosine must lie in [-1, 1]; got {given['cosine']!r}.")
     if given.get("loss", "mse") not in ("mse", "cross_entropy"):
         raise unknown("loss", given["loss"], ("mse", "cross_entropy"))
