@@ -58,7 +58,7 @@ def timed(label: str, task: str, cells: int, milliseconds: float, executor: obje
             workers=workers, progress=tell,
         )  # fmt: skip
         wall, cpu = seen[-1][0] - seen[0][0], time.process_time() - cpu
-        assert table.collect()["value"].sum() == sum(x * x for x in range(cells))
+        assert table.lazy().collect()["value"].sum() == sum(x * x for x in range(cells))
     first, last = seen[1][1], seen[-1][1]
     print(
         f"| {label} | {cells} | {milliseconds:g} | {wall:.1f} | {1e3 * wall / cells:.2f} | {1e3 * cpu / cells:.2f} | "

@@ -40,7 +40,8 @@ def test_the_dashboard_is_named_where_it_serves(client):
 
 
 @pytest.mark.parametrize(
-    ("status", "page"), [(200, b"<p>Dask needs bokeh >= 3.1 for the dashboard.</p>"), (404, b"<script bokeh>"), (None, b"")]
+    ("status", "page"),
+    [(200, b"<p>Dask needs bokeh >= 3.1 for the dashboard.</p>"), (404, b"<script bokeh>"), (None, b"")],
 )
 def test_a_dashboard_that_does_not_serve_is_not_named(status, page):
     """As Dask answers without bokeh, with --no-dashboard, and not at all."""

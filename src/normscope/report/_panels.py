@@ -101,8 +101,7 @@ def _follows(name: str, varied: list[str], taken: list[str], summary: pl.DataFra
     before = [a for a in varied if a in taken or varied.index(a) < varied.index(name)]
     count = summary[name].n_unique()
     return summary[name].dtype.is_numeric() and any(
-        summary[a].dtype.is_numeric()
-        and summary[a].n_unique() == count == summary.select(a, name).unique().height
+        summary[a].dtype.is_numeric() and summary[a].n_unique() == count == summary.select(a, name).unique().height
         for a in before
     )
 
@@ -156,7 +155,7 @@ def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel
     )
 
 
-def _short(values: pl.Series) -> dict[str, str]:
+def _short(values: pl.Series) -> dict[str, Any]:
     """Fractions in an axis's labels, to three digits."""
     return {"labelExpr": _FORMAT} if values.dtype.is_float() else {}
 
@@ -217,7 +216,9 @@ def _quantity(name: str, part: pl.DataFrame, sweep: Sweep) -> alt.X:
 
 
 def _geometric(values: list[float]) -> bool:
-    return len(values) > 2 and all(math.isclose(a * c, b * b) for a, b, c in zip(values, values[1:], values[2:]))
+    """Whether the values go by one factor."""
+    triples = zip(values, values[1:], values[2:], strict=False)
+    return len(values) > 2 and all(math.isclose(a * c, b * b) for a, b, c in triples)
 
 
 def _ticks(least: float, most: float) -> list[float]:

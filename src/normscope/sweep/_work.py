@@ -123,7 +123,7 @@ def one_thread() -> None:
     for name, value in ONE_THREAD.items():
         os.environ[name] = value
     try:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
 
         threadpool_limits(1)
     except ImportError:
