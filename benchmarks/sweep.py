@@ -1,6 +1,7 @@
 """What a sweep costs: overhead a cell, 1 and 2 workers, memory of the driver, and a store of 10^5 cells.
 
     python benchmarks/sweep.py --cells 10000          # local processes, and Dask where it is installed
+    python benchmarks/sweep.py --cells 2000 --milliseconds 20 --sleep   # scaling, whatever else the machine does
     python benchmarks/sweep.py --store 100000         # list, resume, read and compact a store
 
 Wall seconds on whatever machine this is; the driver's own CPU seconds stand beside them.
@@ -30,52 +31,53 @@ def small(x: int, milliseconds: float = 0.0) -> dict[str, float]:
     return {"square": float(x * x)}
 
 
+def rest(x: int, milliseconds: float = 0.0) -> dict[str, float]:
+    """A cell that takes so much time and no CPU."""
+    time.sleep(milliseconds / 1000)
+    return {"square": float(x * x)}
+
+
 def resident() -> float:
     """Of this process, MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
-def timed(label: str, cells: int, milliseconds: float, executor: object, workers: int | None) -> None:
-    """One sweep with a store; its line of the table."""
-    seen: list[tuple[int, float]] = []
-    began = [0.0]
+def timed(label: str, task: str, cells: int, milliseconds: float, executor: object, workers: int | None) -> None:
+    """One sweep with a store; its line of the table. Wall seconds are those from the first cell on."""
+    seen: list[tuple[float, float]] = []
 
     def tell(progress: object) -> None:
-        done = progress.finished  # type: ignore[attr-defined]
-        if done == 0:
-            began[0] = time.perf_counter()
-        if done in (cells // 10, cells):
-            seen.append((done, resident()))
+        if progress.finished in (1, cells // 10, cells):  # type: ignore[attr-defined]
+            seen.append((time.perf_counter(), resident()))
 
     with tempfile.TemporaryDirectory() as folder:
         cpu = time.process_time()
-        started = time.perf_counter()
         table = sweep(
-            Grid(x=range(cells), milliseconds=milliseconds), f"{HERE}:small", Path(folder) / "store", executor,
+            Grid(x=range(cells), milliseconds=milliseconds), f"{HERE}:{task}", Path(folder) / "store", executor,
             workers=workers, progress=tell,
         )  # fmt: skip
-        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
-        assert table.collect()["value"].sum() == sum(x * x for x in range(cells))
-    first, last = seen[0][1], seen[-1][1]
+        wall, cpu = seen[-1][0] - seen[0][0], time.process_time() - cpu
+        assert table.lazy().collect()["value"].sum() == sum(x * x for x in range(cells))
+    first, last = seen[1][1], seen[-1][1]
     print(
         f"| {label} | {cells} | {milliseconds:g} | {wall:.1f} | {1e3 * wall / cells:.2f} | {1e3 * cpu / cells:.2f} | "
-        f"{first:.0f} | {last:.0f} |",
+        f"{first:.0f} | {last:.0f} | {os.getloadavg()[0]:.0f} |",
         flush=True,
     )
 
 
-def run(cells: int, milliseconds: float, dask: bool) -> None:
+def run(task: str, cells: int, milliseconds: float, dask: bool) -> None:
     print(
-        "| executor | cells | ms of work | wall s | wall ms a cell | driver's CPU ms a cell | RSS MB at 10 % | at the end |"
+        "| executor | cells | ms of work | wall s | wall ms a cell | driver's CPU ms a cell | RSS MB at 10 % | at the end | load |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for workers in (1, 2):
-        timed(f"local, {workers}", cells, milliseconds, None, workers)
+        timed(f"local, {workers}", task, cells, milliseconds, None, workers)
     if dask and find_spec("distributed") is not None:
         for workers in (1, 2):
             with executors.dask(workers=workers) as client:
-                timed(f"Dask, {workers}", cells, milliseconds, client, workers)
+                timed(f"Dask, {workers}", task, cells, milliseconds, client, workers)
 
 
 def big_store(cells: int) -> None:
@@ -129,11 +131,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=0)
     parser.add_argument("--milliseconds", type=float, default=0.0)
+    parser.add_argument("--sleep", action="store_true", help="cells that sleep instead of computing")
     parser.add_argument("--no-dask", action="store_true")
     parser.add_argument("--store", type=int, default=0)
     options = parser.parse_args()
     if options.cells:
-        run(options.cells, options.milliseconds, not options.no_dask)
+        run("rest" if options.sleep else "small", options.cells, options.milliseconds, not options.no_dask)
     if options.store:
         big_store(options.store)
 

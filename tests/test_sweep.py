@@ -2,8 +2,10 @@
 
 import math
 import os
+import signal
 import threading
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -12,7 +14,7 @@ import sweep_tasks
 
 import normscope
 from normscope import Grid, UsageError, sweep
-from normscope.sweep import Store, SweepStopped, executors
+from normscope.sweep import Store, SweepStopped, executors, run
 from normscope.sweep.run import state
 
 FILE = f"{Path(sweep_tasks.__file__)}:"
@@ -83,10 +85,14 @@ def test_workers_have_one_thread_each_and_the_driver_keeps_its_own(workers, monk
     import torch
 
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    table = sweep(Grid([{}]), FILE + "threads", executor=workers)
+    try:
+        table = sweep(Grid([{}]), FILE + "threads", executor=workers)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     assert table["value"].to_list() == [1, 1]
-    assert torch.get_num_threads() == 2
     assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
@@ -139,6 +145,77 @@ def test_every_way_to_go_wrong_has_its_outcome_and_harms_no_other(tmp_path):
     assert math.isnan(values["nan"])
     assert state(grid, FILE + "strange", tmp_path / "s") == {"done": 3, "failed": 7, "missing": 0}
     assert len(Store(tmp_path / "s").failures()) == 7
+
+
+class Fragile(Executor):
+    """A pool of which every cell is lost when one of them dies, as local processes are; works when it is waited for."""
+
+    def __init__(self):
+        self.flying = {}
+
+    def submit(self, function, /, *args, **options):
+        future = Future()
+        if args:
+            self.flying[future] = function, replace(args[0], timeout=None)
+        else:  # the pool's first question: is it alive?
+            future.set_result(function())
+        return future
+
+    def settle(self):
+        """Finish what flew, or break it all beside a cell that dies; its names."""
+        flew, self.flying = self.flying, {}
+        names = [job.parameters["x"] for _, job in flew.values()]
+        for future, (function, job) in flew.items():
+            if any(x.startswith("dies") for x in names):
+                future.set_exception(BrokenExecutor("a worker died"))
+            else:
+                future.set_result(function(job))
+        return names
+
+
+@pytest.mark.parametrize(("timeout", "why"), [(None, "WorkerDied"), (1e-9, "CellTimeout")])
+def test_a_cell_that_flew_beside_a_killer_is_never_blamed(monkeypatch, timeout, why):
+    """One death is enough for a verdict here, so that blame for a death in company would show at once; and each second
+    look finds nothing finished, as with slow cells, so that a suspect's company would show too.
+    """
+    made, rounds, looks = [], [], iter([False, True] * 30)
+
+    def make():
+        made.append(Fragile())
+        return made[-1]
+
+    def wait(flying, **_):
+        if next(looks):
+            rounds.append(made[-1].settle())
+        return {f for f in flying if f.done()}, {f for f in flying if not f.done()}
+
+    monkeypatch.setattr(run, "wait", wait)
+    monkeypatch.setattr(run, "DEATHS", 1)
+    grid = Grid(x=["a", "dies", "b", "dies too", "c", "d", "e"])
+    table = sweep(grid, sweep_tasks.strange, executor=make, in_flight=3, timeout=timeout)
+    errors = dict(zip(table["x"], table["error"], strict=True))
+    assert {x for x, error in errors.items() if error is None} == {"a", "b", "c", "d", "e"}
+    assert why in errors["dies"]
+    assert why in errors["dies too"]
+    assert [flew for flew in rounds if len(flew) > 1] == [["a", "dies", "b"], ["dies too", "c", "d"]]
+    assert sorted(x for flew in rounds if len(flew) == 1 for x in flew) == sorted(errors)
+
+
+def test_workers_killed_from_outside_lose_nothing():
+    made = []
+
+    def make():
+        made.append(executors.local(2).make())
+        return made[-1]
+
+    def kill(progress):
+        if progress.finished in (5, 10, 15):
+            os.kill(min(made[-1]._processes), signal.SIGKILL)
+
+    grid = Grid(x=range(20))
+    table = sweep(grid, FILE + "draw", executor=make, in_flight=4, progress=kill)
+    assert table.equals(sweep(grid, FILE + "draw", executor=Inline()))
+    assert len(made) == 4
 
 
 def test_a_cell_that_never_comes_back_to_python_ends_with_its_worker():

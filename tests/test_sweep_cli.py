@@ -174,6 +174,14 @@ def test_a_sweep_from_the_command_line_is_kept_and_resumed(run, inline):
     assert "8 done, 0 failed, 4 to do: about" in out
 
 
+def test_a_store_may_be_any_fsspec_path(run, inline, tmp_path):
+    pytest.importorskip("fsspec")
+    line = ("sweep", "--task", FILE + "draw", "--x", "1:3", "--store", "memory://of-the-command-line")
+    assert "3 computed" in run(*line)[1]
+    assert "3 from the store" in run(*line)[1]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_computes_and_writes_nothing(run, tmp_path):
     code, out, _ = run(
         "sweep",
@@ -215,6 +223,11 @@ def test_failed_cells_are_told_and_give_exit_code_1(run, inline):
         (("--task", "simulate", "--depth", "1", "--memory", "much"), "500MB"),
         (("--task", "simulate", "--depth", "1", "--html", "no/where/a.html"), "must exist"),
         (("--task", "simulate", "--depth", "1", "--kind", "pie"), "kind of plot"),
+        (("--task", "simulate", "--depth", "1", "--workers", "0"), "workers must be"),
+        (("--task", "simulate", "--depth", "0:8:log2"), "starts above 0"),
+        (("--task", "simulate", "--depth", "1", "extra"), "got 'extra'"),
+        (("--task", "train", "--depth", "1", "--data", "mnst"), "Did you mean 'mnist'"),
+        (("--task", "math:pi", "--x", "1"), "must be a function"),
         (("--task", "simulate", "--depth", "1", "--scheduler", "nonsense"), "Dask"),
     ],
 )
@@ -278,6 +291,44 @@ def test_two_numeric_axes_make_a_heat_map_and_lines():
     assert (point["low"], point["high"]) == pytest.approx((20.5 - 2 * 0.5, 20.5 + 2 * 0.5))  # sd .707, two seeds
     assert {r["facet"] for r in values(lines)} == {"width = 8", "width = 16"}
     assert lines["spec"]["layer"][1]["encoding"]["color"]["field"] == "norm"
+
+
+def test_axes_side_by_side_are_one_axis_of_the_picture():
+    pytest.importorskip("altair")
+    from normscope.report import sweeps
+
+    sides = pl.concat([table(width=[w], n=[2 * w], lr=[0.1, 0.2], norm=["none", "batch"]) for w in (8, 16)])
+    asked = {"kind": "heat", "metrics": ("m",)}
+    for x, y in (("width", "lr"), ("n", "lr"), (None, None)):
+        content = sweeps.Sweep(sides, ("width", "n", "lr", "norm"), x=x, y=y, **asked)
+        (heat,) = specs(sweeps.render(content))
+        assert {r["facet"] for r in values(heat)} == {"norm = none", "norm = batch"}
+    crossed = table(width=[8, 16], n=[8, 16], lr=[0.1, 0.2])
+    (heat,) = specs(sweeps.render(sweeps.Sweep(crossed, ("width", "n", "lr"), x="width", y="lr", **asked)))
+    assert {r["facet"] for r in values(heat)} == {"n = 8", "n = 16"}
+
+
+def test_a_parameter_that_some_cells_lack_is_none_in_the_picture():
+    pytest.importorskip("altair")
+    from normscope.report import sweeps
+
+    frame = table(width=[8, 16, 32], skip=[0, 1]).with_columns(skip=pl.when(pl.col("skip") > 0).then(1.0))
+    (lines,) = specs(sweeps.render(sweeps.Sweep(frame, ("width", "skip"), x="width", colour="skip", kind="lines")))
+    colour = lines["layer"][1]["encoding"]["color"]
+    assert sorted(colour["scale"]["domain"]) == ["1", "none"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [((0.07, 0.31), [0.07, 0.1, 0.15, 0.2, 0.3]), ((0.4, 60), [1, 3, 10, 30]), ((1e-9, 1e9), None)],
+)
+def test_ticks_of_a_log_axis_are_round_and_few(ends, expected):
+    pytest.importorskip("altair")
+    from normscope.report._panels import _ticks
+
+    found = _ticks(*ends)
+    assert 3 <= len(found) <= 8
+    assert expected is None or found == expected
 
 
 def test_what_is_not_finite_is_grey_and_breaks_no_page():

@@ -60,12 +60,16 @@ def spec_task(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check(spec: Spec, **given: Any) -> None:
     """What can be told before a cell runs."""
+    from normscope.datasets import DATASETS
     from normscope.metrics import METRICS
 
     if given.get("layers", "last") not in _LAYERS:
         raise unknown("choice of layers", given["layers"], _LAYERS)
     for name in _names(given.get("metrics")) or ():
         METRICS[name]
+    data = given.get("data")
+    if data is not None and not set(":/\\.") & set(data):
+        DATASETS[data.lower().replace("_", "-")]
     for name in ("batch", "n", "steps"):
         value = given.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < (name != "steps")):
@@ -74,7 +78,7 @@ def _check(spec: Spec, **given: Any) -> None:
         value = given.get(name, 1)
         if not isinstance(value, int | float) or not value > 0:
             raise UsageError(f"{name} must be a number > 0; got {value!r}.")
-    if given.get("data") is None and given.get("cosine") is not None and not -1 <= given["cosine"] <= 1:
+    if data is None and given.get("cosine") is not None and not -1 <= given["cosine"] <= 1:
         raise UsageError(f"cosine must lie in [-1, 1]; got {given['cosine']!r}.")
     if given.get("loss", "mse") not in ("mse", "cross_entropy"):
         raise unknown("loss", given["loss"], ("mse", "cross_entropy"))
@@ -157,7 +161,8 @@ def train(
     seed: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     r"""A short run of SGD: ``initial_loss``, ``final_loss`` (training mode, all n samples), ``loss_ratio``, ``trained``
-    (1 if the loss has halved), ``diverged`` (1 if it is not finite or above its first value), ``accuracy``.
+    (1 if the loss has halved), ``diverged`` (1 if it is above its first value), ``accuracy``. A run that
+    `normscope.training` calls diverged, or that ends above ten times its first loss, has infinite loss.
 
     batch: samples a step; ``None``: all (gradient descent). loss: ``cross_entropy``, or ``mse``, $\frac1{2n}\sum\|f-y\|^2$.
     data: a data set by name; ``None``: standard Gaussian samples and targets.
@@ -197,38 +202,32 @@ def phase(
 def _trained(
     net: nn.Module, data: Batch, loss: str, lr: float, momentum: float, steps: int, batch: int | None, seed: int
 ) -> dict[str, float]:
-    """The outcome of a few steps of SGD, batches drawn without replacement epoch by epoch."""
+    """The outcome of a few steps of SGD (`normscope.training`)."""
     import torch
+
+    from normscope._taps import no_trace
+    from normscope.training import Recipe, Samples, Training
 
     inputs, targets = data.inputs, data.targets
     value, wanted = _objective(loss, targets, data.classes)
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.SGD(net.parameters(), lr, momentum)
-    count, size = len(inputs), min(batch or len(inputs), len(inputs))
-    net.train()
-    with torch.no_grad():
+    size = min(batch or len(inputs), len(inputs))
+    epochs = max(1, math.ceil(steps / (len(inputs) // size)))
+    recipe = Recipe(epochs=epochs, batch=size, lr=lr, momentum=momentum, loss=value, seed=seed)
+    run = Training(net, Samples(inputs, wanted), recipe)
+    with no_trace(net, mode="train", seed=seed), torch.no_grad():
         initial = float(value(net(inputs), wanted))
-    order = torch.arange(0)
-    for _ in range(steps):
-        if len(order) < size:
-            order = torch.arange(count) if size == count else torch.randperm(count, generator=generator)
-        chosen, order = order[:size], order[size:]
-        optimiser.zero_grad(set_to_none=True)
-        now = value(net(inputs[chosen]), wanted[chosen])
-        if not torch.isfinite(now):
-            break
-        now.backward()
-        optimiser.step()
-    with torch.no_grad():
+    run.advance(steps)
+    with no_trace(net, mode="train", seed=seed), torch.no_grad():
         outputs = net(inputs)
         final = float(value(outputs, wanted))
-    fine = math.isfinite(final)
+    if run.diverged is not None or not final <= recipe.explosion * initial:
+        final = math.inf
     found = {
         "initial_loss": initial,
-        "final_loss": final if fine else math.inf,
-        "loss_ratio": final / initial if fine and initial > 0 else math.inf,
-        "trained": float(fine and final < TRAINED * initial),
-        "diverged": float(not fine or final > initial),
+        "final_loss": final,
+        "loss_ratio": final / initial if initial > 0 else math.inf,
+        "trained": float(final < TRAINED * initial),
+        "diverged": float(final > initial),
     }
     if data.classes and targets is not None:
         found["accuracy"] = float((outputs.argmax(1) == targets).double().mean())

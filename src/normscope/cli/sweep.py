@@ -39,7 +39,8 @@ def sweep(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="This many seeds a cell: an axis seed = 0, 1, ...")] = None,
     store: Annotated[
-        Path | None, typer.Option("--store", "--out", help="Folder that keeps every cell; run again to go on.")
+        str | None,
+        typer.Option("--store", "--out", help="Folder or s3://..., keeps every cell; run again to go on."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes, one thread each. Default: one a core.")] = None,
     dask: Annotated[bool, typer.Option(help="Run them as a local Dask cluster, with its dashboard.")] = False,
@@ -74,7 +75,7 @@ def sweep(
         _needs_report()
     drawn = tuple(m.strip() for m in metrics.split(",")) if metrics else None
     planned = _planned(
-        task, words or [], seeds=plan.checked_seeds(seeds), store=None if store is None else str(store),
+        task, words or [], seeds=plan.checked_seeds(seeds), store=store,
         workers=workers, dask=dask or None, scheduler=scheduler, timeout=timeout, memory=memory, retries=retries,
         metrics=drawn, kind=kind,
     )  # fmt: skip
@@ -170,8 +171,8 @@ def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool)
         executor = None
         if (e.scheduler or e.dask) and state(grid, planned.task, kept)["missing"] + retry_failed:
             executor = stack.enter_context(executors.dask(e.scheduler, e.workers))
-            if not json:
-                console.print(f"Dask dashboard: {executor.dashboard_link}", highlight=False, soft_wrap=True)
+            if not json and (link := executors.dashboard(executor)):
+                console.print(f"Dask dashboard: {link}", highlight=False, soft_wrap=True)
         from normscope.sweep._progress import shown
 
         try:

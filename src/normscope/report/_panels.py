@@ -15,7 +15,7 @@ from normscope.report.sheet import Chart
 if TYPE_CHECKING:
     from normscope.report.sweeps import Sweep
 
-#: A parameter whose values span this factor is drawn on a log axis, a metric from this one.
+#: A parameter whose values span this factor (or go by one factor) is drawn on a log axis, a metric from this one.
 _LOG_AXIS, _LOG_METRIC = 15.0, 200.0
 #: Metrics that are shares: their colours span 0 to 1.
 _SHARES = {"trained", "diverged", "accuracy", "mean_abs_cosine", "odd_point_score", "dead_units", "saturated_units"}
@@ -53,6 +53,8 @@ def panels(sweep: Sweep, summary: pl.DataFrame) -> list[Panel]:
     from normscope.report.sweeps import MOST, main_metrics
 
     wanted = list(sweep.metrics or main_metrics(sweep.table)[:MOST])
+    gaps = [a for a in sweep.parameters if a in summary.columns and summary[a].has_nulls()]
+    summary = summary.with_columns(pl.col(a).cast(pl.String).str.strip_suffix(".0").fill_null("none") for a in gaps)
     roles = _roles(sweep, summary)
     if roles.x is None:
         return []
@@ -70,12 +72,13 @@ def panels(sweep: Sweep, summary: pl.DataFrame) -> list[Panel]:
 
 
 def _roles(sweep: Sweep, summary: pl.DataFrame) -> _Roles:
+    taken = [a for a in (sweep.x, sweep.y, sweep.colour, sweep.facet) if a]
     varied = [
         a for a in (*sweep.parameters, "layer") if a in summary.columns and a != "seed" and summary[a].n_unique() > 1
     ]
+    varied = [a for a in varied if a in taken or not _follows(a, varied, taken, summary)]
     numeric = [a for a in varied if summary[a].dtype.is_numeric()]
     words = [a for a in varied if a not in numeric]
-    taken = [a for a in (sweep.x, sweep.y, sweep.colour, sweep.facet) if a]
     free = [a for a in numeric if a not in taken]
     if sweep.x is None and "layer" in free:
         free.sort(key=lambda a: a != "layer")
@@ -93,6 +96,16 @@ def _roles(sweep: Sweep, summary: pl.DataFrame) -> _Roles:
     return _Roles(x, y, colour, facet, tuple(left))
 
 
+def _follows(name: str, varied: list[str], taken: list[str], summary: pl.DataFrame) -> bool:
+    """Whether a number goes side by side with another one, asked for or before it: such a pair is one axis."""
+    before = [a for a in varied if a in taken or varied.index(a) < varied.index(name)]
+    count = summary[name].n_unique()
+    return summary[name].dtype.is_numeric() and any(
+        summary[a].dtype.is_numeric() and summary[a].n_unique() == count == summary.select(a, name).unique().height
+        for a in before
+    )
+
+
 def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel:
     label = _labels.label(metric)
     assert roles.x is not None
@@ -107,10 +120,15 @@ def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel
     log = log and not share
     scale = alt.Scale(scheme="viridis", type="log" if log else "linear", domain=[0, 1] if share else alt.Undefined)
     legend = alt.Legend(title=None, gradientLength=max(90, min(200, size * lines)), format=".3~g")
+    angle = 0 if written else -60
     x = alt.X(
-        f"{roles.x}:O", axis=alt.Axis(labelAngle=0 if written else -60, labelOverlap=True, domain=False, ticks=False)
+        f"{roles.x}:O",
+        axis=alt.Axis(labelAngle=angle, labelOverlap=True, domain=False, ticks=False, **_short(part[roles.x])),
     )
-    y = alt.Y(f"{roles.y}:O", sort="descending", axis=alt.Axis(titleAnchor="middle", labelOverlap=True))
+    y = alt.Y(
+        f"{roles.y}:O", sort="descending",
+        axis=alt.Axis(titleAnchor="middle", labelOverlap=True, **_short(part[roles.y])),
+    )  # fmt: skip
     tips = [alt.Tooltip(f"{a}:N") for a in (roles.x, roles.y, *roles.facet)]
     tips += [alt.Tooltip("told:N", title=label.title), alt.Tooltip("count:Q", title="seeds")]
     base = alt.Chart().encode(x=x, y=y)
@@ -137,6 +155,11 @@ def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel
     )
 
 
+def _short(values: pl.Series) -> dict[str, Any]:
+    """Fractions in an axis's labels, to three digits."""
+    return {"labelExpr": _FORMAT} if values.dtype.is_float() else {}
+
+
 def _lines(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel:
     label = _labels.label(metric)
     assert roles.x is not None
@@ -149,7 +172,9 @@ def _lines(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Pane
             r["low"] = max(r["low"], r["least"]) if r["least"] > 0 else r["mean"]
     x = _quantity(roles.x, part, sweep)
     domain = {"domain": [0, 1]} if metric in _SHARES else {"zero": False} if not log else {"type": "log", "nice": False}
-    y = alt.Y("mean:Q", title=None, scale=alt.Scale(**domain), axis=alt.Axis(labelExpr=_FORMAT, tickCount=5))
+    ticks = _ticks(min(r["low"] for r in rows), max(r["high"] for r in rows)) if log and rows else []
+    axis = alt.Axis(labelExpr=_FORMAT, **({"values": ticks} if len(ticks) > 1 else {"tickCount": 5}))
+    y = alt.Y("mean:Q", title=None, scale=alt.Scale(**domain), axis=axis)
     base = alt.Chart().encode(x=x)
     if roles.colour is not None:
         base = base.encode(color=_colour(roles.colour, part))
@@ -178,8 +203,8 @@ def _quantity(name: str, part: pl.DataFrame, sweep: Sweep) -> alt.X:
     if not values.dtype.is_numeric():
         return alt.X(f"{name}:N", sort=None, axis=alt.Axis(labelAngle=0))
     least, most = float(values.min()), float(values.max())  # type: ignore[arg-type]
-    if least > 0 and (name in sweep.log or most / least >= _LOG_AXIS):
-        ticks = sorted(set(values.to_list()))
+    ticks = sorted(set(values.to_list()))
+    if least > 0 and (name in sweep.log or most / least >= _LOG_AXIS or _geometric(ticks)):
         base = 2 if all(math.log2(v).is_integer() for v in ticks) else 10
         axis = (
             alt.Axis(values=ticks, labelOverlap=True, format="~g")
@@ -188,6 +213,25 @@ def _quantity(name: str, part: pl.DataFrame, sweep: Sweep) -> alt.X:
         )
         return alt.X(f"{name}:Q", scale=alt.Scale(type="log", base=base, nice=False), axis=axis)
     return alt.X(f"{name}:Q", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(format="~g", tickCount=8))
+
+
+def _geometric(values: list[float]) -> bool:
+    """Whether the values go by one factor."""
+    triples = zip(values, values[1:], values[2:], strict=False)
+    return len(values) > 2 and all(math.isclose(a * c, b * b) for a, b, c in triples)
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    """Of a log axis: powers of ten, or round numbers between them where it is short."""
+    low, high = math.floor(math.log10(least)), math.ceil(math.log10(most))
+    step = max(1, math.ceil((high - low) / 7))
+    found: list[float] = []
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        found = [float(f"{d}e{k}") for k in range(low, high + 1, step) for d in digits]
+        found = [t for t in found if least <= t <= most]
+        if len(found) > 2:
+            break
+    return found
 
 
 def _colour(name: str, part: pl.DataFrame) -> alt.Color:

@@ -216,7 +216,7 @@ def _point(row: dict[str, Any], parameters: Sequence[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    return _labels.number(value, 6) if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def _spread(value: tuple[float, float, int] | None) -> str:

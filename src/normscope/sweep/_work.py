@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import functools
-import importlib.util
 import multiprocessing
 import os
 import signal
@@ -119,23 +118,19 @@ def pin() -> None:
     one_thread()
 
 
-def one_thread() -> int:
-    """Torch and BLAS on one thread in this process; how many torch had."""
+def one_thread() -> None:
+    """Torch and BLAS on one thread in this process."""
     for name, value in ONE_THREAD.items():
         os.environ[name] = value
     try:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
 
         threadpool_limits(1)
     except ImportError:
         pass
-    if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
-        return 1
     import torch
 
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    return before
 
 
 @contextmanager

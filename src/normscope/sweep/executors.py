@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from typing import Any
+from urllib.request import ProxyHandler, build_opener
 
 from normscope._errors import UsageError
 from normscope.sweep import _work
@@ -120,6 +123,19 @@ def dask(scheduler: str | None = None, workers: int | None = None) -> Iterator[A
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+def dashboard(client: Any) -> str | None:
+    """Where a Dask client's dashboard serves pages that this machine can see; ``None`` where none does (no bokeh,
+    ``--no-dashboard``, another network).
+    """
+    try:
+        link = str(client.dashboard_link)
+        with build_opener(ProxyHandler({})).open(link, timeout=5) as reply:
+            page = reply.read()
+    except (OSError, KeyError, ValueError, HTTPException):
+        return None
+    return link if re.search(rb"<script[^>]*bokeh", page) else None
 
 
 def cores() -> int:

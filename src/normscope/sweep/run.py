@@ -171,8 +171,8 @@ class _Run:
             self._write(self.store.compact)
 
     def _fill(self, pool: Pool, most: int) -> None:
-        """Hand out cells: any, up to the bound; or one suspect, when nothing else flies."""
-        if self.suspects:
+        """Hand out cells: any, up to the bound; or one suspect, when nothing else flies, and nothing beside it."""
+        if self.suspects or any(flight.alone for flight in self.flying.values()):
             if not self.flying:
                 self._submit(pool, self.suspects.popleft(), alone=True)
             return
@@ -186,7 +186,9 @@ class _Run:
     def _submit(self, pool: Pool, job: Job, alone: bool = False) -> None:
         try:
             future = pool.executor.submit(_work.work, job)
-        except (BrokenExecutor, RuntimeError) as error:
+        except Exception as error:
+            if not isinstance(error, BrokenExecutor | RuntimeError) and not pool.lost():
+                raise
             (self.suspects if alone else self.queue).appendleft(job)
             self._broken(pool, error)
             return
@@ -257,7 +259,8 @@ class _Run:
             self._died(flight, error)
         self.flying.clear()
         if not pool.rebuild():
-            gone = "the Dask scheduler is lost" if isinstance(error, CancelledError) else "the executor is broken"
+            broken = "the Dask scheduler is lost" if isinstance(error, CancelledError) else "the executor is broken"
+            gone = pool.lost() or broken
             raise self._stopped(gone + (f" ({error})" if str(error) else "")) from error
 
     def _write(self, write: Callable[..., Any], *args: Any, **options: Any) -> None:

@@ -224,7 +224,7 @@ class Store:
                 frame = self._lazy([part])
                 frames.append(frame if keep == keys else frame.filter(pl.col("key").is_in(sorted(keep))))
         single = {**listing.failed, **listing.loose}
-        chosen = [p for k, p in single.items() if (wanted is None or k in wanted) and k not in seen]
+        chosen = [p for k, p in single.items() if wanted is None or k in wanted]
         if chosen:
             frames.append(self._lazy(chosen))
         return pl.concat(frames) if frames else pl.LazyFrame(schema=_rows.schema())
