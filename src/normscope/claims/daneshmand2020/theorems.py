@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from normscope.claims._chains import gaussian, linear, second_moments, simulated
+from normscope.claims._chains import gaussian, linear, normal_weights, side_by_side, simulated
 from normscope.claims._tables import mean_and_error, series
 from normscope.claims.claim import Run
 from normscope.claims.daneshmand2020.paper import PAPER
@@ -162,7 +162,7 @@ def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -
     because="the identity is that of small gamma", seconds=(9, 300),
 )  # fmt: skip
 def stationary_identity(
-    run: Run, widths: Sequence[int], gamma: float, layers: int, chains: int, norm: str = "batch_rescale"
+    run: Run, widths: Sequence[int], gamma: float, layers: int, chains: int
 ) -> Iterable[Reading]:
     """The drift vanishes in the mean; with F^2 <= d tr M^3 any bound tr M^3 = O(d^2) gives r of the order of sqrt(d).
 
@@ -170,10 +170,13 @@ def stationary_identity(
     times faster and carry a bias of order gamma^2.
     """
     for d in widths:
-        spec = linear(layers, d, norm, skip=gamma * math.sqrt(d))
-        start = math.sqrt(d) * np.eye(d)
+        start = math.sqrt(d) * torch.eye(d, dtype=torch.float64).expand(chains, d, d)
+        draw = normal_weights(chains, d, run.generator(d))
         sides = []
-        for m in second_moments(run, spec, start, chains, stream=d, first=layers // 3, every=10):
+        for layer, u in enumerate(side_by_side(start, layers, draw, skip=gamma * math.sqrt(d))):
+            if layer < layers // 3 or layer % 10:
+                continue
+            m = (u.transpose(1, 2) @ u / d).numpy()
             square = m @ m
             cubes = np.einsum("cij,cji->c", square, m)
             own = np.square(np.einsum("cii->ci", square)).sum(1)
