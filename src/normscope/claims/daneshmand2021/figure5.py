@@ -70,7 +70,7 @@ def fig5a(run: Run, nets: int, norm: bool = True) -> Evidence:
     bn, plain = (np.array(arms[arm]).T for arm in arms)
     mean, error = mean_and_error(bn[15:].mean(0))
     end, end_error = mean_and_error(plain[30])
-    low, high = (0.88, 0.96) if name == "cifar10" else (0.86, 0.96)
+    low, high = (0.90, 0.96)
     x = list(range(1, 32))
     return Evidence(
         (

@@ -190,7 +190,7 @@ def fig2b(run: Run, widths: Sequence[int], layers: int, chains: int, norm: str =
             reason="three s.d. of five seeds",
         ),
     )
-    expected, tolerance = (-0.50, 0.015) if wide else (-0.51, 0.02)
+    expected, tolerance = (-0.50, 0.01) if wide else (-0.51, 0.02)
     return Evidence(
         (
             *(() if wide else small),
