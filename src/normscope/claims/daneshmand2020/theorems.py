@@ -158,8 +158,8 @@ def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -
 def stationary_identity(run: Run, widths: Sequence[int], gamma: float, layers: int, samples: int) -> Iterable[Reading]:
     """The drift vanishes in the mean; with F^2 <= d tr M^3 any bound tr M^3 = O(d^2) gives r of the order of sqrt(d).
 
-    ``samples``/d chains of explicit weights; M (d, d) has a unit diagonal. The specification's runs at gamma = 0.01 agree within 4 %; ours at 0.1 mix a hundred
-    times faster and carry a bias of order gamma^2.
+    ``samples``/d chains of explicit weights; M (d, d) has a unit diagonal. The specification's runs at gamma = 0.01 agree
+    within 4 %; ours at 0.1 mix a hundred times faster and carry a bias of order gamma^2.
     """
     for d in widths:
         chains = samples // d
