@@ -49,7 +49,7 @@ def stationary_gap(run: Run, cases: Sequence[tuple[int, int, int]], weights: str
 
 @PAPER.claim(
     "mean-gram", "The mean Gram of the settled chain is I/n exactly.", where="derived; section 3", covers="C10",
-    quick={"chains": 220, "layers": 200}, full={"chains": 1000, "layers": 400}, control={"activation": "relu"},
+    quick={"chains": 500, "layers": 200}, full={"chains": 1000, "layers": 400}, control={"activation": "relu"},
     because="behind a ReLU the settled mean Gram is not isotropic", seconds=(1.5, 40),
 )  # fmt: skip
 def mean_gram(run: Run, chains: int, layers: int, activation: str = "identity") -> Iterable[Reading]:

@@ -147,7 +147,7 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
 
 @PAPER.claim(
     "fig4", "Iterative orthogonalization avoids the slowdown that depth brings to Xavier initialization.", where="Fig. 4",
-    covers="Fig.4 C25", quick={"depths": (15, 75), "width": 100, "images": 1440, "epochs": 9, "batch": 50, "nets": 2},
+    covers="Fig.4 C25", quick={"depths": (15, 75), "width": 100, "images": 1440, "epochs": 7, "batch": 50, "nets": 2},
     full=FULL, control={"how": "haar"}, because="with a random V' in place of the slice deep nets diverge at once",
     seconds=(20, 40000), axes=Axes("depth", "training loss"), needs="a GPU, about 2 h",
 )  # fmt: skip
