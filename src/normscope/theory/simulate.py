@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController, threadpool_limits  # type: ignore[import-untyped]
 
 from normscope._errors import UsageError
 from normscope._records import Profile, Record, flat
@@ -152,8 +152,9 @@ def simulated_grams(
 
 
 def _grams(groups: list[Group], depth: int) -> Iterator[Array]:
+    threads = ThreadpoolController()  # looks at all loaded libraries: once, not at every layer
     for layer in range(depth + 1):
-        with threadpool_limits(1), np.errstate(over="ignore"):
+        with threads.limit(limits=1), np.errstate(over="ignore"):
             if layer:
                 for g in groups:
                     g.step()

@@ -44,7 +44,7 @@ def averaged(
     where="Theorem 2, Fig. 3a", covers="R5 Th.2 Fig.3a",
     quick={"widths": (4, 8, 16, 32), "layers": 2500, "chains": 32, "small": (8, 16), "small_layers": 4000},
     full={"widths": (4, 8, 16, 32, 64, 128, 256), "layers": 4000, "chains": 32, "small": (4, 8, 16, 32, 64), "small_layers": 30000},
-    control={"norm": "none"}, because="without batch norm the rank is 1 after a few widths", seconds=(16, 2500),
+    control={"norm": "none"}, because="without batch norm the rank is 1 after a few widths", seconds=(12, 2500),
     axes=Axes("width d", "rank", x_log=True, y_log=True),
 )  # fmt: skip
 def theorem2(
@@ -92,7 +92,7 @@ def theorem2(
 @PAPER.claim(
     "fig3a-as-printed", "Fig. 3a shows the numerical rank of M, as its published code computes it.", where="Fig. 3a",
     covers="Fig.3a-code", should="fail", quick={"widths": (16, 32), "chains": 12, "layers": 2000}, control={"count": "soft"},
-    because="the soft rank at tau = 1/2 gives the printed points", seconds=(3, 3),
+    because="the soft rank at tau = 1/2 gives the printed points", seconds=(4.2, 4.2),
 )  # fmt: skip
 def fig3a_as_printed(
     run: Run, widths: Sequence[int], chains: int, layers: int, count: str = "numerical"
@@ -117,7 +117,7 @@ def fig3a_as_printed(
 @PAPER.claim(
     "weight-law", "The law of the weights hardly matters: Gaussian, uniform, sign and t weights give the same rank.",
     where="Markov chain; section 3", covers="R8", quick={"chains": 24, "layers": 900}, full={"chains": 64, "layers": 4000},
-    control={"mean": 0.5}, because="weights with a positive mean push the batch onto one line", seconds=(6, 200),
+    control={"mean": 0.5}, because="weights with a positive mean push the batch onto one line", seconds=(4.2, 200),
 )  # fmt: skip
 def weight_law(run: Run, chains: int, layers: int, mean: float = 0.0) -> Iterable[Reading]:
     """Only second moments enter the drift as gamma -> 0; without a skip connection the laws still agree within 5 %.
@@ -177,7 +177,7 @@ def start(run: Run, width: int, chains: int, layers: int, inputs: int | None = N
     "few-samples", "Up to k* samples keep all their rank, more do not: what a batch smaller than the width sees.",
     where="rank(X) = d in Theorem 2", covers="R10", quick={"many": (16, 64), "layers": 450, "chains": 8},
     full={"many": (12, 16, 32, 64, 128), "layers": 4000, "chains": 64}, control={"norm": "none"},
-    because="without batch norm two samples collapse too", seconds=(6, 300),
+    because="without batch norm two samples collapse too", seconds=(8, 300),
 )  # fmt: skip
 def few_samples(
     run: Run, many: Sequence[int], layers: int, chains: int, norm: str = "batch_rescale"
@@ -209,7 +209,7 @@ def few_samples(
 @PAPER.claim(
     "recentring", "Subtracting the mean changes nothing material in a linear net.", where="section 2", covers="R16",
     quick={"width": 32, "chains": 24, "layers": 1200}, full={"width": 64, "chains": 64, "layers": 8000},
-    control={"activation": "relu"}, because="behind a ReLU recentring doubles the rank", seconds=(3, 120),
+    control={"activation": "relu"}, because="behind a ReLU recentring doubles the rank", seconds=(3.7, 120),
 )  # fmt: skip
 def recentring(run: Run, width: int, chains: int, layers: int, activation: str = "identity") -> Iterable[Reading]:
     """The theory drops mean subtraction, the paper says without loss; time averages of r with and without it, N = d."""
@@ -232,7 +232,7 @@ def recentring(run: Run, width: int, chains: int, layers: int, activation: str =
     "relu", "ReLU nets show the same dichotomy: rank one without batch norm, a few directions at every depth with it.",
     where="abstract; Fig. 2 right", covers="R12", quick={"widths": (16, 32), "chains": 10, "layers": 600},
     full={"widths": (16, 32, 64, 128, 256), "chains": 20, "layers": 2000}, control={"norm": "none"},
-    because="without batch norm one direction is left", seconds=(5, 400),
+    because="without batch norm one direction is left", seconds=(2.3, 400),
 )  # fmt: skip
 def relu(run: Run, widths: Sequence[int], chains: int, layers: int, norm: str | None = None) -> Iterable[Reading]:
     """N = d Gaussian samples, He weights: time averages of r of the activations; windows early and late agree.

@@ -38,7 +38,7 @@ def row_gradients(readout: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[
 @PAPER.claim(
     "gradient-exact", "If the last hidden batch has rank one, all samples pull each output neuron along one line.",
     where="directional gradient vanishing", covers="R13 gradient-direction", quick={"samples": 24}, control={"rank": 2},
-    because="behind a batch of rank two the directions differ", seconds=(0.3, 0.3),
+    because="behind a batch of rank two the directions differ", seconds=(0.1, 0.3),
 )  # fmt: skip
 def gradient_exact(run: Run, samples: int, rank: int = 1) -> Iterable[Reading]:
     """|cos| of the gradients of two samples with respect to one output row is 1, for every loss that acts on the logits.
@@ -61,7 +61,7 @@ def gradient_exact(run: Run, samples: int, rank: int = 1) -> Iterable[Reading]:
     "gradient-collinearity", "In a deep vanilla ReLU net the samples' gradients of an output neuron are collinear; with "
     "batch norm they are not.", where="directional gradient vanishing", covers="R13", quick={"depths": (2, 8, 32, 128), "nets": 5},
     full={"depths": (2, 8, 32, 128, 512, 1000), "nets": 10}, control={"norm": "batch"},
-    because="with batch norm they are not collinear at any depth", seconds=(4, 60), axes=Axes("depth", "mean |cos|", x_log=True),
+    because="with batch norm they are not collinear at any depth", seconds=(4.7, 60), axes=Axes("depth", "mean |cos|", x_log=True),
 )  # fmt: skip
 def gradient_collinearity(run: Run, depths: Sequence[int], nets: int, norm: str = "none") -> Evidence:
     """He-initialised ReLU nets of width 128 on 64 images (MNIST, or digits), ten classes, cross-entropy."""
@@ -106,7 +106,7 @@ def gradient_collinearity(run: Run, depths: Sequence[int], nets: int, norm: str 
 @PAPER.claim(
     "breaking-linear", "Weights of positive mean make batch norm useless: every batch collapses to rank one.",
     where="breaking batch norm", covers="break-linear", quick={"widths": (32, 128), "depth": 60},
-    control={"weights": "torch"}, because="weights of the same law around zero keep the rank", seconds=(1, 1),
+    control={"weights": "torch"}, because="weights of the same law around zero keep the rank", seconds=(0.6, 1),
 )  # fmt: skip
 def breaking_linear(run: Run, widths: Sequence[int], depth: int, weights: str = "positive") -> Iterable[Reading]:
     """U(0, 2a) has the variance of PyTorch's U(-a, a) and a mean: a rank-one map of operator norm sqrt(d) beside 1.15.
@@ -129,7 +129,7 @@ def breaking_linear(run: Run, widths: Sequence[int], depth: int, weights: str = 
     "breaking-conv", "Convolutional nets lose their rank without batch norm, keep some with it, and lose it with broken weights.",
     where="breaking batch norm, VGG and ResNet", covers="R15", quick={"width": 16, "images": 64, "nets": 2},
     full={"width": 64, "images": 64, "nets": 5}, control={"weights": "torch"},
-    because="with weights around zero batch norm keeps the rank", seconds=(5, 150),
+    because="with weights around zero batch norm keeps the rank", seconds=(0.5, 150),
 )  # fmt: skip
 def breaking_conv(run: Run, width: int, images: int, nets: int, weights: str = "positive") -> Iterable[Reading]:
     """Participation rank of the last features at initialization on CIFAR-10 images (or digits), our VGG of 16 convolutions.

@@ -24,7 +24,7 @@ TAUS = np.linspace(0, 0.95, 20)
     "lemma1", "rank >= r, and behind batch norm rank_tau >= (1 - tau)^2 r, for every batch.", where="Lemma 1",
     covers="R1 L1", quick={"cases": 20000, "measured": 300}, full={"cases": 10**6, "measured": 5000},
     control={"relative_to": "largest"},
-    because="counted against the largest eigenvalue instead of their mean the bound is false", seconds=(4, 150),
+    because="counted against the largest eigenvalue instead of their mean the bound is false", seconds=(0.6, 150),
 )  # fmt: skip
 def lemma1(run: Run, cases: int, measured: int, relative_to: str = "mean") -> Iterable[Reading]:
     """Deterministic: random batches of every shape, some of them very skewed, rows scaled as batch norm does, 20 taus.
@@ -66,7 +66,7 @@ def lemma1(run: Run, cases: int, measured: int, relative_to: str = "mean") -> It
     where="vanilla nets; derived", covers="R2 vanilla-collapse",
     quick={"exponents": (4, 8), "widths": (16, 32), "layers": 1000},
     full={"exponents": (4, 8, 32), "widths": (16, 32, 128), "layers": 10000},
-    control={"norm": "batch_rescale"}, because="with batch norm the rank does not collapse", seconds=(3, 90),
+    control={"norm": "batch_rescale"}, because="with batch norm the rank does not collapse", seconds=(1.3, 90),
 )  # fmt: skip
 def collapse(
     run: Run, exponents: Sequence[int], widths: Sequence[int], layers: int, norm: str = "none"
@@ -115,7 +115,7 @@ def collapse(
     "drift", "One layer BN(H + gamma W H) moves the squared norm of M by gamma^2 (2d^2 - 2F - 8 tr M^3 + 8 sum s_i^2).",
     where="why the square root of d; derived", covers="R7 drift", quick={"draws": 160000, "widths": (3, 6, 12)},
     full={"draws": 1000000, "widths": (3, 6, 12, 24)}, control={"normalize": False},
-    because="without dividing by the rows' norms the drift is another one", seconds=(4, 60),
+    because="without dividing by the rows' norms the drift is another one", seconds=(2.1, 60),
 )  # fmt: skip
 def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -> Iterable[Reading]:
     """Derived by us, to see where the square root of d in Theorem 2 comes from: antithetic explicit draws of W against it.
@@ -153,7 +153,7 @@ def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -
     where="why the square root of d; derived", covers="stationary-identity",
     quick={"widths": (4, 8, 16), "gamma": 0.1, "layers": 3000, "samples": 640},
     full={"widths": (4, 8, 16, 32), "gamma": 0.05, "layers": 30000, "samples": 1600}, control={"gamma": 5.0},
-    because="the identity is that of small gamma", seconds=(9, 300),
+    because="the identity is that of small gamma", seconds=(6, 300),
 )  # fmt: skip
 def stationary_identity(run: Run, widths: Sequence[int], gamma: float, layers: int, samples: int) -> Iterable[Reading]:
     """The drift vanishes in the mean; with F^2 <= d tr M^3 any bound tr M^3 = O(d^2) gives r of the order of sqrt(d).
@@ -192,7 +192,7 @@ def stationary_identity(run: Run, widths: Sequence[int], gamma: float, layers: i
     "transverse", "Rank k is left by a growing further direction below k*(d) and kept above: k* = 3-4, 5-6, 8-9 directions.",
     where="structure found here", covers="R11 k-star", quick={"widths": (8, 16), "layers": 4000},
     full={"widths": (8, 16, 32, 64), "layers": 20000}, control={"shift": 6},
-    because="far above k* every further direction decays", seconds=(6, 300),
+    because="far above k* every further direction decays", seconds=(2.9, 300),
 )  # fmt: skip
 def transverse(run: Run, widths: Sequence[int], layers: int, shift: int = 0) -> Iterable[Reading]:
     """Growth rate per layer of an infinitesimal (k+1)-th direction on a settled rank-k chain, gamma = infinity.

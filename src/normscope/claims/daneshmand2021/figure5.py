@@ -48,7 +48,7 @@ def _gaps(model: nn.Module, x: torch.Tensor) -> list[float]:
 @PAPER.claim(
     "fig5a", "In a ReLU MLP of width 100 the gap falls with batch norm to about 0.19 and rises to 0.93 without.",
     where="Fig. 5a", covers="C20 Fig.5a", quick={"nets": 24}, full={"nets": 200}, control={"norm": False},
-    because="without batch norm the gap rises", seconds=(4, 60), axes=Axes("layer", "gap V"),
+    because="without batch norm the gap rises", seconds=(2.4, 60), axes=Axes("layer", "gap V"),
 )  # fmt: skip
 def fig5a(run: Run, nets: int, norm: bool = True) -> Evidence:
     """Batches of 8 through blocks ReLU, linear (no bias, Xavier), torch's batch norm; V at the input of each block.
@@ -105,7 +105,7 @@ def fig5a(run: Run, nets: int, norm: bool = True) -> Evidence:
 @PAPER.claim(
     "fig5b", "In a ConvNet of 100 channels the gap stays low with batch norm and rises without.", where="Fig. 5b",
     covers="Fig.5b", quick={"depth": 20, "channels": 24, "nets": 3}, full={"depth": 30, "channels": 100, "nets": 20},
-    control={"norm": False}, because="without batch norm the two arms are the same", seconds=(6, 400),
+    control={"norm": False}, because="without batch norm the two arms are the same", seconds=(0.3, 400),
     axes=Axes("layer", "gap V"),
 )  # fmt: skip
 def fig5b(run: Run, depth: int, channels: int, nets: int, norm: bool = True) -> Evidence:
@@ -157,7 +157,7 @@ def _plateau(run: Run, activation: str, recenter: bool, width: int, chains: int,
 @PAPER.claim(
     "fig5-plateaus", "Where the gap settles depends on activation and recentring: only odd activations go as low as linear.",
     where="Fig. 5, section 4", covers="Fig.5-plateaus", quick={"chains": 20}, full={"chains": 300}, control={"swap": True},
-    because="with the two kinds of batch norm exchanged the values do not match", seconds=(5, 60),
+    because="with the two kinds of batch norm exchanged the values do not match", seconds=(3.5, 60),
 )  # fmt: skip
 def fig5_plateaus(run: Run, chains: int, swap: bool = False) -> Iterable[Reading]:
     """n = 8, width 100: V of the normalised pre-activations, explicit weights, the library's norms and activations."""
@@ -174,7 +174,7 @@ def fig5_plateaus(run: Run, chains: int, swap: bool = False) -> Iterable[Reading
 @PAPER.claim(
     "vanilla-relu", "Without norm the gap of a ReLU net follows the arc-cosine map of infinite width.",
     where="Fig. 5a, vanilla", covers="C24", quick={"width": 100, "chains": 100}, full={"width": 1000, "chains": 200},
-    control={"activation": "identity"}, because="the arc-cosine map is that of the ReLU", seconds=(1, 20),
+    control={"activation": "identity"}, because="the arc-cosine map is that of the ReLU", seconds=(0.1, 20),
     axes=Axes("layer", "gap V"),
 )  # fmt: skip
 def vanilla_relu(run: Run, width: int, chains: int, activation: str = "relu") -> Evidence:

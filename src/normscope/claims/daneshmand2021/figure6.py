@@ -51,7 +51,7 @@ def _deviation(
     where="Fig. 6, conjecture of appendix F", covers="C21 Fig.6 F.conjecture",
     quick={"widths": (16, 32, 64, 128), "chains": 16, "layers": 160},
     full={"widths": (16, 32, 64, 128, 256), "chains": 60, "layers": 1000}, control={"mean": 0.5},
-    because="weights of positive mean send the batch to one line at every width", seconds=(13, 600),
+    because="weights of positive mean send the batch to one line at every width", seconds=(14, 600),
     axes=Axes("width d", "L(Q)", x_log=True, y_log=True),
 )  # fmt: skip
 def fig6(run: Run, widths: Sequence[int], chains: int, layers: int, mean: float = 0.0) -> Evidence:
@@ -81,7 +81,7 @@ def fig6(run: Run, widths: Sequence[int], chains: int, layers: int, mean: float 
 @PAPER.claim(
     "fig6-as-printed", "The curves of the four activations are indistinguishable.", where="Fig. 6", covers="Fig.6-bug",
     should="fail", quick={"activations": ("sigmoid", "relu", "tanh", "sin"), "width": 64, "chains": 24},
-    control={"activations": ("tanh", "sin")}, because="the two odd activations do agree", seconds=(3, 3),
+    control={"activations": ("tanh", "sin")}, because="the two odd activations do agree", seconds=(1.8, 3),
 )  # fmt: skip
 def fig6_as_printed(run: Run, activations: Sequence[str], width: int, chains: int) -> Iterable[Reading]:
     """An artefact of the plotting loop, which draws the last activation's curve four times: they differ by 0.6 in log."""

@@ -27,7 +27,7 @@ def with_band(name: str, x: Sequence[float], values: Array, role: str = "ours", 
     "fig1", "Two nearly parallel inputs become nearly orthogonal with batch norm; two orthogonal ones parallel without.",
     where="Fig. 1", covers="C3 Fig.1", quick={"chains": 100, "vanilla_chains": 2000},
     full={"chains": 1000, "vanilla_chains": 20000}, control={"norm": "none"},
-    because="without batch norm nearly parallel samples stay parallel", seconds=(1.5, 15),
+    because="without batch norm nearly parallel samples stay parallel", seconds=(1.2, 15),
     axes=Axes("layer", "mean |cosine|"),
 )  # fmt: skip
 def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale") -> Evidence:
@@ -72,7 +72,7 @@ def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale"
 @PAPER.claim(
     "vanilla-law", "Without norm E log sin^2 of the angle falls by psi(d/2) - psi((d-1)/2) a layer, and log det likewise.",
     where="vanilla nets; derived", covers="C4 vanilla-law", quick={"chains": 4000}, full={"chains": 100000},
-    control={"norm": "batch_rescale"}, because="with batch norm the angle does not close at all", seconds=(1.5, 30),
+    control={"norm": "batch_rescale"}, because="with batch norm the angle does not close at all", seconds=(2.1, 30),
 )  # fmt: skip
 def vanilla_law(run: Run, chains: int, norm: str = "none") -> Iterable[Reading]:
     """The paper only says that the vanilla gap rises, by products of random matrices; these rates are exact.
@@ -104,7 +104,7 @@ def vanilla_law(run: Run, chains: int, norm: str = "none") -> Iterable[Reading]:
 @PAPER.claim(
     "fig2a", "log V falls over the first layers and then wiggles around a constant that is lower for wider nets.",
     where="Fig. 2a", covers="C5 C6 Fig.2a", quick={"chains": 100}, full={"chains": 1000}, control={"norm": "none"},
-    because="without batch norm the near rank-one start stays what it is", seconds=(1.5, 15),
+    because="without batch norm the near rank-one start stays what it is", seconds=(0.4, 15),
     axes=Axes("layer", "log V"),
 )  # fmt: skip
 def fig2a(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:
@@ -143,7 +143,7 @@ def fig2a(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:
     quick={"widths": (16, 32, 64, 128, 256, 512), "layers": 500, "chains": 20},
     full={"widths": (16, 32, 64, 128, 256, 512, 1024, 2048, 4096), "layers": 500, "chains": 20},
     control={"norm": "none"}, because="without batch norm the batch collapses to one direction at every width",
-    seconds=(5, 60), axes=Axes("width d", "mean gap V over layers", x_log=True, y_log=True),
+    seconds=(1.6, 60), axes=Axes("width d", "mean gap V over layers", x_log=True, y_log=True),
 )  # fmt: skip
 def fig2b(run: Run, widths: Sequence[int], layers: int, chains: int, norm: str = "batch_rescale") -> Evidence:
     """Mean of V over 500 layers from the paper's near rank-one start, against the width.
@@ -210,7 +210,7 @@ def fig2b(run: Run, widths: Sequence[int], layers: int, chains: int, norm: str =
 @PAPER.claim(
     "fig2b-as-printed", "The gap settles at a level that falls as width to the power -0.46.", where="Fig. 2b",
     covers="Fig.2b-slope", quick={"chains": 40}, should="fail", control={"transient": True},
-    because="with the transient averaged in, as in the paper's code, the printed slope appears", seconds=(3, 3),
+    because="with the transient averaged in, as in the paper's code, the printed slope appears", seconds=(4, 4),
 )  # fmt: skip
 def fig2b_as_printed(run: Run, chains: int, transient: bool = False) -> Iterable[Reading]:
     """The settled gap (layers from 60 on) has slope -0.51 at these widths; -0.46 is an artefact of the first layers."""

@@ -106,7 +106,7 @@ def contraction(run: Run, samples: Sequence[int], norm: str = "batch_rescale") -
     "fluctuation", "One layer's Gram fluctuates by at most 1/d, exactly (1 - sum p_i^2)/d; its smallest eigenvalue by at "
     "most 1/d.", where="Lemmas 6 and 7", covers="C13 L6 L7", quick={"draws": 10000, "cases": 3},
     full={"draws": 40000, "cases": 20}, control={"weights": "orthogonal"},
-    because="orthogonal weights have fewer degrees of freedom and fluctuate less than the exact law", seconds=(1.5, 120),
+    because="orthogonal weights have fewer degrees of freedom and fluctuate less than the exact law", seconds=(2.7, 120),
 )  # fmt: skip
 def fluctuation(run: Run, draws: int, cases: int, weights: str = "gaussian") -> Iterable[Reading]:
     """d E|C' - E C'|^2 from one simulated layer on random spectra, against 1 - sum p_i^2; and Lemma 7's variance.

@@ -51,7 +51,7 @@ def prepared(model: nn.Module, how: str, x: Tensor, scale: str = "paper") -> nn.
     "fig3a", "Without batch norm both the initial gap and the training loss rise with depth.", where="Fig. 3a",
     covers="Fig.3a C25", quick={"depths": (5, 60), "width": 100, "images": 1440, "epochs": 6, "batch": 50, "nets": 2},
     full=FULL, control={"how": "orthogonal"}, because="orthogonalized layers leave a small gap at every depth",
-    seconds=(14, 20000), axes=Axes("depth", "initial gap V; training loss"), needs="a GPU, about 1 h",
+    seconds=(7, 20000), axes=Axes("depth", "initial gap V; training loss"), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig3a(
     run: Run, depths: Sequence[int], width: int, images: int, epochs: int, batch: int, nets: int, how: str = "xavier"
@@ -149,7 +149,7 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
     "fig4", "Iterative orthogonalization avoids the slowdown that depth brings to Xavier initialization.", where="Fig. 4",
     covers="Fig.4 C25", quick={"depths": (15, 75), "width": 100, "images": 1440, "epochs": 7, "batch": 50, "nets": 2},
     full=FULL, control={"how": "haar"}, because="with a random V' in place of the slice deep nets diverge at once",
-    seconds=(20, 40000), axes=Axes("depth", "training loss"), needs="a GPU, about 2 h",
+    seconds=(16, 40000), axes=Axes("depth", "training loss"), needs="a GPU, about 2 h",
 )  # fmt: skip
 def fig4(
     run: Run,
@@ -201,7 +201,7 @@ def fig4(
     where="section 5, controls found here", covers="C26",
     quick={"depth": 75, "width": 100, "images": 1440, "epochs": 5, "nets": 2},
     full={"depth": 75, "width": 800, "images": 50000, "epochs": 30, "nets": 4}, control={"identity": "xavier", "haar": "xavier"},
-    because="Xavier nets of this depth neither train nor diverge", seconds=(6, 20000), needs="a GPU, about 1 h",
+    because="Xavier nets of this depth neither train nor diverge", seconds=(10, 20000), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig4_controls(
     run: Run,
@@ -238,7 +238,7 @@ def fig4_controls(
     "slice-is-identity", "Deep in a ReLU net iterative orthogonalization sets layers to multiples of the identity.",
     where="section 5, found here", covers="E-identity E-table", quick={"depth": 30, "width": 100, "nets": 2},
     full={"depth": 75, "width": 400, "nets": 5}, control={"basis": "haar"},
-    because="a random V' has no reason to", seconds=(3, 200),
+    because="a random V' has no reason to", seconds=(0.9, 200),
 )  # fmt: skip
 def slice_is_identity(run: Run, depth: int, width: int, nets: int, basis: str = "sliced") -> Iterable[Reading]:
     """Distance of W_l from its best multiple of the identity, relative to |W_l|: .10 at layer 5, .05 at 12 elsewhere.
