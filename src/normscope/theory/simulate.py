@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController, threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from normscope._errors import UsageError
 from normscope._records import Profile, Record, flat

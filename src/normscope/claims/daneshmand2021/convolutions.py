@@ -24,7 +24,7 @@ from normscope.claims.reading import at_least, at_most
     full={"depths": (20, 80), "channels": 256, "images": 50000, "epochs": 20, "batch": 30, "nets": 4, "lr": 0.001,
           "scale": "paper"},
     control={"fade": 0.5**0.5}, because="the same weights, scaled down so that the signal fades with depth, train no better",
-    seconds=(14, 60000),
+    seconds=(8, 60000),
     axes=Axes("number of convolutions", "training loss"), needs="a GPU, about 6 h",
 )  # fmt: skip
 def conv_init(

@@ -43,7 +43,8 @@ def _deviation(
     settled = m.mean((0, 1))
     apart = np.sqrt(np.square(m - settled).sum((-2, -1)))
     value, error = mean_and_error(apart.mean(0))
-    return value, error, float(np.linalg.norm(settled - np.eye(n) / n))
+    # Chains that all end on one line have no spread at all; the logarithm needs some.
+    return max(value, 1e-12), error, float(np.linalg.norm(settled - np.eye(n) / n))
 
 
 @PAPER.claim(
