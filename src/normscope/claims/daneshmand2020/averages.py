@@ -177,7 +177,7 @@ def start(run: Run, width: int, chains: int, layers: int, inputs: int | None = N
     "few-samples", "Up to k* samples keep all their rank, more do not: what a batch smaller than the width sees.",
     where="rank(X) = d in Theorem 2", covers="R10", quick={"many": (16, 64), "layers": 450, "chains": 8},
     full={"many": (12, 16, 32, 64, 128), "layers": 4000, "chains": 64}, control={"norm": "none"},
-    because="without batch norm two samples collapse too", seconds=(8, 300),
+    because="without batch norm two samples collapse too", seconds=(2, 300),
 )  # fmt: skip
 def few_samples(
     run: Run, many: Sequence[int], layers: int, chains: int, norm: str = "batch_rescale"

@@ -137,7 +137,7 @@ def fluctuation(run: Run, draws: int, cases: int, weights: str = "gaussian") -> 
     "theorem5", "The Lyapunov function contracts in the mean at every layer, up to 1/sqrt(d), whatever the spectrum.",
     where="Theorem 5", covers="C14 Th.5", quick={"cases": 10, "draws": 200}, full={"cases": 300, "draws": 2000},
     control={"activation": "relu"}, because="behind a ReLU an orthogonal batch does not stay orthogonal: V^ jumps by more",
-    seconds=(1.3, 200),
+    seconds=(1.7, 200),
 )  # fmt: skip
 def theorem5(run: Run, cases: int, draws: int, activation: str = "identity") -> Iterable[Reading]:
     """E V^(H') <= (1 - 2/3 (1/n - V^)) V^ + 1/sqrt(d), by one simulated layer from many spectra; no assumption on them.
