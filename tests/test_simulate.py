@@ -11,7 +11,7 @@ from normscope import Spec, UsageError
 from normscope.metrics import METRICS
 from normscope.statistic import Statistic
 from normscope.theory._streams import normal_stream
-from normscope.theory.simulate import simulate
+from normscope.theory.simulate import simulate, simulated_grams
 
 N, D, RUNS, LAYERS = 4, 20, 600, (1, 4, 10)
 PHI = {
@@ -319,3 +319,28 @@ def test_progress_reaches_the_end():
     seen = []
     simulate(SPECS[2], inputs=inputs(), seeds=2, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (10, 10)
+
+
+@pytest.mark.parametrize("norm, start", [("batch", inputs(n=5)), ("none", inputs(n=5, features=7))])
+def test_simulated_grams_are_those_whose_metrics_simulate_gives(norm, start):
+    spec = Spec(depth=6, width=D, norm=norm, activation="tanh", gain=1.3)
+    grams = np.stack(list(simulated_grams(spec, inputs=start, seeds=3, seed=8)))
+    assert grams.shape == (7, 3, 5, 5)
+    found = simulate(spec, inputs=start, seeds=3, seed=8, metrics=["participation_rank", "rms"])
+    rank = np.square(np.einsum("lrii->lr", grams)) / np.square(grams).sum((-2, -1))
+    size = np.sqrt(np.einsum("lrii->lr", grams) / 5)
+    for record in found.records:
+        mine = {"participation_rank": rank, "rms": size}[record.metric][record.layer, record.seed]
+        assert mine == pytest.approx(record.value, rel=1e-9)
+
+
+def test_simulated_grams_keep_the_scale_that_linear_chains_without_norm_have():
+    spec = Spec(depth=30, width=D, norm="none", activation="identity", gain=2.0)
+    mean = np.array([np.log(np.einsum("rii->r", g)).mean() for g in simulated_grams(spec, np.eye(N), seeds=50, seed=1)])
+    growth = np.diff(mean)[5:]  # of log tr G; a top Lyapunov exponent 2 log 2 + E log chi^2_d / d
+    assert growth.mean() == pytest.approx(math.log(4) + special.digamma(D / 2) + math.log(2 / D), abs=0.06)
+
+
+def test_simulated_grams_refuse_a_bad_start_before_the_first_layer():
+    with pytest.raises(UsageError, match="at least 2 samples"):
+        simulated_grams(Spec(depth=2, width=4, norm="batch"), inputs=np.ones((1, 4)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,9 +15,7 @@ from normscope.claims._tables import Array, series
 from normscope.claims.claim import Run
 from normscope.nn import BatchNorm, make_activation
 from normscope.spec import Spec
-from normscope.theory import simulate
-from normscope.theory._chain import Group
-from normscope.theory._start import read_start
+from normscope.theory import simulate, simulated_grams
 
 
 def linear(depth: int, width: int, norm: str = "batch_rescale", activation: str = "identity", **fields: object) -> Spec:
@@ -57,23 +56,9 @@ def grams(
     run: Run, spec: Spec, inputs: Array, chains: int, *, stream: int = 0, first: int = 1, every: int = 1
 ) -> Iterator[Array]:
     """Grams (chains, n, n) of trace 1 after the layers ``first``, ``first + every``, ... of simulated chains."""
-    group = Group(spec, read_start(inputs=inputs), range(chains), entropy=entropy(run, stream))
-    for layer in range(1, spec.depth + 1):
-        group.step()
-        if layer >= first and (layer - first) % every == 0:
-            yield group.gram / np.einsum("rii->r", group.gram)[:, None, None]
-
-
-def second_moments(
-    run: Run, spec: Spec, inputs: Array, chains: int, *, stream: int = 0, first: int = 1, every: int = 1
-) -> Iterator[Array]:
-    """Second moments over the batch, M = H H^T / n (chains, d, d) of the paper's H, of chains with a skip connection."""
-    group = Group(spec, read_start(inputs=inputs), range(chains), entropy=entropy(run, stream))
-    for layer in range(1, spec.depth + 1):
-        group.step()
-        if layer >= first and (layer - first) % every == 0:
-            assert group.rows is not None
-            yield group.rows @ group.rows.transpose(0, 2, 1) / group.samples
+    steps = simulated_grams(spec, inputs=inputs, seeds=chains, seed=entropy(run, stream))
+    for gram in itertools.islice(steps, first, None, every):
+        yield gram / np.einsum("rii->r", gram)[:, None, None]
 
 
 def gap_of(gram: Array) -> Array:
@@ -96,11 +81,13 @@ def side_by_side(
     recenter: bool = False,
     activation: str = "identity",
     argument: float = 1.0,
+    skip: float = 0.0,
 ) -> Iterator[Tensor]:
     r"""Explicit weights: normalised pre-activations u (chains, n, d), rms 1 a unit, of many chains stepped together.
 
-    $h \leftarrow \varphi(c\,u)$, $u = \mathrm{BN}(W h)$, c = ``argument``; the norm (no epsilon) and the activation are the
-    library's modules, ``draw`` gives the weights (chains, d, d) of a layer. x: (chains, n, d).
+    $h \leftarrow \varphi(c\,u)$, $u = \mathrm{BN}(W h)$, c = ``argument``, or with a ``skip`` $\mathrm{BN}(h + s W h)$; the norm
+    (no epsilon) and the activation are the library's modules, ``draw`` gives the weights (chains, d, d) of a layer.
+    x: (chains, n, d).
     """
     chains, n, d = x.shape
     norm = BatchNorm(chains * d, recenter=recenter, affine=False, eps=0.0, track_running_stats=False)
@@ -108,6 +95,8 @@ def side_by_side(
     h = x
     for _ in range(depth):
         z = torch.bmm(h, draw().transpose(1, 2))
+        if skip:
+            z = h + skip * z
         u = norm(z.transpose(0, 1).reshape(n, chains * d)).reshape(n, chains, d).transpose(0, 1)
         h = phi(argument * u)
         yield u

@@ -1,6 +1,7 @@
 """What theory says of a `Spec`: recursions at infinite width, simulation exact in law at finite width, laws.
 
 `predict`: infinite width, forwards and backwards. `simulate`: finite width, exact in law.
+`predicted_grams`, `simulated_grams`: the Gram matrices of both, layer by layer.
 `spec_of`: the spec of a plain model; `layer_names`: where its layers are;
 `overlay`: the prediction in the layers of a measured profile; `predicted_sharpness`: beside its largest eigenvalue.
 `fisher_statistics`, `order_parameters`, `wide_ntk`: the Fisher matrix and the kernel of a wide net.
@@ -12,7 +13,7 @@ from normscope.theory.overlay import overlay
 from normscope.theory.predict import predict, predicted_grams
 from normscope.theory.recognise import layer_names, spec_of
 from normscope.theory.sharpness import predicted_sharpness
-from normscope.theory.simulate import simulate
+from normscope.theory.simulate import simulate, simulated_grams
 
 __all__ = [
     "fisher_statistics",
@@ -23,6 +24,7 @@ __all__ = [
     "predicted_grams",
     "predicted_sharpness",
     "simulate",
+    "simulated_grams",
     "softmax_outliers",
     "spec_of",
     "wide_ntk",

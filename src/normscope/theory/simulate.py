@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from normscope._errors import UsageError
 from normscope._records import Profile, Record, flat
@@ -132,6 +132,34 @@ def simulate(
         "seconds": time.perf_counter() - began,
     }
     return Profile(tuple(records), flat(spec.parameters()), facts)
+
+
+def simulated_grams(
+    spec: Spec, gram: Any = None, *, inputs: Any = None, seeds: int | Iterable[int] = 1, seed: int = 0
+) -> Iterator[Array]:
+    """The Grams of the chains of `simulate` themselves, layer by layer: (seeds, n, n) for layers 0 (the input) to depth.
+
+    Gram = X X^T / features; the same seeds give the same chains as `simulate` does, up to rounding and for its metrics that
+    take no shortcut. Without norm the scale grows or fades with depth, and entries beyond 1e308 are infinite.
+
+    Memory: all chains at once, O(seeds d n). Raises ``UsageError`` as `simulate` does, before the first layer.
+    """
+    spec, start = checked_spec(spec, "simulated_grams"), read_start(gram, inputs, "simulated_grams")
+    if start.samples < 2 and spec.norm.startswith("batch"):
+        raise UsageError("Batch norm needs at least 2 samples; got 1.")
+    which = _seeds(seeds)
+    return _grams([Group(spec, start, part, entropy=seed) for part in _parts(which, spec, start)], spec.depth)
+
+
+def _grams(groups: list[Group], depth: int) -> Iterator[Array]:
+    threads = ThreadpoolController()  # looks at all loaded libraries: once, not at every layer
+    for layer in range(depth + 1):
+        with threads.limit(limits=1), np.errstate(over="ignore"):
+            if layer:
+                for g in groups:
+                    g.step()
+            now = np.concatenate([g.gram * np.exp(2 * g.log_scale)[:, None, None] for g in groups])
+        yield now
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:

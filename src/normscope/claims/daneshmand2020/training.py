@@ -33,15 +33,16 @@ def ranks(model: nn.Module, x: Tensor, layers: Sequence[int]) -> np.ndarray:
     "fig1-accuracy", "Vanilla nets of more than a dozen hidden layers stay at chance; with batch norm all depths train.",
     where="Fig. 1 left", covers="R19 Fig.1-left", quick={"depths": (20,), "epochs": 10, "images": 1440, "nets": 2},
     full={"depths": (1, 5, 9, 13, 17, 21, 25, 29, 33), "epochs": 75, "images": 60000, "nets": 3}, control={"norm": "batch"},
-    because="with batch norm in both arms none stays at chance", seconds=(9, 30000), needs="a GPU, about 4 h",
+    because="with batch norm in both arms none stays at chance", seconds=(14, 30000), needs="a GPU, about 4 h",
     axes=Axes("number of hidden layers", "training accuracy"),
 )  # fmt: skip
 def fig1_accuracy(run: Run, depths: Sequence[int], epochs: int, images: int, nets: int, norm: str = "none") -> Evidence:
     """Width 128, ReLU, PyTorch's default init, batch 128; vanilla by SGD 0.01 and batch norm by Adam, as the code has it.
 
     The legend says SGD for both. How long a vanilla net of medium depth sits on its plateau decides what the figure shows,
-    so the quick size has one depth, far beyond. (The figure's x counts one hidden layer less; two batch-norm points of the
-    published plot were put in by hand and are no target.)
+    so the quick size has one depth, far beyond. Its ten epochs on 1440 Fashion-MNIST images bring batch norm to .75 only, so
+    there half is asked, and the .9 of the figure at the full size. (The figure's x counts one hidden layer less; two
+    batch-norm points of the published plot were put in by hand and are no target.)
     """
     data = load(run, "fashion-mnist", images)
     found = {"vanilla": np.zeros((len(depths), nets)), "batch norm": np.zeros((len(depths), nets))}
@@ -57,10 +58,11 @@ def fig1_accuracy(run: Run, depths: Sequence[int], epochs: int, images: int, net
                 train(run, model, data, epochs=epochs, lr=rate, batch=128, optimiser=optimiser)
                 found[arm][i, number] = accuracy(model, data)
     deep = [i for i, depth in enumerate(depths) if depth >= 13]
+    trains = 0.9 if data.name == "digits" or epochs >= 75 else 0.5  # after a few epochs: five times chance
     readings = [
-        at_most("vanilla, 13 and more hidden layers, largest accuracy", float(found["vanilla"][deep].max()), 0.2, printed=0.1,
+        at_most("vanilla, 13 and more hidden layers, largest accuracy", float(found["vanilla"][deep].max()), 0.15, printed=0.1,
                 reason="chance is 0.1"),
-        at_least("batch norm, smallest accuracy", float(found["batch norm"].min()), 0.85, printed=0.93, reason="0.93 to 0.99"),
+        at_least("batch norm, smallest accuracy", float(found["batch norm"].min()), trains, printed=0.93, reason="0.93 to 0.99"),
     ]  # fmt: skip
     x = [d - 1 for d in depths]
     return Evidence(
@@ -75,10 +77,10 @@ def fig1_accuracy(run: Run, depths: Sequence[int], epochs: int, images: int, net
 
 @PAPER.claim(
     "fig6", "A deep plain net trains after rank-raising pre-training, a batch-normalised one trains, and neither without.",
-    where="Fig. 6", covers="R17 Fig.6", quick={"depth": 30, "width": 64, "images": 1440, "epochs": 10, "nets": 1, "steps": 15},
+    where="Fig. 6", covers="R17 Fig.6", quick={"depth": 30, "width": 64, "images": 1440, "epochs": 9, "nets": 1, "steps": 15},
     full={"depth": 30, "width": 128, "images": 60000, "epochs": 15, "nets": 3, "steps": 75},
     control={"steps": 0, "broken": "torch"},
-    because="without pre-training the plain net stays at ln 10", seconds=(14, 20000), needs="a GPU, about 1 h",
+    because="without pre-training the plain net stays at ln 10", seconds=(24, 20000), needs="a GPU, about 1 h",
     axes=Axes("epoch", "training loss"),
 )  # fmt: skip
 def fig6(
@@ -119,9 +121,9 @@ def fig6(
     x = list(range(1, epochs + 1))
     return Evidence(
         (
-            at_least("plain, smallest loss", min(end["plain"]), 2.25, printed=2.3, reason="ln 10 = 2.303"),
-            at_most("pre-trained, largest loss", max(end["pre-trained"]), 1.6, reason="1.5, .84 to 1.10 on MNIST"),
-            at_most("batch norm, largest loss", max(end["batch norm"]), 0.9, reason="0.7, .44 to .46 on MNIST"),
+            at_least("plain, smallest loss", min(end["plain"]), 2.29, printed=2.3, reason="ln 10 = 2.303"),
+            at_most("pre-trained, largest loss", max(end["pre-trained"]), 1.5, reason=".84 to 1.10 on MNIST"),
+            at_most("batch norm, largest loss", max(end["batch norm"]), 0.7, reason=".44 to .46 on MNIST"),
             at_least("broken batch norm, smallest loss", min(end["broken batch norm"]), 2.0, reason="2.1 on MNIST"),
             at_least("rank of deep layers, pre-trained over plain", float(ratio.min()), 1.2, reason="1.1 to 2.5 there"),
             at_least("rank of deep layers, batch norm", float(bn.min()), 6, reason="14 at width 128, 32 images"),
@@ -162,9 +164,9 @@ def pretraining_or_scale(
 
 @PAPER.claim(
     "breaking-training", "A batch-normalised net with weights U(0, 2a) does not train; with U(-a, a) it does.",
-    where="Fig. 6, breaking batch norm", covers="R17s", quick={"depth": 20, "width": 64, "images": 1440, "epochs": 8, "nets": 2},
+    where="Fig. 6, breaking batch norm", covers="R17s", quick={"depth": 20, "width": 64, "images": 1440, "epochs": 8, "nets": 1},
     full={"depth": 20, "width": 64, "images": 6000, "epochs": 8, "nets": 5}, control={"broken": "torch"},
-    because="with weights around zero both arms train", seconds=(9, 60),
+    because="with weights around zero both arms train", seconds=(7, 60),
 )  # fmt: skip
 def breaking_training(
     run: Run, depth: int, width: int, images: int, epochs: int, nets: int, broken: str = "positive"
@@ -217,7 +219,7 @@ def inverse_rank(outputs: Tensor, _targets: Tensor) -> Tensor:
     "fig4-rank", "Gradient steps on the rank alone raise the rank of the last hidden layer of a deep plain net.",
     where="Fig. 4, pre-training", covers="R18", quick={"depth": 20, "width": 64, "epochs": 20, "nets": 2, "lr": 3e-4},
     full={"depth": 32, "width": 128, "epochs": 100, "nets": 5}, control={"lr": 1e-9},
-    because="without steps it stays near 1", seconds=(5, 600),
+    because="without steps it stays near 1", seconds=(4.5, 600),
 )  # fmt: skip
 def fig4_rank(run: Run, depth: int, width: int, epochs: int, nets: int, lr: float) -> Iterable[Reading]:
     """r^(-1/2) of the last hidden layer as the only loss, batches of 64, Adam; r on 256 samples of the same set.
@@ -238,9 +240,9 @@ def fig4_rank(run: Run, depth: int, width: int, epochs: int, nets: int, lr: floa
 
 @PAPER.claim(
     "fig4-training", "Pre-trained plain nets train at least as fast as batch-normalised ones.", where="Fig. 4", covers="Fig.4",
-    quick={"depth": 20, "width": 64, "images": 1440, "epochs": 15, "nets": 2, "steps": 30},
+    quick={"depth": 20, "width": 64, "images": 1440, "epochs": 10, "nets": 1, "steps": 30},
     full={"depth": 32, "width": 128, "images": 50000, "epochs": 100, "nets": 5, "steps": 1000}, control={"steps": 0},
-    because="without pre-training the plain net does not train", seconds=(15, 60000), needs="a GPU, about 6 h",
+    because="without pre-training the plain net does not train", seconds=(11, 60000), needs="a GPU, about 6 h",
     axes=Axes("epoch", "training loss"),
 )  # fmt: skip
 def fig4_training(run: Run, depth: int, width: int, images: int, epochs: int, nets: int, steps: int) -> Evidence:

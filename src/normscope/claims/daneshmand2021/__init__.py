@@ -1,7 +1,10 @@
 """Batch Normalization Orthogonalizes Representations in Deep Random Networks (NeurIPS 2021), as claims."""
 
 from normscope.claims.daneshmand2021 import (
+    convolutions,
     definitions,
+    figure5,
+    figure6,
     figures,
     followups,
     orthogonalization,
@@ -11,4 +14,16 @@ from normscope.claims.daneshmand2021 import (
 )
 from normscope.claims.daneshmand2021.paper import PAPER
 
-__all__ = ["PAPER", "definitions", "figures", "followups", "orthogonalization", "stationary", "theorems", "training"]
+__all__ = [
+    "PAPER",
+    "convolutions",
+    "definitions",
+    "figure5",
+    "figure6",
+    "figures",
+    "followups",
+    "orthogonalization",
+    "stationary",
+    "theorems",
+    "training",
+]

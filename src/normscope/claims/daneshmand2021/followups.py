@@ -36,7 +36,7 @@ def gradient_logs(run: Run, spec: Spec, samples: int, nets: int) -> np.ndarray:
 
 @PAPER.claim(
     "gradients", "Behind Gaussian weights and batch norm gradients grow by (n-1)/(n-2) a layer, recentred (n-2)/(n-3).",
-    where="follow-ups; Yang et al. 2019", covers="F-gradients", quick={"width": 256, "depth": 60, "nets": 12},
+    where="follow-ups; Yang et al. 2019", covers="F-gradients", quick={"width": 256, "depth": 60, "nets": 8},
     full={"width": 1024, "depth": 100, "nets": 10}, control={"none": True}, because="without batch norm they do not grow",
     seconds=(6, 120),
 )  # fmt: skip

@@ -106,7 +106,7 @@ def contraction(run: Run, samples: Sequence[int], norm: str = "batch_rescale") -
     "fluctuation", "One layer's Gram fluctuates by at most 1/d, exactly (1 - sum p_i^2)/d; its smallest eigenvalue by at "
     "most 1/d.", where="Lemmas 6 and 7", covers="C13 L6 L7", quick={"draws": 10000, "cases": 3},
     full={"draws": 40000, "cases": 20}, control={"weights": "orthogonal"},
-    because="orthogonal weights have fewer degrees of freedom and fluctuate less than the exact law", seconds=(1.5, 120),
+    because="orthogonal weights have fewer degrees of freedom and fluctuate less than the exact law", seconds=(2.7, 120),
 )  # fmt: skip
 def fluctuation(run: Run, draws: int, cases: int, weights: str = "gaussian") -> Iterable[Reading]:
     """d E|C' - E C'|^2 from one simulated layer on random spectra, against 1 - sum p_i^2; and Lemma 7's variance.
@@ -137,7 +137,7 @@ def fluctuation(run: Run, draws: int, cases: int, weights: str = "gaussian") -> 
     "theorem5", "The Lyapunov function contracts in the mean at every layer, up to 1/sqrt(d), whatever the spectrum.",
     where="Theorem 5", covers="C14 Th.5", quick={"cases": 10, "draws": 200}, full={"cases": 300, "draws": 2000},
     control={"activation": "relu"}, because="behind a ReLU an orthogonal batch does not stay orthogonal: V^ jumps by more",
-    seconds=(1.5, 200),
+    seconds=(1.7, 200),
 )  # fmt: skip
 def theorem5(run: Run, cases: int, draws: int, activation: str = "identity") -> Iterable[Reading]:
     """E V^(H') <= (1 - 2/3 (1/n - V^)) V^ + 1/sqrt(d), by one simulated layer from many spectra; no assumption on them.
@@ -183,7 +183,7 @@ def average(run: Run, width: int, layers: int, chains: int, norm: str = "batch_r
     where="Theorem 1 with alpha for the squared singular value", covers="C15 Th.1 A1",
     quick={"width": 4096, "layers": 1200, "chains": 4}, full={"width": 16384, "layers": 3000, "chains": 20},
     control={"norm": "none"}, because="without batch norm the smallest singular value falls and no alpha is left",
-    seconds=(5, 300),
+    seconds=(1.2, 300),
 )  # fmt: skip
 def theorem1(run: Run, width: int, layers: int, chains: int, norm: str = "batch_rescale") -> Iterable[Reading]:
     """n = 2, where the bound says something from this width on (it needs d > 9 n^5/(n-1)); alpha is what the chains had.
@@ -321,7 +321,7 @@ def gaussian_limit(
     "kurtosis", "One entry of W H has excess kurtosis 3(n-1)(n+2)/(2(n+1)d): nearly but not exactly Gaussian.",
     where="Lemma 2, derived", covers="kurtosis stationary-moments", quick={"cases": ((2, 16), (4, 256)), "chains": 200},
     full={"cases": ((2, 16), (4, 64), (4, 256), (8, 256)), "chains": 1000}, control={"weights": "orthogonal"},
-    because="orthogonal weights leave a smaller fluctuation of the Gram", seconds=(6, 100),
+    because="orthogonal weights leave a smaller fluctuation of the Gram", seconds=(1.1, 100),
 )  # fmt: skip
 def kurtosis(run: Run, cases: Sequence[tuple[int, int]], chains: int, weights: str = "gaussian") -> Iterable[Reading]:
     """A row of W H is Gaussian given H, with variance C_jj, which itself fluctuates: a scale mixture.

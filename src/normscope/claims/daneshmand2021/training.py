@@ -1,10 +1,9 @@
-"""Figures 3, 4 and 7: depth, gap and training, with the controls that say what iterative orthogonalization really does."""
+"""Figures 3 and 4: depth, gap and training, with the controls that say what iterative orthogonalization really does."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -50,9 +49,9 @@ def prepared(model: nn.Module, how: str, x: Tensor, scale: str = "paper") -> nn.
 
 @PAPER.claim(
     "fig3a", "Without batch norm both the initial gap and the training loss rise with depth.", where="Fig. 3a",
-    covers="Fig.3a C25", quick={"depths": (5, 20, 60), "width": 100, "images": 1440, "epochs": 6, "batch": 50, "nets": 3},
+    covers="Fig.3a C25", quick={"depths": (5, 60), "width": 100, "images": 1440, "epochs": 6, "batch": 50, "nets": 2},
     full=FULL, control={"how": "orthogonal"}, because="orthogonalized layers leave a small gap at every depth",
-    seconds=(14, 20000), axes=Axes("depth", "initial gap V; training loss"), needs="a GPU, about 1 h",
+    seconds=(7, 20000), axes=Axes("depth", "initial gap V; training loss"), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig3a(
     run: Run, depths: Sequence[int], width: int, images: int, epochs: int, batch: int, nets: int, how: str = "xavier"
@@ -148,9 +147,9 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
 
 @PAPER.claim(
     "fig4", "Iterative orthogonalization avoids the slowdown that depth brings to Xavier initialization.", where="Fig. 4",
-    covers="Fig.4 C25", quick={"depths": (15, 75), "width": 100, "images": 1440, "epochs": 9, "batch": 50, "nets": 2},
+    covers="Fig.4 C25", quick={"depths": (15, 75), "width": 100, "images": 1440, "epochs": 7, "batch": 50, "nets": 2},
     full=FULL, control={"how": "haar"}, because="with a random V' in place of the slice deep nets diverge at once",
-    seconds=(20, 40000), axes=Axes("depth", "training loss"), needs="a GPU, about 2 h",
+    seconds=(16, 40000), axes=Axes("depth", "training loss"), needs="a GPU, about 2 h",
 )  # fmt: skip
 def fig4(
     run: Run,
@@ -202,7 +201,7 @@ def fig4(
     where="section 5, controls found here", covers="C26",
     quick={"depth": 75, "width": 100, "images": 1440, "epochs": 5, "nets": 2},
     full={"depth": 75, "width": 800, "images": 50000, "epochs": 30, "nets": 4}, control={"identity": "xavier", "haar": "xavier"},
-    because="Xavier nets of this depth neither train nor diverge", seconds=(6, 20000), needs="a GPU, about 1 h",
+    because="Xavier nets of this depth neither train nor diverge", seconds=(10, 20000), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig4_controls(
     run: Run,
@@ -239,7 +238,7 @@ def fig4_controls(
     "slice-is-identity", "Deep in a ReLU net iterative orthogonalization sets layers to multiples of the identity.",
     where="section 5, found here", covers="E-identity E-table", quick={"depth": 30, "width": 100, "nets": 2},
     full={"depth": 75, "width": 400, "nets": 5}, control={"basis": "haar"},
-    because="a random V' has no reason to", seconds=(3, 200),
+    because="a random V' has no reason to", seconds=(0.9, 200),
 )  # fmt: skip
 def slice_is_identity(run: Run, depth: int, width: int, nets: int, basis: str = "sliced") -> Iterable[Reading]:
     """Distance of W_l from its best multiple of the identity, relative to |W_l|: .10 at layer 5, .05 at 12 elsewhere.
@@ -265,83 +264,3 @@ def slice_is_identity(run: Run, depth: int, width: int, nets: int, basis: str = 
     yield at_most(
         "V of the last hidden layer, power 1/2", max(v), 0.45, reason=".16 to .19 on the specification's data"
     )
-
-
-@PAPER.claim(
-    "conv-init", "For convolutions the same initialization is slower when shallow and faster when deep.", where="Fig. 7, Table 3",
-    covers="C27 Fig.7 Tab.3",
-    quick={"depths": (24,), "channels": 12, "images": 500, "epochs": 6, "batch": 25, "nets": 2, "lr": 0.02, "scale": "rms"},
-    full={"depths": (20, 80), "channels": 256, "images": 50000, "epochs": 20, "batch": 30, "nets": 4, "lr": 0.001,
-          "scale": "paper"},
-    control={"how": "xavier"}, because="two arms of Xavier nets do not differ", seconds=(14, 60000),
-    axes=Axes("number of convolutions", "training loss"), needs="a GPU, about 6 h",
-)  # fmt: skip
-def conv_init(
-    run: Run, depths: Sequence[int], channels: int, images: int, epochs: int, batch: int, nets: int, lr: float,
-    scale: str, how: str = "orthogonal",
-) -> Evidence:  # fmt: skip
-    """Plain 3x3 ConvNets without norm, Xavier gain sqrt(2), loss of the last epoch, orthogonalized against Xavier.
-
-    The paper's nets (Table 3) have AlexNet's head and 20 or 80 convolutions; ours are its convolutional stack with a pooled
-    linear readout. Only the sign is judged, as for the paper at epoch 20: 0.92 against 1.17 at 20 convolutions (Xavier
-    better), about 1.91 against 1.30 at 80. The quick size has the deep half only, and starts
-    every layer at root mean square 1: at the paper's Frobenius norm 1 logits of 0.006 take longer than it has to grow. A
-    random basis trains there too, unlike in the deep MLP: what helps is that the signal does not fade.
-    """
-    data = load(run, "cifar10", images, flatten=False, signed=True)
-    losses: dict[str, list[list[float]]] = {"Xavier": [], "orthogonalized": []}
-    for depth in depths:
-        for name, kind in (("Xavier", "xavier"), ("orthogonalized", how)):
-            mine = []
-            for net in range(nets):
-                model = _convnet(run, data.inputs.shape[1], depth, channels, net)
-                model = prepared(model, kind, data.inputs[:256], scale)
-                mine.append(train(run, model, data, epochs=epochs, lr=lr, batch=batch).last)
-            losses[name].append(mine)
-    plain, ours = (np.array(v) for v in losses.values())
-    readings = []
-    if len(depths) > 1:
-        readings.append(at_least(f"orthogonalized minus Xavier, {depths[0]} convolutions", float(ours[0].mean() - plain[0].mean()),
-                                 0, printed=0.25, reason="slower when shallow"))  # fmt: skip
-    readings.append(at_most(f"orthogonalized minus Xavier, {depths[-1]} convolutions", float((ours[-1] - plain[-1]).max()),
-                            -0.1, printed=-0.6, reason="faster when deep, in every run"))  # fmt: skip
-    x = list(depths)
-    printed = [("Xavier", [0.92, 1.91]), ("orthogonalized", [1.17, 1.30])]
-    return Evidence(
-        tuple(readings),
-        (
-            *(Curve(n, x, v.mean(1).tolist(), "ours", v.min(1).tolist(), v.max(1).tolist())
-              for n, v in (("Xavier", plain), ("orthogonalized", ours))),
-            *(Curve(name, [20, 80], y, "printed") for name, y in printed),
-        ),
-    )  # fmt: skip
-
-
-class _ConvNet(nn.Module):
-    """Convolutions and ReLUs, a pool after the first two and before the last stage, average, readout."""
-
-    def __init__(self, inputs: int, depth: int, channels: int) -> None:
-        super().__init__()
-        sizes = [inputs] + [channels] * depth
-        convs = [nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(sizes)]
-        parts: list[nn.Module] = []
-        for i, conv in enumerate(convs):
-            parts += [conv, nn.ReLU()]
-            if i in (0, 1):
-                parts.append(nn.MaxPool2d(2))
-        self.layers = nn.Sequential(*parts)
-        self.readout = nn.Linear(channels, 10, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, inputs, height, width) -> (n, 10)."""
-        return self.readout(self.layers(x).mean((2, 3)))
-
-
-def _convnet(run: Run, inputs: int, depth: int, channels: int, net: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        model = _ConvNet(inputs, depth, channels)
-    generator = run.generator(200 + net)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(module.weight, math.sqrt(2), generator=generator)
-    return model
