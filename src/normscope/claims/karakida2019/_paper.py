@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from normscope.claims._tables import Array
 from normscope.claims.claim import PAPERS, Paper, Run
-from normscope.curvature import fisher
+from normscope.curvature import fisher, ntk
 from normscope.linalg import spectrum
-from normscope.nn import build
+from normscope.nn import BatchNorm
 from normscope.spec import Spec
 
 PAPER = PAPERS.add(
@@ -62,15 +63,23 @@ def spec_of(kind: Kind, width: int, outputs: int) -> Spec:
     )  # fmt: skip
 
 
+#: Activations and norms by the names of a `Spec`; norms as in the paper, gamma = 1 and beta = 0 held fixed.
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": lambda d: BatchNorm(d, affine=False),
+    "batch_recenter": lambda d: BatchNorm(d, rescale=False, affine=False),
+    "layer": lambda d: nn.LayerNorm(d, elementwise_affine=False),
+}
+
+
 def net(
-    kind: Kind, width: int, outputs: int, generator: torch.Generator, dtype: torch.dtype | None = None, inputs: int = 0
-) -> nn.Module:
-    """The built net; its readout has the variance of the chain, as in the paper (``build`` takes 1)."""
-    model = build(spec_of(kind, width, outputs), inputs or width, generator=generator, dtype=dtype)
-    readout = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    with torch.no_grad():
-        readout.weight.mul_(math.sqrt(kind.sw2))
-    return model
+    kind: Kind, width: int, outputs: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> nn.Sequential:
+    """A net of equal widths; its parameters are weights and biases only, as in the paper."""
+    return plain(
+        (width,) * kind.layers + (outputs,), ACTIVATIONS[kind.activation], kind.sw2, kind.sb2, generator,
+        hidden=NORMS.get(kind.hidden), last=NORMS.get(kind.last), dtype=dtype,
+    )  # fmt: skip
 
 
 def batch(run: Run, samples: int, features: int, stream: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -81,20 +90,72 @@ def batch(run: Run, samples: int, features: int, stream: int, dtype: torch.dtype
 def tops(
     run: Run, kind: Kind, width: int, samples: int, outputs: int, nets: int, stream: int = 0, tol: float = 3e-3
 ) -> list[float]:
-    """Largest Fisher eigenvalue of independent nets on independent batches."""
+    """Largest Fisher eigenvalue of independent nets on independent batches, by the library's products."""
     found = []
     for r in range(nets):
         at = stream + 10_000 * r + width
         model = net(kind, width, outputs, run.generator(at)).to(run.device)
         x = batch(run, samples, width, at + 500_000).to(run.device)
-        found.append(spectrum(fisher(model, x, parameters=constants_fixed(model)), tol=tol).largest)
+        found.append(spectrum(fisher(model, x), tol=tol, method="lanczos").largest)
     return found
 
 
-def constants_fixed(model: nn.Module) -> list[str]:
-    """Parameters without those of norms: the paper's gamma = 1 and beta = 0 are constants."""
-    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    return [f"{name}.{p}" for name in linear for p in ("weight", "bias")]
+def grams(
+    run: Run, kind: Kind, widths: Sequence[int], samples: int, nets: int, stream: int = 0, mean: float = 0.0
+) -> Iterator[tuple[Array, Array]]:
+    """Of independent nets without norms on independent batches: J J^T / N (n c, n c), sample by sample, and outputs (n, c).
+
+    The non-zero eigenvalues are those of the Fisher matrix. The library writes it layer by layer, without J.
+    """
+    for r in range(nets):
+        at = stream + 10_000 * r + widths[1]
+        model = plain(
+            widths, ACTIVATIONS[kind.activation], kind.sw2, kind.sb2, run.generator(at), dtype=torch.float32
+        ).to(run.device)
+        x = (batch(run, samples, widths[0], at + 500_000) + mean).to(run.device)
+        kernel = ntk(model, x).dense().double().cpu().numpy() / samples
+        yield kernel, model(x).detach().double().cpu().numpy()
+
+
+def behind(kernel: Array, outputs: Array, norm: str) -> Array:
+    """J J^T / N of the same net with a norm put after its outputs: B (J J^T / N) B^T with the norm's Jacobian B.
+
+    Over the batch, for each output: ``batch_recenter``, ``batch``, ``frozen`` (batch norm with constant statistics).
+    Over the outputs, for each sample: ``layer_recenter``, ``layer``.
+    """
+    n, c = outputs.shape
+    if norm == "none":
+        return kernel
+    axis, size = (1, c) if norm.startswith("layer") else (0, n)
+    centred = outputs - outputs.mean(axis, keepdims=True)
+    sigma = np.sqrt(np.square(centred).mean(axis))
+    maps = []
+    for u, s in zip(centred.T if axis == 0 else centred, sigma, strict=True):
+        project = np.eye(size) - 1 / size
+        if norm in ("batch", "layer"):
+            project = (project - np.outer(u, u) / s**2 / size) / s
+        maps.append(np.eye(size) / s if norm == "frozen" else project)
+    blocks = kernel.reshape(n, c, n, c).copy()
+    if axis == 0:
+        for k in range(c):
+            for other in range(c):
+                blocks[:, k, :, other] = maps[k] @ blocks[:, k, :, other] @ maps[other]
+        return np.asarray(blocks.reshape(n * c, n * c))
+    stack = np.array(maps)
+    return np.asarray(np.einsum("nab,nbmd,mde->name", stack, blocks, stack, optimize=True).reshape(n * c, n * c))
+
+
+def eigenvalues(kernel: Array) -> Array:
+    """All of them, descending."""
+    return np.asarray(np.linalg.eigvalsh(kernel)[::-1])
+
+
+def in_place(run: Run, kind: Kind, width: int, outputs: int) -> float:
+    """lambda_max of a net with the norm of its outputs in place, training mode, over that of the projected Gram."""
+    kernel, f = next(grams(run, kind, (width,) * kind.layers + (outputs,), width, 1))
+    model = net(kind, width, outputs, run.generator(width))
+    found = spectrum(fisher(model, batch(run, width, width, width + 500_000)), tol=1e-4, method="lanczos").largest
+    return found / float(eigenvalues(behind(kernel, f, kind.last))[0])
 
 
 def plain(
@@ -105,7 +166,7 @@ def plain(
     """A net of any widths and norms, written as a user would."""
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(pairwise(widths)):
-        linear = nn.Linear(a, b, dtype=dtype)
+        linear = skip_init(nn.Linear, a, b, dtype=dtype)
         with torch.no_grad():
             linear.weight.normal_(0, math.sqrt(sw2 / a), generator=generator)
             linear.bias.normal_(0, math.sqrt(sb2), generator=generator)

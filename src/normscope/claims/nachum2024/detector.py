@@ -67,8 +67,8 @@ def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iter
 
 @PAPER.claim(
     "detector-on-nets", "On random nets the detector says odd, ray, equal angles as the switches ask.",
-    where="our section 5, label run", covers="S5.nets", quick={"n": 16, "d": 200, "layers": 250, "nets": 3},
-    full={"n": 16, "d": 300, "layers": 400, "nets": 6}, control={"swap": True},
+    where="our section 5, label run", covers="S5.nets", quick={"n": 16, "d": 100, "layers": 250, "nets": 6},
+    full={"n": 16, "d": 300, "layers": 400, "nets": 6}, control={"swap": True, "nets": 2},
     because="with the switches exchanged so are the labels", seconds=(6, 30),
 )  # fmt: skip
 def detector_on_nets(run: Run, n: int, d: int, layers: int, nets: int, swap: bool = False) -> Iterator[Reading]:
@@ -83,4 +83,4 @@ def detector_on_nets(run: Run, n: int, d: int, layers: int, nets: int, swap: boo
             spec = Spec(depth=layers, width=d, norm=turned[norm] if swap else norm)
             *_, h = representations(spec, normals(run, n, d, stream=r), run.generator(100 * (i + 1) + r))
             hits += configuration(torch.from_numpy(h)).label == label
-        yield at_least(f"{norm} called {label}", hits / nets, 0.6, reason="two of three nets at least")
+        yield at_least(f"{norm} called {label}", hits / nets, 5 / 6, reason="29 of 30, 36 of 36, 48 of 48")

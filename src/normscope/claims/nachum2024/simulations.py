@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from normscope.claims._tables import Array, mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
-from normscope.claims.nachum2024._paper import PAPER, follow, normals, representations, share
+from normscope.claims.nachum2024._paper import PAPER, cosines, follow, normals, representations, share
 from normscope.claims.reading import Reading, at_least, at_most, between, near
 from normscope.configuration import configuration
 from normscope.spec import Spec
@@ -115,9 +116,14 @@ def rescaling_alone(run: Run, n: int, d: int, layers: int, runs: int, norm: str 
     control={"norm": "batch_rescale"}, because="rescaling keeps the angles open", seconds=(0.3, 1),
 )  # fmt: skip
 def one_ray(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "none") -> Iterator[Reading]:
-    """Smallest mean cosine over the chains at the last layer (a mean above .98 leaves no pair below .9)."""
+    """Smallest mean cosine over chains at the last layer, and the smallest cosine of any pair in one net with explicit
+    weights: above .98.
+    """
     found = chains(run, n, d, layers, runs, norm, ("mean_cosine",))["mean_cosine"][-1]
-    yield at_least("least mean cosine", float(found.min()), 0.98 if layers < 1000 else 0.999, reason="seen > .997")
+    bound = 0.98 if layers < 1000 else 0.999
+    yield at_least("least mean cosine", float(found.min()), bound, reason="seen > .997")
+    *_, h = representations(Spec(depth=layers, width=d, norm=norm), normals(run, n, d, stream=1), run.generator(2))
+    yield at_least("least cosine of a pair, explicit net", float(cosines(h @ h.T).min()), bound, reason="seen > .997")
 
 
 @PAPER.claim(
@@ -191,8 +197,8 @@ def heavy_samples(run: Run, sizes: Sequence[int], d: int, layers: int, burn: int
 
 @PAPER.claim(
     "which-sample", "The odd sample is the one farthest from the mean, where the inputs differ in size; else by chance.",
-    where="our 3.8", covers="D25 3.8.which", quick={"n": 16, "d": 1000, "layers": 120, "runs": 24},
-    full={"n": 32, "d": 1000, "layers": 200, "runs": 100}, control={"norm": "batch"},
+    where="our 3.8", covers="D25 3.8.which", quick={"n": 16, "d": 1000, "layers": 120, "runs": 60},
+    full={"n": 32, "d": 1000, "layers": 200, "runs": 100}, control={"norm": "batch", "runs": 16},
     because="with rescaling the input's sizes are forgotten", seconds=(2, 40),
 )  # fmt: skip
 def which_sample(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_recenter") -> Iterator[Reading]:
@@ -203,14 +209,15 @@ def which_sample(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "
         hits = 0
         for r in range(runs):
             x = normals(run, n, d, stream=r) * np.exp(spread * normals(run, n, 1, stream=500 + r))
-            found = chains(run, n, d, layers, 1, norm, ("odd_point_index",), inputs=x, every=layers)
+            one = replace(run, seed=1000 * run.seed + r)
+            found = chains(one, n, d, layers, 1, norm, ("odd_point_index",), inputs=x, every=layers)
             hits += int(found["odd_point_index"][-1, 0] == np.argmax(np.square(x - x.mean(0)).sum(1)))
         share_hit, name = hits / runs, f"share, spread {spread:g}"
         error = math.sqrt(max(share_hit * (1 - share_hit), 0.04) / runs)
         if spread:
-            yield at_least(name, share_hit, 0.6, stderr=error, k=0, reason="12 of 20; seen 17 of 20")
+            yield at_least(name, share_hit, 0.6, stderr=error, reason="12 of 20; seen 17 of 20")
         else:
-            yield at_most(name, share_hit, 0.4, stderr=error, k=0, reason="8 of 20; seen 3 of 20")
+            yield at_most(name, share_hit, 0.4, stderr=error, reason="8 of 20; seen 3 of 20")
 
 
 @PAPER.claim(
@@ -299,52 +306,47 @@ def input_decides(run: Run, n: int, draws: int, layers: int, norm: str = "batch_
 
 @PAPER.claim(
     "narrow-nets", "Narrower than the batch, the cluster becomes very tight; wide, it stays fuzzy at the angle 3 pi/n.",
-    where="our 3.8", covers="3.8.narrow", quick={"n": 64, "widths": (32, 128), "length": 64_000, "runs": 8},
-    full={"n": 64, "widths": (32, 64, 128), "length": 256_000, "runs": 16}, control={"norm": "batch"},
+    where="our 3.8", covers="3.8.narrow", quick={"n": 64, "widths": (32, 128), "length": 64_000, "runs": 24},
+    full={"n": 64, "widths": (32, 64, 128), "length": 256_000, "runs": 32}, control={"norm": "batch", "runs": 4},
     because="with rescaling there is no cluster", seconds=(2, 20),
 )  # fmt: skip
 def narrow_nets(
     run: Run, n: int, widths: Sequence[int], length: int, runs: int, norm: str = "batch_recenter"
 ) -> Iterator[Reading]:
-    """Mean logarithm of the cluster's relative spread W2/|m|^2 in the later layers, below the ceiling 9 pi^2/(2n^2). The
-    specification's mean drops are .46 at d = 128 and 7.5 at d = 32 (we see 2 to 6 over 2000 layers: it is intermittent);
-    the formula 2.5 n/d is an order of magnitude.
+    """Mean logarithm of the cluster's relative spread W2/|m|^2 in the later layers, below the ceiling 9 pi^2/(2n^2), over
+    chains: larger at d = 32 than at d = 128 by more than two standard errors, and each 2.5 n/d in order of magnitude, as
+    the specification has it. It measured drops of .46 and 7.5; in 16 chains we see .7 +- .1 and 2.6 +- .5, as the tight
+    spells at d = 32 are rare and deep.
     """
     ceiling, drops = math.log(4.5 * math.pi**2 / n**2), {}
     for d in widths:
-        coherence = chains(run, n, d, length // d, runs, norm, ("odd_point_coherence",), every=20)[
-            "odd_point_coherence"
-        ]
-        late = coherence[len(coherence) // 2 :]
-        spread = np.log(np.maximum((1 - late) / late, 1e-15))
-        drops[d] = ceiling - float(spread.mean())
-    yield between("mean drop, d = 128", drops[128], -0.5, 1.3, reason="seen .46; 2.5 n/d is 1.25")
-    yield between("mean drop, d = 32", drops[32], 1.4, 20.0, reason="seen 2 to 7.5, intermittent; 2.5 n/d is 5")
+        found = chains(run, n, d, length // d, runs, norm, ("odd_point_coherence",), every=20)
+        late = found["odd_point_coherence"][length // d // 40 :]
+        drops[d] = mean_and_error(ceiling - np.log(np.maximum((1 - late) / late, 1e-15)).mean(0))
+        value, error = drops[d]
+        yield between(f"mean drop, d = {d}", value, 0.25 * n / d, 25 * n / d, stderr=error, expected=2.5 * n / d,
+                      reason="an order of magnitude")  # fmt: skip
+    (wide, ew), (narrow, en) = drops[128], drops[32]
+    yield at_least("drop at d = 32 less that at 128", narrow - wide, 0, stderr=math.hypot(ew, en), reason="tighter")
 
 
 @PAPER.claim(
     "two-dimensions", "In the plane of its first principal components the batch becomes one point and a cluster.",
-    where="in place of a figure", covers="F2", quick={"n": 16, "d": 300, "layers": 200, "at": (20, 50, 100, 200)},
-    control={"norm": "batch"}, because="equal angles need n - 1 components", seconds=(0.6, 1),
+    where="in place of a figure", covers="F2", quick={"n": 16, "d": 100, "layers": 300, "at": (20, 50, 100, 300)},
+    control={"norm": "batch"}, because="equal angles need n - 1 components", seconds=(0.6, 0.6),
     axes=Axes("first component", "second component"),
 )  # fmt: skip
 def two_dimensions(run: Run, n: int, d: int, layers: int, at: Sequence[int], norm: str = "batch_recenter") -> Evidence:
-    """Principal components of the batch at some layers of one net with explicit weights; the share of variance of the first
-    one in the end.
+    """Principal components of the batch at some layers of one net with explicit weights; in the end the share of variance of
+    the first one. Width 100, where the odd point comes within some 40 layers.
     """
     curves, share_first = [], math.nan
-    # Some nets need longer than 200 layers: the best of three.
-    for r in range(3):
-        points = []
-        x = normals(run, n, d, stream=r)
-        for i, h in enumerate(representations(Spec(depth=layers, width=d, norm=norm), x, run.generator(60 + r)), 1):
-            if i in at:
-                u, s, _ = np.linalg.svd(h - h.mean(0), full_matrices=False)
-                points.append(
-                    Curve("samples", (u[:, 0] * s[0]).tolist(), (u[:, 1] * s[1]).tolist(), panel=f"layer {i}")
-                )
-        found = float(s[0] ** 2 / (s**2).sum())
-        if not found <= share_first:
-            share_first, curves = found, points
+    for i, h in enumerate(
+        representations(Spec(depth=layers, width=d, norm=norm), normals(run, n, d), run.generator(60)), 1
+    ):
+        if i in at:
+            u, s, _ = np.linalg.svd(h - h.mean(0), full_matrices=False)
+            share_first = float(s[0] ** 2 / (s**2).sum())
+            curves.append(Curve("samples", (u[:, 0] * s[0]).tolist(), (u[:, 1] * s[1]).tolist(), panel=f"layer {i}"))
     reading = at_least("variance of the first component", share_first, 0.9, reason="the fixed point has .99")
     return Evidence((reading,), tuple(curves))
