@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import os
@@ -79,12 +80,14 @@ class Log:
         self.folder, self.path = folder, folder / "rows.jsonl"
         rows = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
         self.done = {row["group"] for row in rows}
+        self.rates = {(row["group"], row["arm"]): row["lr"] for row in rows if "lr" in row}
 
     def write(self, group: str, rows: list[dict[str, Any]]) -> None:
         """All rows of a group at once."""
         with self.path.open("a") as file:
             file.write("".join(json.dumps({"group": group, **row}) + "\n" for row in rows))
         self.done.add(group)
+        self.rates |= {(group, row["arm"]): row["lr"] for row in rows if "lr" in row}
 
 
 def compete(
@@ -130,15 +133,16 @@ def runs(found: Race) -> Iterator[dict[str, Any]]:
 
 
 def mlp(log: Log, data_dir: str, data: str = "fashion-mnist", depths: tuple[int, ...] = DEPTHS) -> None:
-    """Plain deep ReLU MLPs of width 100."""
+    """Plain deep ReLU MLPs of width 100. Each arm's rate is searched on Fashion-MNIST and taken over by the other data."""
     size = 16 if data == "cifar10" else None
     train, test = images(data, data_dir, 19200, size=size), images(data, data_dir, 1000, "test", size)
     for depth in depths:
         facts = {"part": "mlp", "data": data, "net": f"mlp {depth} x 100", "depth": depth}
         variants = arms({"depth": depth, "width": 100, "outputs": 10}, train)
+        lr = {arm: log.rates.get((f"mlp/fashion-mnist/{depth}", arm), "search:0.005,0.02,0.1") for arm in variants}
         compete(
             log, f"mlp/{data}/{depth}", facts, variants, train, test,
-            epochs=1, batch=64, lr="search:0.005,0.02,0.1", seeds=2, baseline="none (he)",
+            epochs=1, batch=64, lr=lr, seeds=2, baseline="none (he)",
         )  # fmt: skip
 
 
@@ -169,33 +173,37 @@ def auto(log: Log, data_dir: str, data: str = "fashion-mnist", depths: tuple[int
 
 
 def centring(log: Log, data_dir: str) -> None:
-    """Output centring of a wide ReLU MLP: lambda_max before and after, then races at rates between the thresholds."""
+    """Output centring of ReLU MLPs: lambda_max before and after, then races at rates around the two thresholds."""
     size, seeds = 256, 2
     train = images("fashion-mnist", data_dir, 60 * size)
-    spec = Spec(depth=4, width=512, outputs=10, **LAWS["he"])
     centred = train.targets.new_zeros(len(train), 10).float().scatter_(1, train.targets[:, None], 1.0) - 0.1
-    for loss, targets in (("mse", centred), ("cross_entropy", train.targets)):
-        x, y = train.inputs[:size], targets[:size]
+    for (depth, width), loss in itertools.product(((4, 512), (10, 256)), ("mse", "cross_entropy")):
+        spec = Spec(depth=depth, width=width, outputs=10, **LAWS["he"])
+        targets = centred if loss == "mse" else train.targets
         chosen: Any = nn.MSELoss() if loss == "mse" else loss
-        wanted = None if loss == "mse" else y
+        wanted = None if loss == "mse" else train.targets[:size]
         options: dict[str, Any] = {"tol": 1e-2, "probes": 0, "compare_modes": False, "mode": "train"}
         models = {how: [variant(spec, train, how)(s) for s in range(seeds)] for how in ("none", "center-outputs")}
-        tops = {how: [sharpness(m, x, wanted, chosen, **options).lambda_max for m in ms] for how, ms in models.items()}
+        tops = {
+            how: [sharpness(m, train.inputs[:size], wanted, chosen, **options).lambda_max for m in ms]
+            for how, ms in models.items()
+        }
         low, high = (2 / max(tops[how]) for how in models)
-        rates = {"half of the plain threshold": low / 2, "geometric mean of the two": math.sqrt(low * high),
-                 "half of the centred threshold": high / 2}  # fmt: skip
+        rates = {"half of the plain one": low / 2, "geometric mean of the two": math.sqrt(low * high),
+                 "half of the centred one": high / 2, "0.9 of the centred one": 0.9 * high}  # fmt: skip
         for name, rate in rates.items():
-            facts = {"part": "centring", "data": "fashion-mnist", "net": "mlp 4 x 512", "depth": 4, "training": loss,
-                     "rate": name, "lambda_plain": tops["none"], "lambda_centred": tops["center-outputs"]}  # fmt: skip
+            facts = {"part": "centring", "data": "fashion-mnist", "net": f"mlp {depth} x {width}", "depth": depth,
+                     "training": loss, "rate": name, "lambda_plain": tops["none"],
+                     "lambda_centred": tops["center-outputs"]}  # fmt: skip
             compete(
-                log, f"centring/{loss}/{name}", facts, {how: variant(spec, train, how) for how in models},
+                log, f"centring/{depth}/{loss}/{name}", facts, {how: variant(spec, train, how) for how in models},
                 (train.inputs, targets), epochs=1, batch=size, lr=rate, seeds=seeds, loss=loss,
             )  # fmt: skip
 
 
 def conv(log: Log, data_dir: str, family: str, depth: int, steps: int = 200) -> None:
-    """The built-in VGG or ResNet without a norm on 16 x 16 images of CIFAR-10, its cures, and its batch-norm version."""
-    train, test = images("cifar10", data_dir, 32 * steps, size=16), images("cifar10", data_dir, 500, "test", 16)
+    """The built-in VGG or ResNet without a norm on 12 x 12 images of CIFAR-10, its cures, and its batch-norm version."""
+    train, test = images("cifar10", data_dir, 32 * steps, size=12), images("cifar10", data_dir, 500, "test", 12)
     facts = {"part": "conv", "data": "cifar10", "net": f"{family} {depth} x 8", "depth": depth}
     spec = {"family": family, "depth": depth, "width": 8, "outputs": 10}
     variants = arms(spec, train, ("orthogonal", "identity", "lsuv", "delta-orthogonal", "bn"))
