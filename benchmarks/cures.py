@@ -112,7 +112,7 @@ def runs(found: Race) -> Iterator[dict[str, Any]]:
     """(arm, seed): rate, loss at the end (mean of the last batches), accuracies, first step at the target, divergence."""
     import polars as pl
 
-    steps = found.facts["steps"]
+    steps, target = found.facts["steps"], found.target
     for (arm, seed), part in found.table.group_by("variant", "seed", maintain_order=True):
         losses = part.filter(signal="batch").sort("step")["value"].to_numpy()
         last = {(s, m): v for s, m, v in part.sort("step").select("signal", "metric", "value").iter_rows()}
@@ -120,15 +120,15 @@ def runs(found: Race) -> Iterator[dict[str, Any]]:
         window = max(10, round(0.05 * steps))
         rate = found.facts["rates"][arm]
         reached = None
-        if found.target is not None and len(losses) >= 10:
+        if target is not None and len(losses) >= 10:
             means = pl.Series(losses).rolling_mean(10).to_numpy()
-            reached = next((i + 1 for i, m in enumerate(means) if m <= found.target), None)
+            reached = next((i + 1 for i, m in enumerate(means) if m <= target), None)
         yield {
             "arm": arm, "seed": seed, "steps": steps, "batch": found.facts["batch"], "lr": rate["lr"],
             "how": rate["how"], "note": rate["note"], "first_loss": float(losses[0]),
             "loss": math.nan if diverged else float(losses[-window:].mean()), "highest": float(losses.max()),
             "train_accuracy": last.get(("train", "accuracy")), "test_accuracy": last.get(("test", "accuracy")),
-            "target": found.target, "steps_to_target": reached, "diverged": diverged, "ran": len(losses),
+            "target": target, "steps_to_target": reached, "diverged": diverged, "ran": len(losses),
         }  # fmt: skip
 
 
