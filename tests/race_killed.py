@@ -49,31 +49,44 @@ def fork(folder):
 
 
 def newest(folder):
-    return max((p.stat().st_mtime_ns for p in Path(folder).glob("*/*/state.pt*")), default=0)
+    return max((stamp(p) for p in Path(folder).glob("*/*/state.pt")), default=0)
+
+
+def stamp(path):
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # its run has just been finished
+        return 0
+
+
+def killed_at_random(pid, folder, draw):
+    """Kill after a few new states, somewhere between two; whether it was alive."""
+    seen, wanted, changes = newest(folder), draw.randint(1, 8), 0
+    while changes < wanted and os.waitpid(pid, os.WNOHANG) == (0, 0):
+        time.sleep(0.0005)
+        if (now := newest(folder)) != seen:
+            seen, changes = now, changes + 1
+    if changes < wanted:
+        return False
+    time.sleep(draw.uniform(0, 0.01))
+    os.kill(pid, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
 def main(where, wanted):
-    start = time.perf_counter()
     _, status = os.waitpid(fork(f"{where}/calm"), 0)
     assert status == 0
-    whole = time.perf_counter() - start
-    draw, kills, states = random.Random(0), 0, 0
-    for i in range(wanted):
-        before = newest(f"{where}/killed")
-        pid = fork(f"{where}/killed")
-        if i == 0:  # while it starts, or whatever it does by then
-            time.sleep(draw.uniform(0, whole / 3))
-        else:  # a few steps after the first new state, so that it gets on
-            while newest(f"{where}/killed") == before:
-                time.sleep(0.001)
-            time.sleep(draw.uniform(0, whole / 20))
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        kills += os.WIFSIGNALED(status)
-        states += any(Path(where, "killed").glob("*/*/state.pt*"))
+    draw = random.Random(0)
+    pid = fork(f"{where}/killed")
+    time.sleep(draw.uniform(0, 0.2))  # the first one while it starts
+    os.kill(pid, signal.SIGKILL)
+    kills, states = int(os.WIFSIGNALED(os.waitpid(pid, 0)[1])), 0
+    for _ in range(wanted - 1):
+        kills += killed_at_random(fork(f"{where}/killed"), f"{where}/killed", draw)
+        states += any(Path(where, "killed").glob("*/*/state.pt"))
     _, status = os.waitpid(fork(f"{where}/killed"), 0)
     assert status == 0
-    print(json.dumps({"kills": kills, "states": states, "seconds": whole}))
+    print(json.dumps({"kills": kills, "states": states}))
 
 
 main(sys.argv[1], int(sys.argv[2]))

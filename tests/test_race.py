@@ -1,14 +1,14 @@
 """A race: the same batches for all, the plain loop underneath, rates by their stated rules, diverged runs counted."""
 
 import math
+from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 from torch import nn
 
-from normscope import Race, Spec, UsageError, build, race
-from normscope.datasets import load
+from normscope import Race, UsageError, race
 from normscope.race import Watcher
 from normscope.race._run import COLUMNS, geometry_steps
 from normscope.training import Recipe, Samples, Training
@@ -123,6 +123,12 @@ def test_geometry_steps_are_even_on_a_log_axis_and_end_at_the_end():
     assert sorted(geometry_steps(1000, 5)) == [0, 1, 10, 100, 1000]
     assert geometry_steps(1000, 0) == frozenset()
     assert sorted(geometry_steps(3, 50)) == [0, 1, 2, 3]
+
+
+def test_a_short_race_looks_at_its_layers_less_often():
+    options = {key: value for key, value in CALM.items() if key != "geometry"} | {"seeds": 1}
+    assert race({"a": net()}, (X, Y), **options).facts["geometry"] == 4
+    assert race({"a": net()}, (X, Y), **options | {"epochs": 25}).facts["geometry"] == 6  # 100 steps
 
 
 def test_a_race_is_saved_and_loaded(tmp_path):
@@ -316,16 +322,14 @@ def test_bad_data_is_refused(data, says):
 # The point of it
 
 
-def test_on_digits_batch_norm_trains_a_deep_net_that_stalls_without():
-    """Depth 20, PyTorch's default weights: the plain net stays at chance, log 10, and the test says so."""
-    made = {
-        norm: lambda seed, norm=norm: build(
-            Spec(depth=20, width=48, norm=norm, weights="torch", outputs=10), (1, 8, 8), seed=seed
-        )
-        for norm in ("none", "batch")
-    }
-    found = race(made, load("digits"), load("digits", split="test"), lr=0.1, batch=64, seeds=3, geometry=0)
-    plain, normed = found.lines()
+def test_on_digits_batch_norm_trains_a_deep_net_that_stalls_without(tmp_path, monkeypatch):
+    """The example of the documentation. The plain net stays at chance, log 10."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "race.md").read_text()
+    names = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    plain, normed = names["found"].lines()
+    assert (tmp_path / "race.html").exists()
     assert plain.train_loss == pytest.approx(math.log(10), abs=0.01)
     assert normed.train_loss + normed.train_loss_half < 2.0
     assert (plain.verdict, normed.verdict) == ("baseline", "better")

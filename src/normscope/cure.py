@@ -13,6 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from normscope._errors import UsageError, unknown
+from normscope._taps import (
+    Tap,
+    as_call,
+    as_rows,
+    batch_size,
+    find_taps,
+    first_tensor,
+    has_samples,
+    no_trace,
+    observed,
+    unwrap,
+)
 from normscope.curvature import sharpness
 from normscope.diagnose import Diagnosis, diagnose
 from normscope.findings import View
@@ -79,8 +91,9 @@ class Reading:
     """A model on a batch, in the numbers that cures are judged by; ``codes``: its findings, the worst first.
 
     Over the hidden layers of the commonest kind: participation rank of the ``input`` and of the ``first``, ``least`` and
-    ``deepest`` layer, ``gap`` of the deepest (orthogonality gap), ``gradient_growth`` (gradient norm at the first over
-    that at the last), ``gradient_spread`` (largest over smallest). ``lambda_max`` is NaN where it was not measured.
+    ``deepest`` layer; ``gap``: orthogonality gap of the deepest; ``kept``: how far the deepest layer's similarities between
+    samples are the input's (cosine of their centred Gram matrices, 0 to 1); ``gradient_growth``: gradient norm at the
+    first layer over that at the last, ``gradient_spread``: largest over smallest. ``lambda_max`` is NaN where not measured.
     """
 
     input: float
@@ -88,6 +101,7 @@ class Reading:
     least: float
     deepest: float
     gap: float
+    kept: float
     gradient_growth: float
     gradient_spread: float
     lambda_max: float
@@ -107,6 +121,7 @@ class Reading:
         before, after = (math.nan if math.isnan(r) else 1 - 1 / max(r, 1 + 1e-7) for r in (self.input, self.least))
         return {
             "contrast lost": max(0.0, math.log10(before / after)),
+            "structure lost": -math.log10(max(self.kept, 1e-10)),
             "gradient spread": math.log10(self.gradient_spread),
             "sharpness": max(0.0, math.log10(self.lambda_max * USUAL_RATE / 2)) if self.lambda_max else 0.0,
             "warnings": float(self.warnings),
@@ -117,16 +132,27 @@ class Reading:
         """Sum of the terms; smaller is better. A ranking by signs at initialization, not a promise.
 
         Chosen by us, because each term is a factor that training must make up, and factors multiply: the share of the
-        batch's energy off its main line (1 - 1/r) that is lost between the input and the flattest hidden layer; the
-        largest over the smallest gradient, which one learning rate must serve; how far 2 / lambda_max lies below
-        0.1. A warning costs one decade, because of nets with one 29 % trained, of quiet ones 95 % (docs/findings.md).
-        NaN terms (not finite, not measured) count as 10 and 0.
+        batch's energy off its main line (1 - 1/r) that is lost between the input and the flattest hidden layer; how much of
+        the input's similarities, which labels follow, the deepest layer has scrambled; the largest over the smallest gradient,
+        which one learning rate must serve; how far 2 / lambda_max lies below 0.1. A warning costs one decade, because of
+        nets with one 29 % trained, of quiet ones 95 % (docs/findings.md). A term that is not finite counts as 10, one
+        that was not measured as 0.
         """
         return sum(10.0 if math.isnan(v) or math.isinf(v) else v for v in self.terms.values())
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, ready for JSON."""
-        names = ("input", "first", "least", "deepest", "gap", "gradient_growth", "gradient_spread", "lambda_max")
+        names = (
+            "input",
+            "first",
+            "least",
+            "deepest",
+            "gap",
+            "kept",
+            "gradient_growth",
+            "gradient_spread",
+            "lambda_max",
+        )
         rest = {"max_stable_lr": self.max_stable_lr, "terms": self.terms, "cost": self.cost}
         return {n: getattr(self, n) for n in names} | rest | {"findings": list(self.codes)}
 
@@ -149,6 +175,7 @@ def read(
         least=min(ranks, key=lambda r: -math.inf if math.isnan(r) else r),
         deepest=ranks[-1],
         gap=gaps[-1],
+        kept=_kept(model, inputs, view.alike("participation_rank")[-1].name, seed),
         gradient_growth=slopes[0] / slopes[-1] if slopes and slopes[-1] else math.nan,
         gradient_spread=max(slopes) / small if slopes and small else math.inf,
         lambda_max=_lambda_max(model, inputs, targets, loss, seed) if curvature else math.nan,
@@ -157,6 +184,31 @@ def read(
         warnings=severities.count("warning"),
         diagnosis=found,
     )
+
+
+def _kept(model: nn.Module, inputs: Any, deepest: str, seed: int) -> float:
+    """Centred alignment (CKA) of the input, or the first layer where that is no floating tensor, and the named layer."""
+    model, samples = unwrap(model)[0], batch_size(inputs)
+    grams: dict[str, Tensor] = {}
+
+    def centred(x: Tensor) -> Tensor:
+        rows = as_rows(x.detach(), samples, tokens=False).reshape(samples, -1).double()
+        rows = rows - rows.mean(0)
+        return rows @ rows.T
+
+    def watch(tap: Tap, call: int, x: Tensor) -> None:
+        if has_samples(x, samples) and (not grams or tap.name == deepest):
+            grams["input" if not grams else "deep"] = centred(x)
+
+    with no_trace(model, mode="train", seed=seed), torch.no_grad():
+        args, kwargs, _ = as_call(inputs, grad=False)
+        entry = first_tensor([*args, *kwargs.values()])
+        if entry is not None and has_samples(entry, samples):
+            grams["input"] = centred(entry)
+        with observed(find_taps(model), watch):
+            model(*args, **kwargs)
+    a, b = grams["input"], grams.get("deep", grams["input"])
+    return float((a * b).sum() / (a.norm() * b.norm()))
 
 
 def _lambda_max(model: nn.Module, inputs: Any, targets: Any, loss: Loss, seed: int) -> float:
@@ -217,7 +269,8 @@ def rank_cures(
     decides. The model as it is stays first unless a cure has fewer errors or is better by `LEAST_GAIN`. Controls are
     shown and never first.
     """
-    begin, trials = time.monotonic(), []
+    begin = time.monotonic()
+    trials: list[Trial] = []
 
     def attempt(name: str) -> None:
         if seconds is not None and time.monotonic() - begin > seconds and trials:
@@ -251,11 +304,20 @@ def _try(
 ) -> Trial:  # fmt: skip
     control, start = any(part.control for part in parts_of(name)), time.monotonic()
     try:
-        treated = treat(copy.deepcopy(model), name, inputs, targets, seed=seed, loss=loss).model
+        treated = treat(_copy(model), name, inputs, targets, seed=seed, loss=loss).model
         reading = read(treated, *(fresh or (inputs, targets)), loss, curvature=curvature, seed=seed)
     except UsageError as error:
         return Trial(name, control, time.monotonic() - start, None, str(error))
     return Trial(name, control, time.monotonic() - start, reading)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise UsageError(
+            f"Candidates are tried on copies, and this model cannot be copied ({str(error).splitlines()[0]}). Name a cure."
+        ) from error
 
 
 @dataclass(frozen=True)

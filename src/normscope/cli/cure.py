@@ -23,6 +23,7 @@ ROWS = {
     "participation rank, least": "least",
     "participation rank, deepest layer": "deepest",
     "orthogonality gap, deepest layer": "gap",
+    "similarities of the input kept": "kept",
     "gradient, first / last layer": "gradient_growth",
     "gradient, largest / smallest": "gradient_spread",
     "lambda_max": "lambda_max",
@@ -96,14 +97,13 @@ def cure(
 
 def _load(model: str, data: str | None, data_dir: Path | None, n: int | None, seed: int) -> tuple[Any, torch.nn.Module]:
     """The model, and twice the samples that were asked for, or all that there are."""
+    known = data is not None or model.partition(":")[0] in ("mlp", "vgg", "resnet")
+    if n is None and not known:
+        return load_named(model, data, data_dir, None, seed)
     try:
-        return load_named(model, data, data_dir, 2 * (n or BATCH) if n or _built_in(model) or data else None, seed)
+        return load_named(model, data, data_dir, 2 * (BATCH if n is None else n), seed)
     except UsageError:
         return load_named(model, data, data_dir, n, seed)
-
-
-def _built_in(model: str) -> bool:
-    return model.partition(":")[0] in ("mlp", "vgg", "resnet")
 
 
 def _halves(inputs: Any, targets: Any) -> tuple[tuple[Any, Any], tuple[Any, Any] | None]:
@@ -159,8 +159,9 @@ def _how_to_load(course: Course, path: str) -> str:
 def _show_trials(course: Course) -> None:
     terms = next(t.reading.terms for t in course.trials if t.reading)
     table = Table(title="candidates, the best first: cost in decades", title_justify="left")
-    for column in ("cure", "errors", *terms, "cost"):
-        table.add_column(column, justify="left" if column == "cure" else "right")
+    table.add_column("cure", no_wrap=True)
+    for column in ("errors", *terms, "cost"):
+        table.add_column(column, justify="right")
     for t in course.trials:
         table.add_row(*_trial(t, len(terms)))
     console.print(table)
@@ -170,9 +171,10 @@ def _show_trials(course: Course) -> None:
     best = course.trials[0]
     console.print(f"Chosen: [bold]{escape(best.name)}[/]{_why(course)}", highlight=False)
     console.print(
-        "[dim]A ranking by signs at initialization, not a promise. Each term is a factor that training must make up: contrast lost "
-        "between the input and the flattest hidden layer, largest over smallest gradient, 2 / lambda_max below 0.1, and one "
-        "decade a warning. Identity layers often do as well as orthogonal ones; haar is a control.[/]"
+        "[dim]A ranking by signs at initialization, not a promise. Each term is a factor that training must make up: contrast "
+        "lost between the input and the flattest hidden layer, similarities of the input scrambled, largest over smallest "
+        "gradient, 2 / lambda_max below 0.1, one decade a warning. Identity layers often do as well as orthogonal ones; "
+        "haar is a control.[/]"
     )
 
 

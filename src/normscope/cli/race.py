@@ -58,7 +58,10 @@ def race(
     target_loss: Annotated[float | None, typer.Option(help="Count the steps to this loss; default half way down.")] = (
         None
     ),
-    geometry: Annotated[int, typer.Option(help="Look at the layers at so many steps; 0 for never.")] = 12,
+    geometry: Annotated[
+        int | None,
+        typer.Option(help="Look at the layers at so many steps, 0 for never; default 12, fewer in a short race."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder that keeps everything; the same command resumes.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,

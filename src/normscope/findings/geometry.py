@@ -21,7 +21,7 @@ SCALE = 100.0
     severity="error",
     meaning="The deep layers see nearly the same vector for every input, so the loss stays near that of a constant.",
     cure="Put batch norm before each activation, or a skip connection round each layer, or make the net shallower; "
-    "without normalization start from orthogonal representations.",
+    "without normalization start from other weights: `normscope cure MODEL --how auto` (orthogonal, identity).",
     source="trainability table (docs/findings.md)",
 )
 def rank_collapse(view: View) -> Iterator[Hit]:
@@ -172,7 +172,8 @@ def directions_lost(view: View) -> Iterator[Hit]:
     "signal scale drifts",
     severity="warning",
     meaning="Activations grow or shrink layer by layer, and gradients with them: no single learning rate fits all layers.",
-    cure="Match the gain of the weights to the activation (sqrt(2 / fan_in) for ReLU), or add a norm.",
+    cure="Match the gain of the weights to the activation (sqrt(2 / fan_in) for ReLU), or add a norm; "
+    "`normscope cure MODEL --how lsuv` sets every layer's scale on a batch.",
     source="trainability table (docs/findings.md)",
 )
 def signal_scale(view: View) -> Iterator[Hit]:

@@ -18,7 +18,8 @@ SMALL_UPDATE = 3e-3
     "exploding gradients",
     severity="warning",
     meaning="The first layers get gradients far larger than the last ones: a rate that suits the one breaks or freezes the other.",
-    cure="Fewer layers, skip connections, or a warm-up of the learning rate; with batch norm, orthogonal weights grow less.",
+    cure="Fewer layers, skip connections, or a warm-up of the learning rate; without batch norm other weights: "
+    "`normscope cure MODEL --how auto`.",
     source="trainability table (docs/findings.md)",
 )
 def exploding(view: View) -> Iterator[Hit]:
@@ -43,7 +44,8 @@ def exploding(view: View) -> Iterator[Hit]:
     "vanishing gradients",
     severity="warning",
     meaning="The first layers get almost no gradient: they stay at their random values while the last ones train.",
-    cure="Match the gain of the weights to the activation, add batch norm or skip connections.",
+    cure="Match the gain of the weights to the activation, add batch norm or skip connections; "
+    "`normscope cure MODEL --how auto` tries what can be done without.",
     source="trainability table (docs/findings.md)",
 )
 def vanishing(view: View) -> Iterator[Hit]:
@@ -62,7 +64,7 @@ def vanishing(view: View) -> Iterator[Hit]:
     "collinear gradients",
     severity="warning",
     meaning="All samples pull the hidden representations along one line, so a step cannot serve different classes differently.",
-    cure="Restore the rank of the representations first (see NS101).",
+    cure="Restore the rank of the representations first (see NS101): `normscope cure MODEL --how auto`.",
     source="chosen by us: two random gradients of a 10-class loss have mean |cosine| 0.2",
 )
 def collinear(view: View) -> Iterator[Hit]:
@@ -88,7 +90,8 @@ def collinear(view: View) -> Iterator[Hit]:
     "gradients too small to move the weights",
     severity="warning",
     meaning="One step at learning rate 1 changes no layer by more than a fraction of a percent: training looks stuck.",
-    cure="Raise the gain of the weights or add a norm, so that the outputs depend on the input; a larger rate alone rarely helps.",
+    cure="Raise the gain of the weights (`normscope cure MODEL --how lsuv`) or add a norm, so that the outputs depend on the "
+    "input; a larger rate alone rarely helps.",
     source="trainability table (docs/findings.md)",
 )
 def small_updates(view: View) -> Iterator[Hit]:

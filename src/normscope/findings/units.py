@@ -38,7 +38,7 @@ def dead_units(view: View) -> Iterator[Hit]:
     "saturated units",
     severity="warning",
     meaning="Most units sit at the flat ends of their activation, where the derivative is small: gradients vanish.",
-    cure="Lower the gain of the weights, or normalize before the activation.",
+    cure="Lower the gain of the weights (`normscope cure MODEL --how lsuv`), or normalize before the activation.",
     source="chosen by us: more than half of a layer's derivatives are then below a tenth of the largest",
 )
 def saturated_units(view: View) -> Iterator[Hit]:

@@ -69,7 +69,7 @@ def survey(model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
     """The treatable layers in the order of ``named_modules``, and why each other module with weights is left alone."""
     layers: list[Layer] = []
     left: dict[str, str] = {}
-    owners: dict[nn.Parameter, list[str]] = {}
+    owners: dict[Tensor, list[str]] = {}
     kinds: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if nn.utils.parametrize.is_parametrized(module):
@@ -104,7 +104,7 @@ def survey(model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
 
 def untied(layers: list[Layer], left: dict[str, str]) -> list[Layer]:
     """The layers, each weight once: a later layer with an earlier one's weight is left alone."""
-    first: dict[nn.Parameter, str] = {}
+    first: dict[Tensor, str] = {}
     out = []
     for layer in layers:
         owner = first.setdefault(layer.module.weight, layer.name)
@@ -141,7 +141,7 @@ def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, se
     if samples < 2:
         raise UsageError(f"A cure looks at a batch, so it needs at least 2 samples; got {samples}.")
     ran: list[Layer] = []
-    by_module = {layer.module: layer for layer in layers}
+    by_module: dict[nn.Module, Layer] = {layer.module: layer for layer in layers}
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layer = by_module[module]

@@ -54,7 +54,11 @@ def dirac(layer: Layer, _x: Tensor) -> Tensor:
 
 def at_centre(layer: Layer, matrix: Tensor) -> Tensor:
     """A weight that applies ``matrix`` (out, in / groups) at the centre of the kernel and nothing elsewhere."""
-    weight = torch.zeros(layer.weight.shape, dtype=torch.float64, device=layer.weight.device)
-    centre = tuple(size // 2 for size in weight.shape[2:])
-    weight[(slice(None), slice(None), *centre)] = matrix.to(weight.device)
-    return weight
+    weight = torch.zeros(
+        *layer.weight.shape[:2], layer.weight[0, 0].numel(), dtype=torch.float64, device=layer.weight.device
+    )
+    centre = 0
+    for size in layer.weight.shape[2:]:
+        centre = centre * size + size // 2
+    weight[..., centre] = matrix.to(weight.device)
+    return weight.reshape(layer.weight.shape)

@@ -54,8 +54,9 @@ def orthogonal_representations_(
     power: 0.5 as in the paper's eq. 6; 1 as in its experiments (every kept direction equally strong).
     basis: ``"sliced"``: U' = the first rows of U (random patches for a convolution; repeated where there are fewer than
         outputs), which are *not* orthonormal; ``"polar"``: the nearest matrix with orthonormal columns; ``"haar"``: random.
-    scale: ``"rms"``: c gives the layer's output root mean square 1 on the batch. ``"paper"``: Frobenius norm 1 over the
-        batch; logits then start near 0.01, and the first treated layer gets gradients hundreds of times larger than the others.
+    scale: ``"rms"``: c gives the layer's output root mean square 1 on the batch, or that of its input if that is below 1 and
+        was not rectified (see `target_rms`). ``"paper"``: Frobenius norm 1 over the batch; logits then start near 0.01, and
+        the first treated layer gets gradients hundreds of times larger than the others.
     ends: also treat the first and the last layer that run. The paper leaves them as they are; with ``scale="rms"`` the
         first one is only scaled, so that no step in scale follows it.
     rows: most rows (samples, tokens, patches) looked at; default max(2048, 4 out), drawn at random.
@@ -163,6 +164,7 @@ def sweep(
         layer.set(new, bias=layer not in only_scaled)
         y = layer.linear(x)
         size = rms(y) * (y.numel() ** 0.5 if scale == "paper" else 1)
+        size /= target_rms(x) if scale == "rms" and layer not in only_scaled else 1
         if not (0 < size < float("inf")):
             layer.set(was, bias=False)
             left[layer.name] = "its output is zero on this batch" if size == 0 else "its output is not finite"
@@ -175,6 +177,19 @@ def sweep(
         walk(model, inputs, only_scaled + order, visit, seed=seed)
         require(done, left)
     return Treatment(model, tuple(done), left)
+
+
+def target_rms(x: Tensor) -> float:
+    """Root mean square that a treated layer's output gets: 1, or that of its input x if it is smaller and x is signed.
+
+    A rectifier takes about half of the energy of each layer, and that must be made up for. An activation that keeps signs
+    and loses energy is one that saturates (tanh): making up for it would drive it further in, layer by layer. Signed: at
+    least a quarter of the energy is negative (chosen by us: half behind tanh, a few percent behind GELU, none behind ReLU).
+    """
+    wide = x.double()
+    signed = float(wide.clamp_max(0).square().sum()) >= 0.25 * float(wide.square().sum())
+    size = rms(x)
+    return min(1.0, size) if signed and size > 0 else 1.0
 
 
 def orthogonalizer(

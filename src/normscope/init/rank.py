@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,9 +112,7 @@ def rank(
         first = climb.start()
         before = climb.rank(len(order) - 1)
         for stage, target in enumerate(targets):
-            climb.stage(
-                target, steps, goal, until, lambda n, r, at=stage: progress and progress(at, len(targets), n, r)
-            )
+            climb.stage(target, steps, goal, until, partial(progress, stage, len(targets)) if progress else _silent)
         after = climb.rank(len(order) - 1)
         start = [w.clone() for w in first]
         notes = [f"participation rank of the last hidden representation: {before:.4g} -> {after:.4g} on this batch"]
@@ -125,6 +124,10 @@ def rank(
         if until is not None and time.monotonic() > until:
             notes.append(f"stopped after {seconds:g} seconds")
     return Treatment(model, tuple(layer.name for layer in order[:-1]), left, tuple(notes))
+
+
+def _silent(_step: int, _rank: float) -> None:
+    """No progress wanted."""
 
 
 class _Stop(Exception):
@@ -204,8 +207,8 @@ class _Climb:
         seen: set[str] = set()
         last, samples = self.order[-1], batch_size(self.inputs)
 
-        def enter(layer: Layer, x: Tensor) -> None:
-            if layer.name in seen:
+        def enter(layer: Layer, x: Tensor | None) -> None:
+            if layer.name in seen or x is None:
                 return
             seen.add(layer.name)
             if layer is last and target == len(self.order) - 1:

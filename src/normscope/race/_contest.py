@@ -20,6 +20,7 @@ from normscope._load import user_error
 from normscope.datasets import Batch
 from normscope.losses import Loss, loss_name
 from normscope.race._folder import Folder
+from normscope.race._inputs import Plan, Variant, device_of, names_of, samples_of, seeds_of
 from normscope.race._progress import Bar, Interrupted, Watcher, interruptible
 from normscope.race._rates import Rate, Rule, choose, rules
 from normscope.race._result import Race
@@ -31,31 +32,10 @@ if TYPE_CHECKING:
 
     import polars
 
-#: A function of the seed that returns a fresh module; or a module, copied for each seed.
-Variant = Callable[[int], nn.Module] | nn.Module
 #: Training samples whose loss and accuracy are evaluated, at most.
 EVALUATED = 2048
 #: Steps that are timed before the race, after one that is not.
 _TIMED = 2
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will run: ``runs`` of ``steps`` steps in all, of which ``done`` are behind; ``seconds``: about, for the rest."""
-
-    variants: tuple[str, ...]
-    seeds: tuple[int, ...]
-    steps_per_run: int
-    steps: int
-    done: int
-    seconds: float
-    rates: Mapping[str, Rate]
-
-    def __str__(self) -> str:
-        runs = len(self.variants) * len(self.seeds)
-        done = f", {100 * self.done / self.steps:.0f} % already done" if self.done else ""
-        size = f"{len(self.variants)} variants x {len(self.seeds)} seeds = {runs} runs of {self.steps_per_run} steps"
-        return f"{size}{done}; about {_duration(self.seconds)}"
 
 
 def race(
@@ -75,7 +55,7 @@ def race(
     seeds: int | Sequence[int] = 3,
     baseline: str | None = None,
     target_loss: float | None = None,
-    geometry: int = 12,
+    geometry: int | None = None,
     probe_samples: int = 64,
     out: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 30.0,
@@ -96,7 +76,8 @@ def race(
     seeds: how many, from 0, or which ones. A seed sets the weights, the order of the samples and dropout.
     baseline: the variant that the others are compared with; default the first.
     target_loss: the loss that steps are counted to; default half way down, see `Race.target`.
-    geometry: at how many steps, evenly on a log axis, ``probe_samples`` samples go through `probe`; 0 for none.
+    geometry: at how many steps, evenly on a log axis, ``probe_samples`` samples go through `probe`; 0 for none;
+        default 12, fewer in a short race (4 and one more for every 50 steps), because a look costs as much as a few steps.
     out: folder that keeps everything: a race that was stopped or killed goes on from there, to the same numbers. Every
         ``checkpoint_every`` seconds the state of the current run is written; finished runs are not run again.
     device, dtype: where and in what the models train. progress: ``True`` for a bar on standard error.
@@ -105,19 +86,21 @@ def race(
     mode with running statistics. Exactly resumed runs are bit-equal on a CPU with the same number of threads.
     Raises ``UsageError`` (nothing of the race has run yet), ``Interrupted`` on Ctrl-C.
     """
-    names = _names(variants)
-    numbers = _seeds(seeds)
+    names = names_of(variants)
+    numbers = seeds_of(seeds)
     if baseline is not None and baseline not in variants:
         raise unknown("variant", baseline, names)
-    for what, value, least in (("geometry", geometry, 0), ("probe_samples", probe_samples, 2)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UsageError(f"{what} must be a whole number >= {least}; got {value!r}.")
-    where = _device(device)
+    train, tested = samples_of(data), None if test is None else samples_of(test)
     recipe = Recipe(
         epochs=epochs, batch=batch, optimiser=optimiser, momentum=momentum, nesterov=nesterov,
         weight_decay=weight_decay, warmup=warmup, loss=loss, seed=numbers[0],
     )  # fmt: skip
-    train, tested = _samples(data), None if test is None else _samples(test)
+    if geometry is None:
+        geometry = min(12, 4 + len(train) // batch * epochs // 50)
+    for what, value, least in (("geometry", geometry, 0), ("probe_samples", probe_samples, 2)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UsageError(f"{what} must be a whole number >= {least}; got {value!r}.")
+    where = device_of(device)
     about = {
         "epochs": epochs, "batch": batch, "optimiser": optimiser, "momentum": float(momentum), "nesterov": nesterov,
         "weight_decay": float(weight_decay), "warmup": warmup, "loss": loss_name(loss, train.targets),
@@ -348,63 +331,3 @@ class _Contest:
         return Interrupted(
             f"Stopped; everything so far is in {self.folder.path}. The same call with it goes on from here."
         )
-
-
-def _names(variants: Mapping[str, Variant]) -> list[str]:
-    if not isinstance(variants, Mapping) or not variants:
-        raise UsageError("variants must be a mapping of at least one name to a module or a function of the seed.")
-    for name, make in variants.items():
-        if not isinstance(name, str) or not name:
-            raise UsageError(f"The name of a variant must be a non-empty string; got {name!r}.")
-        if not isinstance(make, nn.Module) and (isinstance(make, type) or not callable(make)):
-            raise UsageError(
-                f"Variant {name!r} must be a module or a function of the seed; it is a {type(make).__name__}. "
-                "Write lambda seed: Net()."
-            )
-    return list(variants)
-
-
-def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    numbers = tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
-    if (
-        not isinstance(numbers, Sequence)
-        or isinstance(numbers, str)
-        or not numbers
-        or len(set(numbers)) != len(numbers)
-    ):
-        raise UsageError(f"seeds must be a number >= 1 or different whole numbers; got {seeds!r}.")
-    if any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in numbers):
-        raise UsageError(f"seeds must be whole numbers >= 0; got {seeds!r}.")
-    return tuple(numbers)
-
-
-def _device(name: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:  # each backend raises its own
-        raise UsageError(
-            f"device must be one that works here; {str(name)!r} does not ({str(error).splitlines()[0]})."
-        ) from None
-    return device
-
-
-def _samples(data: Batch | Samples | tuple[Any, Any]) -> Samples:
-    if isinstance(data, Batch):
-        return Samples(data.inputs, data.targets)
-    if isinstance(data, Samples):
-        return data
-    if isinstance(data, tuple) and len(data) == 2:
-        return Samples(*data)
-    raise UsageError(
-        f"data must be a Batch (normscope.datasets.load) or a pair (inputs, targets); got a {type(data).__name__}."
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-__all__ = ["Plan", "Variant", "race"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from normscope.race._contest import Plan
+    from normscope.race._inputs import Plan
 
 
 class Interrupted(KeyboardInterrupt):
@@ -105,4 +105,4 @@ def interruptible() -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)  # None: not set by Python
