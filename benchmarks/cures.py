@@ -214,6 +214,18 @@ def conv(log: Log, data_dir: str, family: str, depth: int, steps: int = 200) -> 
     )  # fmt: skip
 
 
+def slower(log: Log, data_dir: str, steps: int = 200) -> None:
+    """The VGG's arms that were best at the smallest rate of the grid, at smaller ones."""
+    train, test = images("cifar10", data_dir, 32 * steps, size=12), images("cifar10", data_dir, 500, "test", 12)
+    facts = {"part": "conv", "data": "cifar10", "net": "vgg 50 x 8, smaller rates", "depth": 50}
+    spec = Spec(family="vgg", depth=50, width=8, outputs=10, **LAWS["he"])
+    variants = {how: variant(spec, train, how) for how in ("orthogonal", "identity", "lsuv")}
+    compete(
+        log, "vgg/cifar10/50 slower", facts, variants, train, test,
+        epochs=1, batch=32, lr="search:0.001,0.003", seeds=2,
+    )  # fmt: skip
+
+
 def pyramid(depth: int) -> nn.Sequential:
     """The net of Daneshmand et al. 2021, appendix G, narrower: nearly all of its convolutions see 4 x 4 pixels."""
     layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1), nn.MaxPool2d(2), nn.ReLU()]
@@ -291,6 +303,7 @@ def mean_rank(model: nn.Module, x: Tensor) -> float:
 
 
 PARTS: dict[str, Callable[..., None]] = {
+    "slower": slower,
     "mlp": mlp, "auto": auto, "centring": centring, "depths": depths, "figure6": figure6,
     "vgg": functools.partial(conv, family="vgg", depth=50), "resnet": functools.partial(conv, family="resnet", depth=51),
 }  # fmt: skip
