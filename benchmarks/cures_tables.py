@@ -156,7 +156,7 @@ def auto(rows: pl.DataFrame, raced: pl.DataFrame) -> str:
     """The ranking before training against the losses after it."""
     lines = []
     for data, depth in rows.select("data", "depth").unique(maintain_order=True).iter_rows():
-        mine = rows.filter(data=data, depth=depth).sort("place")
+        mine = rows.filter(data=data, depth=depth).select("arm", "place", "control", "cost")
         ends = raced.filter(data=data, depth=depth).with_columns(pl.col("loss").fill_nan(10.0).fill_null(10.0))
         if ends.is_empty():
             continue
