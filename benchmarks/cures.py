@@ -269,22 +269,31 @@ def figure6(log: Log, data_dir: str, seeds: int = 1) -> None:
     plain = Spec(depth=30, width=128, outputs=10, weights="xavier_normal", gain=1.0, bias=0.0)
     normed = Spec(depth=30, width=128, outputs=10, weights="torch", bias=0.0, norm="batch", activation="tanh")
 
-    def raised(*levels: int) -> Callable[[int], nn.Module]:
+    def raised(*levels: int, how: str = "keep", goal: float | None = None) -> Callable[[int], nn.Module]:
         def make(seed: int) -> nn.Module:
-            model = build(plain, (1, 28, 28), seed=seed)
+            model: Any = build(plain, (1, 28, 28), seed=seed)
             generator = torch.Generator().manual_seed(seed)
             for m in model.modules():
                 if isinstance(m, nn.Linear):  # torch's law of the biases, as in the paper's code
                     a = 1 / math.sqrt(m.in_features)
                     nn.init.uniform_(m.bias, -a, a, generator=generator)
             for steps in levels:
-                model = raise_rank_(model, train.inputs[:32], "B", steps=steps, scale="keep", generator=generator)
+                if how == "printed":
+                    as_printed(model, train.inputs[:32], steps)
+                else:
+                    raise_rank_(model, train.inputs[:32], "B", steps=steps, scale=how, goal=goal, generator=generator)
             return model
 
         return make
 
-    variants = {"none": raised(), "low (5 steps a stage)": raised(5), "high (5 + 75)": raised(5, 75),
-                "bn tanh": variant(normed, train), "bn tanh, U[0, 2a]": variant(normed, train, "break")}  # fmt: skip
+    variants = {
+        "none": raised(), "low, the paper's steps": raised(5, how="printed"),
+        "high, the paper's steps": raised(5, 75, how="printed"),
+        "low, raise_rank_(scale='keep')": raised(5), "high, raise_rank_(scale='keep')": raised(5, 75),
+        "low, raise_rank_": raised(5, how="rms"), "high, raise_rank_": raised(5, 75, how="rms"),
+        "its scale without steps": raised(5, how="rms", goal=0.0),
+        "bn tanh": variant(normed, train), "bn tanh, U[0, 2a]": variant(normed, train, "break"),
+    }  # fmt: skip
     facts = {"part": "figure6", "data": "mnist", "net": "mlp 30 x 128", "depth": 30}
     for name, make in variants.items():
         group = f"figure6/{seeds}/{name}"
@@ -292,6 +301,23 @@ def figure6(log: Log, data_dir: str, seeds: int = 1) -> None:
         compete(
             log, group, {**facts, "ranks": ranks}, {name: make}, train, test, epochs=5, batch=32, lr=0.01, seeds=seeds
         )
+
+
+def as_printed(model: Any, x: Tensor, steps: int, rate: float = 0.1) -> None:
+    """Rank-raising as in the paper's code: plain gradient steps on 1/r of the pre-activation of layers 4, 8, ... 28."""
+    layers = list(model.layers)
+    for last in range(4, len(layers) - 1, 4):
+        weights = [layer.linear.weight for layer in layers[: last + 1]]
+        for _ in range(steps):
+            h = x.flatten(1)
+            for layer in layers[: last + 1]:
+                u = layer.linear(h)
+                h = layer.activation(u)
+            gram = u @ u.T
+            slopes = torch.autograd.grad(gram.square().sum() / gram.trace() ** 2, weights)
+            with torch.no_grad():
+                for weight, slope in zip(weights, slopes, strict=True):
+                    weight -= rate * slope
 
 
 def mean_rank(model: nn.Module, x: Tensor) -> float:
