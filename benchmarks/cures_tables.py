@@ -120,7 +120,15 @@ def figure6(rows: pl.DataFrame) -> str:
         met = "-" if low is None else "yes" if all(x is not None and low <= x <= high for x in losses) else "**no**"
         rule = "-" if low is None else f">= {low}" if high == math.inf else f"<= {high}"
         lines.append(
-            [arm, spread(cell["ranks"][0]), spread(losses), _percent(cell), published.get(arm, "-"), rule, met]
+            [
+                arm,
+                spread([r for ranks in cell["ranks"].to_list() for r in ranks]),
+                spread(losses),
+                _percent(cell),
+                published.get(arm, "-"),
+                rule,
+                met,
+            ]
         )
     head = ["arm", "mean r at the start", "loss, last batches", "train", "with the authors' classes", "rule", "met"]
     return table(head, lines)
