@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from normscope import Race, Spec, build, cure, race, sharpness
 from normscope.cure import rank_cures
 from normscope.datasets import Batch, load
-from normscope.init import raise_rank_
+from normscope.init import orthogonal_representations_, raise_rank_, xavier_
 
 #: Laws of plain nets, and what is done to the net of He's law.
 LAWS: dict[str, dict[str, Any]] = {
@@ -216,18 +216,6 @@ def conv(log: Log, data_dir: str, family: str, depth: int, steps: int = 200) -> 
     )  # fmt: skip
 
 
-def slower(log: Log, data_dir: str, steps: int = 200) -> None:
-    """The VGG's arms that were best at the smallest rate of the grid, at smaller ones."""
-    train, test = images("cifar10", data_dir, 32 * steps, size=12), images("cifar10", data_dir, 500, "test", 12)
-    facts = {"part": "conv", "data": "cifar10", "net": "vgg 50 x 8, smaller rates", "depth": 50}
-    spec = Spec(family="vgg", depth=50, width=8, outputs=10, **LAWS["he"])
-    variants = {how: variant(spec, train, how) for how in ("orthogonal", "identity", "lsuv")}
-    compete(
-        log, "vgg/cifar10/50 slower", facts, variants, train, test,
-        epochs=1, batch=32, lr="search:0.001,0.003", seeds=2,
-    )  # fmt: skip
-
-
 def pyramid(depth: int) -> nn.Sequential:
     """The net of Daneshmand et al. 2021, appendix G, narrower: nearly all of its convolutions see 4 x 4 pixels."""
     layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1), nn.MaxPool2d(2), nn.ReLU()]
@@ -239,8 +227,6 @@ def pyramid(depth: int) -> nn.Sequential:
 
 def depths(log: Log, data_dir: str, steps: int = 300) -> None:
     """Shallow and deep convolutional nets: the proposed weights against Xavier's of gain sqrt(2), and the identity."""
-    from normscope.init import orthogonal_representations_, xavier_
-
     train, test = images("cifar10", data_dir, 32 * steps), images("cifar10", data_dir, 500, "test")
 
     def base(depth: int, seed: int) -> nn.Module:
@@ -263,6 +249,24 @@ def depths(log: Log, data_dir: str, steps: int = 300) -> None:
             log, f"depths/{depth}", facts, variants, train, test,
             epochs=1, batch=32, lr="search:0.003,0.03,0.1", seeds=2,
         )  # fmt: skip
+
+
+def slower(log: Log, data_dir: str) -> None:
+    """Arms of the deep convolutional nets that were best at the smallest rate of the grid, at smaller rates."""
+    train, test = images("cifar10", data_dir, 9600), images("cifar10", data_dir, 500, "test")
+
+    def make(seed: int) -> nn.Module:
+        base = xavier_(pyramid(40), gain=math.sqrt(2), generator=torch.Generator().manual_seed(seed))
+        return cure(base, "orthogonal", train.inputs[:128], seed=seed)
+
+    facts = {"part": "depths", "data": "cifar10", "net": "pyramid 40 x 32, smaller rates", "depth": 40}
+    options: dict[str, Any] = {"epochs": 1, "batch": 32, "seeds": 2}
+    compete(log, "depths/40 slower", facts, {"orthogonal": make}, train, test, lr="search:0.0003,0.001", **options)
+    train, test = images("cifar10", data_dir, 6400, size=12), images("cifar10", data_dir, 500, "test", 12)
+    facts = {"part": "conv", "data": "cifar10", "net": "vgg 50 x 8, smaller rates", "depth": 50}
+    spec = Spec(family="vgg", depth=50, width=8, outputs=10, **LAWS["he"])
+    variants = {how: variant(spec, train, how) for how in ("orthogonal", "identity")}
+    compete(log, "vgg/cifar10/50 slower", facts, variants, train, test, lr="search:0.001,0.003", **options)
 
 
 def figure6(log: Log, data_dir: str, seeds: int = 2) -> None:
