@@ -212,7 +212,7 @@ def haar(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 def rms(x: Tensor) -> float:
     """Root mean square entry, summed in float64."""
-    return float(x.double().square().mean().sqrt())
+    return float(x.detach().double().square().mean().sqrt())
 
 
 def model_of(model: nn.Module) -> nn.Module:
