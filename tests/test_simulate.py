@@ -321,7 +321,7 @@ def test_progress_reaches_the_end():
     assert seen[-1] == (10, 10)
 
 
-@pytest.mark.parametrize("norm, start", [("batch", inputs(n=5)), ("none", inputs(n=5, features=7))])
+@pytest.mark.parametrize(("norm", "start"), [("batch", inputs(n=5)), ("none", inputs(n=5, features=7))])
 def test_simulated_grams_are_those_whose_metrics_simulate_gives(norm, start):
     spec = Spec(depth=6, width=D, norm=norm, activation="tanh", gain=1.3)
     grams = np.stack(list(simulated_grams(spec, inputs=start, seeds=3, seed=8)))

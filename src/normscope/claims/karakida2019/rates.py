@@ -74,7 +74,8 @@ def critical_rate_claim(
 ) -> Evidence:
     """From initialization, C = 2, N = M, random targets: the largest rate whose loss never exceeds its first value within 15
     steps. In units of 2/lambda_max it is from 1 to 1.4 without normalization and tends to 1 (1.31, 1.18, 1.08, 1.07 in
-    the specification), and over 2 with mean subtraction (2.6 to 3.0 there, 3.2 +- .1 in twelve of our nets), where the top of the bulk carries little of the residual.
+    the specification), and over 2 with mean subtraction (2.6 to 3.0 there, 3.2 +- .1 in twelve of our nets), where the
+    top of the bulk carries little of the residual.
     There the rate at M = 400 is .85 to 1.2 times that at 100.
     """
     rates: dict[str, dict[int, tuple[float, float]]] = {}
