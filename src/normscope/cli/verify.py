@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -11,6 +11,9 @@ from rich.markup import escape
 from normscope._errors import UsageError
 from normscope.cli._app import app, console, print_json
 from normscope.cli._shared import device_named
+
+if TYPE_CHECKING:
+    from normscope.claims import Claim, Verdicts
 
 
 @app.command()
@@ -83,14 +86,14 @@ def verify(
         raise typer.Exit(1)
 
 
-def _print(found: object) -> None:
+def _print(found: Verdicts) -> None:
     """One line a verdict."""
     from normscope.claims import CLAIMS, PAPERS
     from normscope.report.claims import band, mark, measured, said
 
     colours = {"good": "green", "bad": "red", "unsure": "yellow"}
     paper = ""
-    for v in found:  # type: ignore[attr-defined]
+    for v in found:
         if (key := v.claim.partition("/")[0]) != paper:
             paper = key
             console.print(f"\n[bold]{escape(PAPERS[key].authors)}[/], {escape(PAPERS[key].title)}", highlight=False)
@@ -107,12 +110,12 @@ def _print(found: object) -> None:
         )  # fmt: skip
 
 
-def _list(picked: list[object], size: str, json: bool) -> None:
+def _list(picked: list[Claim], size: str, json: bool) -> None:
     at = 0 if size == "quick" else 1
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"claim": c.name, "where": c.where, "statement": c.statement, "covers": list(c.covers), "seconds": c.seconds[at],
          "needs": c.needs if at else ""}
-        for c in picked  # type: ignore[attr-defined]
+        for c in picked
     ]  # fmt: skip
     if json:
         print_json(rows)

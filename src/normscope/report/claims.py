@@ -15,8 +15,6 @@ from normscope.report.files import write
 from normscope.report.sheet import Chart, Section, Sheet, Table, render
 
 if TYPE_CHECKING:
-    import altair as alt
-
     from normscope.claims import Axes, Curve, Reading, Verdict, Verdicts
 
 #: How a status is said, and its mark in a table: as it should be, or not.
@@ -146,7 +144,7 @@ def charts(verdict: Verdict) -> list[Chart]:
 _DASHES = {"ours": [1, 0], "theory": [6, 3], "printed": [2, 2], "control": [1, 4]}
 
 
-def _drawn(curves: list[Curve], axes: Axes) -> alt.LayerChart:
+def _drawn(curves: list[Curve], axes: Axes) -> Any:
     import altair as alt
 
     rows: list[dict[str, Any]] = []
@@ -162,9 +160,9 @@ def _drawn(curves: list[Curve], axes: Axes) -> alt.LayerChart:
     frame = pl.DataFrame(
         rows, schema={"series": pl.String, "role": pl.String} | dict.fromkeys(("x", "y", "low", "high"), pl.Float64)
     )
-    many = frame.group_by("series").len()["len"].max() or 0
+    many = max((len(c.x) for c in curves), default=0)
     base = alt.Chart(frame)
-    x = alt.X("x:Q", title=axes.x, scale=alt.Scale(type="log" if axes.x_log else "linear", nice=False, zero=False))
+    across = alt.X("x:Q", title=axes.x, scale=alt.Scale(type="log" if axes.x_log else "linear", nice=False, zero=False))
     scale = alt.Scale(type="log" if axes.y_log else "linear", zero=False, nice=not axes.y_log)
     colour = alt.Color(
         "series:N",
@@ -180,16 +178,16 @@ def _drawn(curves: list[Curve], axes: Axes) -> alt.LayerChart:
         alt.Tooltip("y:Q", title=axes.y, format=".4g"),
     ]
     area = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.18).encode(
-        x=x, y=alt.Y("low:Q", title=axes.y, scale=scale), y2="high:Q", color=colour
+        x=across, y=alt.Y("low:Q", title=axes.y, scale=scale), y2="high:Q", color=colour
     )  # fmt: skip
     line = base.transform_filter("datum.role != 'printed'").mark_line().encode(
-        x=x, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, strokeDash=dash, tooltip=tooltip
+        x=across, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, strokeDash=dash, tooltip=tooltip
     )  # fmt: skip
-    layers = [area, line]
+    layers: list[Any] = [area, line]
     shown = "datum.role == 'printed'" if many > 40 else "datum.role == 'printed' || datum.role == 'ours'"
     layers.append(
         base.transform_filter(shown).mark_point(filled=True, size=34).encode(
-            x=x, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, tooltip=tooltip,
+            x=across, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, tooltip=tooltip,
             shape=alt.Shape("role:N", scale=alt.Scale(domain=["ours", "printed"], range=["circle", "square"]), legend=None),
         )
     )  # fmt: skip
