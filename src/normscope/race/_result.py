@@ -8,6 +8,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class Race:
         """Every number, tidy."""
         return self.table
 
-    @property
+    @cached_property
     def target(self) -> float | None:
         """The loss that `summary` counts the steps to: as asked for, else half way down (geometric mean of the lowest
         first and the lowest final loss); ``None`` where no variant went down.
