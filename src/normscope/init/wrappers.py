@@ -95,7 +95,7 @@ def insert_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
     swapped: list[tuple[nn.Module, str, nn.Module]] = []
     for layer in chosen:
         kind = next(norm for base, norm in _NORMS.items() if isinstance(layer.module, base))
-        norm = kind(layer.weight.shape[0], device=layer.weight.device)
+        norm = kind(layer.weight.shape[0], device=layer.weight.device, dtype=layer.weight.dtype)
         pair = nn.Sequential(layer.module, norm).train(layer.module.training)
         for parent in list(model.modules()):
             for key, child in list(parent.named_children()):
