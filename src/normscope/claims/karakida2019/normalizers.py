@@ -118,7 +118,7 @@ def hidden_norms_tanh(run: Run, widths: Sequence[int], nets: int, kind: Kind = T
 
 @PAPER.claim(
     "hidden-early-norm", "Batch norm at an earlier layer leaves the outliers of the layers behind it.",
-    where="hidden-layer theorem", covers="T4.partial", quick={"width": 200, "nets": 12}, full={"width": 400, "nets": 20},
+    where="hidden-layer theorem", covers="T4.partial", quick={"width": 200, "nets": 60}, full={"width": 400, "nets": 60},
     control={"at": 2, "nets": 3}, because="behind the last hidden layer only the readout is left", seconds=(6, 40),
 )  # fmt: skip
 def hidden_early_norm(run: Run, width: int, nets: int, at: int = 1) -> Iterator[Reading]:

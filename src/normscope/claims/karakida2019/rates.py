@@ -64,8 +64,8 @@ def _amplitude(model: nn.Module, x: Tensor, factor: float, steps: int = 40) -> f
 
 @PAPER.claim(
     "critical-rate", "The critical rate falls as 1/M without normalization, and is free of M with mean subtraction.",
-    where="section 4 (slides 39-40)", covers="7.16 S4.init", quick={"widths": (100, 400), "nets": 10},
-    full={"widths": (50, 100, 200, 400), "nets": 24}, control={"last": "batch_recenter", "centred": "none", "nets": 2},
+    where="section 4 (slides 39-40)", covers="7.16 S4.init", quick={"widths": (100, 400), "nets": 5},
+    full={"widths": (50, 100, 200, 400), "nets": 12}, control={"last": "batch_recenter", "centred": "none", "nets": 1},
     because="with the norms exchanged the dependence on M is too", seconds=(35, 200),
     axes=Axes("width M", "critical rate", True, True),
 )  # fmt: skip
@@ -74,15 +74,16 @@ def critical_rate_claim(
 ) -> Evidence:
     """From initialization, C = 2, N = M, random targets: the largest rate whose loss never exceeds its first value within 15
     steps. In units of 2/lambda_max it is from 1 to 1.4 without normalization and tends to 1 (1.31, 1.18, 1.08, 1.07 in
-    the specification), and over 2 with mean subtraction (2.6 to 3.0 there, 3.2 +- .1 in twelve of our nets), where the top of the bulk carries little of the residual.
-    There the rate at M = 400 is .85 to 1.2 times that at 100.
+    the specification); with mean subtraction it is over 2 (2.6 to 3.0 there, 3.2 +- .1 in twelve of our nets), as the top
+    of the bulk carries little of the residual. There the rate at M = 400 is .85 to 1.2 times that at 100.
     """
     rates: dict[str, dict[int, tuple[float, float]]] = {}
     units: dict[str, dict[int, tuple[float, float]]] = {}
     for name, kind in (("none", replace(RELU, last=last)), ("mean subtraction", replace(RELU, last=centred))):
         rates[name], units[name] = {}, {}
         for m in widths:
-            found = [_critical(run, kind, m, r) for r in range(max(2, nets * min(400 // m, 5)))]
+            count = (nets if name == "none" else 4 * nets) * min(400 // m, 5)
+            found = [_critical(run, kind, m, r) for r in range(max(2, count))]
             rates[name][m] = mean_and_error([f.rate for f in found])
             units[name][m] = mean_and_error([f.margin for f in found])
     readings = [
@@ -111,7 +112,7 @@ def critical_rate_claim(
 def _critical(run: Run, kind: Kind, width: int, r: int) -> CriticalRate:
     model = net(kind, width, 2, run.generator(100 * r + width))
     x, y = batch(run, width, width, 7000 + 100 * r + width), batch(run, width, 2, 90_000 + 100 * r + width)
-    return critical_rate(model, x, y, tol=0.02)
+    return critical_rate(model, x, y, tol=0.04)
 
 
 @PAPER.claim(

@@ -113,10 +113,10 @@ def weight_law(
     seconds=(0.3, 10),
 )  # fmt: skip
 def vanilla_linear(run: Run, n: int, d: int, runs: int, norm: str = "none") -> Iterator[Reading]:
-    """Participation rank after 6 d layers: one."""
-    spec = Spec(depth=6 * d, width=d, norm=norm, activation="identity")
+    """Participation rank after 10 d layers: one."""
+    spec = Spec(depth=10 * d, width=d, norm=norm, activation="identity")
     found = simulate(
-        spec, inputs=normals(run, n, d), seeds=runs, seed=run.seed, metrics=["participation_rank"], every=6 * d
+        spec, inputs=normals(run, n, d), seeds=runs, seed=run.seed, metrics=["participation_rank"], every=10 * d
     )
     mean, error = mean_and_error(series(found, "participation_rank")[-1])
-    yield near("rank after 6 d layers", mean, 1.0, 0.05, stderr=error, reason="one direction")
+    yield near("rank after 10 d layers", mean, 1.0, 0.05, stderr=error, reason="one direction")
