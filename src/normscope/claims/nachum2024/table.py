@@ -88,7 +88,7 @@ def scale_falls(run: Run, n: int, d: int, layers: int, gain: float = 1.0) -> Ite
 @PAPER.claim(
     "weight-law", "The odd point does not depend on the law of the weights.", where="our 3.7", covers="3.7.law",
     quick={"n": 16, "d": 150, "layers": 200, "runs": 3}, full={"n": 16, "d": 200, "layers": 200, "runs": 8},
-    control={"norm": "batch"}, because="rescaling dissolves it", seconds=(5, 30),
+    control={"norm": "batch"}, because="rescaling dissolves it", seconds=(1.3, 30),
 )  # fmt: skip
 def weight_law(
     run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_recenter",
@@ -110,7 +110,7 @@ def weight_law(
     "vanilla-linear", "A plain linear net collapses in rank, to one direction after a few times the width in layers.",
     where="our 3.7, identity row", covers="3.7.identity", quick={"n": 16, "d": 100, "runs": 8},
     full={"n": 16, "d": 1000, "runs": 8}, control={"norm": "batch_rescale"}, because="rescaling keeps the rank",
-    seconds=(0.3, 10),
+    seconds=(0.5, 10),
 )  # fmt: skip
 def vanilla_linear(run: Run, n: int, d: int, runs: int, norm: str = "none") -> Iterator[Reading]:
     """Participation rank after 10 d layers: one."""
