@@ -108,9 +108,9 @@ def weight_law(
 
 @PAPER.claim(
     "vanilla-linear", "A plain linear net collapses in rank, to one direction after a few times the width in layers.",
-    where="our 3.7, identity row", covers="3.7.identity", quick={"n": 16, "d": 100, "runs": 8},
-    full={"n": 16, "d": 1000, "runs": 8}, control={"norm": "batch_rescale"}, because="rescaling keeps the rank",
-    seconds=(0.5, 10),
+    where="our 3.7, identity row", covers="3.7.identity", quick={"n": 16, "d": 100, "runs": 48},
+    full={"n": 16, "d": 1000, "runs": 48}, control={"norm": "batch_rescale"}, because="rescaling keeps the rank",
+    seconds=(2, 60),
 )  # fmt: skip
 def vanilla_linear(run: Run, n: int, d: int, runs: int, norm: str = "none") -> Iterator[Reading]:
     """Participation rank after 10 d layers: one."""
