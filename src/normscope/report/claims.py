@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def page(verdicts: Verdicts) -> str:
     facts = {
         "size": first.size, "seeds": ", ".join(str(s) for s in dict.fromkeys(v.seed for v in verdicts)),
         "data": first.data, "device": first.device, "torch": first.torch,
-        "seconds, one core": f"{sum(v.seconds for v in verdicts if math.isfinite(v.seconds)):.0f}",
+        "seconds of the clock": f"{sum(v.seconds for v in verdicts if math.isfinite(v.seconds)):.0f}",
     }  # fmt: skip
     how = [
         "A claim is one statement of a paper. It is measured, and compared with a band: value ± 2 standard errors inside "
@@ -140,7 +141,8 @@ def charts(verdict: Verdict) -> list[Chart]:
     ]
 
 
-#: Dash pattern of a curve by its role.
+#: Marks and dash pattern of a curve by its role.
+_SHAPES = {"ours": "circle", "theory": "diamond", "printed": "square", "control": "triangle"}
 _DASHES = {"ours": [1, 0], "theory": [6, 3], "printed": [2, 2], "control": [1, 4]}
 
 
@@ -150,15 +152,18 @@ def _drawn(curves: list[Curve], axes: Axes) -> Any:
     rows: list[dict[str, Any]] = []
     for c in curves:
         name = c.series if c.role == "ours" else f"{c.series} ({c.role})" if c.series else c.role
+        joined = all(b >= a for a, b in pairwise(c.x))  # else a scatter: the order of its points means nothing
         for i, (x, y) in enumerate(zip(c.x, c.y, strict=True)):
             if not (math.isfinite(x) and math.isfinite(y)) or (axes.y_log and y <= 0) or (axes.x_log and x <= 0):
                 continue
             low, high = (c.low[i], c.high[i]) if c.low else (None, None)
             if axes.y_log and low is not None and low <= 0:
                 low = y
-            rows.append({"series": name, "role": c.role, "x": x, "y": y, "low": low, "high": high})
+            rows.append({"series": name, "role": c.role, "joined": joined, "x": x, "y": y, "low": low, "high": high})
     frame = pl.DataFrame(
-        rows, schema={"series": pl.String, "role": pl.String} | dict.fromkeys(("x", "y", "low", "high"), pl.Float64)
+        rows,
+        schema={"series": pl.String, "role": pl.String, "joined": pl.Boolean}
+        | dict.fromkeys(("x", "y", "low", "high"), pl.Float64),
     )
     many = max((len(c.x) for c in curves), default=0)
     base = alt.Chart(frame)
@@ -180,15 +185,15 @@ def _drawn(curves: list[Curve], axes: Axes) -> Any:
     area = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.18).encode(
         x=across, y=alt.Y("low:Q", title=axes.y, scale=scale), y2="high:Q", color=colour
     )  # fmt: skip
-    line = base.transform_filter("datum.role != 'printed'").mark_line().encode(
+    line = base.transform_filter("datum.joined && datum.role != 'printed'").mark_line().encode(
         x=across, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, strokeDash=dash, tooltip=tooltip
     )  # fmt: skip
-    layers: list[Any] = [area, line]
-    shown = "datum.role == 'printed'" if many > 40 else "datum.role == 'printed' || datum.role == 'ours'"
+    layers = [area, line]
+    shown = "!datum.joined || datum.role == 'printed'" + ("" if many > 40 else " || datum.role == 'ours'")
     layers.append(
         base.transform_filter(shown).mark_point(filled=True, size=34).encode(
             x=across, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, tooltip=tooltip,
-            shape=alt.Shape("role:N", scale=alt.Scale(domain=["ours", "printed"], range=["circle", "square"]), legend=None),
+            shape=alt.Shape("role:N", scale=alt.Scale(domain=list(_SHAPES), range=list(_SHAPES.values())), legend=None),
         )
     )  # fmt: skip
     return alt.layer(*layers)

@@ -38,7 +38,7 @@ from normscope.nn import BatchNorm
     "last-batch-norm", "Batch norm in the last layer alleviates the sharpness as mean subtraction does.",
     where="abstract; Theorem 3 (constants ours)", covers="7.8 T3.order", quick={"widths": (100, 200, 400), "nets": 60},
     full={"widths": (100, 200, 400, 1000, 2000), "nets": 60}, control={"last": "none", "nets": 8},
-    because="without it lambda_max grows as the width", seconds=(8, 400), axes=Axes("width M", "lambda_max", True, True),
+    because="without it lambda_max grows as the width", seconds=(9.5, 400), axes=Axes("width M", "lambda_max", True, True),
 )  # fmt: skip
 def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "batch") -> Evidence:
     """ReLU nets with batch norm (whole batch, differentiated through) on two outputs, N = M: 9.25 +- .05 at M = 200 in 480
@@ -73,7 +73,7 @@ def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "bat
     "hidden-batch-norm-relu", "Batch norm in hidden layers of ReLU nets leaves lambda_max = M/(2 pi) + O(1).",
     where="hidden-layer theorem (sharper form ours)", covers="7.10 T4.relu", quick={"widths": (100, 200), "nets": 4},
     full={"widths": (100, 200, 400, 1000, 2000), "nets": 8}, control={"hidden": "none", "nets": 2},
-    because="without it the slope is .8", seconds=(6, 120), axes=Axes("width M", "lambda_max"),
+    because="without it the slope is .8", seconds=(1, 120), axes=Axes("width M", "lambda_max"),
 )  # fmt: skip
 def hidden_batch_norm_relu(run: Run, widths: Sequence[int], nets: int, hidden: str = "batch") -> Evidence:
     """The last layer alone has an outlier, of the mean square of its inputs' means: 1/(2 pi) a unit, whatever the variances and
@@ -101,7 +101,7 @@ def hidden_batch_norm_relu(run: Run, widths: Sequence[int], nets: int, hidden: s
     "hidden-norms-tanh", "Where the activation has mean zero after the norm (tanh), hidden batch norm does give O(1).",
     where="exception (ours)", covers="7.11 T4.tanh", quick={"widths": (100, 400), "nets": 4},
     full={"widths": (100, 400, 1000, 2000), "nets": 8}, control={"kind": Kind(sb2=0.1), "nets": 2},
-    because="ReLU keeps a mean", seconds=(8, 90),
+    because="ReLU keeps a mean", seconds=(4.2, 90),
 )  # fmt: skip
 def hidden_norms_tanh(run: Run, widths: Sequence[int], nets: int, kind: Kind = TANH) -> Iterator[Reading]:
     """Ratio of lambda_max at M = 400 to 100 with batch norm and with mean subtraction in the hidden layers, no norm at the
@@ -118,8 +118,8 @@ def hidden_norms_tanh(run: Run, widths: Sequence[int], nets: int, kind: Kind = T
 
 @PAPER.claim(
     "hidden-early-norm", "Batch norm at an earlier layer leaves the outliers of the layers behind it.",
-    where="hidden-layer theorem", covers="T4.partial", quick={"width": 200, "nets": 12}, full={"width": 400, "nets": 20},
-    control={"at": 2, "nets": 3}, because="behind the last hidden layer only the readout is left", seconds=(6, 40),
+    where="hidden-layer theorem", covers="T4.partial", quick={"width": 200, "nets": 60}, full={"width": 400, "nets": 60},
+    control={"at": 2, "nets": 3}, because="behind the last hidden layer only the readout is left", seconds=(2, 40),
 )  # fmt: skip
 def hidden_early_norm(run: Run, width: int, nets: int, at: int = 1) -> Iterator[Reading]:
     """ReLU (2, .1), three weight layers, batch norm before the first activation only: sum over the later layers of
@@ -145,7 +145,7 @@ def hidden_early_norm(run: Run, width: int, nets: int, at: int = 1) -> Iterator[
     where="layer-norm theorem (constants ours)", covers="7.12 T5", quick={"width": 400, "samples": 100, "outputs": 10, "nets": 24},
     full={"width": 1000, "samples": 100, "outputs": 10, "nets": 40},
     control={"center": "batch_recenter", "layer": "batch", "hidden": "batch", "nets": 2},
-    because="batch statistics in the place of the sample's do help", seconds=(8, 60),
+    because="batch statistics in the place of the sample's do help", seconds=(3.7, 60),
 )  # fmt: skip
 def layer_norm(
     run: Run, width: int, samples: int, outputs: int, nets: int, center: str = "layer_recenter", layer: str = "layer",
@@ -187,7 +187,7 @@ def layer_norm(
     "softmax", "With softmax the outliers are alpha M kappa_2 times the eigenvalues of the mean of diag(g) - g g^T.",
     where="PS21 (constants ours)", covers="7.9 T6 Fig.E", quick={"width": 400, "samples": 200, "outputs": 3, "nets": 24},
     full={"width": 1000, "samples": 100, "outputs": 10, "nets": 40}, control={"last": "batch_recenter", "nets": 2},
-    because="mean subtraction in the last layer removes them", seconds=(6, 60),
+    because="mean subtraction in the last layer removes them", seconds=(3.7, 60),
 )  # fmt: skip
 def softmax(run: Run, width: int, samples: int, outputs: int, nets: int, last: str = "none") -> Iterator[Reading]:
     """Cross-entropy Fisher of ReLU nets: its C-1 outliers over their prediction from the softmax outputs at hand (6 %), the
@@ -221,7 +221,7 @@ def softmax(run: Run, width: int, samples: int, outputs: int, nets: int, last: s
 @PAPER.claim(
     "softmax-outliers-as-printed", "Cross-entropy has C outliers.", where="PS21, summary", covers="T6.erratum",
     quick={"counted": "C"}, control={"counted": "C - 1"}, because="Q 1 = 0 takes one away: C - 1", should="fail",
-    seconds=(3, 3),
+    seconds=(0.1, 3),
 )  # fmt: skip
 def softmax_outliers(run: Run, counted: str) -> Iterator[Reading]:
     """As reported of the summary in the 2021 paper: C outliers. (diag(g) - g g^T) 1 = 0 for every sample, so there are
@@ -238,7 +238,7 @@ def softmax_outliers(run: Run, counted: str) -> Iterator[Reading]:
 @PAPER.claim(
     "frozen-statistics", "With frozen statistics (eval mode, detached) the sharpness stays of the order of the width.",
     where="Theorem 3 (remark ours)", covers="7.13 T3.frozen", quick={"width": 400, "samples": 200, "outputs": 3, "nets": 16},
-    control={"frozen": "batch"}, because="the effect lives in differentiating through mean and variance", seconds=(4, 4),
+    control={"frozen": "batch"}, because="the effect lives in differentiating through mean and variance", seconds=(2.6, 4),
 )  # fmt: skip
 def frozen_statistics(
     run: Run, width: int, samples: int, outputs: int, nets: int, frozen: str = "frozen"
@@ -262,7 +262,7 @@ def frozen_statistics(
 @PAPER.claim(
     "replicas", "Replicas with their own statistics: mean subtraction never sharper, batch norm sharper when they are small.",
     where="section 6 (ours)", covers="7.21", quick={"width": 100, "samples": 100}, full={"width": 200, "samples": 200},
-    control={"swap": True}, because="the whole batch is the sharper one under mean subtraction", seconds=(3, 10),
+    control={"swap": True}, because="the whole batch is the sharper one under mean subtraction", seconds=(1.7, 10),
 )  # fmt: skip
 def replicas(run: Run, width: int, samples: int, swap: bool = False) -> Iterator[Reading]:
     """Lists of batches with their own statistics stand for replicas. Mean subtraction: at most the whole batch's lambda_max,

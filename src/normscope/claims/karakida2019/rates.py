@@ -21,7 +21,7 @@ from normscope.linalg import spectrum
 @PAPER.claim(
     "strict-stability", "At a minimum descent is stable for rates below 2/lambda_max only, batch norm included.",
     where="section 2.3 (LeCun, Kanter, Solla 1991)", covers="7.15 S4.strict", quick={}, control={"scale": 1.1},
-    because="at another rate the amplitude grows otherwise", seconds=(6, 6),
+    because="at another rate the amplitude grows otherwise", seconds=(4, 6),
 )  # fmt: skip
 def strict_stability(run: Run, scale: float = 1.0) -> Iterator[Reading]:
     """A kick along the top eigenvector at a point of zero residual, 40 steps at f times 2/lambda_max: the amplitude must
@@ -64,9 +64,9 @@ def _amplitude(model: nn.Module, x: Tensor, factor: float, steps: int = 40) -> f
 
 @PAPER.claim(
     "critical-rate", "The critical rate falls as 1/M without normalization, and is free of M with mean subtraction.",
-    where="section 4 (slides 39-40)", covers="7.16 S4.init", quick={"widths": (100, 400), "nets": 10},
-    full={"widths": (50, 100, 200, 400), "nets": 24}, control={"last": "batch_recenter", "centred": "none", "nets": 2},
-    because="with the norms exchanged the dependence on M is too", seconds=(35, 200),
+    where="section 4 (slides 39-40)", covers="7.16 S4.init", quick={"widths": (100, 400), "nets": 5},
+    full={"widths": (50, 100, 200, 400), "nets": 12}, control={"last": "batch_recenter", "centred": "none", "nets": 1},
+    because="with the norms exchanged the dependence on M is too", seconds=(45, 200),
     axes=Axes("width M", "critical rate", True, True),
 )  # fmt: skip
 def critical_rate_claim(
@@ -74,16 +74,16 @@ def critical_rate_claim(
 ) -> Evidence:
     """From initialization, C = 2, N = M, random targets: the largest rate whose loss never exceeds its first value within 15
     steps. In units of 2/lambda_max it is from 1 to 1.4 without normalization and tends to 1 (1.31, 1.18, 1.08, 1.07 in
-    the specification), and over 2 with mean subtraction (2.6 to 3.0 there, 3.2 +- .1 in twelve of our nets), where the
-    top of the bulk carries little of the residual.
-    There the rate at M = 400 is .85 to 1.2 times that at 100.
+    the specification); with mean subtraction it is over 2 (2.6 to 3.0 there, 3.2 +- .1 in twelve of our nets), as the top
+    of the bulk carries little of the residual. There the rate at M = 400 is .85 to 1.2 times that at 100.
     """
     rates: dict[str, dict[int, tuple[float, float]]] = {}
     units: dict[str, dict[int, tuple[float, float]]] = {}
     for name, kind in (("none", replace(RELU, last=last)), ("mean subtraction", replace(RELU, last=centred))):
         rates[name], units[name] = {}, {}
         for m in widths:
-            found = [_critical(run, kind, m, r) for r in range(max(2, nets * min(400 // m, 5)))]
+            count = (nets if name == "none" else 4 * nets) * min(400 // m, 5)
+            found = [_critical(run, kind, m, r) for r in range(max(2, count))]
             rates[name][m] = mean_and_error([f.rate for f in found])
             units[name][m] = mean_and_error([f.margin for f in found])
     readings = [
@@ -112,14 +112,14 @@ def critical_rate_claim(
 def _critical(run: Run, kind: Kind, width: int, r: int) -> CriticalRate:
     model = net(kind, width, 2, run.generator(100 * r + width))
     x, y = batch(run, width, width, 7000 + 100 * r + width), batch(run, width, 2, 90_000 + 100 * r + width)
-    return critical_rate(model, x, y, tol=0.02)
+    return critical_rate(model, x, y, tol=0.04)
 
 
 @PAPER.claim(
     "fig-b", "The map of losses over width and rate: exploded above the line 2/lambda_max without normalization only.",
     where="slide 40", covers="Fig.B", quick={"widths": (20, 50, 100), "steps": 20},
     full={"widths": (10, 20, 50, 100, 200, 500, 1000), "steps": 100}, control={"last": "batch_recenter"},
-    because="with mean subtraction far larger rates are stable", seconds=(6, 600), axes=Axes("width M", "rate", True, True),
+    because="with mean subtraction far larger rates are stable", seconds=(1, 600), axes=Axes("width M", "rate", True, True),
 )  # fmt: skip
 def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Evidence:
     """ReLU nets (4, 1), N = M, random targets, full-batch descent at a third, once and six times the theory's
@@ -154,7 +154,7 @@ def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Ev
 @PAPER.claim(
     "optimisers", "Momentum, Nesterov, averaged momentum and weight decay move the limit by known factors.",
     where="our section 8", covers="S8.rates", quick={}, control={"momentum": 0.5},
-    because="another momentum has other factors", seconds=(3, 3),
+    because="another momentum has other factors", seconds=(3.5, 3.5),
 )  # fmt: skip
 def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
     """Largest stable rate on a quadratic of curvature 3, by bisection with torch's optimisers, over the formula: 2, 3.8,
@@ -186,7 +186,7 @@ def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
     "lazy-training", "During wide training with cross-entropy the Fisher of the squared loss stays, the softmax one falls.",
     where="PS21, Fig. 5", covers="Fig.F S3.lazy", quick={"width": 300, "samples": 40, "steps": 400},
     full={"width": 2000, "samples": 100, "steps": 2000}, control={"scale": 0.0}, because="without steps nothing falls",
-    seconds=(8, 600), axes=Axes("step", "lambda_max", False, True),
+    seconds=(1.2, 600), axes=Axes("step", "lambda_max", False, True),
 )  # fmt: skip
 def lazy_training(run: Run, width: int, samples: int, steps: int, scale: float = 1.0) -> Evidence:
     """Full-batch descent with cross-entropy on labels of a random teacher, two outputs, tanh: lambda_max of the squared loss

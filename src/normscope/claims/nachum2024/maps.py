@@ -105,7 +105,7 @@ def spread_grows(run: Run, sizes: Sequence[int], groups: Sequence[int], activati
     "odd-fixed-points", "Recentring + ReLU have a fuzzy cluster + odd point as a fixed point for n >= 7, and a saddle.",
     where="our 3.2, table", covers="D4 3.2.table", quick={"sizes": (7, 8, 16, 32), "layers": 500},
     full={"sizes": tuple(STATES), "layers": 3000}, control={"norm": "none"},
-    because="without recentring the batch becomes one ray", seconds=(2, 60), axes=Axes("samples n", "1 - R2", True, True),
+    because="without recentring the batch becomes one ray", seconds=(2.2, 60), axes=Axes("samples n", "1 - R2", True, True),
 )  # fmt: skip
 def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "batch_recenter") -> Evidence:
     """The full Gram recursion from 1.5 times the perfect spread, many layers on, against the table of fixed points:
@@ -143,7 +143,7 @@ def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "b
 @PAPER.claim(
     "threshold", "The odd state exists for n >= 7 samples only; the threshold is n* = 6.107.", where="our 3.2",
     covers="D5 3.2.threshold F3", quick={"layers": 1000}, full={"layers": 4000}, control={"norm": "none"},
-    because="without recentring the batch becomes one ray", seconds=(2, 4),
+    because="without recentring the batch becomes one ray", seconds=(2.7, 4),
     axes=Axes("t", "t of the next layer", True, True),
 )  # fmt: skip
 def threshold(run: Run, layers: int, norm: str = "batch_recenter") -> Evidence:
@@ -257,7 +257,7 @@ def separation_depth(run: Run, n: int, excesses: Sequence[float], slope: float =
 @PAPER.claim(
     "basin-edge", "One sample with a centred norm^2 about 2.3/n larger leaves the equiangular state.", where="our 3.3",
     covers="3.3.basin", quick={"sizes": (64, 128), "layers": 3000}, full={"sizes": (64, 128, 256), "layers": 6000},
-    control={"rescale": True}, because="with rescaling the symmetric state draws it back", seconds=(0.5, 2),
+    control={"rescale": True}, because="with rescaling the symmetric state draws it back", seconds=(2.8, 2.8),
 )  # fmt: skip
 def basin_edge(run: Run, sizes: Sequence[int], layers: int, rescale: bool = False) -> Iterator[Reading]:
     """The saddle between the two attractors sits at n(1 - t) = 2.3 to 2.45; the reduced map started on either side of it

@@ -90,7 +90,7 @@ def equal_angles(run: Run, layers: int, norm: str = "batch") -> Iterator[Reading
 @PAPER.claim(
     "heavy-threshold", "Complete batch norm gets a second attractor for n >= 52: one heavy sample, R2 towards .277.",
     where="our 3.6", covers="3.6.heavy F5a", quick={"sizes": (40, 48, 50, 54, 60, 80), "far": 20_000},
-    control={"rescale": False}, because="without rescaling the odd state is there from n = 7 on", seconds=(3, 3),
+    control={"rescale": False}, because="without rescaling the odd state is there from n = 7 on", seconds=(2.9, 3),
 )  # fmt: skip
 def heavy_threshold(run: Run, sizes: Sequence[int], far: int, rescale: bool = True) -> Iterator[Reading]:
     """Where the reduced map from t = 1/n ends: at equal angles below the threshold of 51.5, apart above it. In the limit the
@@ -175,7 +175,7 @@ def linear_floor(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "
 @PAPER.claim(
     "gradient-rates", "Behind batch norm the squared gradient grows by (n-2)/(n-3) a layer, with ReLU towards pi/(pi-1).",
     where="our 3.6; yang2019 Thm 8", covers="D20 3.6.gradient", quick={"sizes": (8, 16)}, full={"sizes": (8, 16, 64)},
-    control={"norm": "layer"}, because="statistics of one sample do not make gradients explode", seconds=(6, 120),
+    control={"norm": "layer"}, because="statistics of one sample do not make gradients explode", seconds=(0.3, 120),
 )  # fmt: skip
 def gradient_rates(run: Run, sizes: Sequence[int], norm: str = "batch") -> Iterator[Reading]:
     """Growth of the squared gradient norm per layer at the equiangular state, by the backward recursion: the rate of the
@@ -201,7 +201,7 @@ def gradient_rates(run: Run, sizes: Sequence[int], norm: str = "batch") -> Itera
 @PAPER.claim(
     "gram-integral", "The Gram map of batch norm is a one-dimensional integral.", where="our section 2; yang2019 Thm 2",
     covers="D27 S2.integral", quick={"n": 5, "samples": 600_000}, full={"n": 5, "samples": 10_000_000},
-    control={"ddof": 1}, because="it takes the biased variance", seconds=(2, 40),
+    control={"ddof": 1}, because="it takes the biased variance", seconds=(0.6, 40),
 )  # fmt: skip
 def gram_integral(run: Run, n: int, samples: int, ddof: int = 0) -> Iterator[Reading]:
     """The integral against a million random neurons, four slopes, with and without recentring; largest difference over the
@@ -224,7 +224,7 @@ def gram_integral(run: Run, n: int, samples: int, ddof: int = 0) -> Iterator[Rea
 @PAPER.claim(
     "exact-in-law", "Drawing the rows of W H directly gives the law of explicit weights.", where="our section 6",
     covers="D26 S6.law", quick={"n": 8, "d": 40, "layers": 15, "runs": 400}, full={"n": 8, "d": 40, "layers": 15, "runs": 2000},
-    control={"shift": 20}, because="a wider chain has another law", seconds=(6, 30),
+    control={"shift": 20}, because="a wider chain has another law", seconds=(7.3, 30),
 )  # fmt: skip
 def exact_in_law(run: Run, n: int, d: int, layers: int, runs: int, shift: int = 0) -> Iterator[Reading]:
     """Runs of recentring + ReLU by explicit nets and by the fast simulation: Kolmogorov-Smirnov tests of R2 and of the mean
