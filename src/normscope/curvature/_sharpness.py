@@ -160,7 +160,10 @@ def sharpness(
     top, purse, p = found.spectrum, found.budget, a.shape[0]
     layers, facts = _shares(a, found.vector), {**a.facts, "side": top.side}
     del a  # its graph is not needed any more, and the other modes have one of their own
-    modes, table, errors, warnings = {}, {}, {}, list[str]()
+    modes: dict[str, float] = {}
+    table: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    warnings: list[str] = []
     spent = found.products
     if compare_modes:
         modes, errors, warnings = other_modes(model, inputs, loss, top, 10 * tol, purse, seed, options)
