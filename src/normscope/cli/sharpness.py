@@ -83,7 +83,9 @@ def sharpness(
             console.print(
                 f"  theory          lambda_max {expected:.4g} at infinite width, leading order", highlight=False
             )
-        console.print("  rates           " + ", ".join(f"{k} {v:.4g}" for k, v in rates.items()), highlight=False)
+        console.print(
+            "  rates           " + ", ".join(f"{k} {v:.4g}" for k, v in rates.items()), highlight=False, soft_wrap=True
+        )
         if lr is not None:
             word = "[red]above[/]" if above else "[green]below[/]"
             console.print(

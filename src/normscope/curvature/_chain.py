@@ -81,10 +81,10 @@ def _gram(f: Batch, modules: list[nn.Module]) -> Float[Tensor, "m m"]:
     n, c = f.n, f.c
     delta = torch.eye(c, dtype=f.dtype, device=f.device).expand(n, c, c)
     total = torch.zeros(n, c, n, c, dtype=f.dtype, device=f.device)
-    for module, before, bend in reversed(tape):
+    for module, before, gain in reversed(tape):
         if not isinstance(module, nn.Linear):
-            assert bend is not None
-            delta = delta * bend[:, None]
+            assert gain is not None
+            delta = delta * gain[:, None]
             continue
         overlap = before.new_zeros(n, n)
         if id(module.weight) in chosen:

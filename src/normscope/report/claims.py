@@ -188,7 +188,7 @@ def _drawn(curves: list[Curve], axes: Axes) -> Any:
     line = base.transform_filter("datum.joined && datum.role != 'printed'").mark_line().encode(
         x=across, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, strokeDash=dash, tooltip=tooltip
     )  # fmt: skip
-    layers = [area, line]
+    layers: list[Any] = [area, line]
     shown = "!datum.joined || datum.role == 'printed'" + ("" if many > 40 else " || datum.role == 'ours'")
     layers.append(
         base.transform_filter(shown).mark_point(filled=True, size=34).encode(
