@@ -160,15 +160,9 @@ def sharpness(
     top, purse, p = found.spectrum, found.budget, a.shape[0]
     layers, facts = _shares(a, found.vector), {**a.facts, "side": top.side}
     del a  # its graph is not needed any more, and the other modes have one of their own
-<<<<<<< HEAD
-    modes: dict[str, Any] = {}
-    table: dict[str, Any] = {}
-    errors: dict[str, Any] = {}
-=======
     modes: dict[str, float] = {}
     table: dict[str, float] = {}
     errors: dict[str, float] = {}
->>>>>>> curv2
     warnings: list[str] = []
     spent = found.products
     if compare_modes:
