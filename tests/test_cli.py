@@ -558,19 +558,20 @@ def test_a_process_ends_with_one_line_on_misuse(tmp_path):
 HEAVY = ("polars", "altair", "jinja2", "sklearn", "transformers", "pandas", "scipy", "typer", "rich", "torch._dynamo")
 IMPORT = f"""
 import gc, sys, time
+before = time.process_time()
 import torch, numpy
+torch_took = time.process_time() - before
 gc.collect()  # the full collection that torch's import leaves due is not ours
-before = time.perf_counter()
+before = time.process_time()
 import normscope
-took = time.perf_counter() - before
-print(took, *[m for m in {HEAVY!r} if m in sys.modules])
+print((time.process_time() - before) / torch_took, *[m for m in {HEAVY!r} if m in sys.modules])
 """
 
 
-def test_importing_normscope_loads_little_and_quickly():
-    start = time.perf_counter()
-    took, *loaded = process("-c", IMPORT).stdout.split()
-    assert (loaded, float(took) < 0.2 or time.perf_counter() - start > 15) == ([], True)
+def test_importing_normscope_loads_little_and_adds_little_to_torch():
+    share, *loaded = process("-c", IMPORT).stdout.split()
+    assert loaded == []
+    assert float(share) < 1 / 3  # of the CPU time that importing torch takes; about 1/6
 
 
 def test_a_probe_of_an_eager_model_does_not_load_the_compiler():
