@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 
 import numpy as np
