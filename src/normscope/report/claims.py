@@ -153,21 +153,21 @@ def _drawn(curves: list[Curve], axes: Axes) -> Any:
     for c in curves:
         name = c.series if c.role == "ours" else f"{c.series} ({c.role})" if c.series else c.role
         joined = all(b >= a for a, b in pairwise(c.x))  # else a scatter: the order of its points means nothing
-        for i, (x, y) in enumerate(zip(c.x, c.y, strict=True)):
-            if not (math.isfinite(x) and math.isfinite(y)) or (axes.y_log and y <= 0) or (axes.x_log and x <= 0):
+        for i, (at, y) in enumerate(zip(c.x, c.y, strict=True)):
+            if not (math.isfinite(at) and math.isfinite(y)) or (axes.y_log and y <= 0) or (axes.x_log and at <= 0):
                 continue
             low, high = (c.low[i], c.high[i]) if c.low else (None, None)
             if axes.y_log and low is not None and low <= 0:
                 low = y
-            rows.append({"series": name, "role": c.role, "joined": joined, "x": x, "y": y, "low": low, "high": high})
+            rows.append({"series": name, "role": c.role, "joined": joined, "x": at, "y": y, "low": low, "high": high})
     frame = pl.DataFrame(
         rows,
         schema={"series": pl.String, "role": pl.String, "joined": pl.Boolean}
         | dict.fromkeys(("x", "y", "low", "high"), pl.Float64),
     )
-    many = max((len(c.x) for c in curves), default=0)
-    base = alt.Chart(frame)
-    across = alt.X("x:Q", title=axes.x, scale=alt.Scale(type="log" if axes.x_log else "linear", nice=False, zero=False))
+    many = max(frame.group_by("series").len()["len"].to_list(), default=0)
+    base: Any = alt.Chart(frame)
+    x = alt.X("x:Q", title=axes.x, scale=alt.Scale(type="log" if axes.x_log else "linear", nice=False, zero=False))
     scale = alt.Scale(type="log" if axes.y_log else "linear", zero=False, nice=not axes.y_log)
     colour = alt.Color(
         "series:N",
@@ -183,16 +183,16 @@ def _drawn(curves: list[Curve], axes: Axes) -> Any:
         alt.Tooltip("y:Q", title=axes.y, format=".4g"),
     ]
     area = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.18).encode(
-        x=across, y=alt.Y("low:Q", title=axes.y, scale=scale), y2="high:Q", color=colour
+        x=x, y=alt.Y("low:Q", title=axes.y, scale=scale), y2="high:Q", color=colour
     )  # fmt: skip
     line = base.transform_filter("datum.joined && datum.role != 'printed'").mark_line().encode(
-        x=across, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, strokeDash=dash, tooltip=tooltip
+        x=x, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, strokeDash=dash, tooltip=tooltip
     )  # fmt: skip
     layers: list[Any] = [area, line]
     shown = "!datum.joined || datum.role == 'printed'" + ("" if many > 40 else " || datum.role == 'ours'")
     layers.append(
         base.transform_filter(shown).mark_point(filled=True, size=34).encode(
-            x=across, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, tooltip=tooltip,
+            x=x, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, tooltip=tooltip,
             shape=alt.Shape("role:N", scale=alt.Scale(domain=list(_SHAPES), range=list(_SHAPES.values())), legend=None),
         )
     )  # fmt: skip
