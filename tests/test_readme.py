@@ -26,6 +26,10 @@ def test_generated_pages_are_up_to_date():
     page = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     assert (ROOT / "docs" / "findings.md").read_text() == page["findings_page"]()
     assert (ROOT / "docs" / "metrics.md").read_text() == page["metrics_page"]()
+    page["load"]()
+    for key in page["PAPERS"]:
+        found = page["Verdicts"].load(page["VERDICTS"])
+        assert (ROOT / "docs" / "papers" / f"{key}.md").read_text() == page["paper_page"](key, found)
 
 
 def test_links_of_the_readme_exist():
