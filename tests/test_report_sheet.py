@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +55,10 @@ def test_every_chart_has_its_specification_and_both_themes(page):
 
 def test_a_page_without_charts_carries_no_scripts():
     assert "<script" not in render(Sheet("Words", [Section("One", "only prose")]))
+
+
+def test_saved_verdicts_make_their_page_in_a_fresh_process(tmp_path):
+    results = Path(__file__).parents[1] / "results" / "verify.jsonl"
+    code = "import sys; from normscope.claims import Verdicts; Verdicts.load(sys.argv[1]).to_html(sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, results, tmp_path / "page.html"], check=True)
+    assert "Provably Avoids Rank Collapse" in (tmp_path / "page.html").read_text()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from normscope.claims import CLAIMS, PAPERS
+from normscope.claims import CLAIMS, PAPERS, load
 from normscope.claims.verify import tally
 from normscope.report.files import write
 from normscope.report.sheet import Chart, Section, Sheet, Table, render
@@ -64,6 +64,7 @@ def band(reading: Reading) -> str:
 
 def page(verdicts: Verdicts) -> str:
     """The report as one self-contained HTML page."""
+    load()  # verdicts read from a file bring no papers with them
     papers = dict.fromkeys(v.claim.partition("/")[0] for v in verdicts)
     first = verdicts[0]
     lead = f"{len(verdicts)} verdict{'s' * (len(verdicts) != 1)}: {tally(verdicts)}."
