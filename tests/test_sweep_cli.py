@@ -379,3 +379,9 @@ def test_every_example_is_a_sweep(run, path):
 
 def test_there_are_examples():
     assert len(EXAMPLES) >= 5
+
+
+def test_what_was_typed_is_printed_as_typed(run):
+    code, _, err = run("sweep", "--task", "simulate", "--depth", "1:x:log2")
+    assert code == 2
+    assert "'1:x:log2'" in err

@@ -13,9 +13,14 @@ class UsageError(ValueError):
     """
 
 
+#: Names that a message lists.
+MOST = 40
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     """``UsageError`` for a name that is not registered, with the nearest known name."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UsageError(f"There is no {kind} {str(name)!r}.{hint} Known: {', '.join(names)}.")
+    more = f", and {len(names) - MOST} more" if len(names) > MOST else ""
+    return UsageError(f"There is no {kind} {str(name)!r}.{hint} Known: {', '.join(names[:MOST])}{more}.")

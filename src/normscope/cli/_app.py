@@ -20,8 +20,8 @@ app = typer.Typer(
     help="Will this deep network train? Measure its layers on a batch, before you spend a GPU-hour.",
 )
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)  # ":x:" in a name is no picture
+errors = Console(stderr=True, emoji=False)
 
 
 def print_json(data: Any) -> None:
