@@ -3,3 +3,23 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command line in this process: (exit code, standard output, standard error)."""
+    from normscope.cli import main
+
+    def run(*args):
+        try:
+            main([str(a) for a in args])
+        except SystemExit as stop:
+            code = stop.code
+        else:
+            code = 0
+        out = capsys.readouterr()
+        return int(code or 0), out.out, out.err
+
+    return run

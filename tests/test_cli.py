@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import normscope
-from normscope.cli import main
 from normscope.findings import RULES
 from normscope.metrics import METRICS
 
@@ -61,23 +60,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(NET)
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command line in this process: (exit code, standard output, standard error)."""
-
-    def run(*args):
-        try:
-            main([str(a) for a in args])
-        except SystemExit as stop:
-            code = stop.code
-        else:
-            code = 0
-        out = capsys.readouterr()
-        return int(code or 0), out.out, out.err
-
-    return run
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch
 
 from normscope import race
 from normscope._errors import unknown
-from normscope.cli import main
 from normscope.datasets import load
 from normscope.training import permutation
 
@@ -35,20 +34,10 @@ FAST = (
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(run, monkeypatch):
+    """``race ...`` on a wide screen."""
     monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*args):
-        try:
-            main(["race", *map(str, args)])
-        except SystemExit as stop:
-            code = stop.code
-        else:
-            code = 0
-        out = capsys.readouterr()
-        return int(code or 0), out.out, out.err
-
-    return run
+    return lambda *args: run("race", *args)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 import sweep_tasks
 
 from normscope import Grid, UsageError
-from normscope.cli import main
 from normscope.sweep import plan
 from normscope.sweep.ranges import axis
 
@@ -18,20 +17,9 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "sweeps").glob("*
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run a command line in this process, in an empty folder: (exit code, standard output, standard error)."""
+def run(run, tmp_path, monkeypatch):
+    """`run` in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        try:
-            main([str(a) for a in args])
-        except SystemExit as stop:
-            code = stop.code
-        else:
-            code = 0
-        out = capsys.readouterr()
-        return int(code or 0), out.out, out.err
-
     return run
 
 
