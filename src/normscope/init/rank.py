@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,9 +28,11 @@ from normscope.init._layers import (
 )
 
 VARIANTS = ("A", "B")
-#: Relative size of the first step of a layer's weight, and the range it may take (chosen by us: 0.1 raises the rank of
-#: ReLU nets of depth 16 to 64 at the first try mostly, and a step below 1e-4 moves it no more in float32).
-STEP, LARGEST, SMALLEST = 0.1, 0.5, 1e-4
+#: Step of a weight's entries over their root mean square: the first of a stage, the largest and the smallest (chosen by us:
+#: ReLU nets of depth 15 to 75 take 0.03 at the start of a stage and 5e-4 to 5e-3 later).
+FIRST, LARGEST, SMALLEST = 0.03, 0.1, 1e-5
+#: Adam's forgetting rates (Kingma and Ba 2015).
+BETAS = (0.9, 0.999)
 #: (stage, stages, step, participation rank) after every step.
 Progress = Callable[[int, int, int, float], None]
 
@@ -105,19 +107,21 @@ def rank(
         left[order[-1].name] = "the last layer keeps its law"
     require(order[:-1], left)
     climb = _Climb(model, inputs, order, seed, scale)
-    targets = [len(order) - 1] if variant == "A" else [*range(every - 1, len(order) - 2, every), len(order) - 2]
+    ends = [] if variant == "A" else list(range(every - 1, len(order) - 2, every))
     steps = (100 if variant == "A" else 10) if steps is None else steps
     until = None if seconds is None else time.monotonic() + seconds
     with all_or_nothing(order), no_trace(model, mode="train", seed=seed):
-        first = climb.start()
+        start = climb.start()
         before = climb.rank(len(order) - 1)
-        for stage, target in enumerate(targets):
-            climb.stage(target, steps, goal, until, partial(progress, stage, len(targets)) if progress else _silent)
+        begin = 0
+        for stage, end in enumerate([*ends, len(order) - 1]):
+            told = partial(progress, stage, len(ends) + 1) if progress else _silent
+            climb.stage(end, order[begin : min(end + 1, len(order) - 1)], steps, goal, until, told)
+            begin = end + 1
         after = climb.rank(len(order) - 1)
-        start = [w.clone() for w in first]
         notes = [f"participation rank of the last hidden representation: {before:.4g} -> {after:.4g} on this batch"]
         if after < before:
-            climb.write(start)
+            write(order, start)
             notes = [
                 f"nothing was kept: the rank of the last hidden representation would have gone {before:.4g} -> {after:.4g}"
             ]
@@ -152,54 +156,64 @@ class _Climb:
         self.rank(len(self.order) - 1)
         return [layer.weight.detach().clone() for layer in self.order]
 
-    def write(self, weights: list[Tensor]) -> None:
-        with torch.no_grad():
-            for layer, weight in zip(self.order, weights, strict=False):
-                layer.weight.copy_(weight)
-
-    def rank(self, target: int) -> float:
-        """r at a layer, after every hidden layer before it has been brought to its scale."""
+    def rank(self, target: int, layers: Sequence[Layer] | None = None) -> float:
+        """r at a layer, after these layers (default: all hidden ones before it) have been brought to their scale."""
+        names = {layer.name for layer in (self.order[:-1] if layers is None else layers)}
 
         def rescale(layer: Layer, x: Tensor) -> None:
+            if layer.name not in names:
+                return
             size, wanted = rms(layer.linear(x)), self.wanted.get(layer.name, 1.0)
-            if layer is not self.order[-1] and 0 < size < float("inf") and abs(size / wanted - 1) > 1e-6:
+            if 0 < size < float("inf") and abs(size / wanted - 1) > 1e-6:
                 layer.set(layer.weight.double() * (wanted / size), bias=False)
 
         with torch.no_grad():
             return 1 / float(inverse_rank(self._run(target, rescale)))
 
+    def slopes(self, target: int, layers: Sequence[Layer]) -> list[Tensor]:
+        """Gradient of log(1/r) with respect to these layers' weights, float64; 0 where r does not depend on a weight."""
+        weights = [layer.module.weight for layer in layers]
+        with torch.enable_grad():
+            value = inverse_rank(self._run(target, None)).log()
+            if not value.requires_grad:
+                return [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
+            found = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
+        return [slope.double().nan_to_num(0.0, 0.0, 0.0) for slope in found]
+
     def stage(
-        self, target: int, steps: int, goal: float | None, until: float | None, told: Callable[[int, float], Any]
+        self,
+        target: int,
+        moved: Sequence[Layer],
+        steps: int,
+        goal: float | None,
+        until: float | None,
+        told: Callable[[int, float], Any],
     ) -> None:
-        """Up to ``steps`` accepted steps on the layers up to ``target``."""
-        moved = self.order[: min(target + 1, len(self.order) - 1)]
-        r, share = self.rank(target), STEP
-        for step in range(steps):
+        """Up to ``steps`` accepted steps of the layers ``moved`` on r at ``target``."""
+        r, share = self.rank(target), FIRST
+        first, second = ([torch.zeros_like(m.weight, dtype=torch.float64) for m in moved] for _ in range(2))
+        for step in range(1, steps + 1):
             if (goal is not None and r >= goal) or (until is not None and time.monotonic() > until):
                 return
-            with torch.enable_grad():
-                value = inverse_rank(self._run(target, None))
-            if not value.requires_grad:
+            slopes = self.slopes(target, moved)
+            if not any(slope.any() for slope in slopes):
                 return
-            slopes = torch.autograd.grad(value, [layer.module.weight for layer in moved], allow_unused=True)
+            directions = [
+                _adam(slope, mean, square, step) for slope, mean, square in zip(slopes, first, second, strict=True)
+            ]
             here = [layer.weight.detach().clone() for layer in moved]
             while share >= SMALLEST:
-                with torch.no_grad():
-                    for layer, weight, slope in zip(moved, here, slopes, strict=True):
-                        length = 0.0 if slope is None else float(slope.double().norm())
-                        if slope is not None and 0 < length < float("inf"):
-                            layer.weight.copy_(
-                                weight - slope.double() * (share * float(weight.double().norm()) / length)
-                            )
-                new = self.rank(target)
+                for layer, weight, direction in zip(moved, here, directions, strict=True):
+                    layer.set(weight.double() - share * rms(weight) * direction, bias=False)
+                new = self.rank(target, moved)
                 if new > r:
                     break
-                self.write(here)
+                write(moved, here)
                 share /= 2
             else:
                 return
-            r, share = new, min(1.5 * share, LARGEST)
-            told(step + 1, r)
+            r, share = new, min(1.2 * share, LARGEST)
+            told(step, r)
 
     def _run(self, target: int, before: Callable[[Layer, Tensor], None] | None) -> Tensor:
         """The representation (n, features): the output of hidden layer ``target``, or the input of the last layer."""
@@ -244,6 +258,19 @@ class _Climb:
                 "Pass a batch that the model keeps together."
             )
         return as_rows(found[0], samples, tokens=False).reshape(samples, -1)
+
+
+def write(layers: Sequence[Layer], weights: Sequence[Tensor]) -> None:
+    """Give layers back their weights."""
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.set(weight, bias=False)
+
+
+def _adam(slope: Tensor, mean: Tensor, square: Tensor, step: int) -> Tensor:
+    """Adam's direction, entries of about 1, without its epsilon; updates the running ``mean`` and ``square``."""
+    mean.lerp_(slope, 1 - BETAS[0])
+    square.lerp_(slope.square(), 1 - BETAS[1])
+    return mean / (1 - BETAS[0] ** step) / (square / (1 - BETAS[1] ** step)).sqrt().clamp_min(1e-150)
 
 
 def inverse_rank(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
