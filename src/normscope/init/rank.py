@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -50,12 +50,14 @@ def raise_rank_(
     progress: Progress | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    r"""Gradient descent on $1/r$, r the participation rank of a layer on this batch, before any training; in place.
+    r"""Descent on $\log(1/r)$, r the participation rank of a layer on this batch, before any training; in place.
 
     $r = \mathrm{tr}(G)^2 / \|G\|_F^2$ with $G = H H^T$ the Gram matrix (n, n) of the layer's representation H, samples as rows.
 
-    variant: ``"A"``: one objective, the input of the last layer (the last hidden representation); ``"B"``: the output
-        of hidden layer ``every``, then 2 ``every``, ... and the last one; each stage moves the layers up to its own.
+    variant: ``"A"``: one objective, the input of the last layer (the last hidden representation), all hidden layers move;
+        ``"B"``: stages, the output of hidden layer ``every``, then 2 ``every``, ... and last the last hidden
+        representation; a stage moves only the layers since the one before. (The paper's stages move all layers up to
+        their own, which undoes part of the earlier ones and needs steps many times smaller.)
     steps: most accepted steps a stage; default 100 for A, 10 for B.
     goal: stop a stage when r reaches it. seconds: stop altogether after that long (the state is always usable).
     scale: ``"rms"``: every hidden layer is kept at outputs of root mean square 1 (the last one's weights are never
@@ -63,14 +65,16 @@ def raise_rank_(
     progress: called after each step with (stage, stages, step, r).
 
     Only weights of Linear and Conv layers move, never biases: their gradient grows as the signal shrinks, and moving
-    them left nets untrainable. A step changes each weight by a share of its own norm along its gradient, is followed by
-    the rescaling, and is kept only if r of the objective then is higher; otherwise the share is halved. If after all stages
-    r of the last hidden representation is lower than before, everything is put back.
+    them left nets untrainable. A step is Adam's direction times a share of the weight's root mean square, is followed by the
+    rescaling, and is kept only if r of the objective then is higher; otherwise the share is halved. If after all stages
+    r of the last hidden representation is lower than after the first rescaling, the steps are undone (the scale stays).
 
-    Misleads: r is measured on one batch and can be raised by spreading samples that training wants together. Where the
-    initialization already keeps the scale, nets so prepared trained no better than those only rescaled (our measurement,
-    depth 48 to 80): compare with `lsuv_`.
-    Cost: about 3 forward passes up to the objective's layer a step.
+    Misleads: r is measured on one batch. On fresh samples it is lower (a ReLU net of depth 45 and width 100, 64 samples, B: 25
+    there, 5 on others), and it can be raised by spreading samples that training wants together. A random net that spreads
+    samples also magnifies gradients: with ``every=1`` they grew a thousandfold over those 45 layers, and SGD diverged.
+    High rank is no promise of training: compare with `lsuv_` and `identity_`.
+    Cost: a step takes one gradient through the layers it moves and, per tried share, one forward pass, both up to the
+    objective's layer: 2 to 6 forward passes.
     """
     return rank(
         model, inputs, variant, steps=steps, every=every, goal=goal, seconds=seconds, scale=scale, progress=progress,
@@ -190,30 +194,36 @@ class _Climb:
         told: Callable[[int, float], Any],
     ) -> None:
         """Up to ``steps`` accepted steps of the layers ``moved`` on r at ``target``."""
-        r, share = self.rank(target), FIRST
-        first, second = ([torch.zeros_like(m.weight, dtype=torch.float64) for m in moved] for _ in range(2))
+        r, share, adam = self.rank(target), FIRST, _Adam()
         for step in range(1, steps + 1):
             if (goal is not None and r >= goal) or (until is not None and time.monotonic() > until):
                 return
             slopes = self.slopes(target, moved)
-            if not any(slope.any() for slope in slopes):
-                return
-            directions = [
-                _adam(slope, mean, square, step) for slope, mean, square in zip(slopes, first, second, strict=True)
-            ]
-            here = [layer.weight.detach().clone() for layer in moved]
-            while share >= SMALLEST:
-                for layer, weight, direction in zip(moved, here, directions, strict=True):
-                    layer.set(weight.double() - share * rms(weight) * direction, bias=False)
-                new = self.rank(target, moved)
-                if new > r:
-                    break
-                write(moved, here)
-                share /= 2
-            else:
+            new, share = self.climb(target, moved, adam.directions(slopes), r, share)
+            if new <= r:  # the running mean may point downhill; the signs of the gradient alone do not
+                adam = _Adam()
+                new, share = self.climb(target, moved, adam.directions(slopes), r, FIRST)
+            if new <= r:
                 return
             r, share = new, min(1.2 * share, LARGEST)
             told(step, r)
+
+    def climb(
+        self, target: int, moved: Sequence[Layer], directions: Sequence[Tensor], r: float, share: float
+    ) -> tuple[float, float]:
+        """One step with the share halved until r is higher: the new r and that share; the old r and weights if none is."""
+        if not any(direction.any() for direction in directions):
+            return r, share
+        here = [layer.weight.detach().clone() for layer in moved]
+        while share >= SMALLEST:
+            for layer, weight, direction in zip(moved, here, directions, strict=True):
+                layer.set(weight.double() - share * rms(weight) * direction, bias=False)
+            new = self.rank(target, moved)
+            if new > r:
+                return new, share
+            write(moved, here)
+            share /= 2
+        return r, share
 
     def _run(self, target: int, before: Callable[[Layer, Tensor], None] | None) -> Tensor:
         """The representation (n, features): the output of hidden layer ``target``, or the input of the last layer."""
@@ -266,11 +276,26 @@ def write(layers: Sequence[Layer], weights: Sequence[Tensor]) -> None:
         layer.set(weight, bias=False)
 
 
-def _adam(slope: Tensor, mean: Tensor, square: Tensor, step: int) -> Tensor:
-    """Adam's direction, entries of about 1, without its epsilon; updates the running ``mean`` and ``square``."""
-    mean.lerp_(slope, 1 - BETAS[0])
-    square.lerp_(slope.square(), 1 - BETAS[1])
-    return mean / (1 - BETAS[0] ** step) / (square / (1 - BETAS[1] ** step)).sqrt().clamp_min(1e-150)
+@dataclass
+class _Adam:
+    """Adam's directions, entries of about 1, without its epsilon."""
+
+    steps: int = 0
+    means: list[Tensor] = field(default_factory=list)
+    squares: list[Tensor] = field(default_factory=list)
+
+    def directions(self, slopes: Sequence[Tensor]) -> list[Tensor]:
+        self.means = self.means or [torch.zeros_like(slope) for slope in slopes]
+        self.squares = self.squares or [torch.zeros_like(slope) for slope in slopes]
+        self.steps += 1
+        for slope, mean, square in zip(slopes, self.means, self.squares, strict=True):
+            mean.lerp_(slope, 1 - BETAS[0])
+            square.lerp_(slope.square(), 1 - BETAS[1])
+        whole, whole_square = 1 - BETAS[0] ** self.steps, 1 - BETAS[1] ** self.steps
+        return [
+            mean / whole / (square / whole_square).sqrt().clamp_min(1e-150)
+            for mean, square in zip(self.means, self.squares, strict=True)
+        ]
 
 
 def inverse_rank(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
