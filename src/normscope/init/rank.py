@@ -57,7 +57,7 @@ def raise_rank_(
     variant: ``"A"``: one objective, the input of the last layer (the last hidden representation), all hidden layers move;
         ``"B"``: stages, the output of hidden layer ``every``, then 2 ``every``, ... and last the last hidden
         representation; a stage moves only the layers since the one before. (The paper's stages move all layers up to
-        their own, which undoes part of the earlier ones and needs steps many times smaller.)
+        their own. That raised r less: 1.9 against 2.6 to 3.1, mean over 45 layers on fresh samples, He, 2 seeds.)
     steps: most accepted steps a stage; default 100 for A, 10 for B.
     goal: stop a stage when r reaches it. seconds: stop altogether after that long (the state is always usable).
     scale: ``"rms"``: every hidden layer is kept at outputs of root mean square 1 (the last one's weights are never
@@ -69,12 +69,12 @@ def raise_rank_(
     rescaling, and is kept only if r of the objective then is higher; otherwise the share is halved. If after all stages
     r of the last hidden representation is lower than after the first rescaling, the steps are undone (the scale stays).
 
-    Misleads: r is measured on one batch. On fresh samples it is lower (a ReLU net of depth 45 and width 100, 64 samples, B: 25
-    there, 5 on others), and it can be raised by spreading samples that training wants together. A random net that spreads
-    samples also magnifies gradients: with ``every=1`` they grew a thousandfold over those 45 layers, and SGD diverged.
+    Misleads: r is measured on one batch. On fresh samples it is lower (a ReLU net of depth 45 and width 100, 64 samples, B: 20
+    there, 2 to 4 on others), and it can be raised by spreading samples that training wants together. A random net that spreads
+    samples also magnifies gradients: with ``every=1, steps=5`` they grew a thousandfold over those 45 layers, and SGD diverged.
     High rank is no promise of training: compare with `lsuv_` and `identity_`.
-    Cost: a step takes one gradient through the layers it moves and, per tried share, one forward pass, both up to the
-    objective's layer: 2 to 6 forward passes.
+    Cost: a step takes one forward and one backward pass for the gradient and one forward pass per tried share (1.2 to 1.5
+    in the mean), all up to the objective's layer.
     """
     return rank(
         model, inputs, variant, steps=steps, every=every, goal=goal, seconds=seconds, scale=scale, progress=progress,
