@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope._errors import UsageError
-from normscope._taps import as_call, first_tensor, no_trace
+from normscope._taps import as_call, batch_size, first_tensor, no_trace
 from normscope.init._layers import (
     Layer,
     Treatment,
@@ -21,6 +21,9 @@ from normscope.init._layers import (
     untied,
 )
 
+#: Samples that the passes look at (chosen by us: where a gradient goes is a matter of the net's structure).
+SEEN = 16
+
 
 def zero_branches_(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> nn.Module:
     r"""Set the last layer of each residual branch to zero, weight and bias; in place.
@@ -29,8 +32,9 @@ def zero_branches_(model: nn.Module, inputs: Any, *, generator: torch.Generator 
     change along the trunk, whatever the depth; $W_2$ moves with the first step and $W_1$ from the second.
 
     A layer ends a branch if its input depends on some layer that, with zeros in it, no gradient reaches any more, while the
-    first layer still gets one (by the skip): three forward and backward passes a layer. Branches of a single layer look like
-    shortcuts and are left alone, and so is the attention without which the output would not see the inputs.
+    first layer still gets one (by the skip): two forward and backward passes a layer, on the first 16 samples. Branches
+    of a single layer look like shortcuts and are left alone, and so is the attention without which the output would not
+    see the inputs.
 
     Misleads: the untrained net is a shallow one, and its geometry as healthy as the trunk's.
     Source: Zhang, Dauphin, Ma 2019 (Fixup); De and Smith 2020 (SkipInit), who scale the branch by a learned number that
@@ -81,12 +85,18 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
 def _reached(model: nn.Module, inputs: Any, layers: list[Layer], at: Layer | None, seed: int) -> list[bool]:
     """Whether a gradient reaches each layer's weight from the outputs, or from the input of the layer ``at``."""
     seen: list[Tensor | None] = []
+    samples = batch_size(inputs)
+
+    def head(x: Any) -> Any:
+        return x[:SEEN] if isinstance(x, Tensor) and x.dim() and len(x) == samples else x
 
     def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(first_tensor([*args, *kwargs.values()]))
 
     with no_trace(model, mode="train", seed=seed):
         args, kwargs, _ = as_call(inputs, grad=False)
+        args = tuple(head(x) for x in args)
+        kwargs = {name: head(x) for name, x in kwargs.items()}
         handle = None if at is None else at.module.register_forward_pre_hook(look, with_kwargs=True)
         try:
             out = first_tensor(model(*args, **kwargs))
