@@ -76,24 +76,34 @@ def fig1_accuracy(run: Run, depths: Sequence[int], epochs: int, images: int, net
 
 @PAPER.claim(
     "fig6", "A deep plain net trains after rank-raising pre-training, a batch-normalised one trains, and neither without.",
-    where="Fig. 6", covers="R17 Fig.6", quick={"depth": 30, "width": 64, "images": 1440, "epochs": 9, "nets": 1, "steps": 15},
-    full={"depth": 30, "width": 128, "images": 60000, "epochs": 15, "nets": 3, "steps": 75},
+    where="Fig. 6", covers="R17 Fig.6", 
+    quick={"depth": 30, "width": 64, "images": 3600, "epochs": 9, "nets": 1, "steps": 15, "name": "mnist"},
+    full={"depth": 30, "width": 128, "images": 60000, "epochs": 15, "nets": 3, "steps": 75, "name": "fashion-mnist"},
     control={"steps": 0, "broken": "torch"},
     because="without pre-training the plain net stays at ln 10", seconds=(24, 20000), needs="a GPU, about 1 h",
     axes=Axes("epoch", "training loss"),
 )  # fmt: skip
 def fig6(
-    run: Run, depth: int, width: int, images: int, epochs: int, nets: int, steps: int, broken: str = "positive"
+    run: Run,
+    depth: int,
+    width: int,
+    images: int,
+    epochs: int,
+    nets: int,
+    steps: int,
+    name: str,
+    broken: str = "positive",
 ) -> Evidence:
     """Plain ReLU nets (Xavier) as they are and after the library's variant B; batch-normed tanh nets with U(-a, a) and U(0, 2a).
 
-    Batch 32, SGD 0.01, Fashion-MNIST (or digits). The library's pre-training also keeps each layer's scale at 1, which the
+    Batch 32, SGD 0.01. The paper has Fashion-MNIST; the specification's bounds are of a thousand steps on MNIST, so the quick
+    size takes that (or digits). The library's pre-training also keeps each layer's scale at 1, which the
     rank cannot see and training needs; the paper's has no such step. So "pre-trained" here is both together (see
     pretraining-or-scale).
     """
     from normscope import init
 
-    data = load(run, "fashion-mnist", images)
+    data = load(run, name, images)
     losses: dict[str, list[list[float]]] = {"plain": [], "pre-trained": [], "batch norm": [], "broken batch norm": []}
     rises = []
     for number in range(nets):
@@ -109,13 +119,12 @@ def fig6(
         }  # fmt: skip
         middle = range(depth // 2, depth + 1)
         before, after, with_norm = (
-            float(ranks(models[name], data.inputs[:32], middle).mean())
-            for name in ("plain", "pre-trained", "batch norm")
+            float(ranks(models[arm], data.inputs[:32], middle).mean()) for arm in ("plain", "pre-trained", "batch norm")
         )
         rises.append((after / before, with_norm))
-        for name, model in models.items():
-            losses[name].append(train(run, model, data, epochs=epochs, lr=0.01, batch=32).losses)
-    end = {name: [run_[-1] for run_ in runs] for name, runs in losses.items()}
+        for arm, model in models.items():
+            losses[arm].append(train(run, model, data, epochs=epochs, lr=0.01, batch=32).losses)
+    end = {arm: [run_[-1] for run_ in runs] for arm, runs in losses.items()}
     ratio, bn = np.array(rises).T
     x = list(range(1, epochs + 1))
     return Evidence(
@@ -163,14 +172,16 @@ def pretraining_or_scale(
 
 @PAPER.claim(
     "breaking-training", "A batch-normalised net with weights U(0, 2a) does not train; with U(-a, a) it does.",
-    where="Fig. 6, breaking batch norm", covers="R17s", quick={"depth": 20, "width": 64, "images": 1440, "epochs": 8, "nets": 1},
+    where="Fig. 6, breaking batch norm", covers="R17s", quick={"depth": 20, "width": 64, "images": 6000, "epochs": 8, "nets": 1},
     full={"depth": 20, "width": 64, "images": 6000, "epochs": 8, "nets": 5}, control={"broken": "torch"},
     because="with weights around zero both arms train", seconds=(7, 60),
 )  # fmt: skip
 def breaking_training(
     run: Run, depth: int, width: int, images: int, epochs: int, nets: int, broken: str = "positive"
 ) -> Iterable[Reading]:
-    """ReLU nets with batch norm, SGD 0.05, batch 64: the same variance of the weights, only another mean."""
+    """ReLU nets with batch norm, SGD 0.05, batch 64: the same variance of the weights, only another mean. Six thousand images
+    of MNIST as in the specification (there at 14 x 14), or all 1440 digits.
+    """
     data = load(run, "mnist", images)
     ends: dict[str, list[float]] = {"torch": [], broken: []}
     for number in range(nets):

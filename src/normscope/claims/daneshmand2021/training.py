@@ -56,18 +56,20 @@ def prepared(model: nn.Module, how: str, x: Tensor, scale: str = "paper") -> nn.
 def fig3a(
     run: Run, depths: Sequence[int], width: int, images: int, epochs: int, batch: int, nets: int, how: str = "xavier"
 ) -> Evidence:
-    """ReLU MLPs, Xavier, SGD 0.01, CIFAR-10 in [-1, 1] (or digits); V of the last hidden layer on 50 fresh samples.
+    """ReLU MLPs, Xavier, SGD 0.01, CIFAR-10 in [-1, 1] (or digits); V of the last hidden layer on 50 fresh samples, of four
+    times as many nets as are trained.
 
     The paper's own values are not published. Its text calls the depths widths; the gap its code computes is another one
     than V (singular values instead of their squares, of the ten outputs), with the same rise.
     """
     data = load(run, "cifar10", images, signed=True)
-    gaps, losses = np.zeros((len(depths), nets)), np.zeros((len(depths), nets))
+    gaps, losses = np.zeros((len(depths), 4 * nets)), np.zeros((len(depths), nets))
     for i, depth in enumerate(depths):
-        for net in range(nets):
+        for net in range(4 * nets):
             model = prepared(mlp(run, data.inputs.shape[1], depth, width, net), how, data.inputs[: 3 * width])
             gaps[i, net] = hidden_gap(model.cpu(), data.inputs[-50:].cpu())
-            losses[i, net] = train(run, model, data, epochs=epochs, lr=0.01, batch=batch).last
+            if net < nets:
+                losses[i, net] = train(run, model, data, epochs=epochs, lr=0.01, batch=batch).last
     rise, rise_error = mean_and_error(gaps[-1] - gaps[0])
     worse, worse_error = mean_and_error(losses[-1] - losses[0])
     deepest, error = mean_and_error(gaps[-1])
@@ -103,7 +105,7 @@ def fig3a(
 
 @PAPER.claim(
     "fig3b", "Over training the gap of the outputs and the loss fall together.", where="Fig. 3b", covers="Fig.3b",
-    quick={"depth": 20, "width": 100, "images": 1440, "epochs": 12, "batch": 50, "nets": 3, "lr": 0.01},
+    quick={"depth": 20, "width": 100, "images": 4000, "epochs": 12, "batch": 50, "nets": 3, "lr": 0.01},
     full={"depth": 20, "width": 1000, "images": 50000, "epochs": 50, "batch": 500, "nets": 5, "lr": 0.01},
     control={"lr": 1e-7}, because="a net that does not learn keeps its gap", seconds=(6, 10000),
     axes=Axes("epoch", "gap V of the outputs; training loss"), needs="a GPU, about 1 h",
@@ -164,7 +166,8 @@ def fig4(
     """Equation 6 (power 1/2, sliced V', Frobenius norm 1) from 3 width samples, against Xavier; loss of the last epoch.
 
     Another group could not reproduce this beyond depth 45, with a slice that does not decorrelate. It reproduces here,
-    but so it does with plain identity layers (see fig4-controls): orthogonality is not what makes the difference.
+    but so it does with plain identity layers (see fig4-controls): orthogonality is not what makes the difference. On
+    CIFAR-10, the specification asks only that its loss be below Xavier's; on digits we ask for three quarters.
     """
     data = load(run, "cifar10", images, signed=True)
     arms = {"Xavier": "xavier", "orthogonalized": how}
@@ -176,8 +179,9 @@ def fig4(
                 losses[name][i, net] = train(run, model, data, epochs=epochs, lr=0.01, batch=batch).last
     plain, ours = losses["Xavier"], losses["orthogonalized"]
     small = data.name == "digits"
-    readings = [at_most(f"orthogonalized over Xavier, depth {depths[-1]}", float(ours[-1].max() / plain[-1].min()), 0.75,
-                        reason="chosen by us; criterion: below")]  # fmt: skip
+    bound, why = (0.75, "chosen by us") if small else (1.0, "the specification's criterion: below")
+    ratio = float(ours[-1].max() / plain[-1].min())
+    readings = [at_most(f"orthogonalized over Xavier, depth {depths[-1]}", ratio, bound, reason=why)]
     rises = float(ours[-1].mean() - ours[0].mean()), float(plain[-1].mean() - plain[0].mean())
     readings.append(
         at_most("its rise with depth over Xavier's", rises[0] / rises[1], 0.5, reason="half of Xavier's rise")

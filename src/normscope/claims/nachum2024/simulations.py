@@ -197,28 +197,28 @@ def heavy_samples(run: Run, sizes: Sequence[int], d: int, layers: int, burn: int
 
 @PAPER.claim(
     "which-sample", "The odd sample is the one farthest from the mean, where the inputs differ in size; else by chance.",
-    where="our 3.8", covers="D25 3.8.which", quick={"n": 16, "d": 1000, "layers": 120, "runs": 120},
-    full={"n": 32, "d": 1000, "layers": 200, "runs": 100}, control={"norm": "batch", "runs": 16},
+    where="our 3.8", covers="D25 3.8.which", quick={"n": 16, "d": 1000, "layers": 120, "runs": 320},
+    full={"n": 16, "d": 1000, "layers": 120, "runs": 2000}, control={"norm": "batch", "runs": 32},
     because="with rescaling the input's sizes are forgotten", seconds=(13, 40),
 )  # fmt: skip
 def which_sample(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_recenter") -> Iterator[Reading]:
     """Share of chains whose odd sample is that of the largest centred input norm, for log-normal norms of s.d. .3 and for
-    equal ones. The specification saw 17 of 20 and 3 of 20 and asks for 12 of 20 and at most 8 of 20; in 220 chains of ours
-    the first share is .71 +- .03, so that 12 of 20 would fail one time in ten: we ask for more than half.
+    equal ones (a fifth of the chains), where chance is 1/n. The specification saw 17 of 20 and 3 of 20, and asks for 12 of 20
+    and at most 8 of 20; its 17 of 20 was a lucky draw: 300 chains in plain numpy have .73 +- .03, and .06.
     """
-    for spread in (0.3, 0.0):
+    for spread, many in ((0.3, runs), (0.0, runs // 5)):
         hits = 0
-        for r in range(runs):
+        for r in range(many):
             x = normals(run, n, d, stream=r) * np.exp(spread * normals(run, n, 1, stream=500 + r))
             one = replace(run, seed=1000 * run.seed + r)
             found = chains(one, n, d, layers, 1, norm, ("odd_point_index",), inputs=x, every=layers)
             hits += int(found["odd_point_index"][-1, 0] == np.argmax(np.square(x - x.mean(0)).sum(1)))
-        share_hit, name = hits / runs, f"share, spread {spread:g}"
-        error = math.sqrt(max(share_hit * (1 - share_hit), 0.04) / runs)
+        share_hit, name = hits / many, f"share, spread {spread:g}"
+        error = math.sqrt(max(share_hit * (1 - share_hit), 0.04) / many)
         if spread:
-            yield at_least(name, share_hit, 0.5, stderr=error, reason="17 of 20 seen there; .71 in 220 of ours")
+            yield at_least(name, share_hit, 0.6, stderr=error, reason="12 of 20, the specification's bound")
         else:
-            yield at_most(name, share_hit, 0.4, stderr=error, reason="8 of 20; seen 3 of 20")
+            yield at_most(name, share_hit, 0.4, stderr=error, reason="8 of 20, the specification's bound")
 
 
 @PAPER.claim(
@@ -316,8 +316,9 @@ def narrow_nets(
 ) -> Iterator[Reading]:
     """Mean logarithm of the cluster's relative spread W2/|m|^2 in the later layers, below the ceiling 9 pi^2/(2n^2), over
     chains: larger at d = 32 than at d = 128 by more than two standard errors, and there at most 2.5 n/d = 1.25, the
-    specification's order of magnitude. It measured drops of .46 and 7.5; we see .2 to .7 and 2.2 to 3 +- 1, as the tight
-    spells at d = 32 are rare and deep.
+    specification's order of magnitude. Its drop of 7.5 at d = 32 is not reproduced: 48 chains of 4000 layers in plain numpy
+    have 2.5 +- .3, and .8 +- .3 at d = 128 (there .46), as ours have. Tight spells are rare and deep (the hundredth part of
+    the layers is below e^-21), so that a single chain can have any mean.
     """
     ceiling, drops = math.log(4.5 * math.pi**2 / n**2), {}
     for d in widths:
