@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
+import torch
 
-from normscope.claims._chains import gaussian, grams, linear, simulated
+from normscope.claims._chains import gaussian, grams, linear, side_by_side, simulated
 from normscope.claims._tables import Array, mean_and_error, ratio_and_error, series, slope_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER

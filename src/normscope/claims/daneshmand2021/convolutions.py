@@ -20,24 +20,24 @@ from normscope.claims.reading import at_least, at_most
 @PAPER.claim(
     "conv-init", "For convolutions the same initialization is slower when shallow and faster when deep.", where="Fig. 7, Table 3",
     covers="C27 Fig.7 Tab.3",
-    quick={"depths": (24,), "channels": 12, "images": 500, "epochs": 6, "batch": 25, "nets": 2, "lr": 0.02, "scale": "rms"},
-    full={"depths": (20, 80), "channels": 256, "images": 50000, "epochs": 20, "batch": 30, "nets": 4, "lr": 0.001,
-          "scale": "paper"},
-    control={"fade": 0.5**0.5}, because="the same weights, scaled down so that the signal fades with depth, train no better",
-    seconds=(8, 60000),
+    quick={"depths": (3, 16), "channels": 12, "images": 1000, "epochs": 8, "batch": 25, "nets": 2, "lr": 0.05},
+    full={"depths": (20, 80), "channels": 256, "images": 50000, "epochs": 20, "batch": 30, "nets": 4, "lr": 0.001},
+    control={"fade": 0.5**0.5, "nets": 1},
+    because="the same weights, scaled down so that the signal fades with depth, train no better", seconds=(15, 60000),
     axes=Axes("number of convolutions", "training loss"), needs="a GPU, about 6 h",
 )  # fmt: skip
 def conv_init(
     run: Run, depths: Sequence[int], channels: int, images: int, epochs: int, batch: int, nets: int, lr: float,
-    scale: str, fade: float = 1.0,
+    fade: float = 1.0,
 ) -> Evidence:  # fmt: skip
     """Plain 3x3 ConvNets without norm, Xavier gain sqrt(2), loss of the last epoch, orthogonalized against Xavier.
 
     The paper's nets (Table 3) have AlexNet's head and 20 or 80 convolutions; ours are its convolutional stack with a pooled
     linear readout. Only the sign is judged, as for the paper at epoch 20: 0.92 against 1.17 at 20 convolutions (Xavier
-    better), about 1.91 against 1.30 at 80. The quick size has the deep half only, and starts
-    every layer at root mean square 1: at the paper's Frobenius norm 1 logits of 0.006 take longer than it has to grow. A
-    random basis trains there too, unlike in the deep MLP: what helps is that the signal does not fade.
+    better), about 1.91 against 1.30 at 80. Shallow nets are slowed by the paper's Frobenius norm 1, which starts them at logits
+    of 0.01; what helps deep ones is that the signal does not fade (a random basis trains too, unlike in the deep MLP). For
+    the quick size the specification has no number: 3 and 16 narrow convolutions on a thousand digits. CIFAR-10 takes
+    longer than it has: where neither arm is below 2.25 (ln 10 is 2.303) the difference says nothing, and is left undecided.
     """
     data = load(run, "cifar10", images, flatten=False, signed=True)
     losses: dict[str, list[list[float]]] = {"Xavier": [], "orthogonalized": []}
@@ -46,22 +46,23 @@ def conv_init(
             mine = []
             for net in range(nets):
                 model = _convnet(run, data.inputs.shape[1], depth, channels, net)
-                model = prepared(model, kind, data.inputs[:256], scale)
+                model = prepared(model, kind, data.inputs[:256])
                 if kind == "orthogonal":
                     _shrink(model, fade)
                 mine.append(train(run, model, data, epochs=epochs, lr=lr, batch=batch).last)
             losses[name].append(mine)
     plain, ours = (np.array(v) for v in losses.values())
-    readings = []
-    if len(depths) > 1:
-        readings.append(at_least(f"orthogonalized minus Xavier, {depths[0]} convolutions", float(ours[0].mean() - plain[0].mean()),
-                                 0, printed=0.25, reason="slower when shallow"))  # fmt: skip
-    readings.append(at_most(f"orthogonalized minus Xavier, {depths[-1]} convolutions", float((ours[-1] - plain[-1]).max()),
-                            -0.1, printed=-0.6, reason="faster when deep, in every run"))  # fmt: skip
+    more = [ours[i] - plain[i] if min(ours[i].min(), plain[i].min()) < 2.25 else np.array([math.nan]) for i in (0, -1)]
+    readings = (
+        at_least(f"orthogonalized minus Xavier, {depths[0]} convolutions", float(more[0].min()), 0.1, printed=0.25,
+                 reason="slower when shallow, in every run; chosen by us: clearly"),
+        at_most(f"orthogonalized minus Xavier, {depths[-1]} convolutions", float(more[1].max()), -0.1, printed=-0.6,
+                reason="faster when deep, in every run; chosen by us: clearly"),
+    )  # fmt: skip
     x = list(depths)
     printed = [("Xavier", [0.92, 1.91]), ("orthogonalized", [1.17, 1.30])]
     return Evidence(
-        tuple(readings),
+        readings,
         (
             *(Curve(n, x, v.mean(1).tolist(), "ours", v.min(1).tolist(), v.max(1).tolist())
               for n, v in (("Xavier", plain), ("orthogonalized", ours))),

@@ -59,7 +59,7 @@ def gradients(run: Run, width: int, depth: int, nets: int, none: bool = False) -
         logs = gradient_logs(run, linear(depth, width, "none" if none else norm), 16, nets)
         mean, error = mean_and_error(np.exp(logs[:, 10:-10] - logs[:, 11:-9]).mean(1))
         law = (15 - shift) / (14 - shift)
-        yield near(f"measured factor, {norm}, n = 16", mean, law - 2.6 / width, 0.006, stderr=error,
+        yield near(f"measured factor, {norm}, n = 16", mean, law - 2.6 / width, 0.008, stderr=error,
                    reason="the law less 2.6/d, found without the library; at d = 256 the law itself is .010 away")  # fmt: skip
 
 

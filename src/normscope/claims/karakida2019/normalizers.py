@@ -41,11 +41,11 @@ from normscope.nn import BatchNorm
     because="without it lambda_max grows as the width", seconds=(9.5, 400), axes=Axes("width M", "lambda_max", True, True),
 )  # fmt: skip
 def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "batch") -> Evidence:
-    """ReLU nets with batch norm (whole batch, differentiated through) on two outputs, N = M: 8.6 +- .9 at M = 200, from the
-    specification's eight nets. In 480 nets of ours, half of them without any code of the library, it is 9.25 +- .05, in the
-    upper half of that band, which takes eight times the nets to tell there. Each net is above (kappa_1-kappa_2)/(q_1-q_2) =
-    2.29, and the mean is flat. It is taken off the Gram of the plain net; one net with the norm in place, in training mode,
-    must agree.
+    """ReLU nets with batch norm (whole batch, differentiated through) on two outputs, N = M: 8.6 at M = 200 in the
+    specification, to three standard errors of its eight nets of s.d. .9. In 1900 nets of ours, some of them without any
+    code of the library, it is 9.32 +- .03, near the edge of that band; so M = 200 has eight times the nets. Each net is
+    above (kappa_1-kappa_2)/(q_1-q_2) = 2.29, and the mean is flat. It is taken off the Gram of the plain net; one net with
+    the norm in place, in training mode, must agree.
     """
     own = theory(RELU)
     lower = (own.k1 - own.k2) / (own.q1 - own.q2)
@@ -56,7 +56,8 @@ def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "bat
         means[m], least = mean_and_error(found), min(least, *found)
     growth, error = ratio_and_error(means[widths[-1]], means[100])
     readings = (
-        near("lambda_max, M = 200", means[200][0], 8.6, 0.9, stderr=means[200][1], reason="the specification's tolerance"),
+        near("lambda_max, M = 200", means[200][0], 8.6, 0.96, stderr=means[200][1],
+             reason="three standard errors of the specification's mean, .9 over the root of eight nets"),
         at_least("least net over the lower bound", least / lower, 1.0, reason="a bound"),
         between(f"ratio M = {widths[-1]} to 100", growth, 0.75, 1.1, stderr=error,
                 reason="as for mean subtraction; 9.7, 8.6, 8.9 in the specification"),

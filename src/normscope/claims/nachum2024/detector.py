@@ -67,13 +67,13 @@ def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iter
 
 @PAPER.claim(
     "detector-on-nets", "On random nets the detector says odd, ray, equal angles as the switches ask.",
-    where="our section 5, label run", covers="S5.nets", quick={"n": 16, "d": 200, "layers": 250, "nets": 10},
+    where="our section 5, label run", covers="S5.nets", quick={"n": 16, "d": 200, "layers": 250, "nets": 8},
     full={"n": 16, "d": 300, "layers": 400, "nets": 30}, control={"swap": True, "nets": 2},
     because="with the switches exchanged so are the labels", seconds=(6.5, 30),
 )  # fmt: skip
 def detector_on_nets(run: Run, n: int, d: int, layers: int, nets: int, swap: bool = False) -> Iterator[Reading]:
     """Share of nets with explicit weights whose last layer gets the expected label; the specification: 29 of 30, 36 of 36,
-    48 of 48. Where 29 of 30 are right, fewer than eight of ten are once in 270 times. Equal angles settle within a hundred
+    48 of 48. Where 29 of 30 are right, fewer than six of eight are once in 500 times. Equal angles settle within a hundred
     layers. The width is 200, as at 100 noise lets a tenth of the nets with rescaling alone look heavy.
     """
     expected = {"batch_recenter": "odd", "none": "ray", "batch": "equiangular", "batch_rescale": "equiangular"}
@@ -84,4 +84,4 @@ def detector_on_nets(run: Run, n: int, d: int, layers: int, nets: int, swap: boo
             spec = Spec(depth=depth, width=d, norm=turned[norm] if swap else norm)
             *_, h = representations(spec, normals(run, n, d, stream=r), run.generator(100 * (i + 1) + r))
             hits += configuration(torch.from_numpy(h)).label == label
-        yield at_least(f"{norm} called {label}", hits / nets, 0.8, reason="29 of 30, with room for chance")
+        yield at_least(f"{norm} called {label}", hits / nets, 0.75, reason="29 of 30, with room for chance")
