@@ -112,6 +112,6 @@ def judge(
 
 
 def _weighed(claim: Claim, status: str, control: str) -> str:
-    """The claim's status, or ``rejected`` if its control did not come out the other way (what is undecided proves nothing)."""
+    """The claim's status, or ``rejected`` if its control did not come out the other way."""
     other = "fails" if claim.should == "hold" else "holds"
-    return status if control == other or status == "undecided" else "rejected"
+    return status if control == other else "rejected"
