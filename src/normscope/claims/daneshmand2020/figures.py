@@ -10,6 +10,7 @@ import torch
 
 from normscope import datasets
 from normscope.claims._chains import entropy, gaussian, grams, linear, simulated
+from normscope.claims._curves import with_range
 from normscope.claims._tables import mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
@@ -64,15 +65,8 @@ def fig1_rank(run: Run, nets: int, norm: str = "none") -> Evidence:
     return Evidence(
         tuple(readings),
         (
-            Curve(
-                "vanilla",
-                list(DEPTHS),
-                vanilla.mean(0).tolist(),
-                "ours",
-                vanilla.min(0).tolist(),
-                vanilla.max(0).tolist(),
-            ),
-            Curve("batch norm", list(DEPTHS), bn.mean(0).tolist(), "ours", bn.min(0).tolist(), bn.max(0).tolist()),
+            with_range("vanilla", DEPTHS, vanilla.T),
+            with_range("batch norm", DEPTHS, bn.T),
             Curve("vanilla", list(DEPTHS), list(FIGURE_1), "printed"),
             Curve("batch norm", list(DEPTHS), [128.0] * len(DEPTHS), "printed"),
         ),
@@ -137,8 +131,8 @@ def fig2(run: Run, layers: int, chains: int, weights: str, norm: str = "batch") 
             ),
         ),
         (
-            Curve("batch norm", axis, ours.mean(1).tolist(), "ours", ours.min(1).tolist(), ours.max(1).tolist()),
-            Curve("vanilla", axis, vanilla.mean(1).tolist(), "ours", vanilla.min(1).tolist(), vanilla.max(1).tolist()),
+            with_range("batch norm", axis, ours),
+            with_range("vanilla", axis, vanilla),
             Curve("batch norm", [1000.0, 2000.0, float(layers)], [11, 10, 9.5], "printed"),
             Curve("vanilla", [1000.0, 4000.0, float(layers)], [3, 2, 1.5], "printed"),
         ),

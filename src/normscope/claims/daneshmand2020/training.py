@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from normscope.claims._chains import entropy
+from normscope.claims._curves import with_range
 from normscope.claims._training import Data, accuracy, load, train
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
@@ -72,7 +73,7 @@ def fig1_accuracy(
     return Evidence(
         tuple(readings),
         (
-            *(Curve(n, x, v.mean(1).tolist(), "ours", v.min(1).tolist(), v.max(1).tolist()) for n, v in found.items()),
+            *(with_range(n, x, v) for n, v in found.items()),
             Curve("vanilla", [0, 2, 4, 6, 8, 10, 12, 32], [0.94, 0.97, 0.96, 0.96, 0.94, 0.89, 0.1, 0.1], "printed"),
             Curve("batch norm", [0, 20, 30, 32], [0.99, 0.96, 0.95, 0.93], "printed"),
         ),
@@ -141,10 +142,7 @@ def fig6(
             at_least("rank of deep layers, pre-trained over plain", float(ratio.min()), 1.2, reason="1.1 to 2.5 there"),
             at_least("rank of deep layers, batch norm", float(bn.min()), 6, reason="14 at width 128, 32 images"),
         ),
-        tuple(
-            Curve(name, x, np.mean(runs, 0).tolist(), "ours", np.min(runs, 0).tolist(), np.max(runs, 0).tolist())
-            for name, runs in losses.items()
-        ),
+        tuple(with_range(arm, x, np.transpose(runs)) for arm, runs in losses.items()),
     )
 
 
@@ -294,8 +292,5 @@ def fig4_training(run: Run, depth: int, width: int, images: int, epochs: int, ne
                 reason=f"{data.name}: trains",
             ),
         ),
-        tuple(
-            Curve(name, x, np.mean(v, 0).tolist(), "ours", np.min(v, 0).tolist(), np.max(v, 0).tolist())
-            for name, v in best.items()
-        ),
+        tuple(with_range(name, x, np.transpose(v)) for name, v in best.items()),
     )

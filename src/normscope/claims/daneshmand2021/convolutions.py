@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normscope.claims._curves import with_range
 from normscope.claims._training import load, train
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
@@ -63,8 +64,8 @@ def conv_init(
     return Evidence(
         readings,
         (
-            *(Curve(n, x, v.mean(1).tolist(), "ours", v.min(1).tolist(), v.max(1).tolist())
-              for n, v in (("Xavier", plain), ("orthogonalized", ours))),
+            with_range("Xavier", x, plain),
+            with_range("orthogonalized", x, ours),
             *(Curve(name, [20, 80], y, "printed") for name, y in printed),
         ),
     )  # fmt: skip

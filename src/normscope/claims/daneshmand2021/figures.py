@@ -8,19 +8,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from normscope.claims._chains import linear, near_rank_one, padded, simulated
-from normscope.claims._tables import Array, mean_and_error, series, slope_and_error
+from normscope.claims._curves import with_band
+from normscope.claims._tables import mean_and_error, series, slope_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, near
 
 GAP = ["orthogonality_gap"]
-
-
-def with_band(name: str, x: Sequence[float], values: Array, role: str = "ours", panel: str = "") -> Curve:
-    """Mean over the second axis with 95 % confidence."""
-    mean = values.mean(1)
-    reach = 1.96 * values.std(1, ddof=1) / math.sqrt(values.shape[1])
-    return Curve(name, list(x), mean.tolist(), role, (mean - reach).tolist(), (mean + reach).tolist(), panel)
 
 
 @PAPER.claim(

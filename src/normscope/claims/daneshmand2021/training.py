@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from normscope.claims._chains import entropy
+from normscope.claims._curves import with_range
 from normscope.claims._tables import mean_and_error
 from normscope.claims._training import load, train
-from normscope.claims.claim import Axes, Curve, Evidence, Run
+from normscope.claims.claim import Axes, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most
 from normscope.metrics import measure
@@ -51,7 +52,7 @@ def prepared(model: nn.Module, how: str, x: Tensor, scale: str = "paper") -> nn.
     "fig3a", "Without batch norm both the initial gap and the training loss rise with depth.", where="Fig. 3a",
     covers="Fig.3a C25", quick={"depths": (5, 60), "width": 100, "images": 1440, "epochs": 6, "batch": 50, "nets": 2},
     full=FULL, control={"how": "orthogonal"}, because="orthogonalized layers leave a small gap at every depth",
-    seconds=(7, 20000), axes=Axes("depth", "initial gap V; training loss"), needs="a GPU, about 1 h",
+    seconds=(7, 20000), axes=Axes("depth", ""), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig3a(
     run: Run, depths: Sequence[int], width: int, images: int, epochs: int, batch: int, nets: int, how: str = "xavier"
@@ -89,16 +90,8 @@ def fig3a(
             ),
         ),
         (
-            Curve("initial gap", x, gaps.mean(1).tolist(), "ours", gaps.min(1).tolist(), gaps.max(1).tolist(), "gap"),
-            Curve(
-                "training loss",
-                x,
-                losses.mean(1).tolist(),
-                "ours",
-                losses.min(1).tolist(),
-                losses.max(1).tolist(),
-                "loss",
-            ),
+            with_range("initial gap", x, gaps, "initial gap V"),
+            with_range("training loss", x, losses, "training loss"),
         ),
     )
 
@@ -108,7 +101,7 @@ def fig3a(
     quick={"depth": 20, "width": 100, "images": 4000, "epochs": 12, "batch": 50, "nets": 3, "lr": 0.01},
     full={"depth": 20, "width": 1000, "images": 50000, "epochs": 50, "batch": 500, "nets": 5, "lr": 0.01},
     control={"lr": 1e-7}, because="a net that does not learn keeps its gap", seconds=(6, 10000),
-    axes=Axes("epoch", "gap V of the outputs; training loss"), needs="a GPU, about 1 h",
+    axes=Axes("epoch", ""), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int, nets: int, lr: float) -> Evidence:
     """20 layers; V of the ten outputs on 500 training samples after every epoch (floor .313 or so: rank ten of many).
@@ -140,9 +133,8 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
             at_least("correlation of gap and loss over epochs", together, 0.5, stderr=spread, reason="together"),
         ),
         (
-            Curve("gap", list(range(epochs + 1)), v.mean(0).tolist(), "ours", v.min(0).tolist(), v.max(0).tolist(), "gap"),
-            Curve("loss", list(range(1, epochs + 1)), loss.mean(0).tolist(), "ours", loss.min(0).tolist(), loss.max(0).tolist(),
-                  "loss"),
+            with_range("gap", range(epochs + 1), v.T, "gap V of the outputs"),
+            with_range("loss", range(1, epochs + 1), loss.T, "training loss"),
         ),
     )  # fmt: skip
 
@@ -193,10 +185,7 @@ def fig4(
     x = list(depths)
     return Evidence(
         tuple(readings),
-        tuple(
-            Curve(name, x, v.mean(1).tolist(), "ours", v.min(1).tolist(), v.max(1).tolist())
-            for name, v in losses.items()
-        ),
+        tuple(with_range(name, x, v) for name, v in losses.items()),
     )
 
 

@@ -34,7 +34,7 @@ def chains(
     where="abstract (observation at initialisation)", covers="D7 S0.3 F1 3.8.state",
     quick={"n": 16, "d": 300, "layers": 300, "runs": 10, "nets": 3},
     full={"n": 64, "d": 10_000, "layers": 300, "runs": 3, "nets": 0}, control={"norm": "batch"},
-    because="complete batch norm gives equal angles", seconds=(7, 200), axes=Axes("layer", "value"),
+    because="complete batch norm gives equal angles", seconds=(7, 200), axes=Axes("layer", ""),
 )  # fmt: skip
 def odd_point_appears(
     run: Run, n: int, d: int, layers: int, runs: int, nets: int, norm: str = "batch_recenter"
@@ -77,8 +77,8 @@ def odd_point_appears(
                 spec, inputs=x, seeds=1, seed=run.seed, metrics=["mean_cosine", "odd_point_score"], every=10
             )
             depths = sorted({r.layer for r in profile.records})
-            for metric in ("mean_cosine", "odd_point_score"):
-                curves.append(Curve(title, depths, series(profile, metric)[:, 0].tolist(), panel=metric))
+            for metric, panel in (("mean_cosine", "mean cosine"), ("odd_point_score", "R2 of the odd point")):
+                curves.append(Curve(title, depths, series(profile, metric)[:, 0].tolist(), panel=panel))
     return Evidence(tuple(readings), tuple(curves))
 
 
