@@ -65,6 +65,13 @@ def band(reading: Reading) -> str:
     return f"{low} to {high}"
 
 
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def page(verdicts: Verdicts) -> str:
     """The report as one self-contained HTML page."""
     load()  # verdicts read from a file bring no papers with them
