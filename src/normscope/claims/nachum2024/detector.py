@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from normscope.claims._chains import gaussian
 from normscope.claims.claim import Run
-from normscope.claims.nachum2024._paper import PAPER, normals, representations
+from normscope.claims.nachum2024._paper import PAPER, representations
 from normscope.claims.reading import Reading, at_least, at_most, near
 from normscope.configuration import configuration
 from normscope.spec import Spec
@@ -22,7 +23,7 @@ from normscope.spec import Spec
 def detector_planted(run: Run, noise: float) -> Iterator[Reading]:
     """Batches of the shapes of our table with 2 % noise: the label, the index of the odd sample, the number of clusters."""
     n, d = 16, 400
-    blank = noise * normals(run, n, d) / np.sqrt(d)
+    blank = noise * gaussian(run, n, d) / np.sqrt(d)
     states = {name: blank.copy() for name in ("odd", "ray", "line", "clusters", "equiangular")}
     states["odd"][3, 0] += n - 1
     states["odd"][np.arange(n) != 3, 1] += 1
@@ -52,7 +53,7 @@ def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iter
     alarms = 0
     for r in range(batches):
         n, d = (4, 6, 8, 16, 32, 64)[r % 6], (10, 1000)[r % 2]
-        x = normals(run, n, d, stream=r)
+        x = gaussian(run, n, d, stream=r)
         if r % 3 == 1:
             x += 3
         if r % 3 == 2:
@@ -82,6 +83,6 @@ def detector_on_nets(run: Run, n: int, d: int, layers: int, nets: int, swap: boo
         hits, depth = 0, 100 if label == "equiangular" else layers
         for r in range(nets):
             spec = Spec(depth=depth, width=d, norm=turned[norm] if swap else norm)
-            *_, h = representations(spec, normals(run, n, d, stream=r), run.generator(100 * (i + 1) + r))
+            *_, h = representations(spec, gaussian(run, n, d, stream=r), run.generator(100 * (i + 1) + r))
             hits += configuration(torch.from_numpy(h)).label == label
         yield at_least(f"{norm} called {label}", hits / nets, 0.75, reason="29 of 30, with room for chance")

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from normscope.claims._chains import gaussian
 from normscope.claims._tables import Array
 from normscope.claims.claim import Run
-from normscope.claims.nachum2024._paper import PAPER, centred, normals, odd_state, share
+from normscope.claims.nachum2024._paper import PAPER, centred, odd_state, share
 from normscope.claims.reading import Reading, at_least, at_most, near
 from normscope.spec import Spec
 from normscope.theory import predicted_grams
@@ -83,7 +84,7 @@ def odd_state_stable(run: Run, sizes: Sequence[int], at: str = "odd") -> Iterato
         yield at_most(f"largest factor, n = {n}", float(found[0]), 0.99)
         yield at_most(f"distance from the table, n = {n}", float(np.abs(found - expected).max()), 1e-4)
         state = odd_state(n, t) / np.trace(odd_state(n, t))
-        change = normals(run, n, n, stream=n)
+        change = gaussian(run, n, n, stream=n)
         change = centred(change + change.T)
         change *= 1e-5 / np.linalg.norm(change)
         sizes_seen = []
@@ -124,7 +125,7 @@ def several_become_one(run: Run, n: int, groups: Sequence[int], layers: int, noi
     for k in groups:
         x = np.zeros((n, n))
         x[:k, 0], x[k:, 1] = (n - k) / k, 1
-        x = x + noise * normals(run, n, n, stream=k) + 1e-3 * np.eye(n)
+        x = x + noise * gaussian(run, n, n, stream=k) + 1e-3 * np.eye(n)
         g = predicted_grams(Spec(depth=layers, width=8, norm="batch_recenter"), x @ x.T / n)
         yield at_least(f"R2 in the end, k = {k}", share(g[-1]), 0.95, reason="the fixed point has .9898 at n = 16")
 
