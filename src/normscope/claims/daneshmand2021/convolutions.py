@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.claims._curves import with_range
+from normscope.claims._tables import mean_and_error
 from normscope.claims._training import load, train
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
@@ -21,9 +22,9 @@ from normscope.claims.reading import at_least, at_most
 @PAPER.claim(
     "conv-init", "For convolutions the same initialization is slower when shallow and faster when deep.", where="Fig. 7, Table 3",
     covers="C27 Fig.7 Tab.3",
-    quick={"depths": (3, 16), "channels": 12, "images": 1000, "epochs": 8, "batch": 25, "nets": 2, "lr": 0.05},
+    quick={"depths": (3, 12), "channels": 12, "images": 1000, "epochs": 8, "batch": 25, "nets": 2, "lr": 0.05},
     full={"depths": (20, 80), "channels": 256, "images": 50000, "epochs": 20, "batch": 30, "nets": 4, "lr": 0.001},
-    control={"fade": 0.5**0.5, "nets": 1},
+    control={"fade": 0.5**0.5},
     because="the same weights, scaled down so that the signal fades with depth, train no better", seconds=(15, 60000),
     axes=Axes("number of convolutions", "training loss"), needs="a GPU, about 6 h",
 )  # fmt: skip
@@ -37,7 +38,8 @@ def conv_init(
     linear readout. Only the sign is judged, as for the paper at epoch 20: 0.92 against 1.17 at 20 convolutions (Xavier
     better), about 1.91 against 1.30 at 80. Shallow nets are slowed by the paper's Frobenius norm 1, which starts them at logits
     of 0.01; what helps deep ones is that the signal does not fade (a random basis trains too, unlike in the deep MLP). For
-    the quick size the specification has no number: 3 and 16 narrow convolutions on a thousand images.
+    the quick size the specification has no number: 3 and 12 narrow convolutions on a thousand images. On digits both halves
+    show; CIFAR-10 is not learned by deep nets in that time, and the claim may say undecided there.
     """
     data = load(run, "cifar10", images, flatten=False, signed=True)
     losses: dict[str, list[list[float]]] = {"Xavier": [], "orthogonalized": []}
@@ -52,12 +54,12 @@ def conv_init(
                 mine.append(train(run, model, data, epochs=epochs, lr=lr, batch=batch).last)
             losses[name].append(mine)
     plain, ours = (np.array(v) for v in losses.values())
-    more = ours - plain
+    (slower, slower_error), (faster, faster_error) = (mean_and_error(ours[i] - plain[i]) for i in (0, -1))
     readings = (
-        at_least(f"orthogonalized minus Xavier, {depths[0]} convolutions", float(more[0].min()), 0.02, printed=0.25,
-                 reason="slower when shallow, in every run: the sign, clear of rounding"),
-        at_most(f"orthogonalized minus Xavier, {depths[-1]} convolutions", float(more[-1].max()), -0.02, printed=-0.6,
-                reason="faster when deep, in every run: the sign, clear of rounding"),
+        at_least(f"orthogonalized minus Xavier, {depths[0]} convolutions", slower, 0.02, stderr=slower_error, printed=0.25,
+                 reason="slower when shallow: the sign, clear of rounding"),
+        at_most(f"orthogonalized minus Xavier, {depths[-1]} convolutions", faster, -0.02, stderr=faster_error, printed=-0.6,
+                reason="faster when deep: the sign, clear of rounding"),
     )  # fmt: skip
     x = list(depths)
     printed = [("Xavier", [0.92, 1.91]), ("orthogonalized", [1.17, 1.30])]
