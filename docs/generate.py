@@ -126,8 +126,8 @@ def paper_page(key: str, quick: Verdicts | None, full: Verdicts | None) -> str:
         f"# {paper.title}\n",
         f"{paper.authors}, {paper.venue}. {paper.summary}\n",
         f"{len(mine)} claims, each with a control that must come out the other way; `normscope verify {key}` runs them at "
-        "their quick size, `--size full` at the paper's. Seconds are of one core; those of a size that was not run are "
-        f"estimated. {_run('quick', small)} {_run('full', large)}\n",
+        "their quick size, `--size full` at the paper's. Seconds are of the clock, on one core of a machine with other work; "
+        f"those of a size that was not run are estimates. {_run('quick', small)} {_run('full', large)}\n",
         "| claim | where | statement | quick size | full size |\n|---|---|---|---|---|",
     ]
     for c in mine:
