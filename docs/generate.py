@@ -149,10 +149,11 @@ def paper_page(key: str, quick: Verdicts | None, full: Verdicts | None) -> str:
 
 def _readings(verdict: Verdict, size: str) -> list[str]:
     rows = [
-        f"| {_cell(r.quantity)} | {measured(r)} | {band(r)} | {'' if r.printed is None else number(r.printed)} | {r.status} |"
+        f"| {_cell(r.quantity)} | {measured(r)} | {band(r)} | {'' if r.printed is None else number(r.printed)} | {r.status} | "
+        f"{_cell(r.reason)} |"
         for r in verdict.readings
     ]
-    head = f"| quantity, {size} size | measured | band | printed | |\n|---|---|---|---|---|"
+    head = f"| quantity, {size} size | measured | band | printed | | why this band |\n|---|---|---|---|---|---|"
     return [head, *rows, "", *(f"- {note}" for note in verdict.notes)]
 
 
