@@ -208,9 +208,8 @@ def _axis(frame: pl.DataFrame, columns: Sequence[str], title: str, log: bool) ->
     is_control = pl.col("role") == "control"
     found = domain(values(frame.filter(~is_control)), values(frame.filter(is_control)), log)
     whole = all(float(v).is_integer() for v in values(frame))
-    steps = {"tickMinStep": 1} if whole and not log else {}
-    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, **({"domain": found} if found else {}))
-    return scale, alt.Axis(title=title, **steps)
+    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, domain=found or alt.Undefined)
+    return scale, alt.Axis(title=title, tickMinStep=1 if whole and not log else alt.Undefined)
 
 
 def _drawn(curves: list[Curve], axes: Axes, panel: str = "") -> Any:
@@ -228,9 +227,8 @@ def _drawn(curves: list[Curve], axes: Axes, panel: str = "") -> Any:
     roles = [r for r in _DASHES if r in set(frame["role"])]
     dash = alt.StrokeDash("role:N", scale=alt.Scale(domain=roles, range=[_DASHES[r] for r in roles]), legend=None)
     shape = alt.Shape("role:N", scale=alt.Scale(domain=list(_SHAPES), range=list(_SHAPES.values())), legend=None)
-    number = {"format": ".4g"}
-    tooltip = [alt.Tooltip("series:N"), alt.Tooltip("role:N"), alt.Tooltip("x:Q", title=axes.x, **number),
-               alt.Tooltip("y:Q", title=y_title, **number)]  # fmt: skip
+    tooltip = [alt.Tooltip("series:N"), alt.Tooltip("role:N"), alt.Tooltip("x:Q", title=axes.x, format=".4g"),
+               alt.Tooltip("y:Q", title=y_title, format=".4g")]  # fmt: skip
     lined = "datum.joined && datum.role != 'printed'"
     dotted = "!datum.joined || datum.role == 'printed'" + ("" if many > 40 else " || datum.role == 'ours'")
     area = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.18, clip=True).encode(

@@ -129,11 +129,13 @@ def weight_law(run: Run, chains: int, layers: int, gamma: float, mean: float = 0
     whose memory of 30 000 layers no chain here has the length for. The control shifts the t weights alone.
     """
     rng = np.random.default_rng([run.seed, 8])
-    laws = {
+    laws: dict[str, Callable[[tuple[int, ...]], Array]] = {
         "Gaussian": rng.standard_normal,
         "uniform": lambda shape: (rng.random(shape) - 0.5) * math.sqrt(12),
         "sign": lambda shape: rng.integers(0, 2, shape) * 2.0 - 1,
-        "t with 5 d.o.f.": lambda shape: rng.standard_t(5, shape) * math.sqrt(3 / 5) + mean,
+        "t with 5 d.o.f.": lambda shape: np.asarray(
+            rng.standard_t(5, shape) * math.sqrt(3 / 5) + mean, dtype=np.float64
+        ),
     }
     found = {name: _settled_rank(draw, 32, chains, layers) for name, draw in laws.items()}
     value, error = found["Gaussian"]
