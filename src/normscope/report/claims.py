@@ -90,7 +90,8 @@ def page(verdicts: Verdicts) -> str:
         "way, the check proves nothing and the claim is not counted.",
         "A statement that is wrong as printed is a claim that must fail; the corrected one stands beside it.",
         "In the figures solid lines are ours, dashed ones theory, dotted ones the control (cut off where it would dwarf the rest), "
-        "and squares are what the paper, or our specification of it, prints. Shades span runs or twice a standard error.",
+        "squares are what the paper, or our specification of it, prints, and triangles points of the control. Shades span runs "
+        "or twice a standard error.",
     ]
     sections = [Section("How to read this", facts=facts, notes=how)]
     sections += [s for key in papers for s in _paper(key, [v for v in verdicts if v.claim.startswith(f"{key}/")])]

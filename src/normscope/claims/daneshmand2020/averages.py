@@ -132,10 +132,8 @@ def weight_law(run: Run, chains: int, layers: int, gamma: float, mean: float = 0
     laws: dict[str, Callable[[tuple[int, ...]], Array]] = {
         "Gaussian": rng.standard_normal,
         "uniform": lambda shape: (rng.random(shape) - 0.5) * math.sqrt(12),
-        "sign": lambda shape: rng.integers(0, 2, shape) * 2.0 - 1,
-        "t with 5 d.o.f.": lambda shape: np.asarray(
-            rng.standard_t(5, shape) * math.sqrt(3 / 5) + mean, dtype=np.float64
-        ),
+        "sign": lambda shape: 2 * rng.integers(0, 2, shape).astype(float) - 1,
+        "t with 5 d.o.f.": lambda shape: rng.standard_t(5, shape) * math.sqrt(3 / 5) + mean,
     }
     found = {name: _settled_rank(draw, 32, chains, layers) for name, draw in laws.items()}
     value, error = found["Gaussian"]
