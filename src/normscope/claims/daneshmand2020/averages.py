@@ -118,7 +118,7 @@ def fig3a_as_printed(
     "weight-law", "The law of the weights hardly matters: Gaussian, uniform, sign and t weights give the same rank.",
     where="Markov chain; section 3", covers="R8", quick={"chains": 24, "layers": 900, "gamma": 0.3},
     full={"chains": 64, "layers": 4000, "gamma": 0.1},
-    control={"mean": 0.5}, because="weights with a positive mean push the batch onto one line", seconds=(4.2, 200),
+    control={"mean": 0.5}, because="weights with a positive mean push the batch onto one line", seconds=(8, 100),
 )  # fmt: skip
 def weight_law(run: Run, chains: int, layers: int, gamma: float, mean: float = 0.0) -> Iterable[Reading]:
     """Only second moments enter the drift as gamma -> 0; without a skip connection the laws still agree within 5 %.
@@ -175,7 +175,7 @@ def _settled_rank(
     "start", "The settled rank does not depend on the start, as long as the start has full rank.",
     where="Markov chain; section 3", covers="R9", quick={"width": 32, "chains": 32, "layers": 2500},
     full={"width": 256, "chains": 32, "layers": 4000}, control={"inputs": 2},
-    because="a start of rank two stays there", seconds=(5, 600),
+    because="a start of rank two stays there", seconds=(5, 1700),
 )  # fmt: skip
 def start(run: Run, width: int, chains: int, layers: int, inputs: int | None = None) -> Iterable[Reading]:
     """Gaussian inputs, orthogonal ones and nearly equal ones (all ones + 1e-5 noise): the time averages of r, pairwise.
@@ -232,7 +232,7 @@ def few_samples(
 @PAPER.claim(
     "recentring", "Subtracting the mean changes nothing material in a linear net.", where="section 2", covers="R16",
     quick={"width": 32, "chains": 24, "layers": 1200}, full={"width": 64, "chains": 64, "layers": 8000},
-    control={"activation": "relu"}, because="behind a ReLU recentring doubles the rank", seconds=(3.7, 120),
+    control={"activation": "relu"}, because="behind a ReLU recentring doubles the rank", seconds=(3.7, 280),
 )  # fmt: skip
 def recentring(run: Run, width: int, chains: int, layers: int, activation: str = "identity") -> Iterable[Reading]:
     """The theory drops mean subtraction, the paper says without loss; time averages of r with and without it, N = d."""

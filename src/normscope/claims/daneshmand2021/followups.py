@@ -38,7 +38,7 @@ def gradient_logs(run: Run, spec: Spec, samples: int, nets: int) -> np.ndarray:
     "gradients", "Behind Gaussian weights and batch norm gradients grow by (n-1)/(n-2) a layer, recentred (n-2)/(n-3).",
     where="follow-ups; Yang et al. 2019", covers="F-gradients", quick={"width": 256, "depth": 60, "nets": 16},
     full={"width": 1024, "depth": 100, "nets": 20}, control={"none": True}, because="without batch norm they do not grow",
-    seconds=(6, 120),
+    seconds=(13, 120),
 )  # fmt: skip
 def gradients(run: Run, width: int, depth: int, nets: int, none: bool = False) -> Iterable[Reading]:
     """Factor on the squared gradient norm, linear layers, infinite width (predicted) and n = 16 samples at finite width.

@@ -52,7 +52,7 @@ def prepared(model: nn.Module, how: str, x: Tensor, scale: str = "paper") -> nn.
     "fig3a", "Without batch norm both the initial gap and the training loss rise with depth.", where="Fig. 3a",
     covers="Fig.3a C25", quick={"depths": (5, 60), "width": 100, "images": 1440, "epochs": 6, "batch": 50, "nets": 2},
     full=FULL, control={"how": "orthogonal"}, because="orthogonalized layers leave a small gap at every depth",
-    seconds=(7, 20000), axes=Axes("depth", ""), needs="a GPU, about 1 h",
+    seconds=(9, 20000), axes=Axes("depth", ""), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig3a(
     run: Run, depths: Sequence[int], width: int, images: int, epochs: int, batch: int, nets: int, how: str = "xavier"

@@ -21,7 +21,7 @@ from normscope.spec import Spec
     "which-sample", "The odd sample is the one farthest from the mean, where the inputs differ in size; else by chance.",
     where="our 3.8", covers="D25 3.8.which", quick={"n": 16, "d": 1000, "layers": 120, "runs": 320},
     full={"n": 32, "d": 1000, "layers": 200, "runs": 320}, control={"norm": "batch", "runs": 32},
-    because="with rescaling the input's sizes are forgotten", seconds=(20, 60),
+    because="with rescaling the input's sizes are forgotten", seconds=(20, 80),
 )  # fmt: skip
 def which_sample(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_recenter") -> Iterator[Reading]:
     """Share of chains whose odd sample is that of the largest centred input norm, for log-normal norms of s.d. .3 and for
