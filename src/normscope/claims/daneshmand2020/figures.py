@@ -42,7 +42,7 @@ def _rank_by_depth(run: Run, norm: str, metric: str, dtype: torch.dtype, nets: i
 @PAPER.claim(
     "fig1-rank", "At initialization the rank of a vanilla net falls with depth to 1, with batch norm it stays full.",
     where="Fig. 1 right", covers="R14 Fig.1-right", quick={"nets": 10}, full={"nets": 50}, control={"norm": "batch"},
-    because="with batch norm the rank does not fall", seconds=(1.4, 15),
+    because="with batch norm the rank does not fall", seconds=(1.4, 6.0),
     axes=Axes("number of hidden layers", "rank of the last hidden layer"),
 )  # fmt: skip
 def fig1_rank(run: Run, nets: int, norm: str = "none") -> Evidence:
@@ -171,7 +171,7 @@ def fig2_right(run: Run, layers: int, chains: int, norm: str = "batch") -> Itera
 @PAPER.claim(
     "fig3b", "Batch norm opens a nearly collinear batch: its small eigenvalues grow to order one within 20 layers.",
     where="Fig. 3b", covers="R6 Fig.3b", quick={"chains": 20}, full={"chains": 200}, control={"norm": "none"},
-    because="without batch norm the batch stays collinear", seconds=(2, 20),
+    because="without batch norm the batch stays collinear", seconds=(2, 21),
     axes=Axes("layer", "eigenvalue of M", y_log=True),
 )  # fmt: skip
 def fig3b(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:

@@ -62,7 +62,7 @@ def gradient_exact(run: Run, samples: int, rank: int = 1) -> Iterable[Reading]:
     "gradient-collinearity", "In a deep vanilla ReLU net the samples' gradients of an output neuron are collinear; with "
     "batch norm they are not.", where="directional gradient vanishing", covers="R13", quick={"depths": (2, 8, 32, 128), "nets": 5},
     full={"depths": (2, 8, 32, 128, 512, 1000), "nets": 10}, control={"norm": "batch"},
-    because="with batch norm they are not collinear at any depth", seconds=(4.7, 60), axes=Axes("depth", "mean |cos|", x_log=True),
+    because="with batch norm they are not collinear at any depth", seconds=(4.7, 62), axes=Axes("depth", "mean |cos|", x_log=True),
 )  # fmt: skip
 def gradient_collinearity(run: Run, depths: Sequence[int], nets: int, norm: str = "none") -> Evidence:
     """He-initialised ReLU nets of width 128 on 64 images (MNIST, or digits), ten classes, cross-entropy."""

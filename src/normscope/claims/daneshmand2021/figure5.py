@@ -59,7 +59,7 @@ def arc_cosine_gap(x: Array, depth: int) -> float:
 @PAPER.claim(
     "fig5a", "In a ReLU MLP of width 100 the gap falls with batch norm to about 0.19 and rises to 0.93 without.",
     where="Fig. 5a", covers="C20 Fig.5a", quick={"nets": 24}, full={"nets": 180}, control={"norm": False},
-    because="without batch norm the gap rises", seconds=(2.4, 60), axes=Axes("layer", "gap V"),
+    because="without batch norm the gap rises", seconds=(2.4, 21), axes=Axes("layer", "gap V"),
 )  # fmt: skip
 def fig5a(run: Run, nets: int, norm: bool = True) -> Evidence:
     """Batches of 8 through blocks ReLU, linear (no bias, Xavier), torch's batch norm; V at the input of each block.
@@ -172,7 +172,7 @@ def _plateau(run: Run, activation: str, recenter: bool, width: int, chains: int,
 @PAPER.claim(
     "fig5-plateaus", "Where the gap settles depends on activation and recentring: only odd activations go as low as linear.",
     where="Fig. 5, section 4", covers="Fig.5-plateaus", quick={"chains": 20}, full={"chains": 300}, control={"swap": True},
-    because="with the two kinds of batch norm exchanged the values do not match", seconds=(3.5, 60),
+    because="with the two kinds of batch norm exchanged the values do not match", seconds=(3.5, 53),
 )  # fmt: skip
 def fig5_plateaus(run: Run, chains: int, swap: bool = False) -> Iterable[Reading]:
     """n = 8, width 100: V of the normalised pre-activations, explicit weights, the library's norms and activations."""

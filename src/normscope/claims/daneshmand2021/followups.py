@@ -66,7 +66,7 @@ def gradients(run: Run, width: int, depth: int, nets: int, none: bool = False) -
 @PAPER.claim(
     "haar", "With orthogonal weights and n = d samples the isometry gap never rises, falls by d/(d+2), and gradients stay.",
     where="follow-ups (2310.02012)", covers="F-haar", quick={"chains": 30, "nets": 3}, full={"chains": 500, "nets": 20},
-    control={"weights": "gaussian"}, because="Gaussian weights add noise at every layer, and explode gradients", seconds=(4, 60),
+    control={"weights": "gaussian"}, because="Gaussian weights add noise at every layer, and explode gradients", seconds=(4, 11),
 )  # fmt: skip
 def haar(run: Run, chains: int, nets: int, weights: str = "orthogonal") -> Iterable[Reading]:
     """d = 16. phi = log mean - mean log of the Gram's eigenvalues; E phi_l <= phi_0 exp(-l/k), k = C d^2 (1 + d phi_0).
@@ -104,7 +104,7 @@ def haar(run: Run, chains: int, nets: int, weights: str = "orthogonal") -> Itera
 @PAPER.claim(
     "haar-floor", "For fewer samples than units orthogonal weights lower the floor of the gap but do not remove it.",
     where="follow-ups", covers="F-haar-floor", quick={"chains": 40}, full={"chains": 500}, control={"weights": "gaussian"},
-    because="Gaussian weights have the higher floor", seconds=(1.5, 20),
+    because="Gaussian weights have the higher floor", seconds=(1.5, 3.1),
 )  # fmt: skip
 def haar_floor(run: Run, chains: int, weights: str = "orthogonal") -> Iterable[Reading]:
     """Settled V: .113 for .200 (n = 4, d = 32) and .084 for .194 (n = 8, d = 64)."""
@@ -119,7 +119,7 @@ def haar_floor(run: Run, chains: int, weights: str = "orthogonal") -> Iterable[R
 @PAPER.claim(
     "isometry", "Scaling samples to norm 1 never lowers isometry; it raises its log by log mean(a^2) - mean log a^2.",
     where="follow-ups (2305.18399)", covers="F-isometry", quick={"cases": 300}, full={"cases": 50000}, control={"features": True},
-    because="scaling the features instead has no such law", seconds=(0.5, 10),
+    because="scaling the features instead has no such law", seconds=(0.5, 63),
 )  # fmt: skip
 def isometry_of_normalization(run: Run, cases: int, features: bool = False) -> Iterable[Reading]:
     """I(M) = det(M)^(1/n)/(tr M/n); a_i is the norm of sample i. The printed bound is I(M)(1 + var(a)/mean(a)^2)."""

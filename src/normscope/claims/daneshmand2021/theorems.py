@@ -62,7 +62,7 @@ def spectra(run: Run, cases: int, least: int = 2, most: int = 16) -> Iterable[Ar
     "lemma8", "One infinitely wide layer shrinks the Lyapunov function by 1 - c sigma_n^2, c = 2/3 as stated and even "
     "2n/(n+2).", where="Lemma 8", covers="C11 L8 eq.13 eq.15", quick={"cases": 150}, full={"cases": 5000},
     control={"strength": 1.05}, because="a rate 5 % faster than the proof gives is violated next to isometry, where it is tight",
-    seconds=(1, 25),
+    seconds=(1, 2.1),
 )  # fmt: skip
 def lemma8(run: Run, cases: int, strength: float = 1.0) -> Iterable[Reading]:
     """The paper states 2/3; its proof gives the stronger 2n/(n+2), which is attained at isometry.
@@ -86,7 +86,7 @@ def lemma8(run: Run, cases: int, strength: float = 1.0) -> Iterable[Reading]:
 @PAPER.claim(
     "contraction", "Next to isometry an infinitely wide layer shrinks the gap by n/(n+2).", where="Lemma 8, derived",
     covers="C12", quick={"samples": (2, 4, 8, 16)}, full={"samples": (2, 4, 8, 16, 32, 64)}, control={"norm": "none"},
-    because="without batch norm an infinitely wide linear layer leaves the Gram as it is", seconds=(0.2, 1),
+    because="without batch norm an infinitely wide linear layer leaves the Gram as it is", seconds=(0.2, 0.1),
 )  # fmt: skip
 def contraction(run: Run, samples: Sequence[int], norm: str = "batch_rescale") -> Iterable[Reading]:
     """The rate at which the gap falls far from its floor: the strong form of Lemma 8 is tight there.
@@ -252,7 +252,7 @@ def appendix_constant(run: Run, alphas: Sequence[float], constant: float = 1.5) 
 @PAPER.claim(
     "lemma4", "V <= sqrt(n(n-1)) V^ <= 2n V^, with equality in the first when all but the largest value agree.",
     where="Lemma 4", covers="C16 L4", quick={"cases": 20000}, full={"cases": 10**6}, control={"constant": 0.9},
-    because="a constant 10 % smaller than the sharp one is violated where it is attained", seconds=(1, 40),
+    because="a constant 10 % smaller than the sharp one is violated where it is attained", seconds=(1, 0.9),
 )  # fmt: skip
 def lemma4(run: Run, cases: int, constant: float = 1.0) -> Iterable[Reading]:
     """The paper's factor is 2n; sqrt(n(n-1)) is sharp. Random spectra, and spectra with all but one value equal."""

@@ -44,7 +44,7 @@ def detector_planted(run: Run, noise: float) -> Iterator[Reading]:
 @PAPER.claim(
     "detector-false-alarms", "Gaussian batches, two equal clusters and normalised nets are never called odd.",
     where="our section 5, calibration", covers="S5.false", quick={"batches": 60}, full={"batches": 2000},
-    control={"planted": True}, because="batches with an odd point are called odd", seconds=(1, 30),
+    control={"planted": True}, because="batches with an odd point are called odd", seconds=(1, 9.0),
 )  # fmt: skip
 def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iterator[Reading]:
     """Share called odd among Gaussian batches of 4 to 64 samples in 10 and 1000 dimensions, with and without a common mean,
@@ -70,7 +70,7 @@ def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iter
     "detector-on-nets", "On random nets the detector says odd, ray, equal angles as the switches ask.",
     where="our section 5, label run", covers="S5.nets", quick={"n": 16, "d": 200, "layers": 250, "nets": 8},
     full={"n": 16, "d": 300, "layers": 400, "nets": 30}, control={"swap": True, "nets": 2},
-    because="with the switches exchanged so are the labels", seconds=(12, 150),
+    because="with the switches exchanged so are the labels", seconds=(12, 100),
 )  # fmt: skip
 def detector_on_nets(run: Run, n: int, d: int, layers: int, nets: int, swap: bool = False) -> Iterator[Reading]:
     """Share of nets with explicit weights whose last layer gets the expected label; the specification: 29 of 30, 36 of 36,

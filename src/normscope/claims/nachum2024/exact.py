@@ -99,7 +99,7 @@ def odd_score(run: Run, n: int, shift: int = 0) -> Iterator[Reading]:
     "exact-invariance", "Recentring + ReLU keep a perfect cluster + odd point orthogonal, at any width, for any weights.",
     where="our 3.1 (reported theorem b)", covers="D1 3.1.exact S0.5b",
     quick={"n": 16, "d": 50, "layers": 5}, full={"n": 64, "d": 1000, "layers": 50}, control={"norm": "none"},
-    because="without recentring odd point and cluster share active neurons", seconds=(0.1, 10),
+    because="without recentring odd point and cluster share active neurons", seconds=(0.1, 2.7),
 )  # fmt: skip
 def exact_invariance(run: Run, n: int, d: int, layers: int, norm: str = "batch_recenter") -> Iterator[Reading]:
     """A batch of n - 1 equal samples and one other: each neuron sees the two groups on opposite sides of zero, so after
@@ -211,7 +211,7 @@ def leaky_angle(
 @PAPER.claim(
     "rank-grows", "One ReLU layer takes a batch of rank 1 to rank 2 and one of rank 2 to full rank.",
     where="our 3.9 (reported theorem a)", covers="D29 3.9 S0.5a", quick={"n": 16, "d": 1000}, full={"n": 64, "d": 1000},
-    control={"activation": "identity"}, because="a linear layer cannot raise the rank", seconds=(1, 3),
+    control={"activation": "identity"}, because="a linear layer cannot raise the rank", seconds=(1, 0.4),
 )  # fmt: skip
 def rank_grows(run: Run, n: int, d: int, activation: str = "relu") -> Iterator[Reading]:
     """Numerical rank after one and two layers from generic inputs of rank r. A line splits into two half-lines and stays

@@ -124,7 +124,7 @@ def heavy_threshold(run: Run, sizes: Sequence[int], far: int, rescale: bool = Tr
 @PAPER.claim(
     "plain-relu-angle", "Without batch norm all samples fall on one ray, the angle like 3 pi / depth.",
     where="our 3.7", covers="D11 3.7.ray", quick={"layers": 200}, full={"layers": 2000},
-    control={"activation": "leaky_relu(0.2)"}, because="a leaky net closes the angle more slowly", seconds=(0.1, 0.5),
+    control={"activation": "leaky_relu(0.2)"}, because="a leaky net closes the angle more slowly", seconds=(0.1, 0.3),
 )  # fmt: skip
 def plain_relu_angle(run: Run, layers: int, activation: str = "relu") -> Iterator[Reading]:
     """Two orthogonal samples through a plain ReLU net of infinite width: theta l/(3 pi), no exponential rate."""
@@ -159,7 +159,7 @@ def linear_rates(run: Run, sizes: Sequence[int], activation: str = "identity") -
     "linear-floor", "The starting point: linear nets with rescaling orthogonalise up to a floor proportional to 1/sqrt d.",
     where="abstract; our 3.7", covers="D19 3.7.floor S0.2", quick={"n": 16, "d": 400, "layers": 400, "runs": 8},
     full={"n": 32, "d": 1600, "layers": 800, "runs": 8}, control={"norm": "none"},
-    because="without rescaling the batch collapses instead", seconds=(1, 20),
+    because="without rescaling the batch collapses instead", seconds=(1, 5.0),
 )  # fmt: skip
 def linear_floor(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_rescale") -> Iterator[Reading]:
     """The paper starts from linear nets with rescaling alone (daneshmand2021). sqrt(d) V over the later layers against

@@ -86,7 +86,7 @@ def odd_point_appears(
     "equiangular", "Complete batch norm (with rescaling) gives no odd point but equal angles, mean cosine .2857.",
     where="our 3.6 and 3.7", covers="D8 3.6.equal", quick={"n": 16, "d": 300, "layers": 150, "runs": 5},
     full={"n": 16, "d": 3000, "layers": 150, "runs": 5}, control={"norm": "batch_recenter"},
-    because="without rescaling an odd point appears", seconds=(0.3, 5),
+    because="without rescaling an odd point appears", seconds=(0.3, 2.1),
 )  # fmt: skip
 def equiangular(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch") -> Iterator[Reading]:
     """Differs from the naive reading of the abstract: with the complete layer the batch goes to the symmetric state."""
@@ -100,7 +100,7 @@ def equiangular(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "b
 @PAPER.claim(
     "rescaling-alone", "Rescaling without recentring and ReLU: equal angles, mean cosine .5084.", where="our 3.7",
     covers="D9", quick={"n": 16, "d": 300, "layers": 100, "runs": 5}, full={"n": 16, "d": 3000, "layers": 100, "runs": 5},
-    control={"norm": "batch"}, because="recentring too brings the cosine to .2857", seconds=(0.3, 3),
+    control={"norm": "batch"}, because="recentring too brings the cosine to .2857", seconds=(0.3, 0.7),
 )  # fmt: skip
 def rescaling_alone(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_rescale") -> Iterator[Reading]:
     """Mean cosine over pairs at the last layers, averaged over chains."""
@@ -113,7 +113,7 @@ def rescaling_alone(run: Run, n: int, d: int, layers: int, runs: int, norm: str 
 @PAPER.claim(
     "one-ray", "Without batch norm a deep ReLU net maps all samples onto one ray.", where="our 3.7", covers="D10",
     quick={"n": 16, "d": 300, "layers": 300, "runs": 5}, full={"n": 16, "d": 300, "layers": 1000, "runs": 5},
-    control={"norm": "batch_rescale"}, because="rescaling keeps the angles open", seconds=(2, 2),
+    control={"norm": "batch_rescale"}, because="rescaling keeps the angles open", seconds=(2, 6.2),
 )  # fmt: skip
 def one_ray(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "none") -> Iterator[Reading]:
     """Smallest mean cosine over chains at the last layer, and the smallest cosine of any pair in one net with explicit
@@ -130,7 +130,7 @@ def one_ray(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "none"
     "no-odd-in-small-batches", "Batches of at most six samples get no odd point at any width.", where="our 3.8",
     covers="D12 3.8.small", quick={"sizes": (4, 5, 6), "d": 1000, "layers": 300, "runs": 6},
     full={"sizes": (4, 5, 6), "d": 10_000, "layers": 300, "runs": 6}, control={"sizes": (12, 16)},
-    because="larger batches get one", seconds=(1.1, 10),
+    because="larger batches get one", seconds=(1.1, 9.1),
 )  # fmt: skip
 def no_odd_in_small_batches(run: Run, sizes: Sequence[int], d: int, layers: int, runs: int) -> Iterator[Reading]:
     """Largest R2 over chains at the last layer: the fixed point is missing below n = 6.107."""
@@ -142,7 +142,7 @@ def no_odd_in_small_batches(run: Run, sizes: Sequence[int], d: int, layers: int,
 @PAPER.claim(
     "twelve-samples", "Twelve samples: the odd point has R2 = .975.", where="our 3.8", covers="D13",
     quick={"d": 1000, "layers": 300, "runs": 8}, full={"d": 1000, "layers": 600, "runs": 20}, control={"norm": "batch"},
-    because="rescaling dissolves it", seconds=(0.8, 3),
+    because="rescaling dissolves it", seconds=(0.8, 3.7),
 )  # fmt: skip
 def twelve_samples(run: Run, d: int, layers: int, runs: int, norm: str = "batch_recenter") -> Iterator[Reading]:
     """Median over chains of R2 at the last layer, against the infinite-width .9750."""
@@ -153,7 +153,7 @@ def twelve_samples(run: Run, d: int, layers: int, runs: int, norm: str = "batch_
 @PAPER.claim(
     "odd-activations", "Odd activations (identity, tanh) get no odd point: E phi = 0 leaves no drive.", where="our 3.5, 3.7",
     covers="D23 3.5.odd", quick={"d": 300, "layers": 150, "runs": 5}, full={"d": 1000, "layers": 400, "runs": 10},
-    control={"activations": ("relu",)}, because="ReLU has a mean", seconds=(1, 5),
+    control={"activations": ("relu",)}, because="ReLU has a mean", seconds=(1, 2.6),
 )  # fmt: skip
 def odd_activations(
     run: Run, d: int, layers: int, runs: int, activations: Sequence[str] = ("tanh", "identity")

@@ -41,7 +41,7 @@ def step(state: Array, norm: str, activation: str = "relu") -> Array:
     "equiangular-rates", "Rescaling multiplies every stability eigenvalue of the equiangular state by (n-1)/(n+1).",
     where="our 3.3 and 3.6; yang2019 Thm 6", covers="D14 3.3.equiangular 3.6.factor", quick={"sizes": (4, 8, 16)},
     full={"sizes": (4, 8, 16, 32, 64)}, control={"activation": "leaky_relu(0.3)"},
-    because="the rates are ReLU's", seconds=(0.2, 2),
+    because="the rates are ReLU's", seconds=(0.2, 0.2),
 )  # fmt: skip
 def equiangular_rates(run: Run, sizes: Sequence[int], activation: str = "relu") -> Iterator[Reading]:
     """Rates of the two kinds of deviations from equal angles (norms, angles) by finite differences of the Gram recursion,
@@ -116,7 +116,7 @@ def saddle(run: Run, sizes: Sequence[int], at: str = "saddle") -> Iterator[Readi
     "several-become-one", "Two, three or eight odd points become one, at infinite width, within 300 layers.",
     where="our 3.3", covers="D16 3.3.several", quick={"n": 16, "groups": (2, 3, 8), "layers": 300, "noise": 1e-3},
     full={"n": 64, "groups": (2, 3, 8), "layers": 2000, "noise": 1e-3}, control={"activation": "identity"},
-    because="a linear net keeps the split", seconds=(0.3, 5),
+    because="a linear net keeps the split", seconds=(0.3, 3.8),
 )  # fmt: skip
 def several_become_one(
     run: Run, n: int, groups: Sequence[int], layers: int, noise: float, activation: str = "relu"
