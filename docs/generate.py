@@ -11,14 +11,15 @@ from pathlib import Path
 
 import polars as pl
 
-from normscope.claims import CLAIMS, PAPERS, Verdict, Verdicts, load
+from normscope.claims import CLAIMS, PAPERS, Claim, Verdict, Verdicts, load
 from normscope.findings import RULES
 from normscope.metrics import METRICS
-from normscope.report.claims import band, measured, number, said
+from normscope.report.claims import band, duration, measured, number, said
 
 HERE = Path(__file__).parent
 EVIDENCE = HERE.parent / "results" / "trainability.csv"
-VERDICTS = HERE.parent / "results" / "verify.jsonl"
+QUICK = HERE.parent / "results" / "verify.jsonl"
+FULL = HERE.parent / "results" / "verify_full.jsonl"
 
 
 def findings_page() -> str:
@@ -111,44 +112,58 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def paper_page(key: str, found: Verdicts | None) -> str:
-    """What a paper says, in our words, what was measured, and where it deviates: from its claims and the last run."""
+def results() -> list[Verdicts | None]:
+    """The stored verdicts of the last quick run, and of the full sizes that were run."""
+    return [Verdicts.load(path) if path.exists() else None for path in (QUICK, FULL)]
+
+
+def paper_page(key: str, quick: Verdicts | None, full: Verdicts | None) -> str:
+    """What a paper says, in our words, what was measured, and where it deviates: from its claims and the last runs."""
     paper = PAPERS[key]
-    verdicts = {v.claim: v for v in found or ()}
+    small, large = ({v.claim: v for v in found or ()} for found in (quick, full))
     mine = [c for c in CLAIMS.values() if c.name.startswith(f"{key}/")]
-    run = next(iter(verdicts.values()), None)
-    how = (
-        f"Last quick run: seed {run.seed}, {'data files' if run.data == 'files' else 'digits where data is needed'}, "
-        f"torch {run.torch}, normscope {run.normscope}."
-        if run
-        else "Not run yet."
-    )
     lines = [
         f"# {paper.title}\n",
         f"{paper.authors}, {paper.venue}. {paper.summary}\n",
-        f"{len(mine)} claims, each with a control that must come out the other way; `normscope verify {key}` runs them. {how}\n",
-        "| claim | where | statement | verdict |\n|---|---|---|---|",
-        *(
-            f"| [{_bare(c.name)}](#{_bare(c.name)}) | {c.where} | {_cell(c.statement)} | {_said(verdicts.get(c.name))} |"
-            for c in mine
-        ),
-        "",
+        f"{len(mine)} claims, each with a control that must come out the other way; `normscope verify {key}` runs them at "
+        "their quick size, `--size full` at the paper's. Seconds are of the clock, on one core of a machine with other work; "
+        f"those of a size that was not run are estimates. {_run('quick', small)} {_run('full', large)}\n",
+        "| claim | where | statement | quick size | full size |\n|---|---|---|---|---|",
     ]
+    for c in mine:
+        name = _bare(c.name)
+        lines.append(
+            f"| [{name}](#{name}) | {c.where} | {_cell(c.statement)} | {_said(c, small, 0)} | {_said(c, large, 1)} |"
+        )
+    lines.append("")
     for c in mine:
         lines += [f"## {_bare(c.name)}\n", f"**{c.statement}** ({c.where}; covers {', '.join(c.covers)})\n", c.text, ""]
         lines.append(f"Control: {c.because}.\n")
-        if (v := verdicts.get(c.name)) is not None and v.readings:
-            lines.append("| quantity | measured | band | printed | |\n|---|---|---|---|---|")
-            lines += [
-                f"| {_cell(r.quantity)} | {measured(r)} | {band(r)} | {'' if r.printed is None else number(r.printed)} | "
-                f"{r.status} |"
-                for r in v.readings
-            ]
-            lines.append("")
-            lines += [f"- {note}" for note in v.notes]
+        for size, found in (("quick", small), ("full", large)):
+            if (v := found.get(c.name)) is not None and v.readings:
+                lines += _readings(v, size)
     if paper.left_out:
         lines += ["## Not checked\n", *(f"- {row}: {why}" for row, why in paper.left_out.items())]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _readings(verdict: Verdict, size: str) -> list[str]:
+    rows = [
+        f"| {_cell(r.quantity)} | {measured(r)} | {band(r)} | {'' if r.printed is None else number(r.printed)} | {r.status} | "
+        f"{_cell(r.reason)} |"
+        for r in verdict.readings
+    ]
+    head = f"| quantity, {size} size | measured | band | printed | | why this band |\n|---|---|---|---|---|---|"
+    return [head, *rows, "", *(f"- {note}" for note in verdict.notes)]
+
+
+def _run(size: str, found: dict[str, Verdict]) -> str:
+    """Where the results of a size come from."""
+    if not found:
+        return f"Nothing of {size} size was run yet."
+    first = next(iter(found.values()))
+    data = "data files" if first.data == "files" else "digits where data is needed"
+    return f"Run at {size} size: seed {first.seed}, {data}, torch {first.torch}, normscope {first.normscope}."
 
 
 def _bare(name: str) -> str:
@@ -159,8 +174,14 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _said(verdict: Verdict | None) -> str:
-    return "not run" if verdict is None else said(verdict)
+def _said(claim: Claim, found: dict[str, Verdict], size: int) -> str:
+    """The verdict with its seconds, or the estimated cost of one that was not run."""
+    if (verdict := found.get(claim.name)) is not None:
+        return f"{said(verdict)}, {verdict.seconds:.2g} s"
+    if size and claim.full == claim.quick:
+        return "the same"
+    cost = f"about {duration(claim.seconds[size])}"
+    return f"not run: {claim.needs or cost}"
 
 
 def picture() -> None:
@@ -184,10 +205,9 @@ def main() -> None:
     (HERE / "findings.md").write_text(findings_page())
     (HERE / "metrics.md").write_text(metrics_page())
     load()
-    found = Verdicts.load(VERDICTS) if VERDICTS.exists() else None
     (HERE / "papers").mkdir(exist_ok=True)
     for key in PAPERS:
-        (HERE / "papers" / f"{key}.md").write_text(paper_page(key, found))
+        (HERE / "papers" / f"{key}.md").write_text(paper_page(key, *results()))
     if args.picture:
         picture()
 

@@ -28,6 +28,12 @@ def mean_and_error(values: Sequence[float] | Array) -> tuple[float, float]:
     return float(v.mean()), float(v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else math.nan
 
 
+def ratio_and_error(above: tuple[float, float], below: tuple[float, float]) -> tuple[float, float]:
+    """Ratio of two independent values, each with its standard error, and the ratio's."""
+    (a, a_error), (b, b_error) = above, below
+    return a / b, abs(a / b) * math.hypot(a_error / a, b_error / b)
+
+
 def slope_and_error(
     x: Sequence[float] | Array, y: Sequence[float] | Array, y_error: Sequence[float] | Array | None = None
 ) -> tuple[float, float]:

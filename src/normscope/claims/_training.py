@@ -26,7 +26,8 @@ class Data:
 def load(run: Run, name: str, n: int, *, flatten: bool = True, signed: bool = False, device: bool = True) -> Data:
     """At most n samples of a set (or of digits where there is no data folder); ``signed``: pixels in [-1, 1]."""
     name = run.data(name)
-    n = min(n, 1440) if name == "digits" else n
+    if n > 1440:  # digits; more than that other sets may lack too, as a part of CIFAR-10 does
+        n = min(n, len(datasets.load(name, run.data_dir).inputs))
     batch = datasets.load(name, run.data_dir, n=n, seed=run.seed, flatten=flatten)
     assert batch.targets is not None
     inputs = 2 * batch.inputs - 1 if signed else batch.inputs

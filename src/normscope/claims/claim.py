@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axes:
-    """The axes of a figure: titles (with units), and which are logarithmic."""
+    """The axes of a figure: titles (with units; an empty ``y``: the panel's name), and which are logarithmic."""
 
     x: str
     y: str

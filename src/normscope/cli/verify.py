@@ -47,6 +47,7 @@ def verify(
     """
     from normscope import claims as science
     from normscope.claims.verify import summary, tally
+    from normscope.report.claims import duration
 
     if seeds < 1:
         raise UsageError(f"--seeds must be at least 1; got {seeds}.")
@@ -65,7 +66,7 @@ def verify(
             check(path)
     device_named(device)
     if not json:
-        console.print(f"{len(picked)} claims, about {_time(cost)} of one core.", highlight=False)
+        console.print(f"{len(picked)} claims, about {duration(cost)} of one core.", highlight=False)
     found = science.verify(
         names, size, seeds=range(first_seed, first_seed + seeds), store=store, workers=workers, device=device,
         data_dir=data_dir, progress=not json, timeout=timeout,
@@ -111,6 +112,8 @@ def _print(found: Verdicts) -> None:
 
 
 def _list(picked: list[Claim], size: str, json: bool) -> None:
+    from normscope.report.claims import duration
+
     at = 0 if size == "quick" else 1
     rows: list[dict[str, Any]] = [
         {"claim": c.name, "where": c.where, "statement": c.statement, "covers": list(c.covers), "seconds": c.seconds[at],
@@ -123,13 +126,9 @@ def _list(picked: list[Claim], size: str, json: bool) -> None:
     for r in rows:
         needs = f" [yellow]needs {escape(r['needs'])}[/]" if r["needs"] else ""
         console.print(
-            f"[cyan]{escape(r['claim']):<34}[/] {_time(r['seconds']):>8}  {escape(r['statement'])}{needs}",
+            f"[cyan]{escape(r['claim']):<34}[/] {duration(r['seconds']):>8}  {escape(r['statement'])}{needs}",
             highlight=False,
         )
-    console.print(f"\n{len(rows)} claims, about {_time(sum(r['seconds'] for r in rows))} of one core.", highlight=False)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    console.print(
+        f"\n{len(rows)} claims, about {duration(sum(r['seconds'] for r in rows))} of one core.", highlight=False
+    )

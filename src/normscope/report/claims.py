@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,12 +54,22 @@ def measured(reading: Reading) -> str:
 
 
 def band(reading: Reading) -> str:
-    """The band as ``0.1 to 0.2``, ``≤ 3`` or ``≥ 1``."""
+    """The band as ``0.1 to 0.2``, ``≤ 3``, ``≥ 1``, or ``63 ± 6e-09`` where four digits do not tell its ends apart."""
     if math.isinf(reading.low):
         return "any" if math.isinf(reading.high) else f"≤ {number(reading.high)}"
     if math.isinf(reading.high):
         return f"≥ {number(reading.low)}"
-    return f"{number(reading.low)} to {number(reading.high)}"
+    low, high = number(reading.low), number(reading.high)
+    if low == high:
+        return f"{low} ± {(reading.high - reading.low) / 2:.1g}"
+    return f"{low} to {high}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def page(verdicts: Verdicts) -> str:
@@ -71,7 +81,7 @@ def page(verdicts: Verdicts) -> str:
     facts = {
         "size": first.size, "seeds": ", ".join(str(s) for s in dict.fromkeys(v.seed for v in verdicts)),
         "data": first.data, "device": first.device, "torch": first.torch,
-        "seconds of the clock": f"{sum(v.seconds for v in verdicts if math.isfinite(v.seconds)):.0f}",
+        "seconds in all": f"{sum(v.seconds for v in verdicts if math.isfinite(v.seconds)):.0f}",
     }  # fmt: skip
     how = [
         "A claim is one statement of a paper. It is measured, and compared with a band: value ± 2 standard errors inside "
@@ -79,6 +89,9 @@ def page(verdicts: Verdicts) -> str:
         "Each claim has a control that breaks what the statement rests on. If the control does not come out the other "
         "way, the check proves nothing and the claim is not counted.",
         "A statement that is wrong as printed is a claim that must fail; the corrected one stands beside it.",
+        "In the figures solid lines are ours, dashed ones theory, dotted ones the control (cut off where it would dwarf the rest), "
+        "squares are what the paper, or our specification of it, prints, and triangles points of the control. Shades span runs "
+        "or twice a standard error.",
     ]
     sections = [Section("How to read this", facts=facts, notes=how)]
     sections += [s for key in papers for s in _paper(key, [v for v in verdicts if v.claim.startswith(f"{key}/")])]
@@ -92,17 +105,17 @@ def write_page(verdicts: Verdicts, path: str | Path) -> Path:
 
 def _paper(key: str, verdicts: list[Verdict]) -> Iterable[Section]:
     paper = PAPERS[key]
-    head = ("claim", "where", "statement", "verdict", "deciding number", "measured", "band", "printed", "control")
+    head = ("claim", "statement", "verdict", "deciding number", "measured", "band", "printed")
     rows, marks = [], []
     for v in verdicts:
         claim, r = CLAIMS[v.claim], v.worst
         rows.append((
-            v.claim.partition("/")[2] + (f" (seed {v.seed})" if v.seed else ""), claim.where, claim.statement, said(v),
+            v.claim.partition("/")[2] + (f" (seed {v.seed})" if v.seed else ""), f"{claim.statement} ({claim.where})", said(v),
             r.quantity if r else "", measured(r) if r else "", band(r) if r else "",
-            number(r.printed) if r and r.printed is not None else "", v.control,
+            number(r.printed) if r and r.printed is not None else "",
         ))  # fmt: skip
         marks.append(mark(v))
-    table = Table(head, rows, numeric=(5, 7), marks=marks)
+    table = Table(head, rows, numeric=(4, 6), marks=marks)
     figures = [c for v in verdicts if v.curves and v.seed == verdicts[0].seed for c in charts(v)]
     yield Section(
         f"{paper.title}",
@@ -127,16 +140,17 @@ def _paper(key: str, verdicts: list[Verdict]) -> Iterable[Section]:
 
 
 def charts(verdict: Verdict) -> list[Chart]:
-    """The figures of a claim, one a panel, in the paper's axes."""
+    """The figures of a claim, one a panel, in the paper's axes; the first one says what the claim states."""
     claim = CLAIMS[verdict.claim]
     if claim.axes is None:
         return []
-    panels = dict.fromkeys(c.panel for c in verdict.curves)
+    panels = list(dict.fromkeys(c.panel for c in verdict.curves))
     return [
         Chart(
             f"{claim.where}{': ' + panel if panel else ''}",
-            _drawn([c for c in verdict.curves if c.panel == panel], claim.axes),
-            claim.statement,
+            _drawn([c for c in verdict.curves if c.panel == panel], claim.axes, panel),
+            claim.statement if panel == panels[0] else "",
+            claim.name.partition("/")[2],
         )
         for panel in panels
     ]
@@ -145,14 +159,14 @@ def charts(verdict: Verdict) -> list[Chart]:
 #: Marks and dash pattern of a curve by its role.
 _SHAPES = {"ours": "circle", "theory": "diamond", "printed": "square", "control": "triangle"}
 _DASHES = {"ours": [1, 0], "theory": [6, 3], "printed": [2, 2], "control": [1, 4]}
+#: A control may widen an axis by this share of what the other curves take of it; beyond, it is cut off.
+_ROOM = 0.5
 
 
-def _drawn(curves: list[Curve], axes: Axes) -> Any:
-    import altair as alt
-
+def _rows(curves: list[Curve], axes: Axes) -> pl.DataFrame:
+    """The points that the axes can show, one a row."""
     rows: list[dict[str, Any]] = []
     for c in curves:
-        name = c.series if c.role == "ours" else f"{c.series} ({c.role})" if c.series else c.role
         joined = all(b >= a for a, b in pairwise(c.x))  # else a scatter: the order of its points means nothing
         for i, (at, y) in enumerate(zip(c.x, c.y, strict=True)):
             if not (math.isfinite(at) and math.isfinite(y)) or (axes.y_log and y <= 0) or (axes.x_log and at <= 0):
@@ -160,41 +174,71 @@ def _drawn(curves: list[Curve], axes: Axes) -> Any:
             low, high = (c.low[i], c.high[i]) if c.low else (None, None)
             if axes.y_log and low is not None and low <= 0:
                 low = y
+            name = c.series or c.role
             rows.append({"series": name, "role": c.role, "joined": joined, "x": at, "y": y, "low": low, "high": high})
-    frame = pl.DataFrame(
-        rows,
-        schema={"series": pl.String, "role": pl.String, "joined": pl.Boolean}
-        | dict.fromkeys(("x", "y", "low", "high"), pl.Float64),
+    text, numbers = ("series", "role"), ("x", "y", "low", "high")
+    schema: dict[str, Any] = (
+        dict.fromkeys(text, pl.String) | {"joined": pl.Boolean} | dict.fromkeys(numbers, pl.Float64)
     )
-    many = max(frame.group_by("series").len()["len"].to_list(), default=0)
+    return pl.DataFrame(rows, schema=schema)
+
+
+def domain(main: Sequence[float], control: Sequence[float], log: bool) -> list[float] | None:
+    """What an axis shows: all of the curves, a control as far as there is room, and a margin; None without any point."""
+    to, back = (math.log10, lambda v: 10.0**v) if log else (float, float)
+    kept, others = [to(v) for v in main or control], [to(v) for v in control]
+    if not kept:
+        return None
+    low, high = min(kept), max(kept)
+    room = _ROOM * (high - low)
+    low, high = (
+        min([low, *(v for v in others if v >= low - room)]),
+        max([high, *(v for v in others if v <= high + room)]),
+    )
+    margin = 0.04 * (high - low) or 0.05 * abs(high) or 0.05
+    return [back(low - margin), back(high + margin)]
+
+
+def _axis(frame: pl.DataFrame, columns: Sequence[str], title: str, log: bool) -> tuple[Any, Any]:
+    """Scale and axis for these columns."""
+    import altair as alt
+
+    def values(part: pl.DataFrame) -> list[float]:
+        return [v for name in columns for v in part[name].drop_nulls().to_list()]
+
+    is_control = pl.col("role") == "control"
+    found = domain(values(frame.filter(~is_control)), values(frame.filter(is_control)), log)
+    whole = all(float(v).is_integer() for v in values(frame))
+    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, domain=found or alt.Undefined)
+    return scale, alt.Axis(title=title, tickMinStep=1 if whole and not log else alt.Undefined)
+
+
+def _drawn(curves: list[Curve], axes: Axes, panel: str = "") -> Any:
+    """Colour is the series; solid lines are ours, dashed theory, dotted the control, squares are printed."""
+    import altair as alt
+
+    frame, y_title = _rows(curves, axes), axes.y or panel
+    x_scale, x_axis = _axis(frame, ["x"], axes.x, axes.x_log)
+    y_scale, y_axis = _axis(frame, ["y", "low", "high"], y_title, axes.y_log)
+    many = max(frame.group_by("series", "role").len()["len"].to_list(), default=0)
     base: Any = alt.Chart(frame)
-    x = alt.X("x:Q", title=axes.x, scale=alt.Scale(type="log" if axes.x_log else "linear", nice=False, zero=False))
-    scale = alt.Scale(type="log" if axes.y_log else "linear", zero=False, nice=not axes.y_log)
-    colour = alt.Color(
-        "series:N",
-        title=None,
-        sort=None,
-        legend=alt.Legend(orient="bottom", columns=2, symbolType="stroke", symbolOpacity=1),
-    )
+    x, y = alt.X("x:Q", scale=x_scale, axis=x_axis), alt.Y("y:Q", scale=y_scale, axis=y_axis)
+    legend = alt.Legend(orient="bottom", columns=3, symbolType="stroke", symbolOpacity=1)
+    colour = alt.Color("series:N", title=None, sort=None, legend=legend)
     roles = [r for r in _DASHES if r in set(frame["role"])]
     dash = alt.StrokeDash("role:N", scale=alt.Scale(domain=roles, range=[_DASHES[r] for r in roles]), legend=None)
-    tooltip = [
-        alt.Tooltip("series:N"),
-        alt.Tooltip("x:Q", title=axes.x, format=".4g"),
-        alt.Tooltip("y:Q", title=axes.y, format=".4g"),
-    ]
-    area = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.18).encode(
-        x=x, y=alt.Y("low:Q", title=axes.y, scale=scale), y2="high:Q", color=colour
+    shape = alt.Shape("role:N", scale=alt.Scale(domain=list(_SHAPES), range=list(_SHAPES.values())), legend=None)
+    tooltip = [alt.Tooltip("series:N"), alt.Tooltip("role:N"), alt.Tooltip("x:Q", title=axes.x, format=".4g"),
+               alt.Tooltip("y:Q", title=y_title, format=".4g")]  # fmt: skip
+    lined = "datum.joined && datum.role != 'printed'"
+    dotted = "!datum.joined || datum.role == 'printed'" + ("" if many > 40 else " || datum.role == 'ours'")
+    area = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.18, clip=True).encode(
+        x=x, y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2="high:Q", color=colour, detail="role:N"
     )  # fmt: skip
-    line = base.transform_filter("datum.joined && datum.role != 'printed'").mark_line().encode(
-        x=x, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, strokeDash=dash, tooltip=tooltip
+    line = base.transform_filter(lined).mark_line(clip=True).encode(
+        x=x, y=y, color=colour, strokeDash=dash, tooltip=tooltip
     )  # fmt: skip
-    layers: list[Any] = [area, line]
-    shown = "!datum.joined || datum.role == 'printed'" + ("" if many > 40 else " || datum.role == 'ours'")
-    layers.append(
-        base.transform_filter(shown).mark_point(filled=True, size=34).encode(
-            x=x, y=alt.Y("y:Q", title=axes.y, scale=scale), color=colour, tooltip=tooltip,
-            shape=alt.Shape("role:N", scale=alt.Scale(domain=list(_SHAPES), range=list(_SHAPES.values())), legend=None),
-        )
+    points = base.transform_filter(dotted).mark_point(filled=True, size=42, clip=True).encode(
+        x=x, y=y, color=colour, tooltip=tooltip, shape=shape
     )  # fmt: skip
-    return alt.layer(*layers)
+    return alt.layer(area, line, points)

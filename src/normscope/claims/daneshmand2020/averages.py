@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
 import torch
 
 from normscope.claims._chains import gaussian, grams, linear, side_by_side, simulated
-from normscope.claims._tables import Array, mean_and_error, series, slope_and_error
+from normscope.claims._tables import Array, mean_and_error, ratio_and_error, series, slope_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most, between, near
@@ -116,43 +116,66 @@ def fig3a_as_printed(
 
 @PAPER.claim(
     "weight-law", "The law of the weights hardly matters: Gaussian, uniform, sign and t weights give the same rank.",
-    where="Markov chain; section 3", covers="R8", quick={"chains": 24, "layers": 900}, full={"chains": 64, "layers": 4000},
-    control={"mean": 0.5}, because="weights with a positive mean push the batch onto one line", seconds=(4.2, 200),
+    where="Markov chain; section 3", covers="R8", quick={"chains": 24, "layers": 900, "gamma": 0.3},
+    full={"chains": 64, "layers": 4000, "gamma": 0.1},
+    control={"mean": 0.5}, because="weights with a positive mean push the batch onto one line", seconds=(8, 100),
 )  # fmt: skip
-def weight_law(run: Run, chains: int, layers: int, mean: float = 0.0) -> Iterable[Reading]:
+def weight_law(run: Run, chains: int, layers: int, gamma: float, mean: float = 0.0) -> Iterable[Reading]:
     """Only second moments enter the drift as gamma -> 0; without a skip connection the laws still agree within 5 %.
 
     d = N = 32. Explicit weights through the library's batch norm; time average of r over two thirds of the layers, each law
-    against every other. The control shifts the t weights alone.
+    against every other. Then d = N = 8, where laws differ more: sign over t without a skip connection, 1.068, and with one,
+    1.013 at gamma = .3 and 1.004 at .1 (each +- .003): the difference shrinks. The specification asks 1 % at gamma = .01,
+    whose memory of 30 000 layers no chain here has the length for. The control shifts the t weights alone.
     """
-    d, rng = 32, np.random.default_rng([run.seed, 8])
-    shape, start = (chains, d, d), torch.eye(d, dtype=torch.float64).expand(chains, d, d)
-    draws = {
-        "Gaussian": lambda: rng.standard_normal(shape),
-        "uniform": lambda: (rng.random(shape) - 0.5) * math.sqrt(12),
-        "sign": lambda: rng.integers(0, 2, shape) * 2.0 - 1,
-        "t with 5 d.o.f.": lambda: rng.standard_t(5, shape) * math.sqrt(3 / 5) + mean,
+    rng = np.random.default_rng([run.seed, 8])
+    laws: dict[str, Callable[[tuple[int, ...]], Array]] = {
+        "Gaussian": rng.standard_normal,
+        "uniform": lambda shape: (rng.random(shape) - 0.5) * math.sqrt(12),
+        "sign": lambda shape: 2 * rng.integers(0, 2, shape).astype(float) - 1,
+        "t with 5 d.o.f.": lambda shape: rng.standard_t(5, shape) * math.sqrt(3 / 5) + mean,
     }
-    found = {}
-    for name, draw in draws.items():
-        steps = side_by_side(start, layers, lambda draw=draw: torch.from_numpy(draw()))  # type: ignore[misc]
-        kept = [
-            d**4 / (u @ u.transpose(1, 2)).square().sum((1, 2))
-            for layer, u in enumerate(steps)
-            if layer >= layers // 3 and layer % 5 == 0
-        ]
-        found[name] = mean_and_error(torch.stack(kept).mean(0).numpy())
+    found = {name: _settled_rank(draw, 32, chains, layers) for name, draw in laws.items()}
     value, error = found["Gaussian"]
-    yield near("r, Gaussian", value, INFINITE[d][0], relative=0.03, stderr=error, reason="3 % of the simulated chain")
-    for (one, (a, ea)), (other, (b, eb)) in combinations(found.items(), 2):
-        yield near(f"r, {one} over {other}", a / b, 1, 0.05, stderr=math.hypot(ea / a, eb / b) * a / b, reason="5 %")
+    yield near("r, Gaussian", value, INFINITE[32][0], relative=0.03, stderr=error, reason="3 % of the simulated chain")
+    for one, other in combinations(found, 2):
+        value, error = ratio_and_error(found[one], found[other])
+        yield near(f"r, {one} over {other}", value, 1, 0.05, stderr=error, reason="5 %")
+    (free, free_error), (tied, tied_error) = (
+        ratio_and_error(
+            *(_settled_rank(laws[name], 8, 8 * chains, layers, skip) for name in ("sign", "t with 5 d.o.f."))
+        )
+        for skip in (0.0, gamma)
+    )
+    yield between(
+        "r, sign over t, d = 8", free, 1.04, 1.1, stderr=free_error, expected=1.068, reason="1.068 +- .004 before"
+    )
+    yield near(f"the same, gamma = {gamma:g}", tied, 1, 0.025, stderr=tied_error, reason="chosen by us: 40 % of that")
+    yield at_most(
+        "the second less the first", tied - free, -0.02, stderr=math.hypot(tied_error, free_error), reason="it shrinks"
+    )
+
+
+def _settled_rank(
+    draw: Callable[[tuple[int, ...]], Array], d: int, chains: int, layers: int, skip: float = 0.0
+) -> tuple[float, float]:
+    """Time average of r over the later two thirds of explicit chains, N = d, and its standard error over chains."""
+    shape = (chains, d, d)
+    start = math.sqrt(d) * torch.eye(d, dtype=torch.float64).expand(shape)
+    steps = side_by_side(start, layers, lambda: torch.from_numpy(draw(shape)), skip=skip)
+    kept = [
+        d**4 / (u @ u.transpose(1, 2)).square().sum((1, 2))
+        for layer, u in enumerate(steps)
+        if layer >= layers // 3 and layer % 5 == 0
+    ]
+    return mean_and_error(torch.stack(kept).mean(0).numpy())
 
 
 @PAPER.claim(
     "start", "The settled rank does not depend on the start, as long as the start has full rank.",
     where="Markov chain; section 3", covers="R9", quick={"width": 32, "chains": 32, "layers": 2500},
     full={"width": 256, "chains": 32, "layers": 4000}, control={"inputs": 2},
-    because="a start of rank two stays there", seconds=(5, 600),
+    because="a start of rank two stays there", seconds=(5, 1700),
 )  # fmt: skip
 def start(run: Run, width: int, chains: int, layers: int, inputs: int | None = None) -> Iterable[Reading]:
     """Gaussian inputs, orthogonal ones and nearly equal ones (all ones + 1e-5 noise): the time averages of r, pairwise.
@@ -169,8 +192,9 @@ def start(run: Run, width: int, chains: int, layers: int, inputs: int | None = N
     }
     value, error = found["orthogonal"]
     yield near("r, orthogonal", value, INFINITE[width][0], relative=0.03, stderr=error, reason="3 %")
-    for (one, (a, ea)), (other, (b, eb)) in combinations(found.items(), 2):
-        yield near(f"r, {one} over {other}", a / b, 1, 0.01, stderr=math.hypot(ea / a, eb / b) * a / b, reason="1 %")
+    for one, other in combinations(found, 2):
+        value, error = ratio_and_error(found[one], found[other])
+        yield near(f"r, {one} over {other}", value, 1, 0.01, stderr=error, reason="1 %")
 
 
 @PAPER.claim(
@@ -198,18 +222,17 @@ def few_samples(
             yield at_least(f"rank_.5, N = {n}", soft, n - 0.05, stderr=error, reason="all its rank")
             listed = {2: 1.960, 4: 3.697, 8: 6.093}[n]
             yield near(f"r, N = {n}", *ranks[n][:1], listed, relative=0.03, stderr=ranks[n][1], reason="3 %")
-    b, eb = ranks[64]
-    yield near("r, N = 64", b, INFINITE[64][0], relative=0.03, stderr=eb, reason="3 %")
+    value, error = ranks[64]
+    yield near("r, N = 64", value, INFINITE[64][0], relative=0.03, stderr=error, reason="3 %")
     for n in [n for n in many if 16 <= n != 64]:
-        a, ea = ranks[n]
-        error = math.hypot(ea / a, eb / b) * a / b
-        yield near(f"r, N = {n} over N = 64", a / b, 1, 0.03, stderr=error, reason="3 %")
+        value, error = ratio_and_error(ranks[n], ranks[64])
+        yield near(f"r, N = {n} over N = 64", value, 1, 0.03, stderr=error, reason="3 %")
 
 
 @PAPER.claim(
     "recentring", "Subtracting the mean changes nothing material in a linear net.", where="section 2", covers="R16",
     quick={"width": 32, "chains": 24, "layers": 1200}, full={"width": 64, "chains": 64, "layers": 8000},
-    control={"activation": "relu"}, because="behind a ReLU recentring doubles the rank", seconds=(3.7, 120),
+    control={"activation": "relu"}, because="behind a ReLU recentring doubles the rank", seconds=(3.7, 280),
 )  # fmt: skip
 def recentring(run: Run, width: int, chains: int, layers: int, activation: str = "identity") -> Iterable[Reading]:
     """The theory drops mean subtraction, the paper says without loss; time averages of r with and without it, N = d."""
@@ -217,15 +240,8 @@ def recentring(run: Run, width: int, chains: int, layers: int, activation: str =
     for stream, norm in enumerate(("batch", "batch_rescale")):
         spec = linear(layers, width, norm, activation)
         means.append(averaged(run, spec, gaussian(run, width, width, stream=5), chains, layers // 3, stream)[0])
-    (a, ea), (b, eb) = means
-    yield near(
-        "r with recentring over r without",
-        a / b,
-        1,
-        0.02,
-        stderr=math.hypot(ea / a, eb / b) * a / b,
-        reason="2 %",
-    )
+    value, error = ratio_and_error(*means)
+    yield near("r with recentring over r without", value, 1, 0.02, stderr=error, reason="2 %")
 
 
 @PAPER.claim(

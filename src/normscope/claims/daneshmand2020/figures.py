@@ -10,6 +10,7 @@ import torch
 
 from normscope import datasets
 from normscope.claims._chains import entropy, gaussian, grams, linear, simulated
+from normscope.claims._curves import with_range
 from normscope.claims._tables import mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
@@ -41,7 +42,7 @@ def _rank_by_depth(run: Run, norm: str, metric: str, dtype: torch.dtype, nets: i
 @PAPER.claim(
     "fig1-rank", "At initialization the rank of a vanilla net falls with depth to 1, with batch norm it stays full.",
     where="Fig. 1 right", covers="R14 Fig.1-right", quick={"nets": 10}, full={"nets": 50}, control={"norm": "batch"},
-    because="with batch norm the rank does not fall", seconds=(1.4, 15),
+    because="with batch norm the rank does not fall", seconds=(1.4, 6.0),
     axes=Axes("number of hidden layers", "rank of the last hidden layer"),
 )  # fmt: skip
 def fig1_rank(run: Run, nets: int, norm: str = "none") -> Evidence:
@@ -64,15 +65,8 @@ def fig1_rank(run: Run, nets: int, norm: str = "none") -> Evidence:
     return Evidence(
         tuple(readings),
         (
-            Curve(
-                "vanilla",
-                list(DEPTHS),
-                vanilla.mean(0).tolist(),
-                "ours",
-                vanilla.min(0).tolist(),
-                vanilla.max(0).tolist(),
-            ),
-            Curve("batch norm", list(DEPTHS), bn.mean(0).tolist(), "ours", bn.min(0).tolist(), bn.max(0).tolist()),
+            with_range("vanilla", DEPTHS, vanilla.T),
+            with_range("batch norm", DEPTHS, bn.T),
             Curve("vanilla", list(DEPTHS), list(FIGURE_1), "printed"),
             Curve("batch norm", list(DEPTHS), [128.0] * len(DEPTHS), "printed"),
         ),
@@ -137,8 +131,8 @@ def fig2(run: Run, layers: int, chains: int, weights: str, norm: str = "batch") 
             ),
         ),
         (
-            Curve("batch norm", axis, ours.mean(1).tolist(), "ours", ours.min(1).tolist(), ours.max(1).tolist()),
-            Curve("vanilla", axis, vanilla.mean(1).tolist(), "ours", vanilla.min(1).tolist(), vanilla.max(1).tolist()),
+            with_range("batch norm", axis, ours),
+            with_range("vanilla", axis, vanilla),
             Curve("batch norm", [1000.0, 2000.0, float(layers)], [11, 10, 9.5], "printed"),
             Curve("vanilla", [1000.0, 4000.0, float(layers)], [3, 2, 1.5], "printed"),
         ),
@@ -177,7 +171,7 @@ def fig2_right(run: Run, layers: int, chains: int, norm: str = "batch") -> Itera
 @PAPER.claim(
     "fig3b", "Batch norm opens a nearly collinear batch: its small eigenvalues grow to order one within 20 layers.",
     where="Fig. 3b", covers="R6 Fig.3b", quick={"chains": 20}, full={"chains": 200}, control={"norm": "none"},
-    because="without batch norm the batch stays collinear", seconds=(2, 20),
+    because="without batch norm the batch stays collinear", seconds=(2, 21),
     axes=Axes("layer", "eigenvalue of M", y_log=True),
 )  # fmt: skip
 def fig3b(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from normscope import datasets
 from normscope.claims._chains import entropy
+from normscope.claims._curves import with_range
 from normscope.claims._tables import mean_and_error
-from normscope.claims.claim import Axes, Curve, Evidence, Run
+from normscope.claims.claim import Axes, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most, near
 from normscope.metrics import measure
@@ -61,7 +62,7 @@ def gradient_exact(run: Run, samples: int, rank: int = 1) -> Iterable[Reading]:
     "gradient-collinearity", "In a deep vanilla ReLU net the samples' gradients of an output neuron are collinear; with "
     "batch norm they are not.", where="directional gradient vanishing", covers="R13", quick={"depths": (2, 8, 32, 128), "nets": 5},
     full={"depths": (2, 8, 32, 128, 512, 1000), "nets": 10}, control={"norm": "batch"},
-    because="with batch norm they are not collinear at any depth", seconds=(4.7, 60), axes=Axes("depth", "mean |cos|", x_log=True),
+    because="with batch norm they are not collinear at any depth", seconds=(4.7, 62), axes=Axes("depth", "mean |cos|", x_log=True),
 )  # fmt: skip
 def gradient_collinearity(run: Run, depths: Sequence[int], nets: int, norm: str = "none") -> Evidence:
     """He-initialised ReLU nets of width 128 on 64 images (MNIST, or digits), ten classes, cross-entropy."""
@@ -89,17 +90,7 @@ def gradient_collinearity(run: Run, depths: Sequence[int], nets: int, norm: str 
             at_least("vanilla, 128 layers, mean over nets", end, 0.99, stderr=error, reason="0.9992 on MNIST"),
             at_most("batch norm, largest mean over nets", worst, 0.40, reason="0.32 to 0.33 on MNIST"),
         ),
-        tuple(
-            Curve(
-                arm,
-                list(depths),
-                [float(np.mean(r)) for r in rows],
-                "ours",
-                [min(r) for r in rows],
-                [max(r) for r in rows],
-            )
-            for arm, rows in found.items()
-        ),
+        tuple(with_range(arm, depths, rows) for arm, rows in found.items()),
     )
 
 

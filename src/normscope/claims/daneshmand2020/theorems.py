@@ -24,7 +24,7 @@ TAUS = np.linspace(0, 0.95, 20)
     "lemma1", "rank >= r, and behind batch norm rank_tau >= (1 - tau)^2 r, for every batch.", where="Lemma 1",
     covers="R1 L1", quick={"cases": 20000, "measured": 300}, full={"cases": 10**6, "measured": 5000},
     control={"relative_to": "largest"},
-    because="counted against the largest eigenvalue instead of their mean the bound is false", seconds=(0.6, 150),
+    because="counted against the largest eigenvalue instead of their mean the bound is false", seconds=(0.6, 22),
 )  # fmt: skip
 def lemma1(run: Run, cases: int, measured: int, relative_to: str = "mean") -> Iterable[Reading]:
     """Deterministic: random batches of every shape, some of them very skewed, rows scaled as batch norm does, 20 taus.
@@ -115,7 +115,7 @@ def collapse(
     "drift", "One layer BN(H + gamma W H) moves the squared norm of M by gamma^2 (2d^2 - 2F - 8 tr M^3 + 8 sum s_i^2).",
     where="why the square root of d; derived", covers="R7 drift", quick={"draws": 160000, "widths": (3, 6, 12)},
     full={"draws": 1000000, "widths": (3, 6, 12, 24)}, control={"normalize": False},
-    because="without dividing by the rows' norms the drift is another one", seconds=(2.1, 60),
+    because="without dividing by the rows' norms the drift is another one", seconds=(2.1, 118),
 )  # fmt: skip
 def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -> Iterable[Reading]:
     """Derived by us, to see where the square root of d in Theorem 2 comes from: antithetic explicit draws of W against it.

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normscope.claims._curves import with_range
+from normscope.claims._tables import mean_and_error
 from normscope.claims._training import load, train
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
@@ -20,24 +22,24 @@ from normscope.claims.reading import at_least, at_most
 @PAPER.claim(
     "conv-init", "For convolutions the same initialization is slower when shallow and faster when deep.", where="Fig. 7, Table 3",
     covers="C27 Fig.7 Tab.3",
-    quick={"depths": (24,), "channels": 12, "images": 500, "epochs": 6, "batch": 25, "nets": 2, "lr": 0.02, "scale": "rms"},
-    full={"depths": (20, 80), "channels": 256, "images": 50000, "epochs": 20, "batch": 30, "nets": 4, "lr": 0.001,
-          "scale": "paper"},
-    control={"fade": 0.5**0.5}, because="the same weights, scaled down so that the signal fades with depth, train no better",
-    seconds=(8, 60000),
+    quick={"depths": (3, 12), "channels": 12, "images": 1000, "epochs": 8, "batch": 25, "nets": 2, "lr": 0.05},
+    full={"depths": (20, 80), "channels": 256, "images": 50000, "epochs": 20, "batch": 30, "nets": 4, "lr": 0.001},
+    control={"fade": 0.5**0.5},
+    because="the same weights, scaled down so that the signal fades with depth, train no better", seconds=(17, 60000),
     axes=Axes("number of convolutions", "training loss"), needs="a GPU, about 6 h",
 )  # fmt: skip
 def conv_init(
     run: Run, depths: Sequence[int], channels: int, images: int, epochs: int, batch: int, nets: int, lr: float,
-    scale: str, fade: float = 1.0,
+    fade: float = 1.0,
 ) -> Evidence:  # fmt: skip
     """Plain 3x3 ConvNets without norm, Xavier gain sqrt(2), loss of the last epoch, orthogonalized against Xavier.
 
     The paper's nets (Table 3) have AlexNet's head and 20 or 80 convolutions; ours are its convolutional stack with a pooled
     linear readout. Only the sign is judged, as for the paper at epoch 20: 0.92 against 1.17 at 20 convolutions (Xavier
-    better), about 1.91 against 1.30 at 80. The quick size has the deep half only, and starts
-    every layer at root mean square 1: at the paper's Frobenius norm 1 logits of 0.006 take longer than it has to grow. A
-    random basis trains there too, unlike in the deep MLP: what helps is that the signal does not fade.
+    better), about 1.91 against 1.30 at 80. Shallow nets are slowed by the paper's Frobenius norm 1, which starts them at logits
+    of 0.01; what helps deep ones is that the signal does not fade (a random basis trains too, unlike in the deep MLP). For
+    the quick size the specification has no number: 3 and 12 narrow convolutions on a thousand images. On digits both halves
+    show; CIFAR-10 is not learned by deep nets in that time, and the claim may say undecided there.
     """
     data = load(run, "cifar10", images, flatten=False, signed=True)
     losses: dict[str, list[list[float]]] = {"Xavier": [], "orthogonalized": []}
@@ -46,25 +48,26 @@ def conv_init(
             mine = []
             for net in range(nets):
                 model = _convnet(run, data.inputs.shape[1], depth, channels, net)
-                model = prepared(model, kind, data.inputs[:256], scale)
+                model = prepared(model, kind, data.inputs[:256])
                 if kind == "orthogonal":
                     _shrink(model, fade)
                 mine.append(train(run, model, data, epochs=epochs, lr=lr, batch=batch).last)
             losses[name].append(mine)
     plain, ours = (np.array(v) for v in losses.values())
-    readings = []
-    if len(depths) > 1:
-        readings.append(at_least(f"orthogonalized minus Xavier, {depths[0]} convolutions", float(ours[0].mean() - plain[0].mean()),
-                                 0, printed=0.25, reason="slower when shallow"))  # fmt: skip
-    readings.append(at_most(f"orthogonalized minus Xavier, {depths[-1]} convolutions", float((ours[-1] - plain[-1]).max()),
-                            -0.1, printed=-0.6, reason="faster when deep, in every run"))  # fmt: skip
+    (slower, slower_error), (faster, faster_error) = (mean_and_error(ours[i] - plain[i]) for i in (0, -1))
+    readings = (
+        at_least(f"orthogonalized minus Xavier, {depths[0]} convolutions", slower, 0.02, stderr=slower_error, printed=0.25,
+                 reason="slower when shallow: the sign, clear of rounding"),
+        at_most(f"orthogonalized minus Xavier, {depths[-1]} convolutions", faster, -0.02, stderr=faster_error, printed=-0.6,
+                reason="faster when deep: the sign, clear of rounding"),
+    )  # fmt: skip
     x = list(depths)
     printed = [("Xavier", [0.92, 1.91]), ("orthogonalized", [1.17, 1.30])]
     return Evidence(
-        tuple(readings),
+        readings,
         (
-            *(Curve(n, x, v.mean(1).tolist(), "ours", v.min(1).tolist(), v.max(1).tolist())
-              for n, v in (("Xavier", plain), ("orthogonalized", ours))),
+            with_range("Xavier", x, plain),
+            with_range("orthogonalized", x, ours),
             *(Curve(name, [20, 80], y, "printed") for name, y in printed),
         ),
     )  # fmt: skip

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from normscope import datasets
-from normscope.claims._chains import gaussian, normal_weights, side_by_side, simulated
+from normscope.claims._chains import gap_of, gaussian, normal_weights, side_by_side, simulated
+from normscope.claims._curves import with_band
 from normscope.claims._tables import Array, mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
-from normscope.claims.daneshmand2021.figures import GAP, with_band
+from normscope.claims.daneshmand2021.figures import GAP
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_most, near
 from normscope.nn import BatchNorm, build
@@ -45,13 +46,26 @@ def _gaps(model: nn.Module, x: torch.Tensor) -> list[float]:
     return list(found.series("orthogonality_gap").values())
 
 
+def arc_cosine_gap(x: Array, depth: int) -> float:
+    """V behind ``depth`` blocks ReLU, linear of infinite width, He-scaled, from the samples x (n, features)."""
+    gram = np.maximum(x, 0) @ np.maximum(x, 0).T
+    for _ in range(depth - 1):
+        norms = np.sqrt(np.diag(gram))
+        rho = np.clip(gram / np.outer(norms, norms), -1, 1)
+        gram = np.outer(norms, norms) * (np.sqrt(1 - rho**2) + rho * (math.pi - np.arccos(rho))) / math.pi
+    return float(gap_of(gram / np.trace(gram)))
+
+
 @PAPER.claim(
     "fig5a", "In a ReLU MLP of width 100 the gap falls with batch norm to about 0.19 and rises to 0.93 without.",
-    where="Fig. 5a", covers="C20 Fig.5a", quick={"nets": 24}, full={"nets": 200}, control={"norm": False},
-    because="without batch norm the gap rises", seconds=(2.4, 60), axes=Axes("layer", "gap V"),
+    where="Fig. 5a", covers="C20 Fig.5a", quick={"nets": 24}, full={"nets": 180}, control={"norm": False},
+    because="without batch norm the gap rises", seconds=(2.4, 21), axes=Axes("layer", "gap V"),
 )  # fmt: skip
 def fig5a(run: Run, nets: int, norm: bool = True) -> Evidence:
     """Batches of 8 through blocks ReLU, linear (no bias, Xavier), torch's batch norm; V at the input of each block.
+
+    On CIFAR-10 the printed .93 +- .03 is asked of the vanilla nets. On other images the arc-cosine map of infinite width, from
+    the batches themselves, says what to expect (.913 on digits; .915 on CIFAR-10), to the .02 that width 100 is allowed.
 
     Each net has weights and a batch of its own (the paper: one net, 50 batches). The plateau is a property of the
     weights, not of the data; much of it is the floor sqrt(1/7 - 1/8) = 0.134 that recentring imposes. Without
@@ -70,7 +84,8 @@ def fig5a(run: Run, nets: int, norm: bool = True) -> Evidence:
     bn, plain = (np.array(arms[arm]).T for arm in arms)
     mean, error = mean_and_error(bn[15:].mean(0))
     end, end_error = mean_and_error(plain[30])
-    expected = 0.93 if name == "cifar10" else 0.914  # the arc-cosine map of vanilla-relu
+    wide = float(np.mean([arc_cosine_gap(batch.double().numpy(), 30) for batch in data.split(8)]))
+    expected, reach, why = (0.93, 0.03, "printed") if name == "cifar10" else (wide, 0.02, "the map of infinite width")
     x = list(range(1, 32))
     return Evidence(
         (
@@ -87,10 +102,10 @@ def fig5a(run: Run, nets: int, norm: bool = True) -> Evidence:
                 "vanilla, layer 30",
                 end,
                 expected,
-                0.03,
+                reach,
                 stderr=end_error,
                 printed=0.93,
-                reason="printed; .914 in law on other images",
+                reason=why,
             ),
         ),
         (
@@ -157,7 +172,7 @@ def _plateau(run: Run, activation: str, recenter: bool, width: int, chains: int,
 @PAPER.claim(
     "fig5-plateaus", "Where the gap settles depends on activation and recentring: only odd activations go as low as linear.",
     where="Fig. 5, section 4", covers="Fig.5-plateaus", quick={"chains": 20}, full={"chains": 300}, control={"swap": True},
-    because="with the two kinds of batch norm exchanged the values do not match", seconds=(3.5, 60),
+    because="with the two kinds of batch norm exchanged the values do not match", seconds=(3.5, 53),
 )  # fmt: skip
 def fig5_plateaus(run: Run, chains: int, swap: bool = False) -> Iterable[Reading]:
     """n = 8, width 100: V of the normalised pre-activations, explicit weights, the library's norms and activations."""

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from normscope.claims._chains import linear, near_rank_one, padded, simulated
-from normscope.claims._tables import Array, mean_and_error, series, slope_and_error
+from normscope.claims._curves import with_band
+from normscope.claims._tables import mean_and_error, series, slope_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, near
@@ -16,18 +17,11 @@ from normscope.claims.reading import Reading, near
 GAP = ["orthogonality_gap"]
 
 
-def with_band(name: str, x: Sequence[float], values: Array, role: str = "ours", panel: str = "") -> Curve:
-    """Mean over the second axis with 95 % confidence."""
-    mean = values.mean(1)
-    reach = 1.96 * values.std(1, ddof=1) / math.sqrt(values.shape[1])
-    return Curve(name, list(x), mean.tolist(), role, (mean - reach).tolist(), (mean + reach).tolist(), panel)
-
-
 @PAPER.claim(
     "fig1", "Two nearly parallel inputs become nearly orthogonal with batch norm; two orthogonal ones parallel without.",
     where="Fig. 1", covers="C3 Fig.1", quick={"chains": 100, "vanilla_chains": 2000},
     full={"chains": 1000, "vanilla_chains": 20000}, control={"norm": "none"},
-    because="without batch norm nearly parallel samples stay parallel", seconds=(1.2, 15),
+    because="without batch norm nearly parallel samples stay parallel", seconds=(1.2, 11),
     axes=Axes("layer", "mean |cosine|"),
 )  # fmt: skip
 def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale") -> Evidence:
@@ -104,7 +98,7 @@ def vanilla_law(run: Run, chains: int, norm: str = "none") -> Iterable[Reading]:
 @PAPER.claim(
     "fig2a", "log V falls over the first layers and then wiggles around a constant that is lower for wider nets.",
     where="Fig. 2a", covers="C5 C6 Fig.2a", quick={"chains": 100}, full={"chains": 1000}, control={"norm": "none"},
-    because="without batch norm the near rank-one start stays what it is", seconds=(0.4, 15),
+    because="without batch norm the near rank-one start stays what it is", seconds=(0.4, 3.2),
     axes=Axes("layer", "log V"),
 )  # fmt: skip
 def fig2a(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:

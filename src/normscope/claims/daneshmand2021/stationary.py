@@ -50,7 +50,7 @@ def stationary_gap(run: Run, cases: Sequence[tuple[int, int, int]], weights: str
 @PAPER.claim(
     "mean-gram", "The mean Gram of the settled chain is I/n exactly.", where="derived; section 3", covers="C10",
     quick={"chains": 500, "layers": 200}, full={"chains": 1000, "layers": 400}, control={"activation": "relu"},
-    because="behind a ReLU the settled mean Gram is not isotropic", seconds=(1.5, 40),
+    because="behind a ReLU the settled mean Gram is not isotropic", seconds=(1.5, 3.7),
 )  # fmt: skip
 def mean_gram(run: Run, chains: int, layers: int, activation: str = "identity") -> Iterable[Reading]:
     """Batch norm with linear layers orthogonalizes in the mean at any width: n = 4, d = 64, entry by entry."""
@@ -97,7 +97,7 @@ def rank_kept(
 @PAPER.claim(
     "centred", "Linear batch norm with recentring on n samples is that without on n - 1, plus a floor.",
     where="derived; section 1", covers="C23", quick={"chains": 40}, full={"chains": 400}, control={"fewer": 0},
-    because="with the same number of samples on both sides the laws differ", seconds=(2, 20),
+    because="with the same number of samples on both sides the laws differ", seconds=(2, 5.0),
 )  # fmt: skip
 def centred(run: Run, chains: int, fewer: int = 1) -> Iterable[Reading]:
     """Recentring projects onto the complement of the all-ones vector: E V_n^2 = E V_{n-1}^2 + 1/(n-1) - 1/n, exactly.

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from normscope.claims._chains import entropy
+from normscope.claims._curves import with_range
 from normscope.claims._tables import mean_and_error
 from normscope.claims._training import load, train
-from normscope.claims.claim import Axes, Curve, Evidence, Run
+from normscope.claims.claim import Axes, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most
 from normscope.metrics import measure
@@ -51,23 +52,25 @@ def prepared(model: nn.Module, how: str, x: Tensor, scale: str = "paper") -> nn.
     "fig3a", "Without batch norm both the initial gap and the training loss rise with depth.", where="Fig. 3a",
     covers="Fig.3a C25", quick={"depths": (5, 60), "width": 100, "images": 1440, "epochs": 6, "batch": 50, "nets": 2},
     full=FULL, control={"how": "orthogonal"}, because="orthogonalized layers leave a small gap at every depth",
-    seconds=(7, 20000), axes=Axes("depth", "initial gap V; training loss"), needs="a GPU, about 1 h",
+    seconds=(9, 20000), axes=Axes("depth", ""), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig3a(
     run: Run, depths: Sequence[int], width: int, images: int, epochs: int, batch: int, nets: int, how: str = "xavier"
 ) -> Evidence:
-    """ReLU MLPs, Xavier, SGD 0.01, CIFAR-10 in [-1, 1] (or digits); V of the last hidden layer on 50 fresh samples.
+    """ReLU MLPs, Xavier, SGD 0.01, CIFAR-10 in [-1, 1] (or digits); V of the last hidden layer on 50 fresh samples, of four
+    times as many nets as are trained.
 
     The paper's own values are not published. Its text calls the depths widths; the gap its code computes is another one
     than V (singular values instead of their squares, of the ten outputs), with the same rise.
     """
     data = load(run, "cifar10", images, signed=True)
-    gaps, losses = np.zeros((len(depths), nets)), np.zeros((len(depths), nets))
+    gaps, losses = np.zeros((len(depths), 4 * nets)), np.zeros((len(depths), nets))
     for i, depth in enumerate(depths):
-        for net in range(nets):
+        for net in range(4 * nets):
             model = prepared(mlp(run, data.inputs.shape[1], depth, width, net), how, data.inputs[: 3 * width])
             gaps[i, net] = hidden_gap(model.cpu(), data.inputs[-50:].cpu())
-            losses[i, net] = train(run, model, data, epochs=epochs, lr=0.01, batch=batch).last
+            if net < nets:
+                losses[i, net] = train(run, model, data, epochs=epochs, lr=0.01, batch=batch).last
     rise, rise_error = mean_and_error(gaps[-1] - gaps[0])
     worse, worse_error = mean_and_error(losses[-1] - losses[0])
     deepest, error = mean_and_error(gaps[-1])
@@ -87,26 +90,18 @@ def fig3a(
             ),
         ),
         (
-            Curve("initial gap", x, gaps.mean(1).tolist(), "ours", gaps.min(1).tolist(), gaps.max(1).tolist(), "gap"),
-            Curve(
-                "training loss",
-                x,
-                losses.mean(1).tolist(),
-                "ours",
-                losses.min(1).tolist(),
-                losses.max(1).tolist(),
-                "loss",
-            ),
+            with_range("initial gap", x, gaps, "initial gap V"),
+            with_range("training loss", x, losses, "training loss"),
         ),
     )
 
 
 @PAPER.claim(
     "fig3b", "Over training the gap of the outputs and the loss fall together.", where="Fig. 3b", covers="Fig.3b",
-    quick={"depth": 20, "width": 100, "images": 1440, "epochs": 12, "batch": 50, "nets": 3, "lr": 0.01},
+    quick={"depth": 20, "width": 100, "images": 8000, "epochs": 12, "batch": 50, "nets": 3, "lr": 0.01},
     full={"depth": 20, "width": 1000, "images": 50000, "epochs": 50, "batch": 500, "nets": 5, "lr": 0.01},
     control={"lr": 1e-7}, because="a net that does not learn keeps its gap", seconds=(6, 10000),
-    axes=Axes("epoch", "gap V of the outputs; training loss"), needs="a GPU, about 1 h",
+    axes=Axes("epoch", ""), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int, nets: int, lr: float) -> Evidence:
     """20 layers; V of the ten outputs on 500 training samples after every epoch (floor .313 or so: rank ten of many).
@@ -138,9 +133,8 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
             at_least("correlation of gap and loss over epochs", together, 0.5, stderr=spread, reason="together"),
         ),
         (
-            Curve("gap", list(range(epochs + 1)), v.mean(0).tolist(), "ours", v.min(0).tolist(), v.max(0).tolist(), "gap"),
-            Curve("loss", list(range(1, epochs + 1)), loss.mean(0).tolist(), "ours", loss.min(0).tolist(), loss.max(0).tolist(),
-                  "loss"),
+            with_range("gap", range(epochs + 1), v.T, "gap V of the outputs"),
+            with_range("loss", range(1, epochs + 1), loss.T, "training loss"),
         ),
     )  # fmt: skip
 
@@ -164,7 +158,8 @@ def fig4(
     """Equation 6 (power 1/2, sliced V', Frobenius norm 1) from 3 width samples, against Xavier; loss of the last epoch.
 
     Another group could not reproduce this beyond depth 45, with a slice that does not decorrelate. It reproduces here,
-    but so it does with plain identity layers (see fig4-controls): orthogonality is not what makes the difference.
+    but so it does with plain identity layers (see fig4-controls): orthogonality is not what makes the difference. On
+    CIFAR-10, the specification asks only that its loss be below Xavier's; on digits we ask for three quarters.
     """
     data = load(run, "cifar10", images, signed=True)
     arms = {"Xavier": "xavier", "orthogonalized": how}
@@ -176,8 +171,9 @@ def fig4(
                 losses[name][i, net] = train(run, model, data, epochs=epochs, lr=0.01, batch=batch).last
     plain, ours = losses["Xavier"], losses["orthogonalized"]
     small = data.name == "digits"
-    readings = [at_most(f"orthogonalized over Xavier, depth {depths[-1]}", float(ours[-1].max() / plain[-1].min()), 0.75,
-                        reason="chosen by us; criterion: below")]  # fmt: skip
+    bound, why = (0.75, "chosen by us") if small else (1.0, "the specification's criterion: below")
+    ratio = float(ours[-1].max() / plain[-1].min())
+    readings = [at_most(f"orthogonalized over Xavier, depth {depths[-1]}", ratio, bound, reason=why)]
     rises = float(ours[-1].mean() - ours[0].mean()), float(plain[-1].mean() - plain[0].mean())
     readings.append(
         at_most("its rise with depth over Xavier's", rises[0] / rises[1], 0.5, reason="half of Xavier's rise")
@@ -189,10 +185,7 @@ def fig4(
     x = list(depths)
     return Evidence(
         tuple(readings),
-        tuple(
-            Curve(name, x, v.mean(1).tolist(), "ours", v.min(1).tolist(), v.max(1).tolist())
-            for name, v in losses.items()
-        ),
+        tuple(with_range(name, x, v) for name, v in losses.items()),
     )
 
 
@@ -215,7 +208,8 @@ def fig4_controls(
 ) -> Iterable[Reading]:
     """Two initializations of depth 75 that the paper does not have, trained as in Fig. 4.
 
-    Whitening into a random basis multiplies gradients at every layer; the slice of the data's own V makes neuron j answer to
+    "Train" is our word: a loss below 0.6 on digits, below 2 on CIFAR-10 (the specification has .19 after an epoch on data of its
+    own). Whitening into a random basis multiplies gradients at every layer; the slice of the data's own V makes neuron j answer to
     sample j, so that deep layers become multiples of the identity (see slice-is-identity).
     """
     data = load(run, "cifar10", images, signed=True)

@@ -11,7 +11,7 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import nn
 
-from normscope.claims._tables import mean_and_error, slope_and_error
+from normscope.claims._tables import mean_and_error, ratio_and_error, slope_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.karakida2019._paper import (
     PAPER,
@@ -20,9 +20,9 @@ from normscope.claims.karakida2019._paper import (
     Kind,
     batch,
     behind,
-    eigenvalues,
     grams,
     in_place,
+    largest,
     net,
     plain,
     theory,
@@ -37,26 +37,29 @@ from normscope.nn import BatchNorm
 @PAPER.claim(
     "last-batch-norm", "Batch norm in the last layer alleviates the sharpness as mean subtraction does.",
     where="abstract; Theorem 3 (constants ours)", covers="7.8 T3.order", quick={"widths": (100, 200, 400), "nets": 60},
-    full={"widths": (100, 200, 400, 1000, 2000), "nets": 60}, control={"last": "none", "nets": 8},
-    because="without it lambda_max grows as the width", seconds=(9.5, 400), axes=Axes("width M", "lambda_max", True, True),
+    full={"widths": (100, 200, 400, 1000, 2000), "nets": 100}, control={"last": "none", "nets": 8},
+    because="without it lambda_max grows as the width", seconds=(15, 1500), axes=Axes("width M", "lambda_max", True, True),
 )  # fmt: skip
 def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "batch") -> Evidence:
-    """ReLU nets with batch norm (whole batch, differentiated through) on two outputs, N = M: 9.25 +- .05 at M = 200 in 480
-    nets of ours, half of them without any code of the library; the specification has 8.6 in eight nets of s.d. .9. We
-    keep its tolerance round our mean. Each net is above (kappa_1-kappa_2)/(q_1-q_2) = 2.29, and the mean is flat. It is
-    taken off the Gram of the plain net; one net with the norm in place, in training mode, must agree.
+    """ReLU nets with batch norm (whole batch, differentiated through) on two outputs, N = M: 8.6 at M = 200 in the
+    specification, to three standard errors of its eight nets of s.d. .9. In 1900 nets of ours, some of them without any
+    code of the library, it is 9.32 +- .03, near the edge of that band; so M = 200 has eight times the nets. Each net is
+    above (kappa_1-kappa_2)/(q_1-q_2) = 2.29, and the mean is flat. It is taken off the Gram of the plain net; one net with
+    the norm in place, in training mode, must agree.
     """
     own = theory(RELU)
     lower = (own.k1 - own.k2) / (own.q1 - own.q2)
     means, least = {}, math.inf
     for m in widths:
-        found = [float(eigenvalues(behind(g, f, last))[0]) for g, f in grams(run, RELU, (m, m, m, 2), m, nets)]
+        many = grams(run, RELU, (m, m, m, 2), m, 8 * nets if m == 200 else nets)
+        found = [largest(behind(g, f, last)) for g, f in many]
         means[m], least = mean_and_error(found), min(least, *found)
-    (a, ea), (b, eb) = means[100], means[widths[-1]]
+    growth, error = ratio_and_error(means[widths[-1]], means[100])
     readings = (
-        near("lambda_max, M = 200", means[200][0], 9.25, 0.9, stderr=means[200][1], reason="mean of 480 nets; 8.6 +- .9 in eight"),
+        near("lambda_max, M = 200", means[200][0], 8.6, 0.96, stderr=means[200][1],
+             reason="three standard errors of the specification's mean, .9 over the root of eight nets"),
         at_least("least net over the lower bound", least / lower, 1.0, reason="a bound"),
-        between(f"ratio M = {widths[-1]} to 100", b / a, 0.75, 1.1, stderr=b / a * math.hypot(ea / a, eb / b),
+        between(f"ratio M = {widths[-1]} to 100", growth, 0.75, 1.1, stderr=error,
                 reason="as for mean subtraction; 9.7, 8.6, 8.9 in the specification"),
         near("norm in place over projected", in_place(run, replace(RELU, last=last), 100, 2), 1.0, 1e-3,
              reason="eps = 1e-5"),
@@ -119,7 +122,7 @@ def hidden_norms_tanh(run: Run, widths: Sequence[int], nets: int, kind: Kind = T
 @PAPER.claim(
     "hidden-early-norm", "Batch norm at an earlier layer leaves the outliers of the layers behind it.",
     where="hidden-layer theorem", covers="T4.partial", quick={"width": 200, "nets": 60}, full={"width": 400, "nets": 60},
-    control={"at": 2, "nets": 3}, because="behind the last hidden layer only the readout is left", seconds=(2, 40),
+    control={"at": 2, "nets": 3}, because="behind the last hidden layer only the readout is left", seconds=(2, 5.5),
 )  # fmt: skip
 def hidden_early_norm(run: Run, width: int, nets: int, at: int = 1) -> Iterator[Reading]:
     """ReLU (2, .1), three weight layers, batch norm before the first activation only: sum over the later layers of
@@ -145,7 +148,7 @@ def hidden_early_norm(run: Run, width: int, nets: int, at: int = 1) -> Iterator[
     where="layer-norm theorem (constants ours)", covers="7.12 T5", quick={"width": 400, "samples": 100, "outputs": 10, "nets": 24},
     full={"width": 1000, "samples": 100, "outputs": 10, "nets": 40},
     control={"center": "batch_recenter", "layer": "batch", "hidden": "batch", "nets": 2},
-    because="batch statistics in the place of the sample's do help", seconds=(3.7, 60),
+    because="batch statistics in the place of the sample's do help", seconds=(3.7, 22),
 )  # fmt: skip
 def layer_norm(
     run: Run, width: int, samples: int, outputs: int, nets: int, center: str = "layer_recenter", layer: str = "layer",
@@ -172,12 +175,14 @@ def layer_norm(
         last_gap.append(float(whole[outputs - 2] / whole[outputs - 1]))
     mean, error = mean_and_error(only)
     yield near("mean only, largest over plain", mean, 1.0, 0.02, stderr=error, reason="the specification's tolerance")
-    yield at_least("mean only, outlier C-1 over the next", min(gap), 3, reason="C-1 outliers")
+    mean, error = mean_and_error(gap)
+    yield at_least("mean only, outlier C-1 over the next", mean, 3, stderr=error, reason="C-1 outliers")
     mean, error = mean_and_error(full)
     yield near(
         "full norm, largest over the formula", mean, 1.0, 0.12, stderr=error, reason="the specification's tolerance"
     )
-    yield at_least("full norm, outlier C-1 over the next", min(last_gap), 2, reason="85 against 20.5")
+    mean, error = mean_and_error(last_gap)
+    yield at_least("full norm, outlier C-1 over the next", mean, 2, stderr=error, reason="85 against 20.5")
     value, error = mean_and_error(tops(run, Kind(sb2=0.1, hidden=hidden), width, samples, 2, nets))
     own = theory(Kind(sb2=0.1, hidden="layer")).top(width, samples)
     yield near("hidden layers", value / own, 1.0, 0.07, stderr=error / own, reason="the specification's tolerance")
@@ -248,21 +253,19 @@ def frozen_statistics(
     """
     ratios = []
     for kernel, f in grams(run, RELU, (width, width, width, outputs), samples, nets):
-        ratios.append(float(eigenvalues(behind(kernel, f, frozen))[0] / eigenvalues(behind(kernel, f, "batch"))[0]))
+        ratios.append(largest(behind(kernel, f, frozen)) / largest(behind(kernel, f, "batch")))
     mean, error = mean_and_error(ratios)
     yield at_least("frozen over training", mean, 20, stderr=error, reason="the specification's bound")
     kernel, f = next(grams(run, RELU, (100, 100, 100, outputs), 100, 1))
     model, x = net(RELU, 100, outputs, run.generator(100)), batch(run, 100, 100, 500_100)
-    library = spectrum(last_layer(model, x, "batch_frozen"), tol=1e-4, method="lanczos").largest
-    yield near(
-        "the library's what-if over ours", library / float(eigenvalues(behind(kernel, f, "frozen"))[0]), 1.0, 1e-3
-    )
+    whatif = spectrum(last_layer(model, x, "batch_frozen"), tol=1e-4, method="lanczos").largest
+    yield near("the library's what-if over ours", whatif / largest(behind(kernel, f, "frozen")), 1.0, 1e-3)
 
 
 @PAPER.claim(
     "replicas", "Replicas with their own statistics: mean subtraction never sharper, batch norm sharper when they are small.",
     where="section 6 (ours)", covers="7.21", quick={"width": 100, "samples": 100}, full={"width": 200, "samples": 200},
-    control={"swap": True}, because="the whole batch is the sharper one under mean subtraction", seconds=(1.7, 10),
+    control={"swap": True}, because="the whole batch is the sharper one under mean subtraction", seconds=(1.7, 38),
 )  # fmt: skip
 def replicas(run: Run, width: int, samples: int, swap: bool = False) -> Iterator[Reading]:
     """Lists of batches with their own statistics stand for replicas. Mean subtraction: at most the whole batch's lambda_max,

@@ -4,7 +4,7 @@ Of the paper only abstract and introduction could be read, so no claim here is "
 for recentring, rescaling and the non-linearity taken apart.
 """
 
-from normscope.claims.nachum2024 import detector, exact, maps, rescaling, simulations, stability, table
+from normscope.claims.nachum2024 import detector, exact, maps, odd_sample, rescaling, simulations, stability, table
 from normscope.claims.nachum2024._paper import PAPER
 
-__all__ = ["PAPER", "detector", "exact", "maps", "rescaling", "simulations", "stability", "table"]
+__all__ = ["PAPER", "detector", "exact", "maps", "odd_sample", "rescaling", "simulations", "stability", "table"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from normscope.claims._tables import Array
-from normscope.claims.claim import PAPERS, Paper, Run
+from normscope.claims.claim import PAPERS, Paper
 from normscope.nn import build
 from normscope.spec import Spec
 from normscope.theory import predicted_grams
@@ -84,11 +84,6 @@ def cosines(gram: Array) -> Array:
 def activation_of(slope: float) -> str:
     """Name of the leaky activation of this slope."""
     return {0.0: "relu", 1.0: "identity", -1.0: "abs"}.get(slope, f"leaky_relu({slope})")
-
-
-def normals(run: Run, *shape: int, stream: int = 0) -> Array:
-    """Standard normals of a stream of the run."""
-    return torch.randn(*shape, generator=run.generator(stream), dtype=torch.float64).numpy()
 
 
 def representations(spec: Spec, x: Array, generator: torch.Generator) -> Iterator[Array]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from normscope.claims._chains import gaussian
 from normscope.claims.claim import Run
-from normscope.claims.nachum2024._paper import PAPER, normals, representations
+from normscope.claims.nachum2024._paper import PAPER, representations
 from normscope.claims.reading import Reading, at_least, at_most, near
 from normscope.configuration import configuration
 from normscope.spec import Spec
@@ -22,7 +23,7 @@ from normscope.spec import Spec
 def detector_planted(run: Run, noise: float) -> Iterator[Reading]:
     """Batches of the shapes of our table with 2 % noise: the label, the index of the odd sample, the number of clusters."""
     n, d = 16, 400
-    blank = noise * normals(run, n, d) / np.sqrt(d)
+    blank = noise * gaussian(run, n, d) / np.sqrt(d)
     states = {name: blank.copy() for name in ("odd", "ray", "line", "clusters", "equiangular")}
     states["odd"][3, 0] += n - 1
     states["odd"][np.arange(n) != 3, 1] += 1
@@ -43,7 +44,7 @@ def detector_planted(run: Run, noise: float) -> Iterator[Reading]:
 @PAPER.claim(
     "detector-false-alarms", "Gaussian batches, two equal clusters and normalised nets are never called odd.",
     where="our section 5, calibration", covers="S5.false", quick={"batches": 60}, full={"batches": 2000},
-    control={"planted": True}, because="batches with an odd point are called odd", seconds=(1, 30),
+    control={"planted": True}, because="batches with an odd point are called odd", seconds=(1, 9.0),
 )  # fmt: skip
 def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iterator[Reading]:
     """Share called odd among Gaussian batches of 4 to 64 samples in 10 and 1000 dimensions, with and without a common mean,
@@ -52,7 +53,7 @@ def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iter
     alarms = 0
     for r in range(batches):
         n, d = (4, 6, 8, 16, 32, 64)[r % 6], (10, 1000)[r % 2]
-        x = normals(run, n, d, stream=r)
+        x = gaussian(run, n, d, stream=r)
         if r % 3 == 1:
             x += 3
         if r % 3 == 2:
@@ -67,20 +68,21 @@ def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iter
 
 @PAPER.claim(
     "detector-on-nets", "On random nets the detector says odd, ray, equal angles as the switches ask.",
-    where="our section 5, label run", covers="S5.nets", quick={"n": 16, "d": 100, "layers": 250, "nets": 6},
-    full={"n": 16, "d": 300, "layers": 400, "nets": 6}, control={"swap": True, "nets": 2},
-    because="with the switches exchanged so are the labels", seconds=(6.5, 30),
+    where="our section 5, label run", covers="S5.nets", quick={"n": 16, "d": 200, "layers": 250, "nets": 8},
+    full={"n": 16, "d": 300, "layers": 400, "nets": 30}, control={"swap": True, "nets": 2},
+    because="with the switches exchanged so are the labels", seconds=(12, 100),
 )  # fmt: skip
 def detector_on_nets(run: Run, n: int, d: int, layers: int, nets: int, swap: bool = False) -> Iterator[Reading]:
     """Share of nets with explicit weights whose last layer gets the expected label; the specification: 29 of 30, 36 of 36,
-    48 of 48.
+    48 of 48. Where 29 of 30 are right, fewer than six of eight are once in 500 times. Equal angles settle within a hundred
+    layers. The width is 200, as at 100 noise lets a tenth of the nets with rescaling alone look heavy.
     """
     expected = {"batch_recenter": "odd", "none": "ray", "batch": "equiangular", "batch_rescale": "equiangular"}
     turned = {"batch_recenter": "batch", "none": "batch_rescale", "batch": "batch_recenter", "batch_rescale": "none"}
     for i, (norm, label) in enumerate(expected.items()):
-        hits = 0
+        hits, depth = 0, 100 if label == "equiangular" else layers
         for r in range(nets):
-            spec = Spec(depth=layers, width=d, norm=turned[norm] if swap else norm)
-            *_, h = representations(spec, normals(run, n, d, stream=r), run.generator(100 * (i + 1) + r))
+            spec = Spec(depth=depth, width=d, norm=turned[norm] if swap else norm)
+            *_, h = representations(spec, gaussian(run, n, d, stream=r), run.generator(100 * (i + 1) + r))
             hits += configuration(torch.from_numpy(h)).label == label
-        yield at_least(f"{norm} called {label}", hits / nets, 5 / 6, reason="29 of 30, 36 of 36, 48 of 48")
+        yield at_least(f"{norm} called {label}", hits / nets, 0.75, reason="29 of 30, with room for chance")

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from normscope.claims._chains import gaussian
 from normscope.claims.claim import Run
 from normscope.claims.nachum2024._paper import (
     PAPER,
     activation_of,
     centred,
     kernel,
-    normals,
     odd_state,
     representations,
     variance_ratio,
@@ -38,7 +38,7 @@ def parts(run: Run, n: int, d: int, recenter: bool = True) -> Iterator[Reading]:
     We compare the complete layer, and its two parts one after the other, with plain arithmetic on a shifted and scaled
     batch (variance with 1/n).
     """
-    x = torch.from_numpy(normals(run, n, d) * np.linspace(0.1, 9, d) + np.linspace(-5, 5, d))
+    x = torch.from_numpy(gaussian(run, n, d) * np.linspace(0.1, 9, d) + np.linspace(-5, 5, d))
     z = x.numpy() - x.numpy().mean(0)
     z = z / np.sqrt((z**2).mean(0))
     both = BatchNorm(d, recenter=recenter, affine=False, eps=0.0).double()
@@ -81,7 +81,7 @@ def odd_score(run: Run, n: int, shift: int = 0) -> Iterator[Reading]:
     """The share of the centred energy in "one sample against the mean of the others", on batches of known shape."""
     m, d = n + shift, 40
     names = ["odd_point_score", "odd_point_separation"]
-    x = torch.from_numpy(normals(run, n, d))
+    x = torch.from_numpy(gaussian(run, n, d))
     found = measure(x, names)
     yield near("random batch", found["odd_point_score"], 1 / (1 + m / found["odd_point_separation"] ** 2), 1e-10)
     planted = torch.zeros(n, d, dtype=torch.float64)
@@ -99,13 +99,13 @@ def odd_score(run: Run, n: int, shift: int = 0) -> Iterator[Reading]:
     "exact-invariance", "Recentring + ReLU keep a perfect cluster + odd point orthogonal, at any width, for any weights.",
     where="our 3.1 (reported theorem b)", covers="D1 3.1.exact S0.5b",
     quick={"n": 16, "d": 50, "layers": 5}, full={"n": 64, "d": 1000, "layers": 50}, control={"norm": "none"},
-    because="without recentring odd point and cluster share active neurons", seconds=(0.1, 10),
+    because="without recentring odd point and cluster share active neurons", seconds=(0.1, 2.7),
 )  # fmt: skip
 def exact_invariance(run: Run, n: int, d: int, layers: int, norm: str = "batch_recenter") -> Iterator[Reading]:
     """A batch of n - 1 equal samples and one other: each neuron sees the two groups on opposite sides of zero, so after
     ReLU their supports are disjoint and the cluster stays one point. Explicit weights.
     """
-    x = np.repeat(normals(run, 2, d), (1, n - 1), axis=0)
+    x = np.repeat(gaussian(run, 2, d), (1, n - 1), axis=0)
     inner = spread = 0.0
     for h in representations(Spec(depth=layers, width=d, norm=norm), x, run.generator(1)):
         size = np.linalg.norm(h, axis=1)
@@ -191,7 +191,7 @@ def leaky_angle(
     for i, a in enumerate(slopes):
         means = []
         for r in range(runs):
-            x = 0.02 * normals(run, n, d, stream=100 * i + r) / np.sqrt(d)
+            x = 0.02 * gaussian(run, n, d, stream=100 * i + r) / np.sqrt(d)
             x[0, 0] += n - 1
             x[1:, 1] += 1
             spec, kept = Spec(depth=layers, width=d, norm=norm, activation=activation_of(a)), []
@@ -211,7 +211,7 @@ def leaky_angle(
 @PAPER.claim(
     "rank-grows", "One ReLU layer takes a batch of rank 1 to rank 2 and one of rank 2 to full rank.",
     where="our 3.9 (reported theorem a)", covers="D29 3.9 S0.5a", quick={"n": 16, "d": 1000}, full={"n": 64, "d": 1000},
-    control={"activation": "identity"}, because="a linear layer cannot raise the rank", seconds=(1, 3),
+    control={"activation": "identity"}, because="a linear layer cannot raise the rank", seconds=(1, 0.4),
 )  # fmt: skip
 def rank_grows(run: Run, n: int, d: int, activation: str = "relu") -> Iterator[Reading]:
     """Numerical rank after one and two layers from generic inputs of rank r. A line splits into two half-lines and stays
@@ -220,7 +220,7 @@ def rank_grows(run: Run, n: int, d: int, activation: str = "relu") -> Iterator[R
     expected = {("none", 1): (2, 2), ("none", 2): (n, n), ("none", 3): (n, n), ("batch_recenter", 1): (2, n),
                 ("batch_recenter", 2): (n, n)}  # fmt: skip
     for (norm, r), ranks in expected.items():
-        x = torch.from_numpy(normals(run, n, r, stream=r) @ normals(run, r, 300, stream=10 + r))
+        x = torch.from_numpy(gaussian(run, n, r, stream=r) @ gaussian(run, r, 300, stream=10 + r))
         spec = Spec(depth=2, width=d, norm=norm, activation=activation)
         model = build(spec, 300, generator=run.generator(20), dtype=torch.float64)
         profile = probe(model, x, metrics=["numerical_rank"])

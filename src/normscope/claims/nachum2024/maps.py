@@ -143,7 +143,7 @@ def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "b
 @PAPER.claim(
     "threshold", "The odd state exists for n >= 7 samples only; the threshold is n* = 6.107.", where="our 3.2",
     covers="D5 3.2.threshold F3", quick={"layers": 1000}, full={"layers": 4000}, control={"norm": "none"},
-    because="without recentring the batch becomes one ray", seconds=(2.7, 4),
+    because="without recentring the batch becomes one ray", seconds=(2.7, 3.9),
     axes=Axes("t", "t of the next layer", True, True),
 )  # fmt: skip
 def threshold(run: Run, layers: int, norm: str = "batch_recenter") -> Evidence:
@@ -173,7 +173,7 @@ def threshold(run: Run, layers: int, norm: str = "batch_recenter") -> Evidence:
     "slope-independence", "The fixed points are the same for every leaky slope; only the rates change.", where="our 3.2",
     covers="D6 3.2.slopes", quick={"sizes": (8, 16), "slopes": (0.0, 0.2, 0.5)},
     full={"sizes": (8, 16), "slopes": (0.0, 0.2, 0.5, -0.5)}, control={"rescale": True},
-    because="with rescaling t* is no fixed point", seconds=(1, 1),
+    because="with rescaling t* is no fixed point", seconds=(1, 1.0),
 )  # fmt: skip
 def slope_independence(
     run: Run, sizes: Sequence[int], slopes: Sequence[float], rescale: bool = False
@@ -257,7 +257,7 @@ def separation_depth(run: Run, n: int, excesses: Sequence[float], slope: float =
 @PAPER.claim(
     "basin-edge", "One sample with a centred norm^2 about 2.3/n larger leaves the equiangular state.", where="our 3.3",
     covers="3.3.basin", quick={"sizes": (64, 128), "layers": 3000}, full={"sizes": (64, 128, 256), "layers": 6000},
-    control={"rescale": True}, because="with rescaling the symmetric state draws it back", seconds=(2.8, 2.8),
+    control={"rescale": True}, because="with rescaling the symmetric state draws it back", seconds=(2.8, 7.1),
 )  # fmt: skip
 def basin_edge(run: Run, sizes: Sequence[int], layers: int, rescale: bool = False) -> Iterator[Reading]:
     """The saddle between the two attractors sits at n(1 - t) = 2.3 to 2.45; the reduced map started on either side of it

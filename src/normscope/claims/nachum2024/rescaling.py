@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import erfcx
 from scipy.stats import ks_2samp
 
+from normscope.claims._chains import gaussian
 from normscope.claims._tables import mean_and_error, series
 from normscope.claims.claim import Run
 from normscope.claims.nachum2024._paper import (
@@ -19,7 +20,6 @@ from normscope.claims.nachum2024._paper import (
     cosines,
     follow,
     kernel,
-    normals,
     odd_state,
     representations,
     variance_ratio,
@@ -78,7 +78,7 @@ def equal_angles(run: Run, layers: int, norm: str = "batch") -> Iterator[Reading
     for chosen, activation, table in ((norm, "relu", both), ("batch_rescale", "relu", alone),
                                       ("batch_rescale", "abs", absolute)):  # fmt: skip
         for n, expected in table.items():
-            x = normals(run, n, 4 * n, stream=n)
+            x = gaussian(run, n, 4 * n, stream=n)
             spec = Spec(depth=layers if n < 16 else 2 * layers, width=8, norm=chosen, activation=activation)
             found = cosines(predicted_grams(spec, x @ x.T / (4 * n))[-1])
             yield near(f"cosine, {chosen} {activation}, n = {n}", float(found.mean()), expected, 3e-5, reason="digits")
@@ -124,7 +124,7 @@ def heavy_threshold(run: Run, sizes: Sequence[int], far: int, rescale: bool = Tr
 @PAPER.claim(
     "plain-relu-angle", "Without batch norm all samples fall on one ray, the angle like 3 pi / depth.",
     where="our 3.7", covers="D11 3.7.ray", quick={"layers": 200}, full={"layers": 2000},
-    control={"activation": "leaky_relu(0.2)"}, because="a leaky net closes the angle more slowly", seconds=(0.1, 0.5),
+    control={"activation": "leaky_relu(0.2)"}, because="a leaky net closes the angle more slowly", seconds=(0.1, 0.3),
 )  # fmt: skip
 def plain_relu_angle(run: Run, layers: int, activation: str = "relu") -> Iterator[Reading]:
     """Two orthogonal samples through a plain ReLU net of infinite width: theta l/(3 pi), no exponential rate."""
@@ -159,14 +159,14 @@ def linear_rates(run: Run, sizes: Sequence[int], activation: str = "identity") -
     "linear-floor", "The starting point: linear nets with rescaling orthogonalise up to a floor proportional to 1/sqrt d.",
     where="abstract; our 3.7", covers="D19 3.7.floor S0.2", quick={"n": 16, "d": 400, "layers": 400, "runs": 8},
     full={"n": 32, "d": 1600, "layers": 800, "runs": 8}, control={"norm": "none"},
-    because="without rescaling the batch collapses instead", seconds=(1, 20),
+    because="without rescaling the batch collapses instead", seconds=(1, 5.0),
 )  # fmt: skip
 def linear_floor(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_rescale") -> Iterator[Reading]:
     """The paper starts from linear nets with rescaling alone (daneshmand2021). sqrt(d) V over the later layers against
     (n+2)/2 sqrt((n-1)/(n(n+1))).
     """
     spec = Spec(depth=layers, width=d, norm=norm, activation="identity")
-    found = simulate(spec, inputs=normals(run, n, d), seeds=runs, seed=run.seed, metrics=["orthogonality_gap"])
+    found = simulate(spec, inputs=gaussian(run, n, d), seeds=runs, seed=run.seed, metrics=["orthogonality_gap"])
     mean, error = mean_and_error(series(found, "orthogonality_gap", layers // 4).mean(0) * math.sqrt(d))
     expected = (n + 2) / 2 * math.sqrt((n - 1) / (n * (n + 1)))
     yield near("sqrt(d) V", mean, expected, relative=0.08, stderr=error, reason="seen -2 to +2.5 %")
@@ -207,9 +207,9 @@ def gram_integral(run: Run, n: int, samples: int, ddof: int = 0) -> Iterator[Rea
     """The integral against a million random neurons, four slopes, with and without recentring; largest difference over the
     largest entry.
     """
-    root = normals(run, n, n, stream=1) + np.eye(n)
+    root = gaussian(run, n, n, stream=1) + np.eye(n)
     cov = root @ root.T / n
-    z = normals(run, samples, n, stream=2) @ np.linalg.cholesky(cov).T
+    z = gaussian(run, samples, n, stream=2) @ np.linalg.cholesky(cov).T
     for norm in ("batch", "batch_rescale"):
         u = z - z.mean(1, keepdims=True) if norm == "batch" else z
         u = u / np.sqrt(np.square(u).sum(1, keepdims=True) / (n - ddof))
@@ -230,7 +230,7 @@ def exact_in_law(run: Run, n: int, d: int, layers: int, runs: int, shift: int = 
     """Runs of recentring + ReLU by explicit nets and by the fast simulation: Kolmogorov-Smirnov tests of R2 and of the mean
     cosine at the last layer.
     """
-    x = normals(run, n, d)
+    x = gaussian(run, n, d)
     names = ["odd_point_score", "mean_cosine"]
     import torch
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from normscope.claims._chains import gaussian
 from normscope.claims._tables import Array
 from normscope.claims.claim import Run
-from normscope.claims.nachum2024._paper import PAPER, centred, normals, odd_state, share
+from normscope.claims.nachum2024._paper import PAPER, centred, odd_state, share
 from normscope.claims.reading import Reading, at_least, at_most, near
 from normscope.spec import Spec
 from normscope.theory import predicted_grams
@@ -40,7 +41,7 @@ def step(state: Array, norm: str, activation: str = "relu") -> Array:
     "equiangular-rates", "Rescaling multiplies every stability eigenvalue of the equiangular state by (n-1)/(n+1).",
     where="our 3.3 and 3.6; yang2019 Thm 6", covers="D14 3.3.equiangular 3.6.factor", quick={"sizes": (4, 8, 16)},
     full={"sizes": (4, 8, 16, 32, 64)}, control={"activation": "leaky_relu(0.3)"},
-    because="the rates are ReLU's", seconds=(0.2, 2),
+    because="the rates are ReLU's", seconds=(0.2, 0.2),
 )  # fmt: skip
 def equiangular_rates(run: Run, sizes: Sequence[int], activation: str = "relu") -> Iterator[Reading]:
     """Rates of the two kinds of deviations from equal angles (norms, angles) by finite differences of the Gram recursion,
@@ -83,7 +84,7 @@ def odd_state_stable(run: Run, sizes: Sequence[int], at: str = "odd") -> Iterato
         yield at_most(f"largest factor, n = {n}", float(found[0]), 0.99)
         yield at_most(f"distance from the table, n = {n}", float(np.abs(found - expected).max()), 1e-4)
         state = odd_state(n, t) / np.trace(odd_state(n, t))
-        change = normals(run, n, n, stream=n)
+        change = gaussian(run, n, n, stream=n)
         change = centred(change + change.T)
         change *= 1e-5 / np.linalg.norm(change)
         sizes_seen = []
@@ -114,18 +115,20 @@ def saddle(run: Run, sizes: Sequence[int], at: str = "saddle") -> Iterator[Readi
 @PAPER.claim(
     "several-become-one", "Two, three or eight odd points become one, at infinite width, within 300 layers.",
     where="our 3.3", covers="D16 3.3.several", quick={"n": 16, "groups": (2, 3, 8), "layers": 300, "noise": 1e-3},
-    full={"n": 64, "groups": (2, 3, 8), "layers": 2000, "noise": 1e-3}, control={"noise": 0.0},
-    because="the block state itself is invariant: the asymmetry among the odd ones is what grows", seconds=(0.3, 5),
+    full={"n": 64, "groups": (2, 3, 8), "layers": 2000, "noise": 1e-3}, control={"activation": "identity"},
+    because="a linear net keeps the split", seconds=(0.3, 3.8),
 )  # fmt: skip
-def several_become_one(run: Run, n: int, groups: Sequence[int], layers: int, noise: float) -> Iterator[Reading]:
+def several_become_one(
+    run: Run, n: int, groups: Sequence[int], layers: int, noise: float, activation: str = "relu"
+) -> Iterator[Reading]:
     """The Gram recursion from a planted split k against n - k with a relative noise of 1e-3 in the samples; the largest
-    share R2 in the end.
+    share R2 in the end. The exact split is invariant, but over two thousand layers even the noise of rounding breaks it.
     """
     for k in groups:
         x = np.zeros((n, n))
         x[:k, 0], x[k:, 1] = (n - k) / k, 1
-        x = x + noise * normals(run, n, n, stream=k) + 1e-3 * np.eye(n)
-        g = predicted_grams(Spec(depth=layers, width=8, norm="batch_recenter"), x @ x.T / n)
+        x = x + noise * gaussian(run, n, n, stream=k) + 1e-3 * np.eye(n)
+        g = predicted_grams(Spec(depth=layers, width=8, norm="batch_recenter", activation=activation), x @ x.T / n)
         yield at_least(f"R2 in the end, k = {k}", share(g[-1]), 0.95, reason="the fixed point has .9898 at n = 16")
 
 
