@@ -429,6 +429,38 @@ def test_inputs_of_any_structure() -> None:
     assert off(curvature.jacobian(named, {"a": half, "b": half}).dense(), want) < 1e-10
 
 
+class Language(nn.Module):
+    """Scores of the next token at every position, (m, positions, c); positions see each other's mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, 6), nn.Linear(6, C)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.embed(ids).tanh()
+        return self.head(h * (1 + h.mean(1, keepdim=True)))
+
+
+def test_each_position_of_a_language_model_is_a_sample() -> None:
+    torch.manual_seed(0)
+    model, ids, y = Language().double(), torch.randint(0, 11, (4, 5)), torch.randint(0, C, (4, 5))
+    params, n = list(model.parameters()), 20
+    rows = [torch.autograd.grad(o, params, retain_graph=True) for o in model(ids).reshape(-1)]
+    j = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+    out = model(ids).detach().reshape(n, C)
+    got = curvature.fisher(model, ids, y, loss="cross_entropy")
+    assert off(got.dense(), j.T @ softmax_blocks(out) @ j / n) < 1e-10
+    assert (got.facts["batch_size"], got.facts["positions"]) == (4, 5)
+    slopes = (out.softmax(1) - F.one_hot(y.reshape(-1), C)).reshape(-1, 1) * j
+    each = slopes.reshape(n, C, -1).sum(1)
+    assert (
+        off(curvature.fisher(model, ids, y, loss="cross_entropy", kind="empirical").dense(), each.T @ each / n) < 1e-10
+    )
+    with pytest.raises(UsageError, match=r"\(20,\).*\(4, 4\)"):
+        curvature.fisher(model, ids, y[:, :4], loss="cross_entropy")
+    assert "batch 4 x 5 positions" in str(curvature.sharpness(model, ids, y, loss="cross_entropy"))
+
+
 # ---- where forward mode cannot be trusted ----------------------------------------------------------------------------
 
 

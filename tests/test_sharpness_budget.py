@@ -50,6 +50,28 @@ def test_with_time_nothing_is_left_out_and_every_estimate_has_an_error() -> None
             assert 0 <= s.errors[name] <= 1e-2 * value * 1.01, name
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.Identity])
+@pytest.mark.parametrize("loss", ["cross_entropy", nn.MSELoss()])
+def test_the_mean_gradients_of_many_outputs_are_orthonormal_before_they_are_summed(loss: object, norm: type) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(20, 60), norm(60), nn.Tanh(), nn.Linear(60, 60)), torch.randn(25, 20)
+    s = curvature.sharpness(model, x, loss=loss)
+    assert (s.method == "dense") == (norm is nn.Identity)
+    j = curvature.jacobian(model, x, dtype=torch.float64).dense().reshape(25, 60, -1)
+    g = model(x).detach().double().softmax(1)
+    root = g.sqrt().diag_embed() - g[:, :, None] * g.sqrt()[:, None, :]  # S S^T = diag(g) - g g^T
+    if loss != "cross_entropy":
+        root = torch.eye(60, dtype=torch.float64).expand(25, 60, 60)
+    dual = torch.einsum("ikp,ikl->ilp", j, root).reshape(1500, -1)
+    left, size, _ = torch.linalg.svd(root.transpose(1, 2).reshape(1500, 60), full_matrices=False)
+    q = left[:, size / size[0] > 1e-9]
+    share = float((q.T @ dual).square().sum() / dual.square().sum())
+    assert s.mean_gradient_share is not None
+    assert s.mean_gradient_share_stderr is not None
+    assert s.mean_gradient_share_stderr < 0.2 * share
+    assert abs(s.mean_gradient_share - share) <= 4 * s.mean_gradient_share_stderr + 1e-5 * share
+
+
 def test_other_modes_say_how_far_off_they_may_be() -> None:
     model, x = many_outputs()
     s = curvature.sharpness(model, x)

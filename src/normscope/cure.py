@@ -32,7 +32,9 @@ from normscope.init import CURES, Cure, Treatment
 from normscope.losses import Loss
 
 #: What ``auto`` tries, the quick ones first. `haar` is there as a control and is never chosen.
-CANDIDATES = ("none", "identity", "orthogonal", "lsuv", "delta-orthogonal", "he", "xavier", "haar", "rank")
+CANDIDATES = (
+    "none", "zero-branches", "identity", "orthogonal", "lsuv", "delta-orthogonal", "he", "xavier", "haar", "rank",
+)  # fmt: skip
 #: A cure must beat the model as it is by this much (decades, a factor of 2): chosen by us, because redrawing the weights
 #: of one law moves the cost by about as much.
 LEAST_GAIN = 0.3

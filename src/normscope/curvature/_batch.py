@@ -64,7 +64,7 @@ class Batch:
         self._linear: Callable[[Tensor], Tensor] | None = None
         self._graph: tuple[Tensor, list[Tensor]] | None = None
         self._twice: tuple[Tensor, Tensor] | None = None
-        self.saved_bytes = 0
+        self.saved_bytes, self.positions = 0, 1
         out, _ = self.graph(measure=True)
         self.value = out.detach()
         self.n, self.c = self.value.shape
@@ -93,7 +93,8 @@ class Batch:
             stack.enter_context(_plain_attention())
             stack.enter_context(full_precision(self.device))
             out = torch.func.functional_call(self.model, state, args, kwargs)
-        return tidy(out, self.options.outputs)
+        tidied, self.positions = tidy(out, self.options.outputs)
+        return tidied
 
     def graph(self, measure: bool = False) -> tuple[Tensor, list[Tensor]]:
         """The outputs with their backward graph, and the leaves; kept for the next product if ``keep``."""
@@ -280,7 +281,8 @@ class Batch:
         """How the numbers came about."""
         return {
             "mode": describe_mode(self.model, self.options.mode),
-            "batch_size": self.n,
+            "batch_size": self.n // self.positions,
+            "positions": self.positions,
             "outputs": self.c,
             "parameters": self.p,
             "dtype": str(self.dtype).removeprefix("torch."),

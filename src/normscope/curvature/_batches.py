@@ -58,8 +58,8 @@ class Batches:
         """How the numbers came about."""
         facts = self.parts[0].facts()
         sizes = dict(zip(self.parts[0].names, self.parts[0].sizes, strict=True))
-        more = {"batches": len(self.parts), "samples": self.n, "parameter_sizes": sizes}
-        return {**facts, "batch_size": self.sizes[0], **more}
+        more = {"batches": len(self.parts), "samples": self.n // self.parts[0].positions, "parameter_sizes": sizes}
+        return {**facts, **more}
 
 
 def is_several(inputs: Any) -> bool:

@@ -69,18 +69,23 @@ def mean_directions(f: Batches, loss: Loss) -> Directions:
 
     def make(weights: Tensor) -> Tensor:
         v = (weights.to(f.device, f.dtype) / math.sqrt(f.n)).expand(f.n, *weights.shape).reshape(f.n, f.c, -1)
-        return loss.factor(f.value)[1](v).reshape(f.n * f.c, -1)
+        return (v if loss.name == "mse" else loss.factor(f.value)[1](v)).reshape(f.n * f.c, -1)
 
+    def products() -> Tensor:  # the mean Hessian of the loss in the outputs
+        g = f.value.double().softmax(1)
+        return g.mean(0).diag() - g.T @ g / len(g)
+
+    plain = Directions(f.c, f.n * f.c, make, gram=None if loss.name == "mse" else products)
     several = len(f.parts) > 1
     size = max(SCREEN_SAMPLES, round(f.n * SCREEN_SHARE))
     piece = None if several or size > f.n / 2 or f.c == 1 else _head(f.parts[0].inputs, f.n, size)
     if piece is None:
-        return Directions(f.c, f.n * f.c, make)
+        return plain
     share = size / f.n
     cost = (f.c + 1) / 2 * share if f.c <= SCREEN_OUTPUTS else 8 * share
     if cost > SCREEN_COST:
-        return Directions(f.c, f.n * f.c, make)
-    return Directions(f.c, f.n * f.c, make, lambda: _screen(f, loss, piece), cost)
+        return plain
+    return replace(plain, screen=lambda: _screen(f, loss, piece), screen_cost=cost)
 
 
 def _head(inputs: Any, n: int, size: int) -> Any:

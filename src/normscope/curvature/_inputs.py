@@ -65,8 +65,12 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
-def tidy(out: Any, outputs: Outputs = None) -> Tensor:
-    """The outputs as (n, c): the tensor, ``.logits``, or the first of a tuple; then the chosen columns."""
+def tidy(out: Any, outputs: Outputs = None) -> tuple[Tensor, int]:
+    """The outputs as (n, c): the tensor, ``.logits``, or the first of a tuple; then the chosen columns.
+
+    Of outputs (m, positions, c), as of a language model, each position is a sample: n = m positions. The second value is
+    the number of positions, otherwise 1.
+    """
     if callable(outputs):
         out = outputs(out)
     elif not isinstance(out, Tensor):
@@ -81,9 +85,14 @@ def tidy(out: Any, outputs: Outputs = None) -> Tensor:
             f"The model must return a tensor (n, c), or something with .logits; it returned {type(out).__name__}. "
             "Pick the tensor: outputs=lambda out: out.last_hidden_state[:, 0]."
         )
+    positions = out.shape[1] if out.dim() == 3 else 1
+    out = out.flatten(0, 1) if out.dim() == 3 else out
     if out.dim() != 2:
         cure = "outputs=lambda out: out[:, None]" if out.dim() == 1 else "outputs=lambda out: out.flatten(1)"
-        raise UsageError(f"Curvature needs outputs of shape (n, c); the model returned {tuple(out.shape)}. Say {cure}.")
+        raise UsageError(
+            f"Curvature needs outputs of shape (n, c) or (n, positions, c); the model returned {tuple(out.shape)}. "
+            f"Say {cure}."
+        )
     if not out.is_floating_point():
         raise UsageError(f"Curvature needs floating-point outputs; the model returned {out.dtype}. Return the scores.")
     if outputs is not None and not callable(outputs):
@@ -94,4 +103,4 @@ def tidy(out: Any, outputs: Outputs = None) -> Tensor:
             raise UsageError(
                 f"outputs={outputs!r} picks columns that are not there; the model has {out.shape[1]}."
             ) from None
-    return out
+    return out, positions

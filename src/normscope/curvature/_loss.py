@@ -114,6 +114,8 @@ def check_targets(loss: Loss, targets: Any, out: Tensor, needed: bool, what: str
         targets = torch.as_tensor(targets)
     targets = targets.detach().to(out.device)
     n, c = out.shape
+    if targets.dim() > 1 and targets.shape[0] != n and targets.shape[:2].numel() == n:
+        targets = targets.flatten(0, 1)  # (m, positions) or (m, positions, c): each position is a sample
     if loss.call is not None:
         return targets.to(out.dtype) if targets.is_floating_point() else targets
     if loss.name == "mse":

@@ -37,11 +37,12 @@ def jacobian(
 
     Samples are coupled *inside* the function: with batch norm in training mode row (i, k) is the derivative of output k of
     sample i including its path through the batch statistics. Columns follow ``named_parameters()``, shared ones once.
+    Of outputs (m, positions, c), as of a language model, each position is a sample: n = m positions.
 
     inputs: the argument (tensor), the positional arguments (tuple) or the keyword arguments (dictionary) of the model; a
         *list* holds several batches, each with its own statistics, whose rows are stacked.
     parameters: name patterns (``"layers.3"``, ``"*.bias"``) of the parameters to differentiate in; default all trainable.
-    outputs: columns to keep (indices or a slice), or a function from what the model returns to (n, c).
+    outputs: columns to keep (indices or a slice), or a function from what the model returns to (n, c) or (m, positions, c).
     mode: ``train``, ``eval``, or ``None``: each module as it is; batch norm in eval mode that has seen no batch is refused.
     seed: of dropout and other noise, drawn alike in every product.
     dtype: of the computation; default the parameters', float32 for half precision.
@@ -50,7 +51,7 @@ def jacobian(
     memory: bytes that kept graphs may take, default half of what is free; above it graphs are rebuilt each time.
     checkpoint: recompute activations in each backward pass instead of keeping them.
 
-    Errors: ``UsageError`` for outputs that are not (n, c), no trainable parameter, outputs that do not depend on the
+    Errors: ``UsageError`` for outputs of other shapes, no trainable parameter, outputs that do not depend on the
     parameters, non-finite outputs. The first product is tested by <v, J w> = <J^T v, w>; where forward mode fails it
     (it ignores ``torch.no_grad``; some ops have none) reverse mode is used twice.
 

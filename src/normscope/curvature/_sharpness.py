@@ -20,6 +20,7 @@ from normscope.curvature._operators import fisher
 from normscope.curvature._rates import Descent, descend, stable_rates
 from normscope.linalg import Estimate, LinearMap, Ritz, hutchinson, lanczos, moments, orthonormalise, spectrum
 from normscope.linalg.eigen import Progress
+from normscope.linalg.maps import Directions
 from normscope.linalg.spectrum import DENSE_SIDE, DENSE_WRITTEN, MOST_DIRECTIONS, Spectrum, smaller_side
 
 #: An eigenvalue counts as an outlier when it exceeds the bulk's edge by this factor (chosen by us).
@@ -89,7 +90,8 @@ class Sharpness:
 
     def __repr__(self) -> str:
         f = self.facts
-        where = f"{f.get('mode')} mode, batch {f.get('batch_size')}, {f.get('dtype')}, loss {self.loss}"
+        each = f" x {f['positions']} positions" if f.get("positions", 1) > 1 else ""
+        where = f"{f.get('mode')} mode, batch {f.get('batch_size')}{each}, {f.get('dtype')}, loss {self.loss}"
         lines = [
             f"Sharpness ({where})",
             f"  lambda_max      {self.lambda_max:.5g} +- {self.error:.1g}   ({self.method}, {self.products:g} products)",
@@ -223,9 +225,7 @@ class _Found:
         g, _side = smaller_side(a)
         known = g.directions if g.factor is not None else None
         generator = torch.Generator().manual_seed(seed + 1)
-        mean = None
-        if known is not None and known.count <= MOST_DIRECTIONS:
-            mean = orthonormalise(known.make(torch.eye(known.count, dtype=torch.float64)).double())
+        mean = _mean_directions(known) if known is not None and known.count <= MOST_DIRECTIONS else None
         large = g.shape[0] > (DENSE_SIDE if g.factor is None or g.factor.outer is None else DENSE_WRITTEN)
         method = "directions" if mean is not None and probes and large else "auto"
         began = time.perf_counter()
@@ -234,6 +234,7 @@ class _Found:
         trace = square = (math.nan, math.nan)
         share, outliers, more = None, None, 0.0
         if top.method == "dense":
+            mean = _mean_directions(known) if known is not None else None
             u, trace, square, share, outliers = _all(g, mean)
         else:
             ritz = top.ritz
@@ -279,11 +280,19 @@ def _mean_gradients(
         return None, None, 0.0
     a, spent = g.factor.T, 0.0
     if mean is None:  # many outputs: the trace over their directions by probes, each one mixture of all
+        weights = _orthonormal(g.directions)
+        if weights is None:
+            purse.skipped["mean-gradient share"] = f"{g.directions.count} outputs, more than {DENSE_WRITTEN}"
+            return None, None, 0.0
         probes = 2 * purse.probes("mean-gradient share", 4)
         if not probes:
             return None, None, 0.0
-        make, count = g.directions.make, g.directions.count
-        rows = LinearMap((a.shape[0], count), lambda z: a.matmat(make(z)), lambda z: z, a.dtype, a.device)
+        make = g.directions.make
+
+        def image(z: Tensor) -> Tensor:
+            return a.matmat(make(weights @ z.to(weights)))
+
+        rows = LinearMap((a.shape[0], weights.shape[1]), image, lambda z: z, a.dtype, a.device)
         inside = hutchinson(rows, probes, generator=generator)
         return _ratio(inside.value, inside.stderr, trace), None, inside.products
     b = mean.shape[1]
@@ -307,6 +316,25 @@ def _mean_gradients(
     edge = lanczos(rest, max_products=EDGE_STEPS, tol=0.05, generator=generator)
     values = torch.linalg.eigvalsh(projected)
     return share, int((values > OUTLIER * float(edge.values[0])).sum()), spent + edge.products
+
+
+def _mean_directions(known: Directions) -> Tensor | None:
+    """An orthonormal basis (m, r) of the directions; of few the one that ``from_directions`` starts from."""
+    if known.count <= MOST_DIRECTIONS:
+        return orthonormalise(known.make(torch.eye(known.count, dtype=torch.float64)).double())
+    weights = _orthonormal(known)
+    return None if weights is None else known.make(weights).double()
+
+
+def _orthonormal(directions: Directions) -> Tensor | None:
+    """Weights (count, r) of r orthonormal vectors that span the directions; ``None`` where that would take long."""
+    if directions.gram is None:
+        return torch.eye(directions.count)
+    if directions.count > DENSE_WRITTEN:
+        return None
+    values, vectors = torch.linalg.eigh(directions.gram().double())
+    kept = values > 1e-9 * values[-1]  # rounding; the softmax has one direction less than outputs
+    return vectors[:, kept] / values[kept].sqrt()
 
 
 def _ratio(part: float, error: float, whole: Estimate) -> tuple[float, float]:

@@ -116,8 +116,18 @@ class View:
         return [r for r in curve if (r.layer, r.call) != self._output] if len(curve) > 1 else curve
 
     def alike(self, metric: str, signal: str = "activation") -> list[Record]:
-        """Hidden records of the commonest kind of module (the later one of two as common): like beside like."""
-        curve = self.hidden(metric, signal)
+        """Hidden records of the commonest kind of module (the later one of two as common): like beside like.
+
+        Without what a skip leads around while its branch starts at zero, as it should: layers without any gradient although
+        an earlier one has one, and layers of output zero (NaN) although a later one has a value.
+        """
+        curve, everyone = self.hidden(metric, signal), self.curve(metric, signal)
+        if signal == "gradient":
+            live = [(r.layer, r.call) for r in everyone if r.value > 0]
+            curve = [r for r in curve if r.value != 0 or not live or (r.layer, r.call) < live[0]]
+        else:
+            known = [(r.layer, r.call) for r in everyone if not math.isnan(r.value)]
+            curve = [r for r in curve if not math.isnan(r.value) or not known or (r.layer, r.call) > known[-1]]
         counts = Counter(r.kind for r in curve)
         kind = max(reversed(counts), key=counts.__getitem__, default="")
         return [r for r in curve if r.kind == kind]

@@ -8,6 +8,7 @@ which layer, and why not to the others.
 
 from normscope.init._cures import CURES, Cure
 from normscope.init._layers import Treatment
+from normscope.init.branches import zero_branches_
 from normscope.init.identity import identity_
 from normscope.init.laws import break_batch_norm_, delta_orthogonal_, he_, lower_rank_, torch_default_, xavier_
 from normscope.init.lsuv import lsuv_
@@ -29,4 +30,5 @@ __all__ = [
     "raise_rank_",
     "torch_default_",
     "xavier_",
+    "zero_branches_",
 ]

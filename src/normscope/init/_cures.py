@@ -14,6 +14,7 @@ from torch import nn
 from normscope._registry import Registry
 from normscope.init import laws, wrappers
 from normscope.init._layers import Treatment, model_of
+from normscope.init.branches import zero_branches
 from normscope.init.identity import identity
 from normscope.init.lsuv import lsuv
 from normscope.init.orthogonal import orthogonal
@@ -76,6 +77,12 @@ def _rank(model: nn.Module, inputs: Any, targets: Any, generator: torch.Generato
 def _identity(model: nn.Module, inputs: Any, targets: Any, generator: torch.Generator | None) -> Treatment:
     """Every hidden layer a multiple of the identity, scale kept at 1: the control of `orthogonal`, and often as good."""
     return identity(model, inputs, generator=generator)
+
+
+@register("zero-branches", "zhang2019, de2020", needs_inputs=True)
+def _zero_branches(model: nn.Module, inputs: Any, targets: Any, generator: torch.Generator | None) -> Treatment:
+    """The last layer of every residual branch starts at zero: a residual net begins as its trunk."""
+    return zero_branches(model, inputs, generator=generator)
 
 
 @register("haar", "control of daneshmand2021, section 5", needs_inputs=True, control=True)

@@ -19,7 +19,8 @@ Product = Callable[[Tensor], Tensor]
 class Directions:
     """Where the theory says that the top eigenvectors of a map (m, m) are.
 
-    size: m. make: weights (count, k) -> vectors (m, k) in the span of the ``count`` directions, which are near-orthonormal.
+    size: m. make: weights (count, k) -> vectors (m, k) in the span of the ``count`` directions.
+    gram: their inner products (count, count); ``None`` for orthonormal ones.
     screen: a cheap, approximate (count,) weight vector of the top eigenvector and its relative gap to the other
         eigenvalues in the span, or ``None`` where the directions turn out not to matter; it costs ``screen_cost``
         products of the map itself.
@@ -30,6 +31,7 @@ class Directions:
     make: Product
     screen: Callable[[], tuple[Tensor, float] | None] | None = None
     screen_cost: float = 0.0
+    gram: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, repr=False)
