@@ -211,12 +211,23 @@ def conv(log: Log, data_dir: str, family: str, depth: int, steps: int = 200) -> 
     train, test = images("cifar10", data_dir, 32 * steps, size=12), images("cifar10", data_dir, 500, "test", 12)
     facts = {"part": "conv", "data": "cifar10", "net": f"{family} {depth} x 8", "depth": depth}
     spec = {"family": family, "depth": depth, "width": 8, "outputs": 10}
-    variants = arms(spec, train, ("orthogonal", "identity", "lsuv", "delta-orthogonal", "bn"))
+    branches = ("zero-branches",) if family == "resnet" else ()
+    variants = arms(spec, train, (*branches, "orthogonal", "identity", "lsuv", "delta-orthogonal", "bn"))
     del variants["none (xavier)"]
     compete(
         log, f"{family}/cifar10/{depth}", facts, variants, train, test,
         epochs=1, batch=32, lr=CONV_RATES, seeds=SEEDS, baseline="none (he)",
     )  # fmt: skip
+
+
+def longer(log: Log, data_dir: str) -> None:
+    """The ResNet's best arms for five passes instead of one, each at its own rate."""
+    train, test = images("cifar10", data_dir, 6400, size=12), images("cifar10", data_dir, 500, "test", 12)
+    spec = Spec(family="resnet", depth=51, width=8, outputs=10, **LAWS["he"])
+    variants = {how: variant(spec, train, how) for how in ("zero-branches", "identity", "bn")}
+    facts = {"part": "conv", "data": "cifar10", "net": "resnet 51 x 8, 5 epochs", "depth": 51}
+    lr = {how: log.rates["resnet/cifar10/51", how] for how in variants}
+    compete(log, "resnet/cifar10/51 longer", facts, variants, train, test, epochs=5, batch=32, lr=lr, seeds=SEEDS)
 
 
 def pyramid(depth: int) -> nn.Sequential:
@@ -321,6 +332,7 @@ def mean_rank(model: nn.Module, x: Tensor) -> float:
 PARTS: dict[str, Callable[..., None]] = {
     "mlp": mlp, "auto": auto, "centring": centring, "depths": depths, "figure6": figure6,
     "vgg": functools.partial(conv, family="vgg", depth=50), "resnet": functools.partial(conv, family="resnet", depth=51),
+    "longer": longer,
 }  # fmt: skip
 
 
@@ -328,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/cures"))
-    parser.add_argument("--parts", default="mlp,auto,centring,vgg,figure6,depths,resnet", help="PART or PART:DATA, ...")
+    parser.add_argument("--parts", default="mlp,auto,centring,vgg,figure6,depths,resnet,longer", help="PART or PART:DATA, ...")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     log = Log(args.work)
