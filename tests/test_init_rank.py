@@ -46,13 +46,48 @@ def test_the_objective_is_one_over_the_participation_rank(x):
     assert 1 / float(inverse_rank(x)) == pytest.approx(rank_of(x))
 
 
-@pytest.mark.parametrize("variant", ["A", "B"])
-def test_the_rank_of_the_last_hidden_layer_rises(variant, x):
-    model = net()
-    before = rank_of(hidden(model, x))
-    init.raise_rank_(model, x, variant, steps=20 if variant == "A" else 5)
-    assert before < 1.05
-    assert rank_of(hidden(model, x)) > 1.5
+def he(model, seed):
+    generator = gen(seed)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("variant", "times", "seed"), [("A", 8, 1), ("A", 8, 3), *(("B", 4, seed) for seed in range(4))]
+)
+def test_the_rank_of_the_last_hidden_layer_multiplies(variant, times, seed, x):
+    """Measured on seeds 0 to 5, both laws: A 17 to 27 times, B 5.6 to 10 times."""
+    for model in (net(seed=seed), he(net(seed=seed), seed)):
+        start = rank_of(hidden(init.raise_rank_(copy.deepcopy(model), x, goal=0.5), x))
+        init.raise_rank_(model, x, variant)
+        assert rank_of(hidden(model, x)) > times * start
+
+
+def test_variant_b_raises_every_layer(x):
+    """Measured: smallest r of the hidden layers 1.0x before and 2 or more after, seeds 0 to 2."""
+    for seed in range(3):
+        model = he(net(seed=seed), seed)
+        before = [rank_of(model[: k + 1](x)) for k in range(1, 32, 2)]
+        init.raise_rank_(model, x)
+        after = [rank_of(model[: k + 1](x)) for k in range(1, 32, 2)]
+        assert min(after) > min(before) + 0.3
+        assert sum(after) > 2 * sum(before)
+
+
+def test_a_stage_moves_only_the_layers_since_the_one_before(x):
+    model, weights = net(), {}
+
+    def look(stage, _stages, _step, _rank):
+        weights.setdefault(stage, []).append([layer.weight.detach().clone() for layer in model[::2]])
+
+    init.raise_rank_(model, x, steps=2, progress=look)
+    assert sorted(weights) == [0, 1, 2, 3]
+    for stage, seen in weights.items():
+        moved = [not torch.equal(a, b) for a, b in zip(seen[0], seen[-1], strict=True)]
+        assert all(moved[4 * stage : 4 * stage + 4])
+        assert not any(moved[: 4 * stage] + moved[4 * stage + 4 :])
 
 
 def test_low_and_high_pretraining_are_in_order(x):
@@ -67,6 +102,27 @@ def test_no_step_lowers_the_rank_of_its_objective(variant, x):
     init.raise_rank_(net(), x, variant, steps=6, progress=lambda at, of, step, r: seen.setdefault(at, []).append(r))
     assert seen
     assert all(a < b for ranks in seen.values() for a, b in pairwise(ranks))
+
+
+def test_the_rank_of_the_batch_itself_never_falls(x):
+    """Not only by the function's own account: singular values of the weights as they are after each step."""
+    for seed in range(3):
+        model, ranks = net(seed=seed), []
+        init.raise_rank_(model, x, "A", steps=25, progress=lambda *_, m=model, r=ranks: r.append(rank_of(hidden(m, x))))
+        assert len(ranks) == 25
+        assert all(b > a * (1 - 1e-5) for a, b in pairwise(ranks))
+
+
+def test_a_running_mean_that_leads_nowhere_is_forgotten(x, monkeypatch):
+    """Directions that lower r at every share: the stage goes on with the gradient's own signs."""
+    module = sys.modules["normscope.init.rank"]
+    honest = module._Adam.directions
+    monkeypatch.setattr(
+        module._Adam, "directions", lambda self, s: [d if self.steps == 1 else -d for d in honest(self, s)]
+    )
+    model, steps = net(), []
+    init.raise_rank_(model, x, "A", steps=6, progress=lambda _at, _of, step, _r: steps.append(step))
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_every_hidden_layer_ends_at_unit_rms(x):
@@ -133,6 +189,63 @@ def test_convolutions_and_dropout_work():
     assert len(made.treated) == 7
     before, after = (float(v) for v in made.notes[0].split(": ")[1].split(" on ")[0].split(" -> "))
     assert after > before
+
+
+class Residual(nn.Module):
+    """Skip connections, with weights of its own or one for all blocks."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 32), nn.Linear(32, 3)
+        self.blocks = nn.ModuleList(nn.Linear(32, 32) for _ in range(8))
+        for block in self.blocks if tied else ():
+            block.weight = self.blocks[0].weight
+
+    def body(self, x):
+        h = self.first(x)
+        for block in self.blocks:
+            h = h + torch.relu(block(h))
+        return h
+
+    def forward(self, x):
+        return self.last(self.body(x))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["skips", "tied"])
+def test_skip_connections_and_tied_weights(tied, x):
+    """Measured on seeds 0 to 5: 1.9 to 2.7 times, tied 2.5 to 3.4 times."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = Residual(tied)
+        with torch.no_grad():
+            before = rank_of(model.body(x))
+            made = sys.modules["normscope.init.rank"].rank(model, x)
+            assert rank_of(model.body(x)) > 1.4 * before
+        assert len(made.treated) == (2 if tied else 9)
+        assert all(b.weight is model.blocks[0].weight for b in model.blocks) is tied
+
+
+def test_nothing_but_weights_is_left_behind(x):
+    model = net(depth=8)
+    model.insert(2, nn.BatchNorm1d(32))
+    model.eval()
+    kept = {n: v.clone() for n, v in model.state_dict().items() if not n.endswith("weight") or n == "2.weight"}
+    state, hooks = torch.get_rng_state(), [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
+    init.raise_rank_(model, x, steps=2)
+    assert all(torch.equal(v, model.state_dict()[n]) for n, v in kept.items())
+    assert torch.equal(state, torch.get_rng_state())
+    assert hooks == [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
+    assert not model.training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("bad", [lambda x: x[:1], lambda x: x.clone().fill_(float("nan"))], ids=["one sample", "nan"])
+def test_a_bad_batch_is_told_and_changes_nothing(bad, x):
+    model = net(depth=4)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError):
+        init.raise_rank_(model, bad(x))
+    assert all(torch.equal(v, model.state_dict()[n]) for n, v in before.items())
 
 
 def test_two_runs_are_bit_identical(x):
