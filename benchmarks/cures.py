@@ -340,7 +340,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/cures"))
-    parser.add_argument("--parts", default="mlp,auto,centring,vgg,figure6,depths,resnet,longer", help="PART or PART:DATA, ...")
+    parser.add_argument(
+        "--parts", default="mlp,auto,centring,vgg,figure6,depths,resnet,longer", help="PART or PART:DATA, ..."
+    )
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     log = Log(args.work)
