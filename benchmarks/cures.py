@@ -40,6 +40,9 @@ CURES = ("orthogonal", "identity", "haar", "lsuv", "delta-orthogonal", "rank", "
 #: Samples that a cure sees: three times the width of the MLPs, as in the paper; fewer for `rank`, which takes many passes.
 SEEN, RANKED = 300, 64
 DEPTHS = (15, 45, 75)
+#: Races of these many seeds, at rates searched on these grids.
+SEEDS = 4
+MLP_RATES, CONV_RATES = "search:0.001,0.004,0.015,0.06,0.25", "search:0.0003,0.001,0.003,0.01,0.03,0.1,0.3"
 
 
 @functools.cache
@@ -139,10 +142,10 @@ def mlp(log: Log, data_dir: str, data: str = "fashion-mnist", depths: tuple[int,
     for depth in depths:
         facts = {"part": "mlp", "data": data, "net": f"mlp {depth} x 100", "depth": depth}
         variants = arms({"depth": depth, "width": 100, "outputs": 10}, train)
-        lr = {arm: log.rates.get((f"mlp/fashion-mnist/{depth}", arm), "search:0.005,0.02,0.1") for arm in variants}
+        lr = {arm: log.rates.get((f"mlp/fashion-mnist/{depth}", arm), MLP_RATES) for arm in variants}
         compete(
             log, f"mlp/{data}/{depth}", facts, variants, train, test,
-            epochs=1, batch=64, lr=lr, seeds=2, baseline="none (he)",
+            epochs=1, batch=64, lr=lr, seeds=SEEDS, baseline="none (he)",
         )  # fmt: skip
 
 
@@ -174,7 +177,7 @@ def auto(log: Log, data_dir: str, data: str = "fashion-mnist", depths: tuple[int
 
 def centring(log: Log, data_dir: str) -> None:
     """Output centring of ReLU MLPs: lambda_max before and after, then races at rates around the two thresholds."""
-    size, seeds = 256, 2
+    size = 256
     train = images("fashion-mnist", data_dir, 60 * size)
     centred = train.targets.new_zeros(len(train), 10).float().scatter_(1, train.targets[:, None], 1.0) - 0.1
     for (depth, width), loss in itertools.product(((4, 512), (10, 256)), ("mse", "cross_entropy")):
@@ -183,7 +186,7 @@ def centring(log: Log, data_dir: str) -> None:
         chosen: Any = nn.MSELoss() if loss == "mse" else loss
         wanted = None if loss == "mse" else train.targets[:size]
         options: dict[str, Any] = {"tol": 1e-2, "probes": 0, "compare_modes": False, "mode": "train"}
-        models = {how: [variant(spec, train, how)(s) for s in range(seeds)] for how in ("none", "center-outputs")}
+        models = {how: [variant(spec, train, how)(s) for s in range(SEEDS)] for how in ("none", "center-outputs")}
         tops = {
             how: [sharpness(m, train.inputs[:size], wanted, chosen, **options).lambda_max for m in ms]
             for how, ms in models.items()
@@ -199,7 +202,7 @@ def centring(log: Log, data_dir: str) -> None:
                      "lambda_centred": tops["center-outputs"]}  # fmt: skip
             compete(
                 log, f"centring/{depth}/{loss}/{name}", facts, {how: variant(spec, train, how) for how in models},
-                (train.inputs, targets), epochs=1, batch=size, lr=rate, seeds=seeds, loss=loss,
+                (train.inputs, targets), epochs=1, batch=size, lr=rate, seeds=SEEDS, loss=loss,
             )  # fmt: skip
 
 
@@ -208,12 +211,23 @@ def conv(log: Log, data_dir: str, family: str, depth: int, steps: int = 200) -> 
     train, test = images("cifar10", data_dir, 32 * steps, size=12), images("cifar10", data_dir, 500, "test", 12)
     facts = {"part": "conv", "data": "cifar10", "net": f"{family} {depth} x 8", "depth": depth}
     spec = {"family": family, "depth": depth, "width": 8, "outputs": 10}
-    variants = arms(spec, train, ("orthogonal", "identity", "lsuv", "delta-orthogonal", "bn"))
+    branches = ("zero-branches",) if family == "resnet" else ()
+    variants = arms(spec, train, (*branches, "orthogonal", "identity", "lsuv", "delta-orthogonal", "bn"))
     del variants["none (xavier)"]
     compete(
         log, f"{family}/cifar10/{depth}", facts, variants, train, test,
-        epochs=1, batch=32, lr="search:0.01,0.1", seeds=2, baseline="none (he)",
+        epochs=1, batch=32, lr=CONV_RATES, seeds=SEEDS, baseline="none (he)",
     )  # fmt: skip
+
+
+def longer(log: Log, data_dir: str) -> None:
+    """The ResNet's best arms for five passes instead of one, each at its own rate."""
+    train, test = images("cifar10", data_dir, 6400, size=12), images("cifar10", data_dir, 500, "test", 12)
+    spec = Spec(family="resnet", depth=51, width=8, outputs=10, **LAWS["he"])
+    variants = {how: variant(spec, train, how) for how in ("zero-branches", "identity", "bn")}
+    facts = {"part": "conv", "data": "cifar10", "net": "resnet 51 x 8, 5 epochs", "depth": 51}
+    lr = {how: log.rates["resnet/cifar10/51", how] for how in variants}
+    compete(log, "resnet/cifar10/51 longer", facts, variants, train, test, epochs=5, batch=32, lr=lr, seeds=SEEDS)
 
 
 def pyramid(depth: int) -> nn.Sequential:
@@ -247,29 +261,11 @@ def depths(log: Log, data_dir: str, steps: int = 300) -> None:
         facts = {"part": "depths", "data": "cifar10", "net": f"pyramid {depth} x 32", "depth": depth}
         compete(
             log, f"depths/{depth}", facts, variants, train, test,
-            epochs=1, batch=32, lr="search:0.003,0.03,0.1", seeds=2,
+            epochs=1, batch=32, lr=CONV_RATES, seeds=SEEDS,
         )  # fmt: skip
 
 
-def slower(log: Log, data_dir: str) -> None:
-    """Arms of the deep convolutional nets that were best at the smallest rate of the grid, at smaller rates."""
-    train, test = images("cifar10", data_dir, 9600), images("cifar10", data_dir, 500, "test")
-
-    def make(seed: int) -> nn.Module:
-        base = xavier_(pyramid(40), gain=math.sqrt(2), generator=torch.Generator().manual_seed(seed))
-        return cure(base, "orthogonal", train.inputs[:128], seed=seed)
-
-    facts = {"part": "depths", "data": "cifar10", "net": "pyramid 40 x 32, smaller rates", "depth": 40}
-    options: dict[str, Any] = {"epochs": 1, "batch": 32, "seeds": 2}
-    compete(log, "depths/40 slower", facts, {"orthogonal": make}, train, test, lr="search:0.0003,0.001", **options)
-    train, test = images("cifar10", data_dir, 6400, size=12), images("cifar10", data_dir, 500, "test", 12)
-    facts = {"part": "conv", "data": "cifar10", "net": "vgg 50 x 8, smaller rates", "depth": 50}
-    spec = Spec(family="vgg", depth=50, width=8, outputs=10, **LAWS["he"])
-    variants = {how: variant(spec, train, how) for how in ("orthogonal", "identity")}
-    compete(log, "vgg/cifar10/50 slower", facts, variants, train, test, lr="search:0.001,0.003", **options)
-
-
-def figure6(log: Log, data_dir: str, seeds: int = 2) -> None:
+def figure6(log: Log, data_dir: str) -> None:
     """The arms of the rank paper's figure 6 on 6400 images of MNIST: 30 x 128, rate 0.01, batch 32, 5 epochs."""
     train, test = images("mnist", data_dir, 6400), images("mnist", data_dir, 1000, "test")
     plain = Spec(depth=30, width=128, outputs=10, weights="xavier_normal", gain=1.0, bias=0.0)
@@ -301,7 +297,7 @@ def figure6(log: Log, data_dir: str, seeds: int = 2) -> None:
         "bn tanh": variant(normed, train), "bn tanh, U[0, 2a]": variant(normed, train, "break"),
     }  # fmt: skip
     facts = {"part": "figure6", "data": "mnist", "net": "mlp 30 x 128", "depth": 30}
-    for seed, (name, make) in itertools.product(range(seeds), variants.items()):
+    for seed, (name, make) in itertools.product(range(SEEDS), variants.items()):
         group = f"figure6/{seed}/{name}"
         if group not in log.done:
             here = {**facts, "ranks": [mean_rank(make(seed), train.inputs[:32])]}
@@ -334,9 +330,9 @@ def mean_rank(model: nn.Module, x: Tensor) -> float:
 
 
 PARTS: dict[str, Callable[..., None]] = {
-    "slower": slower,
     "mlp": mlp, "auto": auto, "centring": centring, "depths": depths, "figure6": figure6,
     "vgg": functools.partial(conv, family="vgg", depth=50), "resnet": functools.partial(conv, family="resnet", depth=51),
+    "longer": longer,
 }  # fmt: skip
 
 
@@ -344,7 +340,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/cures"))
-    parser.add_argument("--parts", default="mlp,auto,centring,vgg,figure6,depths,resnet", help="PART or PART:DATA, ...")
+    parser.add_argument(
+        "--parts", default="mlp,auto,centring,vgg,figure6,depths,resnet,longer", help="PART or PART:DATA, ..."
+    )
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     log = Log(args.work)
