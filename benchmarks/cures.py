@@ -341,7 +341,9 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/cures"))
     parser.add_argument(
-        "--parts", default="mlp,auto,centring,vgg,figure6,depths,resnet,longer", help="PART or PART:DATA, ..."
+        "--parts",
+        default="mlp,mlp:digits,mlp:cifar10,auto,auto:digits,auto:cifar10,centring,vgg,figure6,depths,resnet,longer",
+        help="PART or PART:DATA, ...",
     )
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
