@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -156,12 +157,22 @@ def _how_to_load(course: Course, path: str) -> str:
     return f"load it: {before}net.load_state_dict(safetensors.torch.load_file({path!r}))"
 
 
+#: Headings that let the table fit 80 columns.
+SHORT = {"sharpness": "sharp-\nness", "warnings": "warn-\nings", "errors": "er-\nrors"}
+
+
 def _show_trials(course: Course) -> None:
     terms = next(t.reading.terms for t in course.trials if t.reading)
-    table = Table(title="candidates, the best first: cost in decades", title_justify="left")
+    table = Table(
+        title="candidates, the best first: cost in decades",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+    )
     table.add_column("cure", no_wrap=True)
     for column in ("errors", *terms, "cost"):
-        table.add_column(column, justify="right")
+        table.add_column(SHORT.get(column, column.replace(" ", "\n")), justify="right", vertical="bottom")
     for t in course.trials:
         table.add_row(*_trial(t, len(terms)))
     console.print(table)
@@ -182,8 +193,7 @@ def _trial(t: Trial, terms: int) -> list[str]:
     name = f"{escape(t.name)}{' (control)' if t.control else ''}"
     if t.reading is None:
         return [name, *["-"] * (terms + 1), "-"]
-    values = [_number(v) for v in t.reading.terms.values()]
-    return [name, str(t.reading.errors), *values, _number(t.reading.cost)]
+    return [name, str(t.reading.errors), *(f"{v:.2f}" for v in (*t.reading.terms.values(), t.reading.cost))]
 
 
 def _why(course: Course) -> str:
