@@ -18,8 +18,8 @@ SMALL_UPDATE = 3e-3
     "exploding gradients",
     severity="warning",
     meaning="The first layers get gradients far larger than the last ones: a rate that suits the one breaks or freezes the other.",
-    cure="Fewer layers, skip connections, or a warm-up of the learning rate; without batch norm other weights: "
-    "`normscope cure MODEL --how auto`.",
+    cure="Fewer layers, skip connections, or a warm-up of the learning rate; where there are skip connections, branches that "
+    "start at zero (`normscope cure MODEL --how zero-branches`); without batch norm other weights (`--how auto`).",
     source="trainability table (docs/findings.md)",
 )
 def exploding(view: View) -> Iterator[Hit]:
