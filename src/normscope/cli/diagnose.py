@@ -15,6 +15,7 @@ from normscope.datasets import Batch
 from normscope.diagnose import Diagnosis, content
 from normscope.diagnose import diagnose as run
 from normscope.findings import RULES
+from normscope.report.files import attempt, check_outputs, tables, write
 
 
 @app.command()
@@ -54,7 +55,9 @@ def diagnose(
     Several models are compared in one report. Exit code 0: fine, 1: --fail-on fired, 2: misuse.
     """
     _check_fail_on(fail_on or [])
-    _check_outputs(html, csv, parquet)
+    check_outputs(html=html, csv=csv, parquet=parquet)
+    if html is not None:
+        from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
     where, kind = device_named(device), dtype_named(dtype)
     diagnoses = []
     for name in models:
@@ -68,7 +71,7 @@ def diagnose(
             }  # fmt: skip
             diagnoses.append(_diagnosed(name, model, inputs, targets, batch, loss, options))
     report = content(diagnoses)
-    written = _write(report, html, csv, parquet)  # before anything is printed: a closed pipe must not lose them
+    written, lost = _write(report, html, csv, parquet)  # before anything is printed: a closed pipe must not lose them
     if json:
         print_json(
             {"models": [d.to_dict() | {"label": f["label"]} for d, f in zip(diagnoses, report.facts, strict=True)]}
@@ -79,6 +82,8 @@ def diagnose(
         terminal.render(report, console)
         for path in written:
             console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    if lost is not None:
+        raise lost
     if _failed(diagnoses, fail_on or []):
         raise typer.Exit(1)
 
@@ -119,30 +124,13 @@ def _failed(diagnoses: list[Diagnosis], wanted: list[str]) -> bool:
     return any(f.code == w or f.severity in levels.get(w, ()) for f in found for w in wanted)
 
 
-def _check_outputs(*paths: Path | None) -> None:
-    """An output that cannot be written is told before the work, not after; so is a missing extra."""
-    from normscope.report.files import check
+def _write(
+    report: Any, html: Path | None, csv: Path | None, parquet: Path | None
+) -> tuple[list[Path], UsageError | None]:
+    def page() -> None:
+        from normscope.report import html as pages
 
-    for path in paths:
-        if path is not None:
-            check(path)
-    if paths[0] is not None:
-        from normscope.report import html  # noqa: F401
+        assert html is not None
+        write(pages.render(report), html)
 
-
-def _write(report: Any, html: Path | None, csv: Path | None, parquet: Path | None) -> list[Path]:
-    import io
-
-    from normscope.report.files import write
-
-    if html is not None:
-        from normscope.report import html as page
-
-        write(page.render(report), html)
-    if csv is not None:
-        write(report.table.write_csv(), csv)
-    if parquet is not None:
-        buffer = io.BytesIO()
-        report.table.write_parquet(buffer)
-        write(buffer.getvalue(), parquet)
-    return [path for path in (html, csv, parquet) if path is not None]
+    return attempt({html: page, **tables(report.table, csv, parquet)})

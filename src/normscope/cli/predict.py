@@ -46,14 +46,12 @@ def predict(
 
     Default start: standard Gaussian samples of the spec's width. Exit code 0: fine, 2: misuse.
     """
-    from normscope.report.files import check
+    from normscope.report.files import check_outputs
     from normscope.theory.predict import predict as run
     from normscope.theory.simulate import simulate as chains
 
     described = parse(spec)
-    for path in (html, csv):
-        if path is not None:
-            check(path)
+    check_outputs(html=html, csv=csv)
     if simulate < 0:
         raise UsageError(f"--simulate takes a number of chains >= 0; got {simulate}.")
     start = _start(described, n, cosine, data, data_dir, seed)

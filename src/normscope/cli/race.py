@@ -19,6 +19,7 @@ from normscope.datasets import DATASETS, Batch, load
 from normscope.models import load_model
 from normscope.race import Bar, Interrupted, Race, Watcher
 from normscope.race import race as run
+from normscope.report.files import attempt, check_outputs, tables
 from normscope.training import permutation
 
 #: Exit code of a program that Ctrl-C stopped.
@@ -75,9 +76,9 @@ def race(
 
     Exit code 0: raced, 1: every run of every variant diverged, 2: misuse, 130: stopped with Ctrl-C.
     """
-    from normscope.cli.diagnose import _check_outputs
-
-    _check_outputs(html, csv, parquet)
+    check_outputs(html=html, csv=csv, parquet=parquet)
+    if html is not None:
+        from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
     where, kind = device_named(device), dtype_named(dtype)
     train, test = _data(data, data_dir, samples, test_samples)
     variants = _variants(models, cures, train, batch)
@@ -93,7 +94,12 @@ def race(
         raise typer.Exit(_INTERRUPTED) from None
     title = f"Race of {models[0]}" if len(models) == 1 and cures else f"Race of {len(variants)} variants"
     found = Race(found.table, {**found.facts, "title": f"{title} on {train.name}"})
-    written = _write(found, html, csv, parquet)
+
+    def page() -> None:
+        assert html is not None
+        found.to_html(html)
+
+    written, lost = attempt({html: page, **tables(found.table, csv, parquet)})
     if json:
         lines = [line.to_dict() for line in found.lines()]
         print_json({"settings": dict(found.facts), "target_loss": found.target, "variants": lines})
@@ -103,6 +109,8 @@ def race(
         race_terminal.render(found.content(), console)
         for path in written:
             console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    if lost is not None:
+        raise lost
     if all(line.diverged == line.seeds for line in found.lines()):
         raise typer.Exit(1)
 
@@ -186,19 +194,3 @@ def _rule(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def _write(found: Race, html: Path | None, csv: Path | None, parquet: Path | None) -> list[Path]:
-    import io
-
-    from normscope.report.files import write
-
-    if html is not None:
-        found.to_html(html)
-    if csv is not None:
-        write(found.table.write_csv(), csv)
-    if parquet is not None:
-        buffer = io.BytesIO()
-        found.table.write_parquet(buffer)
-        write(buffer.getvalue(), parquet)
-    return [path for path in (html, csv, parquet) if path is not None]

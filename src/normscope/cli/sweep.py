@@ -66,11 +66,9 @@ def sweep(
 
     Exit code 0: fine, 1: cells failed or the sweep stopped, 2: misuse, 130: Ctrl-C (run it again to go on).
     """
-    from normscope.report.files import check
+    from normscope.report.files import check_outputs
 
-    for path in (html, png, csv):
-        if path is not None:
-            check(path)
+    check_outputs(html=html, png=png, csv=csv)
     if html or png:
         _needs_report()
     drawn = tuple(m.strip() for m in metrics.split(",")) if metrics else None

@@ -11,6 +11,7 @@ from rich.markup import escape
 from normscope._errors import UsageError
 from normscope.cli._app import app, console, print_json
 from normscope.cli._shared import device_named
+from normscope.report.files import attempt, check_outputs
 
 if TYPE_CHECKING:
     from normscope.claims import Claim, Verdicts
@@ -43,7 +44,8 @@ def verify(
 ) -> None:
     """Check the statements of the four papers: measured, compared, each with a control that must come out the other way.
 
-    Exit code 0: every claim says what it should (or cannot tell), 1: one that should hold fails, 2: misuse.
+    Exit code 0: every claim says what it should (or cannot tell), 1: one that should hold fails, 2: misuse,
+    130: Ctrl-C.
     """
     from normscope import claims as science
     from normscope.claims.verify import summary, tally
@@ -59,30 +61,31 @@ def verify(
     if dry_run:
         _list(picked, size, json)
         return
-    for path in (out, html):
-        if path is not None:
-            from normscope.report.files import check
-
-            check(path)
+    check_outputs(out=out, html=html)
     device_named(device)
     if not json:
         console.print(f"{len(picked)} claims, about {duration(cost)} of one core.", highlight=False)
-    found = science.verify(
-        names, size, seeds=range(first_seed, first_seed + seeds), store=store, workers=workers, device=device,
-        data_dir=data_dir, progress=not json, timeout=timeout,
-    )  # fmt: skip
-    if out is not None:
-        found.save(out)
-    if html is not None:
-        found.to_html(html)
+    try:
+        found = science.verify(
+            names, size, seeds=range(first_seed, first_seed + seeds), store=store, workers=workers, device=device,
+            data_dir=data_dir, progress=not json, timeout=timeout,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        kept = (
+            f"Verdicts so far are in {store}; the same command goes on" if store else "Nothing was kept: pass --store"
+        )
+        typer.echo(f"Stopped. {kept}.", err=True)
+        raise typer.Exit(130) from None
+    written, lost = attempt({out: lambda: found.save(out), html: lambda: found.to_html(html)})
     if json:
         print_json(summary(found))
     else:
         _print(found)
         console.print(f"\n{tally(found)}", style="bold", highlight=False)
-        for path, what in ((out, "verdicts"), (html, "report")):
-            if path is not None:
-                console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+        for path in written:
+            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    if lost is not None:
+        raise lost
     if found.failed:
         raise typer.Exit(1)
 
