@@ -45,11 +45,13 @@ def test_the_ends_of_the_branches_are_found_and_nothing_else(norm: bool) -> None
     model = net(norm)
     before = copy.deepcopy(model.state_dict())
     found = treat(model, "zero-branches", X)
-    assert found.treated == ("1.down", "2.down", "3.down")
+    end = "norm" if norm else "down"
+    assert found.treated == (f"1.{end}", "2.down", "3.down")
     for name, value in model.state_dict().items():
-        wanted = torch.zeros_like(value) if ".down." in name else before[name]
+        zero = name.startswith(tuple(f"{t}." for t in found.treated)) and "running" not in name and "num_" not in name
+        wanted = torch.zeros_like(value) if zero else before[name]
         assert torch.equal(value, wanted), name
-    assert found.left_alone["3.short"] == "not the end of a residual branch"
+    assert found.left_alone["3.short"] == "no end of a residual branch that could start at zero"
     assert found.left_alone["2.gate"] == "inside a branch that starts at zero"
     assert all(p.grad is None for p in model.parameters())
 
@@ -101,6 +103,34 @@ def test_a_key_is_no_branch_though_its_query_dies_without_it() -> None:
     torch.manual_seed(0)
     found = treat(Tokens(), "zero-branches", torch.randn(6, 4, 5))
     assert found.treated == ("o", "down")
+
+
+class Paths(nn.Module):
+    """Two layers beside another path, put together in ways where zeros would never move, or kill what follows."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.a, self.b = how, nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.c, self.last = nn.Linear(8, 8), nn.Linear(16 if how == "concatenated" else 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        y = self.b(self.a(h).relu()).relu()
+        joined = {"activated": h + y, "concatenated": torch.cat([h, y], 1), "two paths": y + self.c(h).relu()}
+        return self.last(joined[self.how])
+
+
+@pytest.mark.parametrize("how", ["activated", "concatenated", "two paths"])
+def test_zeros_that_would_never_move_are_not_set(how: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UsageError, match="no skip connection was found"):
+        init.zero_branches_(Paths(how), X)
+
+
+def test_the_first_block_is_found_without_a_stem() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(5, 5), Block(5, 5), nn.Linear(5, 3))
+    assert treat(model, "zero-branches", X).treated == ("0.down", "1.down")
 
 
 def test_a_net_without_skips_is_told_so_and_stays() -> None:

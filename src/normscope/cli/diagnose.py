@@ -127,10 +127,9 @@ def _failed(diagnoses: list[Diagnosis], wanted: list[str]) -> bool:
 def _write(
     report: Any, html: Path | None, csv: Path | None, parquet: Path | None
 ) -> tuple[list[Path], UsageError | None]:
-    def page() -> None:
+    def page(path: Path) -> None:
         from normscope.report import html as pages
 
-        assert html is not None
-        write(pages.render(report), html)
+        write(pages.render(report), path)
 
     return attempt({html: page, **tables(report.table, csv, parquet)})

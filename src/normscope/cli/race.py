@@ -95,11 +95,7 @@ def race(
     title = f"Race of {models[0]}" if len(models) == 1 and cures else f"Race of {len(variants)} variants"
     found = Race(found.table, {**found.facts, "title": f"{title} on {train.name}"})
 
-    def page() -> None:
-        assert html is not None
-        found.to_html(html)
-
-    written, lost = attempt({html: page, **tables(found.table, csv, parquet)})
+    written, lost = attempt({html: found.to_html, **tables(found.table, csv, parquet)})
     if json:
         lines = [line.to_dict() for line in found.lines()]
         print_json({"settings": dict(found.facts), "target_loss": found.target, "variants": lines})

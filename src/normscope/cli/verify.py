@@ -76,7 +76,7 @@ def verify(
         )
         typer.echo(f"Stopped. {kept}.", err=True)
         raise typer.Exit(130) from None
-    written, lost = attempt({out: lambda: found.save(out), html: lambda: found.to_html(html)})
+    written, lost = attempt({out: found.save, html: found.to_html})
     if json:
         print_json(summary(found))
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,19 +28,21 @@ SEEN = 16
 
 
 def zero_branches_(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> nn.Module:
-    r"""Set the last layer of each residual branch to zero, weight and bias; in place.
+    r"""Start each residual branch at zero: its last layer, weight and bias, or the norm behind that layer; in place.
 
     $x + W_2\,\phi(W_1 x)$ with $W_2 = 0$: at the start every block passes on what it gets, so that neither scales nor angles
-    change along the trunk, whatever the depth; $W_2$ moves with the first step and $W_1$ from the second.
+    change along the trunk, whatever the depth; $W_2$ moves with the first step and $W_1$ from the second. Where a norm with
+    weights takes the layer's output, its weight becomes zero instead: a norm of zeros has huge gradients.
 
-    A layer ends a branch if its input depends on some layer that, with zeros in it, no gradient reaches any more, while the
-    first layer still gets one (by the skip): two forward and backward passes a layer, on the first 16 samples. Branches
-    of a single layer look like shortcuts and are left alone, and so is the attention without which the output would not
-    see the inputs.
+    A layer ends a branch if its input depends on some layer that, with zeros in it, no gradient reaches any more, while one
+    still reaches the inputs (by the skip) and the zeros themselves (else they would stay: an activation follows): two or
+    three forward and backward passes a layer, on the first 16 samples. Branches of a single layer look like shortcuts and
+    are left alone, and so is the attention without which the output would not see the inputs. Paths that are multiplied or
+    concatenated instead of added cannot be told from branches.
 
     Misleads: the untrained net is a shallow one, and its geometry as healthy as the trunk's.
-    Source: Zhang, Dauphin, Ma 2019 (Fixup); De and Smith 2020 (SkipInit), who scale the branch by a learned number that
-    starts at 0 and show that this is what batch norm does for deep residual nets.
+    Source: Goyal et al. 2017 (the last norm of a block); Zhang, Dauphin, Ma 2019 (Fixup); De and Smith 2020 (SkipInit), who
+    scale the branch by a learned number that starts at 0 and show that this is what batch norm does for deep residual nets.
     """
     return zero_branches(model, inputs, generator=generator).model
 
@@ -52,27 +56,28 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
     order = untied(in_order(model, inputs, layers, left, seed=seed), left)
     require(order, left)
     done: list[str] = []
-    with all_or_nothing(order):
-        reached = _reached(model, inputs, order, None, seed)
-        for i in reversed(range(1, len(order))):
-            if not reached[i]:
-                left[order[i].name] = "inside a branch that starts at zero"
+    look = _Look(model, inputs, order, seed)
+    norms, names = look.norms(), {m: n for n, m in model.named_modules()}
+    with all_or_nothing(order), all_or_nothing([Layer(names[m], m) for m in norms.values()]):  # type: ignore[arg-type]
+        reached = look.reached()
+        for i, layer in reversed(list(enumerate(order))):
+            if not reached.layers[i]:
+                left[layer.name] = "inside a branch that starts at zero"
                 continue
-            before = _reached(model, inputs, order[:i], order[i], seed)
-            weight, bias = order[i].weight.detach().clone(), order[i].module.bias
-            kept = None if bias is None else bias.detach().clone()
-            order[i].set(torch.zeros_like(weight))
-            now = _reached(model, inputs, order, None, seed)
-            if now[0] and any(up and was and not has for up, was, has in zip(before, reached, now, strict=False)):
-                reached = now
-                done.append(order[i].name)
-                continue
-            order[i].set(weight, bias=False)
-            if bias is not None and kept is not None:
-                with torch.no_grad():
-                    bias.copy_(kept)
-            left[order[i].name] = "not the end of a residual branch"
-        left[order[0].name] = "the first layer"
+            module: nn.Module = norms.get(layer.module, layer.module)
+            zeroed = [p for p in (module.weight, module.bias) if isinstance(p, Tensor) and p.requires_grad]
+            kept = [p.detach().clone() for p in zeroed]
+            _fill(zeroed, [torch.zeros_like(p) for p in zeroed])
+            now = look.reached(zeroed[0])
+            dead = [was and not has for was, has in zip(reached.layers[:i], now.layers[:i], strict=True)]
+            if now.inputs and now.zeros and any(dead):
+                upstream = look.reached(at=layer).layers
+                if any(up and gone for up, gone in zip(upstream, dead, strict=False)):
+                    reached = now
+                    done.append(names[module])
+                    continue
+            _fill(zeroed, kept)
+            left[layer.name] = "no end of a residual branch that could start at zero"
         if not done:
             raise UsageError(
                 "There must be a residual branch (x + f(x), f of two layers or more) to start at zero; no skip connection "
@@ -82,31 +87,91 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
     return Treatment(model, tuple(done), left)
 
 
-def _reached(model: nn.Module, inputs: Any, layers: list[Layer], at: Layer | None, seed: int) -> list[bool]:
-    """Whether a gradient reaches each layer's weight from the outputs, or from the input of the layer ``at``."""
-    seen: list[Tensor | None] = []
-    samples = batch_size(inputs)
+def _fill(parameters: list[Tensor], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
 
-    def head(x: Any) -> Any:
-        return x[:SEEN] if isinstance(x, Tensor) and x.dim() and len(x) == samples else x
 
-    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(first_tensor([*args, *kwargs.values()]))
+@dataclass(frozen=True)
+class _Reached:
+    """What a gradient reaches: each layer's weight, the inputs, the weight that was set to zero."""
 
-    with no_trace(model, mode="train", seed=seed):
-        args, kwargs, _ = as_call(inputs, grad=False)
-        args = tuple(head(x) for x in args)
-        kwargs = {name: head(x) for name, x in kwargs.items()}
-        handle = None if at is None else at.module.register_forward_pre_hook(look, with_kwargs=True)
+    layers: list[bool]
+    inputs: bool
+    zeros: bool
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Forward and backward passes in training mode that ask where a gradient goes."""
+
+    model: nn.Module
+    inputs: Any
+    order: list[Layer]
+    seed: int
+
+    def norms(self) -> dict[nn.Module, nn.Module]:
+        """Layer to the norm with weights that takes its very output."""
+        made: dict[int, nn.Module] = {}
+        keep: list[Any] = []  # alive, so that no other tensor gets the same identity
+        found: dict[nn.Module, nn.Module] = {}
+
+        def after(module: nn.Module, _: Any, output: Any) -> None:
+            keep.append(output)
+            made[id(output)] = module
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and id(args[0]) in made:
+                found.setdefault(made[id(args[0])], module)
+
+        kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+        handles = [layer.module.register_forward_hook(after) for layer in self.order]
+        for module in self.model.modules():
+            if isinstance(module, kinds) and isinstance(module.weight, Tensor) and module.weight.requires_grad:
+                handles.append(module.register_forward_pre_hook(before))
         try:
-            out = first_tensor(model(*args, **kwargs))
+            self._run(None)
         finally:
-            if handle is not None:
+            for handle in handles:
                 handle.remove()
-        x = seen[0] if seen else out
-        if x is None or not x.requires_grad:
-            return [False] * len(layers)
-        direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        weights: list[Tensor] = [layer.module.weight for layer in layers]
-        slopes = torch.autograd.grad(x, weights, direction.to(x), allow_unused=True)
-    return [slope is not None and bool(slope.count_nonzero()) for slope in slopes]
+        return found
+
+    def reached(self, zeros: Tensor | None = None, at: Layer | None = None) -> _Reached:
+        """From a random direction of the outputs, or of the input of the layer ``at``."""
+        weights: list[Tensor] = [layer.module.weight for layer in self.order]
+        entry, slopes = self._run(at, [*weights, *([] if zeros is None else [zeros])])
+        got = [slope is not None and bool(slope.count_nonzero()) for slope in slopes]
+        layers = got[: len(weights)]
+        return _Reached(layers, layers[0] if entry is None else entry, zeros is None or got[-1])
+
+    def _run(self, at: Layer | None, wanted: Sequence[Tensor] = ()) -> tuple[bool | None, list[Any]]:
+        """Whether a gradient reaches the inputs (``None`` where these are integers), and the slopes of ``wanted``."""
+        seen: list[Tensor | None] = []
+        samples = batch_size(self.inputs)
+
+        def head(x: Any) -> Any:
+            x = x[:SEEN] if isinstance(x, Tensor) and x.dim() and len(x) == samples else x
+            return x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+        def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(first_tensor([*args, *kwargs.values()]))
+
+        with no_trace(self.model, mode="train", seed=self.seed):
+            args, kwargs, _ = as_call(self.inputs, grad=False)
+            args, kwargs = tuple(head(x) for x in args), {name: head(x) for name, x in kwargs.items()}
+            handle = None if at is None else at.module.register_forward_pre_hook(look, with_kwargs=True)
+            try:
+                out = first_tensor(self.model(*args, **kwargs))
+            finally:
+                if handle is not None:
+                    handle.remove()
+            x = seen[0] if seen else out
+            entries = [e for e in (*args, *kwargs.values()) if isinstance(e, Tensor) and e.requires_grad]
+            if x is None or not x.requires_grad or not wanted:
+                return None, [None] * len(wanted)
+            direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+            slopes = list(torch.autograd.grad(x, [*wanted, *entries], direction.to(x), allow_unused=True))
+        ends = slopes[len(wanted) :]
+        entry = any(e is not None and bool(e.count_nonzero()) for e in ends) if entries else None
+        return entry, slopes[: len(wanted)]

@@ -9,9 +9,14 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normscope._errors import UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Writer = Callable[[Path], Any]
 
 #: How the files of an option may end; other ends of this list, or of other programs' files, are mistakes.
 ENDS = {"html": (".html", ".htm"), "csv": (".csv",), "parquet": (".parquet",), "png": (".png",)}
@@ -94,32 +99,28 @@ def check_outputs(**paths: Path | None) -> None:
             raise UsageError(f"Each output must be a file of its own; --{other} and --{kind} both name {str(path)!r}.")
 
 
-def attempt(outputs: Mapping[Path | None, Callable[[], Any]]) -> tuple[list[Path], UsageError | None]:
+def attempt(outputs: Mapping[Path | None, Writer]) -> tuple[list[Path], UsageError | None]:
     """Call the writer of each path that is given: what was written, and the first error, to be raised after the results
     have been shown."""
-    written, lost = [], None
+    written: list[Path] = []
+    lost: UsageError | None = None
     for path, writer in outputs.items():
         if path is None:
             continue
         try:
-            writer()
+            writer(path)
             written.append(path)
         except UsageError as error:
             lost = lost or error
     return written, lost
 
 
-def tables(table: Any, csv: Path | None, parquet: Path | None) -> dict[Path | None, Callable[[], Any]]:
-    """Writers of a polars table, for `attempt`."""
+def tables(table: pl.DataFrame, csv: Path | None, parquet: Path | None) -> dict[Path | None, Writer]:
+    """Writers of a table, for `attempt`."""
 
-    def columns() -> None:
+    def columns(path: Path) -> None:
         buffer = io.BytesIO()
         table.write_parquet(buffer)
-        assert parquet is not None
-        write(buffer.getvalue(), parquet)
+        write(buffer.getvalue(), path)
 
-    def text() -> None:
-        assert csv is not None
-        write(table.write_csv(), csv)
-
-    return {csv: text, parquet: columns}
+    return {csv: lambda path: write(table.write_csv(), path), parquet: columns}
