@@ -298,3 +298,14 @@ def test_a_linear_layer_on_sequences_gets_no_batch_norm():
     made = treat(model, "bn", torch.randn(7, 5, 6))
     assert made.treated == ("3",)
     assert "sequences" in made.left_alone["0"]
+
+
+def test_targets_with_a_mean_are_not_given_centred_outputs():
+    torch.manual_seed(0)
+    x = torch.rand(64, 8) + 1
+    y = x.sum(1, keepdim=True)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1))
+    names = [t.name for t in rank_cures(model, x, y, candidates=("none", "he"), loss="mse")]
+    assert not any("center-outputs" in name for name in names)
+    assert any("cannot have" in note for note in treat(model, "center-outputs", x, y).notes)
+    assert not any("cannot have" in note for note in treat(model, "center-outputs", x, y - y.mean()).notes)

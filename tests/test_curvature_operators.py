@@ -461,6 +461,23 @@ def test_each_position_of_a_language_model_is_a_sample() -> None:
     assert "batch 4 x 5 positions" in str(curvature.sharpness(model, ids, y, loss="cross_entropy"))
 
 
+def test_each_pixel_of_a_segmentation_is_a_sample() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(2, C, 3, padding=1).double(), torch.randn(3, 2, 4, 5, dtype=torch.float64)
+    y = torch.randint(0, C, (3, 4, 5))
+    got = curvature.fisher(model, x, y, loss="cross_entropy", kind="empirical").dense()
+    losses = F.cross_entropy(model(x), y, reduction="none").reshape(-1)
+    rows = [
+        torch.cat([g.reshape(-1) for g in torch.autograd.grad(v, list(model.parameters()), retain_graph=True)])
+        for v in losses
+    ]
+    assert off(got, torch.stack(rows).T @ torch.stack(rows) / 60) < 1e-10
+    z = torch.randn(3, C, 4, 5, dtype=torch.float64)
+    assert off(curvature.fisher(model, x, z).dense(), curvature.fisher(model, x).dense()) < 1e-12
+    with pytest.raises(UsageError, match=r"\(60,\)"):
+        curvature.fisher(model, x, y[:, :3], loss="cross_entropy")
+
+
 # ---- where forward mode cannot be trusted ----------------------------------------------------------------------------
 
 
@@ -592,7 +609,7 @@ class Shape(nn.Module):
 
 
 BAD = {
-    "four axes": (lambda o: o[:, :, None, None], {}, r"\(n, c\).*\(12, 3, 1, 1\)"),
+    "five axes": (lambda o: o[:, :, None, None, None], {}, r"\(n, c\).*\(12, 3, 1, 1, 1\)"),
     "one axis": (lambda o: o[:, 0], {}, r"\(n, c\).*\(12,\)"),
     "a string": (lambda o: "x", {}, "must return a tensor"),
     "integers": (lambda o: o.argmax(1, keepdim=True), {}, "floating-point"),

@@ -64,7 +64,7 @@ def test_a_wide_plain_net_is_pathologically_sharp_and_centring_cures_it():
 
 
 def test_outputs_without_classes_leave_a_note_instead_of_an_error():
-    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Unflatten(1, (4, 2)))
+    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Unflatten(1, (2, 2, 2, 1)))
     found = ns.diagnose(model, batch()[0], curvature=True)
     assert found.fisher is None
     assert any("no sharpness" in note for note in found.facts["notes"])

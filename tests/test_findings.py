@@ -624,3 +624,21 @@ def test_a_finding_on_a_real_net_quotes_its_layers_own_module(spec):
     d = diagnosis(spec)
     names = {r.layer: r.name for r in d.profile.records}
     assert [f.name for f in d.findings if f.layer] == [names[f.layer] for f in d.findings if f.layer]
+
+
+class Head(nn.Module):
+    """A block whose query gets far smaller gradients than its output, by nature and in every block."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.output = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.output(x * (1 + 1e-6 * self.query(x)).tanh())
+
+
+def test_a_role_that_gets_small_gradients_in_every_block_is_no_vanishing_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Head() for _ in range(5)), nn.Linear(8, 3))
+    found = diagnose(model, torch.randn(64, 8), torch.arange(64) % 3)
+    assert not {"NS201", "NS202"} & {f.code for f in found.findings}

@@ -1,5 +1,6 @@
 """A probe and a diagnosis leave no trace: everything of the model, the caller and torch is bit for bit as before."""
 
+import copy
 import random
 from collections import Counter
 
@@ -493,3 +494,13 @@ def test_no_activation_outlives_the_probe(data):
     profile = probe(nn.Sequential(Watched(4, 5), nn.Tanh(), Watched(5, 3)), *data)
     gc.collect()
     assert (len(profile.records) > 0, [ref() for ref in alive]) == (True, [None, None])
+
+
+def test_tensors_that_are_plain_attributes_come_back_too():
+    """The older spectral_norm keeps its weight as one, made anew in every forward pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))
+    before = model[0].weight
+    diagnose(model, torch.randn(20, 8), torch.arange(20) % 2)
+    assert model[0].weight is before
+    copy.deepcopy(model)

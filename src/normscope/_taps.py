@@ -172,13 +172,15 @@ class _Snapshot:
     buffers: list[tuple[nn.Module, dict[str, Tensor | None], set[str]]] = field(default_factory=list)
     values: dict[Tensor, Tensor] = field(default_factory=dict)
     grads: list[tuple[nn.Parameter, Tensor | None]] = field(default_factory=list)
+    plain: list[tuple[nn.Module, dict[str, Tensor]]] = field(default_factory=list)  # neither parameters nor buffers
 
 
 @contextmanager
 def no_trace(model: nn.Module, *, mode: str | None, seed: int) -> Iterator[None]:
     """Run a block on ``model`` with its own random stream, then put everything back bit for bit.
 
-    Restored, also after an exception: training flags, buffers (identity and values), ``.grad`` (identity), the
+    Restored, also after an exception: training flags, buffers (identity and values), tensors that are plain attributes
+    (identity: spectral and weight norm put a new one in every forward), ``.grad`` (identity), the
     random states of torch (CPU and CUDA), numpy and Python. Inside, the streams start from ``seed``, gradients are
     on, inference mode is off, and compiled submodules run eagerly. Parameters are not copied: a forward pass that
     changes them in place is the user's, and `probe` notes it.
@@ -187,6 +189,7 @@ def no_trace(model: nn.Module, *, mode: str | None, seed: int) -> Iterator[None]
     for module in model.modules():
         snap.flags.append((module, module.training))
         snap.buffers.append((module, dict(module._buffers), set(module._non_persistent_buffers_set)))
+        snap.plain.append((module, {k: v for k, v in module.__dict__.items() if isinstance(v, Tensor)}))
         snap.values |= {b: b.detach().clone() for b in module._buffers.values() if b is not None}
     snap.grads = [(p, p.grad) for p in model.parameters()]
     devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
@@ -225,6 +228,8 @@ def no_trace(model: nn.Module, *, mode: str | None, seed: int) -> Iterator[None]
                         buffer.set_(value)  # type: ignore[call-overload]
                     elif not _identical(buffer, value):
                         buffer.copy_(value)
+            for module, attributes in snap.plain:
+                module.__dict__.update(attributes)
             for module, flag in snap.flags:
                 module.training = flag
             for parameter, grad in snap.grads:

@@ -29,6 +29,7 @@ from normscope.curvature import sharpness
 from normscope.diagnose import Diagnosis, diagnose
 from normscope.findings import View
 from normscope.init import CURES, Cure, Treatment
+from normscope.init.wrappers import off_centre
 from normscope.losses import Loss
 
 #: What ``auto`` tries, the quick ones first. `haar` is there as a control and is never chosen.
@@ -285,7 +286,8 @@ def rank_cures(
     for name in candidates:
         attempt(name)
     best = min(trials, key=lambda t: t.key)
-    if best.reading is not None and best.reading.terms["sharpness"] > 0 and "center-outputs" not in best.name:
+    sharp = best.reading is not None and best.reading.terms["sharpness"] > 0
+    if sharp and "center-outputs" not in best.name and not off_centre(targets):
         attempt("center-outputs" if best.name == "none" else f"{best.name}+center-outputs")
     ranked = sorted(trials, key=lambda t: t.key)
     if ranked[0].reading is None:

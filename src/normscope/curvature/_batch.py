@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 
 from normscope._errors import UsageError, unknown
+from normscope._taps import batch_size
 from normscope.curvature._inputs import Outputs, arguments, cast, floats, select, tidy, working_dtype
 from normscope.curvature._isolate import check_mode, describe_mode, flags, full_precision, random_streams
 from normscope.curvature._twice import LinearBackward
@@ -44,6 +45,8 @@ class Batch:
 
     def __init__(self, model: nn.Module, inputs: Any, options: Options, keep: bool = True) -> None:
         self.model, self.options, self.keep = model, options, keep
+        if not isinstance(inputs, Tensor | Mapping | tuple):
+            batch_size(inputs)  # says what must come
         if options.route not in ROUTES:
             raise unknown("route", options.route, ROUTES)
         check_mode(model, options.mode)

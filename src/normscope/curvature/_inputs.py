@@ -65,11 +65,16 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
+def by_position(x: Tensor) -> Tensor:
+    """Images (m, c, height, width) with their channels last; anything else as it is."""
+    return x.movedim(1, -1) if x.dim() == 4 else x
+
+
 def tidy(out: Any, outputs: Outputs = None) -> tuple[Tensor, int]:
     """The outputs as (n, c): the tensor, ``.logits``, or the first of a tuple; then the chosen columns.
 
-    Of outputs (m, positions, c), as of a language model, each position is a sample: n = m positions. The second value is
-    the number of positions, otherwise 1.
+    Of outputs (m, positions, c), as of a language model, or (m, c, height, width), as of a segmentation, each position is a
+    sample: n = m positions. The second value is the number of positions, otherwise 1.
     """
     if callable(outputs):
         out = outputs(out)
@@ -85,13 +90,17 @@ def tidy(out: Any, outputs: Outputs = None) -> tuple[Tensor, int]:
             f"The model must return a tensor (n, c), or something with .logits; it returned {type(out).__name__}. "
             "Pick the tensor: outputs=lambda out: out.last_hidden_state[:, 0]."
         )
-    positions = out.shape[1] if out.dim() == 3 else 1
-    out = out.flatten(0, 1) if out.dim() == 3 else out
+    positions = 1
+    if out.dim() in (3, 4):
+        out = by_position(out)
+        positions = out.shape[1:-1].numel()
+        out = out.flatten(0, -2)
     if out.dim() != 2:
-        cure = "outputs=lambda out: out[:, None]" if out.dim() == 1 else "outputs=lambda out: out.flatten(1)"
+        cures = {0: "outputs=lambda out: the scores behind the loss", 1: "outputs=lambda out: out[:, None]"}
+        cure = cures.get(out.dim(), "outputs=lambda out: out.flatten(1)")
         raise UsageError(
-            f"Curvature needs outputs of shape (n, c) or (n, positions, c); the model returned {tuple(out.shape)}. "
-            f"Say {cure}."
+            "Curvature needs outputs of shape (n, c), (n, positions, c) or (n, c, height, width); the model returned "
+            f"{tuple(out.shape)}. Say {cure}."
         )
     if not out.is_floating_point():
         raise UsageError(f"Curvature needs floating-point outputs; the model returned {out.dtype}. Return the scores.")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normscope._errors import UsageError, unknown
+from normscope.curvature._inputs import by_position
 
 LossLike = str | Callable[[Tensor, Tensor], Tensor]
 LOSSES = ("mse", "cross_entropy")
@@ -114,8 +115,9 @@ def check_targets(loss: Loss, targets: Any, out: Tensor, needed: bool, what: str
         targets = torch.as_tensor(targets)
     targets = targets.detach().to(out.device)
     n, c = out.shape
-    if targets.dim() > 1 and targets.shape[0] != n and targets.shape[:2].numel() == n:
-        targets = targets.flatten(0, 1)  # (m, positions) or (m, positions, c): each position is a sample
+    lead = targets.dim() - int(targets.is_floating_point())
+    if lead > 1 and targets.shape[0] != n and (spread := by_position(targets)).shape[:lead].numel() == n:
+        targets = spread.flatten(0, lead - 1)  # each position is a sample
     if loss.call is not None:
         return targets.to(out.dtype) if targets.is_floating_point() else targets
     if loss.name == "mse":

@@ -37,7 +37,7 @@ def jacobian(
 
     Samples are coupled *inside* the function: with batch norm in training mode row (i, k) is the derivative of output k of
     sample i including its path through the batch statistics. Columns follow ``named_parameters()``, shared ones once.
-    Of outputs (m, positions, c), as of a language model, each position is a sample: n = m positions.
+    Of outputs (m, positions, c), as of a language model, or (m, c, height, width), each position is a sample: n = m positions.
 
     inputs: the argument (tensor), the positional arguments (tuple) or the keyword arguments (dictionary) of the model; a
         *list* holds several batches, each with its own statistics, whose rows are stacked.

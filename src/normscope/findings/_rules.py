@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -98,6 +99,10 @@ def find(profile: Profile) -> list[Finding]:
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.code, f.layer or 0))
 
 
+#: Layers of one role from which on they alone are compared (chosen by us).
+FEWEST = 3
+
+
 class View:
     """A profile as the rules read it: curves in the order of execution, the output layer apart from the hidden ones."""
 
@@ -118,6 +123,9 @@ class View:
     def alike(self, metric: str, signal: str = "activation") -> list[Record]:
         """Hidden records of the commonest kind of module (the later one of two as common): like beside like.
 
+        Gradients are also of one role: the later one of the commonest names but for their numbers (``layer.#.output.dense``),
+        as a query's are small in every block.
+
         Without what a skip leads around while its branch starts at zero, as it should: layers without any gradient although
         an earlier one has one, and layers of output zero (NaN) although a later one has a value.
         """
@@ -128,9 +136,11 @@ class View:
         else:
             known = [(r.layer, r.call) for r in everyone if not math.isnan(r.value)]
             curve = [r for r in curve if not math.isnan(r.value) or not known or (r.layer, r.call) > known[-1]]
-        counts = Counter(r.kind for r in curve)
-        kind = max(reversed(counts), key=counts.__getitem__, default="")
-        return [r for r in curve if r.kind == kind]
+        curve = _commonest(curve, lambda r: r.kind)
+        if signal == "gradient":
+            same = _commonest(curve, lambda r: re.sub(r"\d+", "#", r.name))
+            curve = same if len(same) >= FEWEST else curve
+        return curve
 
     def at_input(self, metric: str) -> float:
         """Value at layer 0; NaN where the input is not a floating tensor."""
@@ -148,6 +158,13 @@ class View:
     def _output(self) -> tuple[int, int]:
         last = self.curve("participation_rank")[-1:]
         return (last[0].layer, last[0].call) if last else (-1, -1)
+
+
+def _commonest(curve: list[Record], key: Callable[[Record], str]) -> list[Record]:
+    """The records of the commonest key, the later one of two as common."""
+    counts = Counter(key(r) for r in curve)
+    most = max(reversed(counts), key=counts.__getitem__, default="")
+    return [r for r in curve if key(r) == most]
 
 
 def settles(curve: list[Record], bad: Callable[[float], bool]) -> Record | None:

@@ -15,7 +15,7 @@ GAIN_INFO, GAIN_WARNING, RATE = 5.0, 20.0, 1.0
     severity="warning",
     meaning="A few directions, the mean gradients of the outputs, are far steeper than all others and cap the learning rate.",
     cure="Subtract the batch mean of the outputs (`normscope cure MODEL --how center-outputs`), or put batch norm after the "
-    "last layer (`--how last-batch-norm`).",
+    "last layer (`--how last-batch-norm`). Centred outputs cannot have a mean: with squared loss subtract the targets' too.",
     source="chosen by us; both values are measured on this batch",
 )
 def pathological_sharpness(view: View) -> Iterator[Hit]:

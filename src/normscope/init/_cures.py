@@ -131,7 +131,7 @@ def _break(model: nn.Module, inputs: Any, targets: Any, generator: torch.Generat
 @register("center-outputs", "karakida2019", needs_inputs=True, wraps=True)
 def _center_outputs(model: nn.Module, inputs: Any, targets: Any, generator: torch.Generator | None) -> Treatment:
     """Subtract the batch mean of the outputs: removes the sharpest directions."""
-    return wrappers.center_outputs(model_of(model), inputs)
+    return wrappers.center_outputs(model_of(model), inputs, targets)
 
 
 @register("last-batch-norm", "karakida2019", needs_inputs=True, wraps=True)

@@ -17,13 +17,26 @@ _NORMS: dict[type, type[nn.Module]] = {
 }  # fmt: skip
 
 
-def center_outputs(model: nn.Module, inputs: Any) -> Treatment:
+#: Mean of a target over its standard deviation from which on centred outputs cannot serve it (chosen by us).
+OFF_CENTRE = 0.1
+
+
+def off_centre(targets: Any) -> bool:
+    """Whether targets of a squared loss have a mean that centred outputs could not have."""
+    if not isinstance(targets, Tensor) or not targets.is_floating_point() or len(targets) < 2:
+        return False
+    y = targets.double().reshape(len(targets), -1)
+    return bool((y.mean(0).abs() > OFF_CENTRE * y.std(0)).any())
+
+
+def center_outputs(model: nn.Module, inputs: Any, targets: Any = None) -> Treatment:
     """The model with its outputs centred over the batch (`normscope.nn.CenterOutputs`)."""
     outputs = _outputs(model, inputs)
     wrapped = _like(CenterOutputs(model, outputs.shape[1]), outputs, model.training)
-    return Treatment(
-        wrapped, ("outputs",), notes=("saved under the keys model.*; fold_() gives a plain model for inference",)
-    )
+    notes = ["saved under the keys model.*; fold_() gives a plain model for inference"]
+    if off_centre(targets):
+        notes.append("the targets have a mean, which centred outputs cannot have: subtract it from them")
+    return Treatment(wrapped, ("outputs",), notes=tuple(notes))
 
 
 def last_batch_norm(model: nn.Module, inputs: Any) -> Treatment:

@@ -147,7 +147,9 @@ def _activation(module: nn.Module) -> str | None:
 def _norm(module: nn.Module) -> str | None:
     """Name of a norm that stands at its initial affine parameters; ``None`` for anything else."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if (weight is not None and not bool((weight == 1).all())) or (bias is not None and bool(bias.any())):
+    if isinstance(weight, Tensor) and not bool((weight == 1).all()):
+        return None
+    if isinstance(bias, Tensor) and bool(bias.any()):
         return None
     if isinstance(module, BatchNorm | nn.BatchNorm1d):
         if not module.training and module.running_mean is not None:
