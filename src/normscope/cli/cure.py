@@ -59,6 +59,8 @@ def cure(
     Half of the samples are for the cure, the other half for the measurements before and after. Exit code 0: fine, 2: misuse.
     """
     parts_of(how)
+    if n is not None and n < 2:
+        raise UsageError(f"-n must be at least 2, because a cure compares samples; got {n}. The default is {BATCH}.")
     if out is not None:
         _check_out(out, force)
     where, kind = device_named(device), dtype_named(dtype)
@@ -211,7 +213,10 @@ def _why(course: Course) -> str:
 
 
 def _show(course: Course) -> None:
-    table = Table(title=f"measured on {course.facts['measured_on']}", title_justify="left")
+    own, others = course.facts["samples"], course.facts["samples_measured"]
+    fresh = course.facts["measured_on"] == "fresh samples"
+    console.print(f"cured on {own} samples, measured on {f'{others} others' if fresh else 'the same'}", highlight=False)
+    table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
     for title, name in ROWS.items():
