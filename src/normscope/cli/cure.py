@@ -92,7 +92,7 @@ def cure(
     )
     if course.trials:
         _show_trials(course)
-    _show(course)
+    _show(course, n)
     if written is not None:
         console.print(f"wrote {written}", soft_wrap=True, highlight=False, markup=False)
         console.print(_how_to_load(course, written), soft_wrap=True, highlight=False, markup=False)
@@ -212,10 +212,13 @@ def _why(course: Course) -> str:
     return f": {errors}{_number(gains[term])} decades better in {term} than the model as it is"
 
 
-def _show(course: Course) -> None:
+def _show(course: Course, asked: int | None) -> None:
     own, others = course.facts["samples"], course.facts["samples_measured"]
     fresh = course.facts["measured_on"] == "fresh samples"
-    console.print(f"cured on {own} samples, measured on {f'{others} others' if fresh else 'the same'}", highlight=False)
+    short = f" ({asked} + {asked} were asked for; there are not so many)" if asked is not None and own < asked else ""
+    console.print(
+        f"cured on {own} samples, measured on {f'{others} others' if fresh else 'the same'}{short}", highlight=False
+    )
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
