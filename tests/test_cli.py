@@ -566,3 +566,63 @@ def test_the_version_is_the_packages():
     assert normscope.diagnose(torch.nn.Linear(3, 2), torch.eye(3).repeat(3, 1)).facts["normscope"] == version(
         "normscope"
     )
+
+
+def test_the_version_is_an_option(run):
+    from importlib.metadata import version
+
+    assert run("--version") == (0, f"normscope {version('normscope')}\n", "")
+
+
+@pytest.mark.parametrize("lr", ["-1", "nan", "0", "inf"])
+@pytest.mark.parametrize("command", ["diagnose", "sharpness"])
+def test_a_learning_rate_is_a_positive_number(run, command, lr):
+    code, out, err = run(command, SMALL, "--lr", lr)
+    assert (code, out) == (2, "")
+    assert "--lr must be a positive number" in err
+
+
+def test_the_library_refuses_such_a_rate_too():
+    with pytest.raises(normscope.UsageError, match="lr must be a positive number"):
+        normscope.diagnose(torch.nn.Linear(3, 2), torch.eye(3), lr=float("nan"))
+
+
+@pytest.mark.parametrize(
+    "last", ["mlp:dept=4", "mpl", "mlpp:depth=3", "net.py:mkae", "no.py:make", "net.py:constant", "transformers:gpt22"]
+)
+def test_a_slip_in_the_last_model_is_told_before_the_first_is_measured(run, here, monkeypatch, last):
+    import importlib
+
+    if last.startswith("transformers"):
+        pytest.importorskip("transformers")
+    command = importlib.import_module("normscope.cli.diagnose")
+    monkeypatch.setattr(command, "load_named", lambda *_: pytest.fail("a model was loaded"))
+    assert run("diagnose", SMALL, last)[0] == 2
+
+
+def test_a_model_made_at_import_is_the_same_alone_and_beside_another(answer, here):
+    (here / "twin.py").write_text(NET)
+    alone, beside = answer("net.py:model")[0], answer(SMALL, "twin.py:model")[1]
+    assert alone["layers"] == beside["layers"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--tol", "5", "tol must"), ("--tol", "0", "tol must"), ("--descent", "-5", "--descent must"),
+        ("--weight-decay", "-3", "weight_decay must"), ("--momentum", "1.5", "momentum must"),
+    ],
+)  # fmt: skip
+def test_sharpness_refuses_what_it_cannot_use(run, option, value, says):
+    code, out, err = run("sharpness", SMALL, option, value, "--json")
+    assert (code, out) == (2, "")
+    assert says in err
+
+
+def test_sharpness_takes_all_of_a_small_file_and_names_the_momentum(run, here):
+    np.savez(here / "few.npz", x=np.random.default_rng(0).random((20, 6), np.float32), y=np.arange(20) % 3)
+    code, out, _ = run("sharpness", SMALL, "--data", "few.npz", "--momentum", 0.5)
+    assert code == 0
+    assert "batch 20," in out
+    assert "heavy ball (momentum 0.5)" in out
+    assert run("sharpness", SMALL, "--data", "few.npz", "-n", 21)[0] == 2

@@ -74,18 +74,30 @@ def test_force_replaces_it(capsys, tmp_path):
     ("args", "said"),
     [
         (("--how", "ortogonal"), "Did you mean 'orthogonal'"),
+        (("--how", "auto+bn"), "auto alone"),
+        (("--how", "orthogonal,bn"), "Write orthogonal+bn"),
+        (("--how", "he", "-n", "1"), "at least 2"),
         (("--out", "weights.pt"), "must end in .safetensors"),
         (("--out", "no/such/folder/w.safetensors"), "no 'no/such/folder'"),
         (("--data", "no-such-data"), "no-such-data"),
         (("--how", "orthogonal", "--data", "digits", "-n", "0"), "got"),
     ],
-    ids=["cure", "suffix", "folder", "data", "batch"],
+    ids=["cure", "auto joined", "comma", "one sample", "suffix", "folder", "data", "batch"],
 )
 def test_misuse_is_one_line_and_code_2(capsys, args, said):
     code, out, err = run(capsys, NET, "--no-sharpness", *args)
     assert code == 2
     assert said in err
     assert "Traceback" not in err + out
+
+
+def test_auto_needs_samples_that_differ(capsys, tmp_path):
+    import numpy as np
+
+    np.savez(tmp_path / "same.npz", x=np.ones((16, 64), np.float32), y=np.arange(16) % 10)
+    code, _, err = run(capsys, NET, "--data", tmp_path / "same.npz", "--no-sharpness")
+    assert code == 2
+    assert "all 8 are the same" in err
 
 
 def test_a_model_without_layers_is_told(capsys, tmp_path):
@@ -107,6 +119,7 @@ def test_json_has_both_readings_and_every_layer(capsys):
         "readout": "the last layer keeps its law",
     }
     assert found["measured_on"] == "fresh samples"
+    assert (found["samples"], found["samples_measured"]) == (64, 64)
 
 
 def test_the_table_shows_findings_that_go_and_what_was_left_alone(capsys):
@@ -115,6 +128,21 @@ def test_the_table_shows_findings_that_go_and_what_was_left_alone(capsys):
     assert "max stable learning rate" in out
     assert "treated: 11 layers" in out
     assert "left alone: readout: the last layer keeps its law" in out
+
+
+def test_too_few_samples_for_both_halves_are_told(capsys):
+    _, out, _ = run(capsys, "mlp:depth=2,width=8", "--how", "he", "--no-sharpness", "-n", "800")
+    assert "cured on 400 samples, measured on 400 others (800 + 800 were asked for" in " ".join(out.split())
+
+
+def test_a_note_is_said_once(capsys):
+    wide = "mlp:depth=3,width=96,weights=torch"  # more units than samples
+    found = []
+    for how in ("orthogonal", "orthogonal+orthogonal"):
+        _, out, _ = run(capsys, wide, "--how", how, "--no-sharpness", "-n", "16", "--json")
+        found.append(json.loads(out)["notes"])
+    assert found[0]
+    assert found[1] == found[0]
 
 
 def test_auto_shows_every_candidate_and_what_it_is_worth(capsys):

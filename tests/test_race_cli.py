@@ -116,6 +116,11 @@ def test_rates_may_be_named(run):
     assert lines[1]["lr"] in (0.5, 0.6)
 
 
+def test_p_values_are_explained_where_there_are_some(run):
+    assert "p: against" in run(A, B, *FAST)[1]
+    assert "p: against" not in run(A, *FAST)[1]
+
+
 def test_all_diverged_is_exit_code_1(run):
     code, out, _ = run(A, *FAST[:-2], "--lr", 1e30)
     assert code == 1
@@ -149,6 +154,11 @@ def test_data_without_a_test_split_has_no_test(run, tmp_path):
         ((A, "--cures", "double,double"), "stands twice"),
         ((A, "--optimiser", "adm"), "Did you mean 'adam'"),
         ((A, "--lr", "fast"), "There is no rule"),
+        ((A, "--lr", "search:"), "A rule is written"),
+        ((A, "--lr", "search:0.1,0.1"), "different rates"),
+        ((A, "--target-loss", "nan"), "above 0; got nan"),
+        ((A, "--target-loss", "-1"), "above 0; got -1"),
+        ((A, "--data", "random:1x8x8"), "random:1x8x8 is made up and has none. Give one of digits"),
         ((A, "--lr", "bn=0.1"), "no variant 'bn'"),
         ((A, "--lr", "0.1", "--lr", "0.2"), "one rate for all"),
         ((A, "--seeds", "0"), "seeds"),

@@ -92,6 +92,25 @@ def test_momentum_must_be_below_one() -> None:
         curvature.stable_rates(1.0, momentum=1.0)
 
 
+@pytest.mark.parametrize("tol", [0, -1, 1, 5, math.nan])
+def test_the_tolerance_is_a_relative_error(tol: float) -> None:
+    model, x, _ = net()
+    with pytest.raises(UsageError, match="tol must be a relative error"):
+        curvature.sharpness(model, x, tol=tol)
+
+
+def test_a_descent_has_no_negative_length() -> None:
+    model, x, y = net()
+    with pytest.raises(UsageError, match="descent must be"):
+        curvature.sharpness(model, x, y, descent=-5)
+
+
+@pytest.mark.parametrize("decay", [-3, math.nan])
+def test_weight_decay_is_not_negative(decay: float) -> None:
+    with pytest.raises(UsageError, match="weight_decay"):
+        curvature.stable_rates(1.0, weight_decay=decay)
+
+
 def test_unknown_variants_are_named() -> None:
     model, x, _ = net()
     with pytest.raises(UsageError, match=r"no last-layer variant 'bach'.*batch"):

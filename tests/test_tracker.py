@@ -518,7 +518,8 @@ def test_a_compiled_part_runs_eagerly_in_measured_steps():
     [
         ({"every": 0}, "every"), ({"every": True}, "every"), ({"rows": 1}, "rows"), ({"by": "epoch"}, "by"),
         ({"metrics": ["participation"]}, "participation_rank"), ({"layers": "nope*"}, "nope"),
-        ({"writers": 3}, "writer"),
+        ({"writers": 3}, "writer"), ({"writers": "x.xlsx"}, r"\.csv.*folder.*\.parquet.*x\.xlsx"),
+        ({"writers": "no/folder/x.csv"}, "no 'no/folder'"), ({"writers": "no/folder/parts"}, "no 'no/folder'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_said_at_once_and_leaves_no_hook(options, words):
@@ -550,6 +551,19 @@ def test_files_hold_the_table(tmp_path):
     for name in ("run.csv", "whole.csv"):
         assert pl.read_csv(tmp_path / name, schema=frame.schema).equals(frame)
     assert len(list((tmp_path / "parts").iterdir())) == 3
+
+
+def test_folders_may_have_dots_and_files_need_their_folder(tmp_path):
+    model = mlp()
+    with Tracker(
+        model, every=2, writers=[tmp_path / "lr-0.1", tmp_path / "run.parquet", tmp_path / "UP.CSV"]
+    ) as tracker:
+        train(model, 3)
+    for name in ("lr-0.1", "run.parquet"):
+        assert pl.read_parquet(tmp_path / name).equals(tracker.frame())
+    assert (tmp_path / "UP.CSV").is_file()
+    with pytest.raises(UsageError, match="Create it first"):
+        tracker.to_csv(tmp_path / "no" / "x.csv")
 
 
 def test_an_earlier_runs_files_are_not_touched(tmp_path):

@@ -75,7 +75,7 @@ def treat(
             done.model,
             tuple(dict.fromkeys((*treatment.treated, *done.treated))),
             {**treatment.left_alone, **done.left_alone},
-            (*treatment.notes, *done.notes),
+            tuple(dict.fromkeys((*treatment.notes, *done.notes))),
         )
     return treatment
 
@@ -83,6 +83,14 @@ def treat(
 def parts_of(how: str) -> list[Cure]:
     """The cures that a name stands for, in order; none for ``auto``. ``UsageError`` names the nearest known one."""
     names = str(how).split("+") if how != "auto" else []
+    if "auto" in names:
+        raise UsageError(
+            f"auto chooses a cure and cannot be joined with others; got {how!r}. Use auto alone, or name each cure, as in "
+            "orthogonal+center-outputs."
+        )
+    listed = [name.strip() for name in str(how).split(",")]
+    if len(listed) > 1 and all(name in CURES for name in listed):
+        raise UsageError(f"Cures are joined by +; got {how!r}. Write {'+'.join(listed)}.")
     for name in names:
         if name not in CURES:
             raise unknown("cure", name, [*CURES, "auto"])
@@ -272,6 +280,8 @@ def rank_cures(
     decides. The model as it is stays first unless a cure has fewer errors or is better by `LEAST_GAIN`. Controls are
     shown and never first.
     """
+    _check_differ(inputs if fresh is None else fresh[0])
+    _check_differ(inputs)
     begin = time.monotonic()
     trials: list[Trial] = []
 
@@ -300,6 +310,18 @@ def rank_cures(
             ranked.remove(plain)
             ranked.insert(0, plain)
     return ranked
+
+
+def _check_differ(inputs: Any) -> None:
+    """``UsageError`` where all samples are the same: every net then collapses them, and no cure is better than another."""
+    n = batch_size(inputs)
+    values = inputs.values() if isinstance(inputs, Mapping) else [inputs] if isinstance(inputs, Tensor) else inputs
+    leaves = [v for v in values if isinstance(v, Tensor) and v.dim() and len(v) == n]
+    if n > 1 and all(bool((v == v[:1]).all()) for v in leaves):
+        raise UsageError(
+            f"Cures are ranked by how a net keeps samples apart, so the samples must differ; all {n} are the same. Give "
+            "samples of the training set, or name a cure."
+        )
 
 
 def _try(
@@ -377,7 +399,12 @@ def follow(
     say(how)
     start = time.monotonic()
     treatment = treat(model, how, inputs, targets, seed=seed, loss=loss)
-    facts = {"seconds": time.monotonic() - start, "measured_on": "fresh samples" if fresh else "the batch of the cure"}
+    facts = {
+        "seconds": time.monotonic() - start,
+        "measured_on": "fresh samples" if fresh else "the batch of the cure",
+        "samples": batch_size(inputs),
+        "samples_measured": batch_size(on[0]),
+    }
     say("after")
     after = read(treatment.model, *on, loss, curvature=curvature, seed=seed)
     return Course(how, treatment, before, after, tuple(trials), facts)

@@ -284,7 +284,7 @@ def _batch(content: Any, split: str, name: str) -> Batch:
             f"{type(content).__name__}. Return one batch, as in next(iter(loader))."
         )
     countable = targets is not None and not targets.is_floating_point() and targets.ndim == 1 and targets.numel() > 0
-    classes = int(targets.max()) + 1 if targets is not None and countable and targets.min() >= 0 else None
+    classes = int(targets.max()) + 1 if targets is not None and countable and targets.max() >= 0 else None
     return Batch(inputs, targets, name, classes)
 
 

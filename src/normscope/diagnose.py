@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -141,6 +142,8 @@ def diagnose(
     """
     if mode not in ("train", "eval"):
         raise UsageError(f"mode must be 'train' or 'eval'; got {mode!r}.")
+    if lr is not None and not 0 < lr < math.inf:
+        raise UsageError(f"lr must be a positive number; got {lr!r}. Leave it out to judge no rate.")
     _check_inputs(inputs)
     notes = []
     try:

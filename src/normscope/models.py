@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -30,28 +31,57 @@ def load_model(name: str, batch: Batch | None = None, *, seed: int = 0) -> nn.Mo
     arguments, must return an ``nn.Module`` (a module class or instance serves too).
     Raises ``UsageError`` naming what is missing.
     """
+    source, rest = _source(name)
+    with _seeded(seed):
+        return SOURCES[source](rest, batch, seed) if source else _user_model(name)
+
+
+def check_model(name: str, *, seed: int = 0) -> None:
+    """Raise the ``UsageError`` of `load_model` for a wrong name or field; nothing is built.
+
+    A user's file or module is imported, as `load_model` would, once.
+    """
+    source, rest = _source(name)
+    with _seeded(seed):
+        if not source:
+            _user_object(name)
+        elif source in CHECKS:
+            CHECKS[source](rest)
+
+
+def _source(name: str) -> tuple[str, str]:
+    """``mlp:depth=3`` -> (``mlp``, ``depth=3``); an empty kind for a user's own model."""
     prefix, colon, rest = name.partition(":")
+    if prefix in SOURCES and (colon or prefix in _spec.FAMILIES):
+        return prefix, rest
+    if not colon:
+        raise unknown(
+            "model", name, [f"{s}:..." for s in SOURCES] + ["package.module:callable", "path/file.py:callable"]
+        )
+    if "=" in rest and "." not in prefix:  # fields of a built-in net, its family misspelt
+        raise unknown("built-in net", prefix, SOURCES)
+    return "", name
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's global stream starts from ``seed``, and is put back."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every CUDA device too
-        if not colon and prefix in _spec.FAMILIES:
-            return SOURCES[prefix]("", batch, seed)
-        if prefix in SOURCES:
-            return SOURCES[prefix](rest, batch, seed)
-        if not colon:
-            raise unknown(
-                "model", name, [f"{s}:..." for s in SOURCES] + ["package.module:callable", "path/file.py:callable"]
-            )
-        if "=" in rest and "." not in prefix:  # fields of a built-in net, its family misspelt
-            raise unknown("built-in net", prefix, SOURCES)
-        return _user_model(name)
+        yield
+
+
+def _user_object(name: str) -> object:
+    thing = load_object(name)
+    if not callable(thing):
+        raise UsageError(f"{name} must be a callable that returns an nn.Module; it is a {type(thing).__name__}.")
+    return thing
 
 
 def _user_model(name: str) -> nn.Module:
-    thing = load_object(name)
+    thing = _user_object(name)
     if isinstance(thing, nn.Module):
         return thing
-    if not callable(thing):
-        raise UsageError(f"{name} must be a callable that returns an nn.Module; it is a {type(thing).__name__}.")
     model = call_object(name)
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name} must return an nn.Module; it returned a {type(model).__name__}.")
@@ -91,27 +121,34 @@ def _imported(package: str) -> Any:
         ) from error
 
 
-@SOURCES.register("timm")
-def _timm(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
-    """timm:NAME, without pretrained weights."""
+def _timm_named(rest: str) -> Any:
     timm = _imported("timm")
     if rest not in timm.list_models():
         raise unknown("timm model", rest, timm.list_models(f"*{rest[:4]}*")[:12] or timm.list_models()[:12])
-    return timm.create_model(rest, pretrained=False)
+    return timm
+
+
+@SOURCES.register("timm")
+def _timm(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
+    """timm:NAME, without pretrained weights."""
+    return _timm_named(rest).create_model(rest, pretrained=False)
+
+
+def _torchvision_named(rest: str) -> Any:
+    models = _imported("torchvision").models
+    if rest not in models.list_models():
+        raise unknown("torchvision model", rest, models.list_models())
+    return models
 
 
 @SOURCES.register("torchvision")
 def _torchvision(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
     """torchvision:NAME, without weights."""
-    models = _imported("torchvision").models
-    if rest not in models.list_models():
-        raise unknown("torchvision model", rest, models.list_models())
-    return models.get_model(rest, weights=None)
+    return _torchvision_named(rest).get_model(rest, weights=None)
 
 
-@SOURCES.register("transformers")
-def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
-    """transformers:CONFIG-OR-DIR[,key=value...]: a model type (gpt2, bert, vit, resnet ...) or a folder with config.json."""
+def _transformers_config(rest: str) -> tuple[Any, Any]:
+    """The library and the config of ``gpt2,n_layer=2``."""
     hub = _imported("transformers")
     name, *changes = rest.split(",")
     options = {}
@@ -137,6 +174,13 @@ def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
         raise UsageError(f"There is no transformers config at {name!r}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # values that the config refuses
         raise UsageError(f"transformers:{rest} is no config: {type(error).__name__}: {error}") from error
+    return hub, config
+
+
+@SOURCES.register("transformers")
+def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
+    """transformers:CONFIG-OR-DIR[,key=value...]: a model type (gpt2, bert, vit, resnet ...) or a folder with config.json."""
+    hub, config = _transformers_config(rest)
     for auto in ("AutoModelForImageClassification", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModel"):
         kind = getattr(hub, auto)
         # BERT-like models also have a causal head; a config that is no decoder means the masked one.
@@ -148,6 +192,15 @@ def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
             except Exception as error:
                 raise UsageError(f"transformers:{rest} cannot be built: {type(error).__name__}: {error}") from error
     raise UsageError(f"transformers has no model class for the config {type(config).__name__}.")
+
+
+#: Kind of a model -> what refuses a wrong name before anything is built.
+CHECKS: dict[str, Callable[[str], object]] = {
+    **{family: lambda rest, family=family: _spec.parse(f"{family}:{rest}") for family in _spec.FAMILIES},
+    "timm": _timm_named,
+    "torchvision": _torchvision_named,
+    "transformers": _transformers_config,
+}
 
 
 def _number(text: str) -> Any:

@@ -47,7 +47,8 @@ def spec_task(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def check(**parameters: Any) -> None:
         spec, rest = split(parameters)
-        _check(spec, **{**{k: p.default for k, p in own.items()}, **rest})
+        fewest = 2 if "metrics" in own or function.__name__ == "phase" else 1  # a geometry compares samples
+        _check(spec, fewest, **{**{k: p.default for k, p in own.items()}, **rest})
 
     described = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
@@ -58,7 +59,7 @@ def spec_task(function: Callable[..., Any]) -> Callable[..., Any]:
     return TASKS.add(function.__name__, task)
 
 
-def _check(spec: Spec, **given: Any) -> None:
+def _check(spec: Spec, fewest: int, **given: Any) -> None:
     """What can be told before a cell runs."""
     from normscope.datasets import DATASETS
     from normscope.metrics import METRICS
@@ -70,10 +71,12 @@ def _check(spec: Spec, **given: Any) -> None:
     data = given.get("data")
     if data is not None and not set(":/\\.") & set(data):
         DATASETS[data.lower().replace("_", "-")]
-    for name in ("batch", "n", "steps"):
+    for name, least in (("batch", 1), ("n", fewest), ("steps", 0), ("seed", 0), ("average_from", 0)):
         value = given.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < (name != "steps")):
-            raise UsageError(f"{name} must be a whole number >= 1; got {value!r}.")
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise UsageError(f"{name} must be a whole number >= {least}; got {value!r}.")
+    if not 0 < given.get("tol", 0.5) < 1:
+        raise UsageError(f"tol must be a relative error above 0 and below 1; got {given['tol']!r}.")
     for name in ("lr",):
         value = given.get(name, 1)
         if not isinstance(value, int | float) or not value > 0:

@@ -26,7 +26,7 @@ class CsvWriter:
         self.path = Path(path)
         if self.path.exists() and not append:
             raise _taken(self.path, "CsvWriter")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _check_parent(self.path)
         if self.path.exists():
             _cut_torn_line(self.path)
 
@@ -69,7 +69,7 @@ def as_writers(targets: str | Path | Writer | Iterable[str | Path | Writer]) -> 
     found: list[Writer] = []
     for target in several:
         if isinstance(target, str | Path):
-            target = CsvWriter(target) if Path(target).suffix == ".csv" else ParquetWriter(target)
+            target = _by_path(Path(target))
         if not callable(target):
             raise UsageError(
                 f"A writer is a path (.csv, or a folder for parquet) or a callable that takes a table; got {target!r}."
@@ -78,15 +78,34 @@ def as_writers(targets: str | Path | Writer | Iterable[str | Path | Writer]) -> 
     return found
 
 
+def _by_path(path: Path) -> Writer:
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        return CsvWriter(path)
+    # "lr-0.1" and "net.v2" are names of folders; "run.xlsx" asks for a file that nothing here writes.
+    if kind[1:].isalpha() and kind != ".parquet" and not path.is_dir():
+        raise UsageError(
+            f"A writer's path must end in .csv (one file), or name a folder for a parquet part a step (plain, or ending in "
+            f".parquet); got {str(path)!r}. Name one of these, or pass ParquetWriter({str(path)!r})."
+        )
+    _check_parent(path)
+    return ParquetWriter(path)
+
+
 def write_whole(path: str | Path, write: Callable[[str], object]) -> None:
     """``write`` to a name beside ``path``, then rename: the file is there whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _check_parent(path)
     partial = path.with_name(f".{path.name}.partial")
     write(str(partial))
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(f"The folder of the output must exist; there is no {str(path.parent)!r}. Create it first.")
 
 
 def _taken(path: Path, writer: str) -> UsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,12 @@ def moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(value, tuple | list):
         return tuple(moved(v, device, dtype) for v in value)
     return value
+
+
+def check_lr(lr: float | None) -> None:
+    """A learning rate that was given is a positive number."""
+    if lr is not None and not 0 < lr < math.inf:
+        raise UsageError(f"--lr must be a positive number; got {lr}. Leave it out to judge no rate.")
 
 
 def quiet() -> Any:

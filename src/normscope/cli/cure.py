@@ -59,6 +59,8 @@ def cure(
     Half of the samples are for the cure, the other half for the measurements before and after. Exit code 0: fine, 2: misuse.
     """
     parts_of(how)
+    if n is not None and n < 2:
+        raise UsageError(f"-n must be at least 2, because a cure compares samples; got {n}. The default is {BATCH}.")
     if out is not None:
         _check_out(out, force)
     where, kind = device_named(device), dtype_named(dtype)
@@ -90,7 +92,7 @@ def cure(
     )
     if course.trials:
         _show_trials(course)
-    _show(course)
+    _show(course, n)
     if written is not None:
         console.print(f"wrote {written}", soft_wrap=True, highlight=False, markup=False)
         console.print(_how_to_load(course, written), soft_wrap=True, highlight=False, markup=False)
@@ -210,8 +212,14 @@ def _why(course: Course) -> str:
     return f": {errors}{_number(gains[term])} decades better in {term} than the model as it is"
 
 
-def _show(course: Course) -> None:
-    table = Table(title=f"measured on {course.facts['measured_on']}", title_justify="left")
+def _show(course: Course, asked: int | None) -> None:
+    own, others = course.facts["samples"], course.facts["samples_measured"]
+    fresh = course.facts["measured_on"] == "fresh samples"
+    short = f" ({asked} + {asked} were asked for; there are not so many)" if asked is not None and own < asked else ""
+    console.print(
+        f"cured on {own} samples, measured on {f'{others} others' if fresh else 'the same'}{short}", highlight=False
+    )
+    table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
     for title, name in ROWS.items():

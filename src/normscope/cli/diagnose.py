@@ -10,11 +10,12 @@ import typer
 
 from normscope._errors import UsageError, unknown
 from normscope.cli._app import app, console, print_json
-from normscope.cli._shared import DATA_HELP, MODEL_HELP, device_named, dtype_named, load_named, moved, quiet
+from normscope.cli._shared import DATA_HELP, MODEL_HELP, check_lr, device_named, dtype_named, load_named, moved, quiet
 from normscope.datasets import Batch
 from normscope.diagnose import Diagnosis, content
 from normscope.diagnose import diagnose as run
 from normscope.findings import RULES
+from normscope.models import check_model
 from normscope.report.files import attempt, check_outputs, tables, write
 
 
@@ -58,6 +59,9 @@ def diagnose(
     check_outputs(html=html, csv=csv, parquet=parquet)
     if html is not None:
         from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
+    check_lr(lr)
+    for name in models if len(models) > 1 else ():  # a slip in the last is told before the first is measured
+        check_model(name, seed=seed)
     where, kind = device_named(device), dtype_named(dtype)
     diagnoses = []
     for name in models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,8 @@ def race(
     check_outputs(html=html, csv=csv, parquet=parquet)
     if html is not None:
         from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
+    if target_loss is not None and not 0 < target_loss < math.inf:
+        raise UsageError(f"--target-loss must be a loss above 0; got {target_loss}. Leave it out for half way down.")
     where, kind = device_named(device), dtype_named(dtype)
     train, test = _data(data, data_dir, samples, test_samples)
     variants = _variants(models, cures, train, batch)
@@ -113,6 +116,11 @@ def race(
 
 def _data(name: str, data_dir: Path | None, n: int | None, n_test: int | None) -> tuple[Batch, Batch | None]:
     """Training and test samples; no test where the data has no such split, or none was wanted."""
+    if name.partition(":")[0] in ("random", "tokens"):
+        raise UsageError(
+            f"A race needs data with targets to train on; {name} is made up and has none. Give one of "
+            f"{', '.join(DATASETS)}, or a file with targets."
+        )
     train = load(name, data_dir, n=n)
     if train.targets is None:
         raise UsageError(f"A race needs targets; {name} has inputs only. Give data with targets.")

@@ -14,8 +14,8 @@ from rich.progress import Progress as RichProgress
 
 from normscope._errors import UsageError
 from normscope.cli._app import app, console, print_json
-from normscope.cli._shared import DATA_HELP, MODEL_HELP, device_named, dtype_named, load_named, moved, quiet
-from normscope.curvature import Sharpness
+from normscope.cli._shared import DATA_HELP, MODEL_HELP, check_lr, device_named, dtype_named, load_named, moved, quiet
+from normscope.curvature import Sharpness, stable_rates
 from normscope.curvature import sharpness as run
 
 
@@ -28,7 +28,12 @@ def sharpness(
     optimiser: Annotated[str, typer.Option(help="gd, heavy-ball, nesterov or ema: what --lr belongs to.")] = "gd",
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
-    n: Annotated[int, typer.Option("--batch", "-n", help="Samples in the batch.")] = 128,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--batch", "-n", help="Samples in the batch. Default 128, all if there are fewer; 16 for a library's model."
+        ),
+    ] = None,
     loss: Annotated[str | None, typer.Option(help="mse (1/2n sum of squares) or cross_entropy.")] = None,
     mode: Annotated[str, typer.Option(help="train: batch norm uses the batch; eval must be asked for.")] = "train",
     tol: Annotated[float, typer.Option(help="Relative error wanted of lambda_max.")] = 1e-3,
@@ -50,8 +55,10 @@ def sharpness(
     names = {"gd": "gradient descent", "heavy-ball": "heavy ball", "nesterov": "nesterov", "ema": "ema momentum"}
     if optimiser not in names:
         raise UsageError(f"--optimiser must be one of {', '.join(names)}; got {optimiser!r}.")
-    if lr is not None and not lr > 0:
-        raise UsageError(f"--lr must be a positive number; got {lr}.")
+    check_lr(lr)
+    stable_rates(1.0, momentum, weight_decay)  # refuses what it cannot use before the solve, not after
+    if descent < 0:
+        raise UsageError(f"--descent must be a number of steps >= 0; got {descent}. 0 leaves the check out.")
     where, kind = device_named(device), dtype_named(dtype)
     batch, net = load_named(model, data, data_dir, n, seed)
     net.to(device=where, dtype=kind)
@@ -83,9 +90,7 @@ def sharpness(
             console.print(
                 f"  theory          lambda_max {expected:.4g} at infinite width, leading order", highlight=False
             )
-        console.print(
-            "  rates           " + ", ".join(f"{k} {v:.4g}" for k, v in rates.items()), highlight=False, soft_wrap=True
-        )
+        console.print("  rates           " + _rates(rates, momentum, weight_decay), highlight=False, soft_wrap=True)
         if lr is not None:
             word = "[red]above[/]" if above else "[green]below[/]"
             console.print(
@@ -96,6 +101,12 @@ def sharpness(
             )
     if above:
         raise typer.Exit(1)
+
+
+def _rates(rates: dict[str, float], momentum: float, weight_decay: float) -> str:
+    """The threshold of every optimiser, with the momentum that it is for."""
+    said = [f"{k}{'' if k == 'gradient descent' else f' (momentum {momentum:g})'} {v:.4g}" for k, v in rates.items()]
+    return ", ".join(said) + (f"; weight decay {weight_decay:g}" if weight_decay else "")
 
 
 class _Bar:

@@ -23,7 +23,9 @@ def stable_rates(lambda_max: float, momentum: float = 0.9, weight_decay: float =
     EMA momentum (``dampening=mu``; Adam's $\beta_1$ on the preconditioned curvature) $2(1+\mu)/((1-\mu)l)$.
     """
     if not 0 <= momentum < 1:
-        raise UsageError(f"momentum must lie in [0, 1); got {momentum!r}.")
+        raise UsageError(f"momentum must lie in [0, 1); got {momentum!r}. 0 is none.")
+    if not 0 <= weight_decay < float("inf"):
+        raise UsageError(f"weight_decay must be a number >= 0; got {weight_decay!r}. 0 is none.")
     sharp = lambda_max + weight_decay
     plain = 2 / sharp if sharp > 0 else float("inf")
     return {

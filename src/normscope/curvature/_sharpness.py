@@ -153,6 +153,10 @@ def sharpness(
     options: ``parameters``, ``outputs``, ``mode``, ``dtype``, ``route``, ``memory``, ``checkpoint`` of ``jacobian``.
     """
     made = make_loss(loss)
+    if not 0 < tol < 1:
+        raise UsageError(f"tol must be a relative error above 0 and below 1; got {tol!r}. The default is 1e-3.")
+    if isinstance(descent, bool) or not isinstance(descent, int) or descent < 0:
+        raise UsageError(f"descent must be a whole number of steps >= 0; got {descent!r}. 0 leaves the check out.")
     if descent and (targets is None or is_several(inputs)):
         raise UsageError("sharpness(descent=...) needs targets and one batch.")
     if not budget >= 0:

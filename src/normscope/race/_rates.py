@@ -134,15 +134,20 @@ def _from_sharpness(fraction: float, model: nn.Module, samples: Samples, recipe:
 
 def _parse(rule: str) -> tuple[str, tuple[float, ...]]:
     """``search:0.01,0.1`` -> (``search``, (0.01, 0.1))."""
-    kind, _, rest = rule.partition(":")
+    kind, colon, rest = rule.partition(":")
     if kind not in ("search", "sharpness"):
         raise unknown("rule for the learning rate", rule, ("search", "sharpness"))
     try:
-        numbers = tuple(float(x) for x in rest.split(",")) if rest else ()
-        if any(not 0 < x < math.inf for x in numbers) or (kind == "sharpness" and len(numbers) > 1):
+        numbers = tuple(float(x) for x in rest.split(",")) if colon else ()
+        if (
+            len(set(numbers)) < len(numbers)
+            or any(not 0 < x < math.inf for x in numbers)
+            or (kind == "sharpness" and len(numbers) > 1)
+        ):
             raise ValueError
     except ValueError:
         raise UsageError(
-            f"A rule is written search:0.01,0.03,0.1 (rates) or sharpness:0.5 (a fraction); got {rule!r}."
+            f"A rule is written search:0.01,0.03,0.1 (different rates) or sharpness:0.5 (a fraction); got {rule!r}. "
+            "Bare search and sharpness take the usual ones."
         ) from None
     return kind, numbers

@@ -95,12 +95,13 @@ def explained(content: RaceContent) -> list[str]:
         said.append("Test accuracy: at the end, in eval mode with running statistics.")
     if content.target:
         said.append(f"Steps to {content.target}: median over seeds, trailing mean of 10 batch losses.")
-    if seeds > 2:
+    compared = len(content.lines) > 1
+    if compared and seeds > 2:
         said.append(
             f"p: against {facts['baseline']}, paired by seed (t-test; exact sign test where a run diverged), Holm over the "
             "variants. The verdict goes by the train loss, at 0.05."
         )
-    elif seeds == 2:
+    elif compared and seeds == 2:
         said.append("Two seeds are too few to tell: no p-values.")
     if any(line["diverged"] for line in content.lines):
         said.append("Diverged runs stop early and are in no mean; they are counted in their column.")

@@ -48,6 +48,8 @@ class Folder:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser().absolute()
         self.where = str(self.root)
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"A store must be a folder; {self.where!r} is a file. Choose another path.")
 
     def names(self, folder: str) -> list[str]:
         """All files below a folder, by a walk over its directories."""

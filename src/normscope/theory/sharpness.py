@@ -26,7 +26,7 @@ def predicted_sharpness(model: nn.Module, inputs: Tensor, cross_entropy: bool) -
     """
     spec = spec_of(model)
     readouts = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if spec is None or spec.outputs is None or spec.output_norm != "none" or inputs.dim() < 2:
+    if spec is None or spec.outputs is None or spec.output_norm != "none" or inputs.dim() < 2 or len(inputs) < 2:
         return None
     x = inputs.detach().flatten(1).double()
     n, d = x.shape
