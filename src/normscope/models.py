@@ -194,9 +194,13 @@ def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
     raise UsageError(f"transformers has no model class for the config {type(config).__name__}.")
 
 
+def _fields_of(family: str) -> Callable[[str], object]:
+    return lambda rest: _spec.parse(f"{family}:{rest}")
+
+
 #: Kind of a model -> what refuses a wrong name before anything is built.
 CHECKS: dict[str, Callable[[str], object]] = {
-    **{family: lambda rest, family=family: _spec.parse(f"{family}:{rest}") for family in _spec.FAMILIES},
+    **{family: _fields_of(family) for family in _spec.FAMILIES},
     "timm": _timm_named,
     "torchvision": _torchvision_named,
     "transformers": _transformers_config,
