@@ -543,7 +543,12 @@ def test_classes_are_counted_before_the_subset(tmp_path):
     assert load(tmp_path / "x.pt", n=2).classes == 100
 
 
-@pytest.mark.parametrize("targets", [X, torch.tensor([0, -100, 1, 1]), None], ids=["floats", "ignored", "none"])
+def test_negative_targets_are_ignored_ones_and_count_no_class(tmp_path):
+    torch.save((X, torch.tensor([0, -100, 2, 1])), tmp_path / "x.pt")
+    assert load(tmp_path / "x.pt").classes == 3
+
+
+@pytest.mark.parametrize("targets", [X, None], ids=["floats", "none"])
 def test_targets_that_are_not_classes_have_no_count(tmp_path, targets):
     torch.save((X, targets), tmp_path / "x.pt")
     assert load(tmp_path / "x.pt").classes is None

@@ -44,7 +44,7 @@ class Batch:
     inputs: a float32 tensor (n, ...); or the dict or tuple of tensors that the file or the callable holds.
     targets: int64 classes (n,); regression targets are float (n, ...); ``None`` where there are none.
     name: what `load` was asked for.
-    classes: number of classes, ``None`` where the targets are not classes.
+    classes: number of classes, ``None`` where the targets are not classes; negative targets (ignored ones) count none.
     """
 
     inputs: Any

@@ -10,6 +10,8 @@ from normscope.report._race_content import RaceContent, cells, explained
 
 #: Columns of a terminal that has room for the second p-value.
 _WIDE = 100
+#: And of one that has room for the time of a step.
+_ROOM = 90
 _COLOURS = {"better": "green", "worse": "red", "diverged": "bold red"}
 
 
@@ -23,7 +25,9 @@ def render(content: RaceContent, console: Console) -> None:
     heads |= {"diverged": "diverged", "p_loss": "p loss"}
     if content.tested:
         heads["p_accuracy"] = "p acc"
-    heads |= {"verdict": "verdict", "milliseconds": "ms\n/step"}
+    heads["verdict"] = "verdict"
+    if console.width >= _ROOM:
+        heads["milliseconds"] = "ms\n/step"
     rows = [cells(line) for line in content.lines]
     if max(len(row["variant"]) for row in rows) > console.width // 4:  # names that would squeeze the numbers
         for i, row in enumerate(rows, 1):
@@ -38,7 +42,7 @@ def render(content: RaceContent, console: Console) -> None:
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     for key, head in heads.items():
         words = key in ("variant", "verdict")
-        table.add_column(head, justify="left" if words else "right", overflow="fold", no_wrap=key != "verdict")
+        table.add_column(head, justify="left" if words else "right", overflow="fold" if key == "variant" else "ellipsis", no_wrap=key != "verdict")
     for row in rows:
         styled = {"verdict": _COLOURS.get(row["verdict"], ""), "variant": "bold"}
         table.add_row(*(Text(row[key], style=styled.get(key, "")) for key in heads))
