@@ -42,7 +42,8 @@ def render(content: RaceContent, console: Console) -> None:
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     for key, head in heads.items():
         words = key in ("variant", "verdict")
-        table.add_column(head, justify="left" if words else "right", overflow="fold" if key == "variant" else "ellipsis", no_wrap=key != "verdict")
+        fold = "fold" if key == "variant" else "ellipsis"
+        table.add_column(head, justify="left" if words else "right", overflow=fold, no_wrap=key != "verdict")
     for row in rows:
         styled = {"verdict": _COLOURS.get(row["verdict"], ""), "variant": "bold"}
         table.add_row(*(Text(row[key], style=styled.get(key, "")) for key in heads))
