@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -42,7 +44,7 @@ def render(content: RaceContent, console: Console) -> None:
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
     for key, head in heads.items():
         words = key in ("variant", "verdict")
-        fold = "fold" if key == "variant" else "ellipsis"
+        fold: Literal["fold", "ellipsis"] = "fold" if key == "variant" else "ellipsis"
         table.add_column(head, justify="left" if words else "right", overflow=fold, no_wrap=key != "verdict")
     for row in rows:
         styled = {"verdict": _COLOURS.get(row["verdict"], ""), "variant": "bold"}
