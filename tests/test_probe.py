@@ -919,3 +919,12 @@ def test_an_error_before_the_first_layer_is_noted_so():
     with pytest.raises(RuntimeError) as caught:
         probe(plain(), gaussian(6, 9))
     assert "before the first layer returned" in caught.value.__notes__[0]
+
+
+def test_frozen_batch_norms_measured_in_training_mode_are_named():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    model[1].eval()
+    x = torch.randn(20, 6)
+    assert any("mode=None" in note for note in probe(model, x, mode="train").facts["notes"])
+    model.train()
+    assert not any("mode=None" in note for note in probe(model, x, mode="train").facts["notes"])

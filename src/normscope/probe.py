@@ -125,6 +125,12 @@ def probe(
         )
     backward = (targets is not None or loss is not None) if backward is None else backward
     name = loss_name(loss, targets) if backward else "none"
+    frozen = [name for name, m in normalizers(model) if not m.training] if mode == "train" and model.training else []
+    if frozen:
+        notes.append(
+            f"in eval mode inside a model in training mode, but measured in training mode ({len(frozen)} norms, the first is "
+            f"{frozen[0]}): pass mode=None to measure each module as it is set"
+        )
     taps = find_taps(model, layers)
     versions = {n: p._version for n, p in model.named_parameters()}
     spectrum = any(m.signal == "activation" for m in chosen)
