@@ -79,7 +79,7 @@ def _identity(model: nn.Module, inputs: Any, targets: Any, generator: torch.Gene
     return identity(model, inputs, generator=generator)
 
 
-@register("zero-branches", "zhang2019, de2020", needs_inputs=True)
+@register("zero-branches", "goyal2017, zhang2019, de2020", needs_inputs=True)
 def _zero_branches(model: nn.Module, inputs: Any, targets: Any, generator: torch.Generator | None) -> Treatment:
     """The last layer of every residual branch starts at zero: a residual net begins as its trunk."""
     return zero_branches(model, inputs, generator=generator)
