@@ -133,6 +133,20 @@ def test_the_first_block_is_found_without_a_stem() -> None:
     assert treat(model, "zero-branches", X).treated == ("0.down", "1.down")
 
 
+def test_a_batch_that_cannot_be_cut_is_taken_whole() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.block, self.last = nn.Linear(5, 8), Block(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            return self.last(self.block(self.first(x))[edges[0]])
+
+    torch.manual_seed(0)
+    x, edges = torch.randn(40, 5), torch.randint(30, 40, (2, 50))
+    assert treat(Graph(), "zero-branches", (x, edges)).treated == ("block.down",)
+
+
 def test_a_net_without_skips_is_told_so_and_stays() -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     before = copy.deepcopy(model.state_dict())

@@ -164,7 +164,10 @@ def _maker(model: str, how: str, train: Batch, batch: int) -> Callable[[int], to
             return net
         first = permutation(seed, 0, len(train))[:batch]  # the first batch of the race
         part = _rows(train, first)
-        return cure(net, how, part.inputs, part.targets, seed=seed)
+        try:
+            return cure(net, how, part.inputs, part.targets, seed=seed)
+        except UsageError as error:
+            raise UsageError(f"{how} does not apply to {model}: {error} Leave it out of --cures.") from error
 
     return make
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,8 +56,13 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
     order = untied(in_order(model, inputs, layers, left, seed=seed), left)
     require(order, left)
     done: list[str] = []
-    look = _Look(model, inputs, order, seed)
-    norms, names = look.norms(), {m: n for n, m in model.named_modules()}
+    names = {m: n for n, m in model.named_modules()}
+    look = _Look(model, inputs, order, seed, SEEN)
+    try:
+        norms = look.norms()
+    except Exception:  # a part of the batch is not always one, as where other inputs index the samples
+        look = replace(look, samples=batch_size(inputs))
+        norms = look.norms()
     with all_or_nothing(order), all_or_nothing([Layer(names[m], m) for m in norms.values()]):  # type: ignore[arg-type]
         reached = look.reached()
         for i, layer in reversed(list(enumerate(order))):
@@ -110,6 +115,7 @@ class _Look:
     inputs: Any
     order: list[Layer]
     seed: int
+    samples: int
 
     def norms(self) -> dict[nn.Module, nn.Module]:
         """Layer to the norm with weights that takes its very output."""
@@ -151,7 +157,7 @@ class _Look:
         samples = batch_size(self.inputs)
 
         def head(x: Any) -> Any:
-            x = x[:SEEN] if isinstance(x, Tensor) and x.dim() and len(x) == samples else x
+            x = x[: self.samples] if isinstance(x, Tensor) and x.dim() and len(x) == samples else x
             return x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
 
         def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
