@@ -215,7 +215,7 @@ def test_workers_killed_from_outside_lose_nothing():
     grid = Grid(x=range(20))
     table = sweep(grid, FILE + "draw", executor=make, in_flight=4, progress=kill)
     assert table.equals(sweep(grid, FILE + "draw", executor=Inline()))
-    assert len(made) == 4
+    assert 2 <= len(made) <= 4  # two kills may meet one pool before its death is noticed
 
 
 def test_a_cell_that_never_comes_back_to_python_ends_with_its_worker():
