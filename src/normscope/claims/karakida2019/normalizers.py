@@ -197,6 +197,9 @@ def layer_norm(
 def softmax(run: Run, width: int, samples: int, outputs: int, nets: int, last: str = "none") -> Iterator[Reading]:
     """Cross-entropy Fisher of ReLU nets: its C-1 outliers over their prediction from the softmax outputs at hand (6 %), the
     next one below 5; the trace; and at most half the squared loss's largest eigenvalue, exactly.
+
+    At the full size (ten outputs, 100 samples) the seven largest are within 5 %, the eighth and ninth lie 8 % and 23 % above:
+    they are small, and the bulk, which the leading order leaves out, adds to them.
     """
     ratios, below, traces, rest = [], 0, [], []
     for r in range(nets):
