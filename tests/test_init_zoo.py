@@ -13,8 +13,6 @@ from normscope import UsageError, cure, init
 from normscope.init import CURES
 
 IN_PLACE = [name for name, c in CURES.items() if not c.wraps and name != "none"]
-#: `zero-branches` is for nets with skip connections (test_zero_branches.py).
-ANY_NET = [name for name in IN_PLACE if name != "zero-branches"]
 
 
 def gen(seed=0):
@@ -108,6 +106,16 @@ class Volumes(nn.Module):
         return self.e(torch.relu(self.d(torch.relu(self.c(h)))).mean(-1))
 
 
+class Skip(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.up, self.down, self.last = (nn.Linear(a, b) for a, b in ((6, 8), (8, 8), (8, 8), (8, 3)))
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        return self.last(torch.relu(h + self.down(torch.relu(self.up(h)))))
+
+
 ZOO = {
     "resnet": (Resnet, lambda: torch.randn(12, 2, 11, 11)),
     "transformer": (Transformer, lambda: {"ids": torch.randint(11, (10, 6)), "scale": torch.rand(10, 6, 1)}),
@@ -118,6 +126,8 @@ ZOO = {
 
 @pytest.fixture(params=ZOO)
 def zoo(request):
+    if request.node.callspec.params.get("name") == "zero-branches" and request.param in ("shared", "volumes"):
+        pytest.skip("it has no skip connection")
     make, inputs = ZOO[request.param]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -154,7 +164,7 @@ def streams():
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ANY_NET)
+@pytest.mark.parametrize("name", IN_PLACE)
 def test_only_the_treated_layers_change(zoo, name, training):
     model, inputs = zoo
     call(model, inputs).sum().backward()
@@ -172,7 +182,7 @@ def test_only_the_treated_layers_change(zoo, name, training):
     assert streams() == drawn
 
 
-@pytest.mark.parametrize("name", ANY_NET)
+@pytest.mark.parametrize("name", IN_PLACE)
 def test_every_module_with_weights_is_treated_or_left_alone_with_a_reason(zoo, name):
     model, inputs = zoo
     made = CURES[name].apply(model, inputs, None, gen())
@@ -183,7 +193,7 @@ def test_every_module_with_weights_is_treated_or_left_alone_with_a_reason(zoo, n
     assert all(made.left_alone.values())
 
 
-@pytest.mark.parametrize("name", ANY_NET)
+@pytest.mark.parametrize("name", IN_PLACE)
 def test_a_cured_model_runs_and_is_finite(zoo, name):
     model, inputs = zoo
     CURES[name].apply(model, inputs, None, gen())
@@ -237,9 +247,9 @@ def test_a_transposed_convolution_is_left_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", ANY_NET)
+@pytest.mark.parametrize("name", IN_PLACE)
 def test_other_dtypes_work(name, dtype):
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype)
+    model = Skip().to(dtype)
     made = CURES[name].apply(model, torch.rand(20, 6).to(dtype), None, gen()).model
     assert all(p.dtype == dtype for p in made.parameters())
     assert all(torch.isfinite(p).all() for p in made.parameters())
