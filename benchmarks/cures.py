@@ -1,6 +1,6 @@
 """Do the cures work? Nets that stall, raced with and without a cure, its controls and its rivals.
 
-Every group below is one `normscope.race`: same batches, same order, plain SGD; the learning rate of each arm is searched
+Every group below is one `normscope.racing`: same batches, same order, plain SGD; the learning rate of each arm is searched
 (pilot runs of 100 steps on the grid of its part), so that no arm runs at another one's rate.
 
     python benchmarks/cures.py --data-dir DIR --work runs/cures --parts mlp:fashion-mnist,centring
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope import Race, Spec, build, cure, race, sharpness
-from normscope.cure import rank_cures
-from normscope.datasets import Batch, load
+from normscope.findings.cures import rank_cures
+from normscope.data.datasets import Batch, load
 from normscope.init import orthogonal_representations_, raise_rank_, xavier_
 
 #: Laws of plain nets, and what is done to the net of He's law.

@@ -26,8 +26,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from normscope import Spec, build, probe
-from normscope._taps import find_taps
-from normscope.probe import collect
+from normscope.call.taps import find_taps
+from normscope.probing.passes import collect
 
 
 def mlp() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:

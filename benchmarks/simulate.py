@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from normscope import Spec
-from normscope.theory.simulate import simulate
+from normscope.theory.simulated import simulate
 
 LINEAR = {"norm": "batch_rescale", "activation": "identity"}
 

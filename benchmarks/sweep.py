@@ -17,8 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from normscope import Grid, sweep
-from normscope._records import Record
-from normscope.sweep import Store, _rows, executors
+from normscope.core.records import Record
+from normscope.sweeping import Store, _rows, executors
 
 HERE = Path(__file__).resolve()
 
@@ -119,7 +119,7 @@ def big_store(cells: int) -> None:
 def resume(grid: Grid, name: str, where: str) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from normscope.sweep import run
+    from normscope.sweeping import run
 
     before, run.COMPACT_FROM = run.COMPACT_FROM, 10**9
     with ThreadPoolExecutor(1) as executor:

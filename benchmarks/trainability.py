@@ -16,11 +16,11 @@ import polars as pl
 import torch
 from torch.nn.functional import cross_entropy
 
-from normscope.datasets import load
+from normscope.data.datasets import load
 from normscope.findings import find
 from normscope.nn import build
-from normscope.probe import probe
-from normscope.spec import Spec
+from normscope.probing.passes import probe
+from normscope.core.spec import Spec
 
 NETS = {
     "relu He": {},

@@ -13,7 +13,7 @@ import polars as pl
 
 from normscope.claims import CLAIMS, PAPERS, Claim, Verdict, Verdicts, load
 from normscope.findings import RULES
-from normscope.metrics import METRICS
+from normscope.geometry.metrics import METRICS
 from normscope.report.claims import band, duration, measured, number, said
 
 HERE = Path(__file__).parent
@@ -100,7 +100,7 @@ def metrics_page() -> str:
     lines = [
         "# Metrics\n",
         "Every metric of `normscope.measure(x)` and of a probe. Definitions with formulas are in the docstrings of",
-        "`normscope.metrics`; `invariant` says what leaves the number unchanged.\n",
+        "`normscope.geometry.metrics`; `invariant` says what leaves the number unchanged.\n",
         "| metric | unit | range | of | invariant under | source | meaning |\n|---|---|---|---|---|---|---|",
     ]
     for m in METRICS.values():
@@ -186,8 +186,8 @@ def _said(claim: Claim, found: dict[str, Verdict], size: int) -> str:
 
 def picture() -> None:
     from normscope import Spec, build, diagnose
-    from normscope.datasets import load
-    from normscope.diagnose import content
+    from normscope.data.datasets import load
+    from normscope.findings.diagnosis import content
     from normscope.report import html
 
     batch = load("digits", n=128)

@@ -13,15 +13,15 @@ import torch
 
 from normscope import claims
 from normscope.claims import judge
-from normscope.metrics import METRICS
+from normscope.geometry.metrics import METRICS
 from normscope.nn import norms
 from normscope.theory import _chain, grams
 from normscope.theory import fisher as fisher_theory
 from normscope.theory.laws import odd_point, orthogonality, rank
 
-configuration = importlib.import_module("normscope.configuration")  # the package has a function of this name
+configuration = importlib.import_module("normscope.geometry.shapes")  # the package has a function of this name
 directions = importlib.import_module("normscope.curvature._directions")
-moments = importlib.import_module("normscope.linalg.moments")
+moments = importlib.import_module("normscope.linalg.traces")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,7 @@ import torch
 
 import normscope
 from normscope.findings import RULES
-from normscope.metrics import METRICS
+from normscope.geometry.metrics import METRICS
 
 SMALL, BROKEN = "mlp:depth=3,width=16", "mlp:depth=6,width=32,norm=batch,weights=positive"
 NET = """

@@ -11,7 +11,7 @@ from torch import nn
 
 import normscope as ns
 from normscope import UsageError, cure
-from normscope.cure import CANDIDATES, follow, rank_cures, read, treat
+from normscope.findings.cures import CANDIDATES, follow, rank_cures, read, treat
 from normscope.init import CURES
 from normscope.nn import CenterOutputs, NormalizeOutputs
 
@@ -26,7 +26,7 @@ def deep(depth=24, width=32, seed=0):
 
 @pytest.fixture(scope="module")
 def digits():
-    from normscope.datasets import load
+    from normscope.data.datasets import load
 
     batch = load("digits", n=128)
     x = batch.inputs.flatten(1)
@@ -157,7 +157,7 @@ def test_trials_leave_the_model_alone(digits):
 
 def test_auto_applies_the_first_of_the_ranking(digits, monkeypatch):
     few = partial(rank_cures, candidates=("none", "identity"), curvature=False)
-    monkeypatch.setattr(sys.modules["normscope.cure"], "rank_cures", few)
+    monkeypatch.setattr(sys.modules["normscope.findings.cures"], "rank_cures", few)
     model, by_name = deep(), deep()
     made = cure(model, "auto", *digits[0])
     cure(by_name, "identity", *digits[0])

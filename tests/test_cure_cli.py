@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import normscope as ns
 from normscope.cli import main
-from normscope.datasets import load
-from normscope.models import load_model
+from normscope.data.datasets import load
+from normscope.data.models import load_model
 
 NET = "mlp:depth=12,width=32,weights=torch,bias=0"
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normscope import curvature
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 
 N, C = 12, 3
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from normscope import datasets
-from normscope._errors import UsageError
-from normscope.datasets import CHECKSUMS, DATASETS, describe, load
+from normscope.core.errors import UsageError
+from normscope.data.datasets import CHECKSUMS, DATASETS, describe, load
 
 REAL = os.environ.get("NORMSCOPE_DATA_DIR")
 real = pytest.mark.skipif(not REAL, reason="NORMSCOPE_DATA_DIR is not set")
@@ -602,7 +602,7 @@ def test_a_callable_may_return_a_dict(tmp_path):
 
 
 def test_a_callable_may_return_a_batch(tmp_path):
-    assert load(returning(tmp_path, "__import__('normscope.datasets').datasets.load('digits')"), n=3).classes == 10
+    assert load(returning(tmp_path, "__import__('normscope.data.datasets').datasets.load('digits')"), n=3).classes == 10
 
 
 def test_a_tuple_of_inputs_stays_one(tmp_path):

@@ -106,7 +106,7 @@ def test_one_metric_may_be_named_by_a_string():
 
 
 def test_building_a_named_model_seeds_no_cuda_device(monkeypatch):
-    from normscope.models import load_model
+    from normscope.data.models import load_model
 
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from normscope import Profile, Record, Spec, UsageError, build, diagnose
-from normscope.datasets import load
+from normscope.data.datasets import load
 from normscope.findings import RULES, find
 
 

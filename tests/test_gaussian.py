@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from normscope import UsageError, gaussian
+from normscope.core.spec import ACTIVATIONS
 from normscope.nn import make_activation
-from normscope.spec import ACTIVATIONS
 
 NAMES = [*ACTIVATIONS, "leaky_relu(0.2)", "leaky_relu(-0.5)"]
 CLOSED = ["identity", "relu", "abs", "leaky_relu", "leaky_relu(0.2)", "erf", "sin"]

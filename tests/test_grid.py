@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from normscope import Grid, UsageError
-from normscope.sweep.grid import Cell, canonical
+from normscope.sweeping.grid import Cell, canonical
 
 
 def points(grid):
@@ -122,7 +122,7 @@ def test_the_key_and_the_seed_are_what_the_documentation_says():
 
 def test_keys_and_seeds_are_the_same_in_processes_with_other_hash_seeds():
     code = (
-        "from normscope.sweep.grid import Cell; c = Cell({'b': 0.1, 'a': {'z': 1, 'y': [True, None]}});"
+        "from normscope.sweeping.grid import Cell; c = Cell({'b': 0.1, 'a': {'z': 1, 'y': [True, None]}});"
         "print(c.key('t'), c.seed)"
     )
     said = {

@@ -438,7 +438,7 @@ def test_lsuv_gives_a_convolution_unit_variance():
 
 def test_the_haar_control_makes_gradients_explode_where_the_sliced_form_does_not():
     from normscope import Spec, build, probe
-    from normscope.datasets import load
+    from normscope.data.datasets import load
 
     digits = load("digits", n=128)
     growth = {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normscope.curvature import fisher
 from normscope.linalg import LinearMap, eigen, lanczos, spectrum
-from normscope.linalg.spectrum import smaller_side
+from normscope.linalg.spectra import smaller_side
 
 D = torch.float64
 Case = tuple[str, Tensor, Tensor | None]

@@ -30,8 +30,8 @@ ROOMS = (
 )
 #: (importing module, imported room): the doors that lead up, open only inside a function.
 DOORS = {
-    ("normscope.diagnose", "report"),
-    ("normscope.race._result", "report"),
+    ("normscope.findings.diagnosis", "report"),
+    ("normscope.racing._result", "report"),
     ("normscope.claims.verify", "report"),
 }
 #: Faces may see each other where the one is the other's frame: the command line prints reports.
@@ -119,7 +119,7 @@ def test_a_door_upwards_is_in_use(door):
 @pytest.mark.parametrize("package", ["report", "cli"])
 def test_a_package_keeps_its_inner_files_to_itself(package):
     """Other rooms import a package's public files: not ``_content``, but what the package re-exports."""
-    allowed = {"normscope.diagnose", "normscope.cli.cure", "normscope.cli.diagnose", "normscope.cli.predict"}
+    allowed = {"normscope.findings.diagnosis", "normscope.cli.cure", "normscope.cli.diagnose", "normscope.cli.predict"}
     reached = {
         (module_of(p), name)
         for p in FILES
@@ -153,7 +153,7 @@ def _all_imports(path):
 @pytest.mark.parametrize(
     ("text", "importer", "bad"),
     [
-        ("from normscope.probe import probe", "metrics.py", True),
+        ("from normscope.probing.passes import probe", "metrics.py", True),
         ("from normscope import probe", "metrics.py", True),
         ("import normscope.report.html", "findings/units.py", True),
         ("from ..diagnose import run", "nn/norms.py", True),
@@ -165,9 +165,9 @@ def _all_imports(path):
             "probe.py",
             False,
         ),
-        ("from normscope.datasets import load", "probe.py", True),
-        ("from normscope.losses import Loss", "probe.py", False),
-        ("from normscope._taps import Tap", "nn/nets.py", True),
+        ("from normscope.data.datasets import load", "probe.py", True),
+        ("from normscope.call.losses import Loss", "probe.py", False),
+        ("from normscope.call.taps import Tap", "nn/nets.py", True),
         ("from . import norms", "nn/nets.py", False),
         ("from normscope.report import html", "cli/diagnose.py", False),
         ("from normscope.cli import main", "report/html.py", True),

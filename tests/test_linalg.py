@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.linalg import LinearMap, from_directions, hutchinson, hutchpp, lanczos, moments, slq, spectrum
 from normscope.linalg.maps import Directions, from_matrix, gram
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from normscope._errors import UsageError
-from normscope._load import call_object, load_object
+from normscope.core.errors import UsageError
+from normscope.core.load import call_object, load_object
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from normscope import UsageError, measure, metrics
-from normscope._records import SIGNALS
-from normscope.metrics import METRICS
-from normscope.statistic import Statistic
+from normscope.core.records import SIGNALS
+from normscope.geometry.metrics import METRICS
+from normscope.geometry.statistic import Statistic
 
 # The oracle: samples as rows of a float64 numpy array, loops where a loop says it best.
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from normscope import UsageError
+from normscope.core.spec import NORMS
 from normscope.nn import BatchNorm, CenterOutputs, RMSNorm, make_norm
-from normscope.spec import NORMS
 
 SWITCHES = list(itertools.product([False, True], repeat=2))  # recenter, rescale
 SHAPES = [(7, 5), (6, 5, 4), (4, 5, 3, 2)]

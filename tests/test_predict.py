@@ -8,8 +8,8 @@ import torch
 
 from normscope import Spec, UsageError
 from normscope.theory.grams import batch_norm_gram, rescaled_spectrum
-from normscope.theory.predict import predict, predicted_grams
-from normscope.theory.simulate import simulate
+from normscope.theory.predicted import predict, predicted_grams
+from normscope.theory.simulated import simulate
 
 RNG = np.random.default_rng(5)
 N = 5

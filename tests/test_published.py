@@ -15,7 +15,7 @@ from normscope.theory._chain import Group
 from normscope.theory._start import read_start
 from normscope.theory.grams import batch_norm_gram
 from normscope.theory.laws import odd_point, orthogonality
-from normscope.theory.simulate import simulate
+from normscope.theory.simulated import simulate
 
 LINEAR = {"norm": "batch_rescale", "activation": "identity"}
 RNG = np.random.default_rng(2021)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from normscope import Race, UsageError, race
-from normscope.race import Watcher
-from normscope.race._run import COLUMNS, geometry_steps
+from normscope.racing import Watcher
+from normscope.racing._run import COLUMNS, geometry_steps
 from normscope.training import Recipe, Samples, Training
 
 G = torch.Generator().manual_seed(0)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from normscope import race
-from normscope._errors import unknown
-from normscope.datasets import load
+from normscope.core.errors import unknown
+from normscope.data.datasets import load
 from normscope.training import permutation
 
 A, B = "mlp:depth=2,width=8", "mlp:depth=2,width=8,norm=batch"
@@ -83,7 +83,7 @@ def test_json_has_settings_rates_and_lines(run):
 
 def test_the_numbers_are_those_of_the_library(run, tmp_path):
     run(A, *FAST, "--parquet", tmp_path / "a.parquet")
-    from normscope.models import load_model
+    from normscope.data.models import load_model
 
     train, test = load("digits", n=128), load("digits", split="test", n=40)
     found = race({A: lambda seed: load_model(A, train, seed=seed)}, train, test, epochs=1, batch=32, lr=0.1, geometry=2)

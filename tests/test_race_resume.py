@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from normscope import UsageError, race
-from normscope.race import Interrupted, Watcher
+from normscope.racing import Interrupted, Watcher
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(64, 6, generator=G)

@@ -5,8 +5,8 @@ import math
 import polars as pl
 import pytest
 
-from normscope.race._run import Row, table
-from normscope.race._statistics import default_target, holm, interval, summarise
+from normscope.racing._run import Row, table
+from normscope.racing._statistics import default_target, holm, interval, summarise
 
 
 def raced(losses, accuracies=None, diverged=()):

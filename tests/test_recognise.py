@@ -9,8 +9,8 @@ from torch import nn
 
 from normscope import Spec, build, probe
 from normscope.cli import main
-from normscope.theory.overlay import overlay
-from normscope.theory.predict import predict
+from normscope.theory.beside import overlay
+from normscope.theory.predicted import predict
 from normscope.theory.recognise import layer_names, spec_of
 
 

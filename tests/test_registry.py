@@ -3,7 +3,7 @@
 import pytest
 
 from normscope import UsageError
-from normscope._registry import Registry
+from normscope.core.registry import Registry
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import polars as pl
 import pytest
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.report import Content
 from normscope.report._labels import number
 from normscope.report._layers import layers, measured

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from normscope._errors import UsageError
-from normscope.report.files import attempt, check_outputs, write
+from normscope.core.errors import UsageError
+from normscope.core.files import attempt, check_outputs, write
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:

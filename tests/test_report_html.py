@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from test_report_content import aligned, collapse, content, deep, facts, one, quiet, records, three
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.report import _charts, html
 
 EVIL = "</script><script>alert(1)</script>"
@@ -201,7 +201,7 @@ def test_a_picture_of_unknown_charts_is_refused(tmp_path):
 def test_without_the_extra_the_pip_line_is_shown():
     code = (
         "import sys; sys.modules['altair'] = None\n"
-        "from normscope._errors import UsageError\n"
+        "from normscope.core.errors import UsageError\n"
         "try:\n    import normscope.report.html\n"
         "except ImportError as error:\n    assert isinstance(error, UsageError); print(error)\n"
     )

@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 from test_report_content import collapse, content, deep, facts, one, quiet, records, three
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
+from normscope.core.files import write
 from normscope.report import terminal
 from normscope.report._fold import Folded, fold
 from normscope.report._labels import BRIEF, label
 from normscope.report._layers import layers, measured
 from normscope.report._sparks import curve
-from normscope.report.files import write
 
 
 def printed(what, width: int = 80, **kwargs) -> str:

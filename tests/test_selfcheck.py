@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from normscope import curvature
-from normscope._errors import UsageError
 from normscope.cli import main
+from normscope.core.errors import UsageError
 from normscope.curvature import _selfcheck
 
 

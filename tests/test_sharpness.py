@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope import curvature
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 
 
 def net(width: int = 24, c: int = 4) -> tuple[nn.Module, Tensor, Tensor]:

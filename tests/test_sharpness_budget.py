@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope import curvature
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.curvature._budget import Budget
 
 

@@ -8,10 +8,10 @@ import torch
 from scipy import special, stats
 
 from normscope import Spec, UsageError
-from normscope.metrics import METRICS
-from normscope.statistic import Statistic
+from normscope.geometry.metrics import METRICS
+from normscope.geometry.statistic import Statistic
 from normscope.theory._streams import normal_stream
-from normscope.theory.simulate import simulate, simulated_grams
+from normscope.theory.simulated import simulate, simulated_grams
 
 N, D, RUNS, LAYERS = 4, 20, 600, (1, 4, 10)
 PHI = {

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from normscope import Spec, UsageError, build
+from normscope.core.spec import ACTIVATIONS, FAMILIES, NORMS, WEIGHTS, activation_slope, parse
 from normscope.nn import make_activation
-from normscope.spec import ACTIVATIONS, FAMILIES, NORMS, WEIGHTS, activation_slope, parse
 
 K = 5  # standard errors allowed to a statistic of drawn weights
 

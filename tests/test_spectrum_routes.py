@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from normscope.curvature import fisher
 from normscope.linalg import lanczos, spectrum
-from normscope.linalg.spectrum import smaller_side
+from normscope.linalg.spectra import smaller_side
 
 N = 300
 NORMS = {"none": lambda d: [], "batch": lambda d: [nn.BatchNorm1d(d)], "layer": lambda d: [nn.LayerNorm(d)]}

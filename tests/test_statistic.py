@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from normscope import UsageError, statistic
-from normscope.metrics import METRICS
-from normscope.statistic import Statistic
+from normscope.geometry.metrics import METRICS
+from normscope.geometry.statistic import Statistic
 
 
 def normal(*shape, seed=0):

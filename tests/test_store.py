@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from normscope import Grid, UsageError
-from normscope._records import Record
-from normscope.sweep import Store, _files, _rows
-from normscope.sweep import store as store_module
+from normscope.core.records import Record
+from normscope.sweeping import Store, _files, _rows
+from normscope.sweeping import store as store_module
 
 TASK = "t"
 

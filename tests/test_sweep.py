@@ -14,8 +14,8 @@ import sweep_tasks
 
 import normscope
 from normscope import Grid, UsageError, sweep
-from normscope.sweep import Store, SweepStopped, executors, run
-from normscope.sweep.run import state
+from normscope.sweeping import Store, SweepStopped, executors, run
+from normscope.sweeping.run import state
 
 FILE = f"{Path(sweep_tasks.__file__)}:"
 

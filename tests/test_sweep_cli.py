@@ -9,8 +9,8 @@ import pytest
 import sweep_tasks
 
 from normscope import Grid, UsageError
-from normscope.sweep import plan
-from normscope.sweep.ranges import axis
+from normscope.sweeping import plan
+from normscope.sweeping.ranges import axis
 
 FILE = f"{Path(sweep_tasks.__file__)}:"
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "sweeps").glob("*.toml"))
@@ -28,7 +28,7 @@ def inline(monkeypatch):
     """Cells run in this process, so that a test of words does not start workers."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from normscope.sweep import executors
+    from normscope.sweeping import executors
 
     monkeypatch.setattr(
         executors, "local", lambda workers=None: executors.Pool(None, lambda: ThreadPoolExecutor(1), 1)

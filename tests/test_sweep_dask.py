@@ -11,7 +11,7 @@ import pytest
 import sweep_tasks
 
 from normscope import Grid, UsageError, sweep
-from normscope.sweep import Store, SweepStopped, executors
+from normscope.sweeping import Store, SweepStopped, executors
 
 FILE = f"{Path(sweep_tasks.__file__)}:"
 EXAMPLES = Path(__file__).parent.parent / "examples" / "sweeps"

@@ -8,8 +8,8 @@ import torch
 
 import normscope
 from normscope import Grid, Spec, UsageError, sweep, tasks
-from normscope.sweep import TASKS
-from normscope.sweep.task import Task
+from normscope.sweeping import TASKS
+from normscope.sweeping.task import Task
 
 SMALL = {"depth": 3, "width": 8, "norm": "batch"}
 

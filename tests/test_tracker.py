@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from normscope import Tracker, UsageError, measure, probe
-from normscope.writers import CsvWriter, ParquetWriter
+from normscope.probing.writers import CsvWriter, ParquetWriter
 
 
 def mlp(width=24, depth=3, bn=True, seed=0):
@@ -467,7 +467,7 @@ def test_a_gradient_that_is_not_a_number_is_recorded():
 
 
 def test_what_cannot_be_measured_is_noted_and_training_goes_on(monkeypatch):
-    import normscope._measurement as inner
+    import normscope.probing.recorder as inner
 
     def fail(*_, **__):
         raise RuntimeError("odd tensor")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope import Spec, build, diagnose, init
-from normscope._errors import UsageError
-from normscope.cure import treat
+from normscope.core.errors import UsageError
+from normscope.findings.cures import treat
 
 
 class Block(nn.Module):

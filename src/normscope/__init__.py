@@ -28,21 +28,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from normscope import tasks as _tasks  # noqa: F401  (enrols the tasks)
-from normscope._errors import UsageError
-from normscope._records import Profile, Record
-from normscope.configuration import configuration
-from normscope.cure import cure
+from normscope.core.errors import UsageError
+from normscope.core.records import Profile, Record
+from normscope.core.spec import Spec
 from normscope.curvature import Sharpness, fisher, hessian, jacobian, ntk, sharpness
-from normscope.diagnose import Diagnosis, diagnose
 from normscope.findings import Finding
+from normscope.findings.cures import cure
+from normscope.findings.diagnosis import Diagnosis, diagnose
+from normscope.geometry.metrics import measure
+from normscope.geometry.shapes import configuration
 from normscope.linalg import LinearMap, Spectrum, spectrum
-from normscope.metrics import measure
 from normscope.nn import build
-from normscope.probe import probe
-from normscope.race import Race, race
-from normscope.spec import Spec
-from normscope.sweep import Grid, sweep
-from normscope.tracker import Tracker
+from normscope.probing.passes import probe
+from normscope.probing.tracker import Tracker
+from normscope.racing import Race, race
+from normscope.sweeping import Grid, sweep
 
 if TYPE_CHECKING:
     from normscope.claims import verify

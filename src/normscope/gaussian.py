@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from normscope._errors import UsageError
-from normscope.spec import activation_slope
+from normscope.core.errors import UsageError
+from normscope.core.spec import activation_slope
 
 Array = NDArray[np.float64]
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717

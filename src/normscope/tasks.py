@@ -12,15 +12,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from normscope._errors import UsageError, unknown
-from normscope._records import Profile, Record
-from normscope.spec import Spec
-from normscope.sweep import TASKS
+from normscope.core.errors import UsageError, unknown
+from normscope.core.records import Profile, Record
+from normscope.core.spec import Spec
+from normscope.sweeping import TASKS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from normscope.datasets import Batch
+    from normscope.data.datasets import Batch
 
 __all__ = ["TASKS", "phase", "predict", "probe", "sharpness", "simulate", "train"]
 
@@ -61,8 +61,8 @@ def spec_task(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check(spec: Spec, fewest: int, **given: Any) -> None:
     """What can be told before a cell runs."""
-    from normscope.datasets import DATASETS
-    from normscope.metrics import METRICS
+    from normscope.data.datasets import DATASETS
+    from normscope.geometry.metrics import METRICS
 
     if given.get("layers", "last") not in _LAYERS:
         raise unknown("choice of layers", given["layers"], _LAYERS)
@@ -98,7 +98,7 @@ def simulate(
         samples of the spec's width. metrics: names joined by ``+``. layers: ``last`` or ``all``; ``average_from``: the mean
         over the layers from this one on, instead.
     """
-    from normscope.theory.simulate import simulate as run
+    from normscope.theory.simulated import simulate as run
 
     names = _names(metrics)
     every = 1 if layers == "all" or average_from is not None else spec.depth
@@ -113,7 +113,7 @@ def predict(
     seed: int = 0,
 ) -> list[Record]:  # fmt: skip
     """The infinitely wide chain (`normscope.predict`); parameters as of ``simulate``."""
-    from normscope.theory.predict import predict as run
+    from normscope.theory.predicted import predict as run
 
     start = _start(spec, n, cosine, data, data_dir, seed)
     found = run(spec, **start, metrics=_names(metrics), gradients=gradients, seed=seed)
@@ -126,12 +126,12 @@ def probe(
     metrics: str | None = None, layers: str = "last", average_from: int | None = None, backward: bool = True,
     seed: int = 0,
 ) -> list[Record]:  # fmt: skip
-    """A measured net in training mode (`normscope.probe`), forwards and backwards.
+    """A measured net in training mode (`normscope.probing.passes`), forwards and backwards.
 
     model: a model by name (``path/net.py:make``, ``timm:...``) in the place of the spec. ``data`` as of ``simulate``;
         other parameters too. ``last`` is the last hidden layer of a spec, the output of a named model.
     """
-    from normscope.probe import probe as run
+    from normscope.probing.passes import probe as run
 
     net, batch = _net(spec, model, n, data, data_dir, seed)
     found = run(net, batch.inputs, metrics=_names(metrics), mode="train", backward=backward, seed=seed)
@@ -183,7 +183,7 @@ def phase(
     the last hidden layer to the first (per layer), lambda_max, and the outcome of a short training run (`train`).
     """
     from normscope.curvature import sharpness as measure
-    from normscope.probe import probe as run
+    from normscope.probing.passes import probe as run
 
     net, samples = _net(spec, None, n, data, data_dir, seed, readout=True)
     names = ("participation_rank", "orthogonality_gap", "mean_abs_cosine", "gradient_norm")
@@ -208,7 +208,7 @@ def _trained(
     """The outcome of a few steps of SGD (`normscope.training`)."""
     import torch
 
-    from normscope._taps import no_trace
+    from normscope.call.taps import no_trace
     from normscope.training import Recipe, Samples, Training
 
     inputs, targets = data.inputs, data.targets
@@ -260,8 +260,8 @@ def _net(
     """The net of a cell and its batch. A readout of its own where the data has classes, or one is needed."""
     import torch
 
-    from normscope.datasets import Batch, load
-    from normscope.models import load_model, synthetic
+    from normscope.data.datasets import Batch, load
+    from normscope.data.models import load_model, synthetic
     from normscope.nn import build
 
     if data is None:
@@ -285,7 +285,7 @@ def _start(
     import numpy as np
 
     if data is not None:
-        from normscope.datasets import load
+        from normscope.data.datasets import load
 
         return {"inputs": load(data, data_dir, n=n, seed=seed, flatten=True).inputs}
     if cosine is not None:

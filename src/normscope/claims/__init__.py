@@ -3,7 +3,7 @@
 from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Axes, Claim, Curve, Evidence, Paper, Run
 from normscope.claims.reading import Reading, at_least, at_most, between, near
 from normscope.claims.verdict import Verdict, judge
-from normscope.claims.verify import Verdicts, chosen, load, verify
+from normscope.claims.verification import Verdicts, chosen, load, verify
 
 __all__ = [
     "CLAIMS",

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normscope._records import Profile
 from normscope.claims._tables import Array, series
 from normscope.claims.claim import Run
+from normscope.core.records import Profile
+from normscope.core.spec import Spec
 from normscope.nn import BatchNorm, make_activation
-from normscope.spec import Spec
 from normscope.theory import simulate, simulated_grams
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from normscope._records import Profile
+from normscope.core.records import Profile
 
 Array = NDArray[np.float64]
 

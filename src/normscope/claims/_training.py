@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope import datasets
 from normscope.claims._chains import entropy
 from normscope.claims.claim import Run
+from normscope.data import datasets
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from normscope._registry import Registry
 from normscope.claims.reading import Reading
+from normscope.core.registry import Registry
 
 SIZES = ("quick", "full")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from normscope._errors import UsageError
 from normscope.claims.claim import CLAIMS, SIZES, Claim, Curve, Run
 from normscope.claims.reading import Reading, worst
+from normscope.core.errors import UsageError
 
 
 @dataclass(frozen=True)

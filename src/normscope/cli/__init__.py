@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 
 
 def main(args: list[str] | None = None) -> None:

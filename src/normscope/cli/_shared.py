@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from normscope._errors import UsageError, unknown
-from normscope.datasets import Batch, load
-from normscope.models import fitting_data, load_model, synthetic
+from normscope.core.errors import UsageError, unknown
+from normscope.data.datasets import Batch, load
+from normscope.data.models import fitting_data, load_model, synthetic
 
 #: Samples of a batch when none were asked for.
 BATCH = 128

@@ -12,10 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from normscope._errors import UsageError
 from normscope.cli._app import app, console, print_json
 from normscope.cli._shared import BATCH, DATA_HELP, MODEL_HELP, device_named, dtype_named, load_named, moved, quiet
-from normscope.cure import Course, Reading, Trial, follow, parts_of
+from normscope.core.errors import UsageError
+from normscope.findings.cures import Course, Reading, Trial, follow, parts_of
 
 #: Row of the table -> field of a `Reading`.
 ROWS = {
@@ -111,7 +111,7 @@ def _load(model: str, data: str | None, data_dir: Path | None, n: int | None, se
 
 def _halves(inputs: Any, targets: Any) -> tuple[tuple[Any, Any], tuple[Any, Any] | None]:
     """The batch cut in two along its first axis; whole, and nothing fresh, where that is under 4 samples."""
-    from normscope._taps import batch_size
+    from normscope.call.taps import batch_size
 
     n = batch_size(inputs)
     if n < 4:
@@ -129,7 +129,7 @@ def _part(value: Any, a: int, b: int, n: int) -> Any:
 
 
 def _check_out(out: Path, force: bool) -> None:
-    from normscope.report.files import check
+    from normscope.core.files import check
 
     if out.suffix != ".safetensors":
         raise UsageError(f"--out must end in .safetensors; got {str(out)!r}.")
@@ -142,7 +142,7 @@ def _save(course: Course, out: Path, model: str, data: str, seed: int) -> str:
     """The state dict, every tensor under its own key (tied ones twice), written whole or not at all."""
     from safetensors.torch import save
 
-    from normscope.report.files import write
+    from normscope.core.files import write
 
     state = {k: v.detach().cpu().contiguous().clone() for k, v in course.treatment.model.state_dict().items()}
     facts = {"normscope": "cure", "model": model, "data": data, "cure": course.how, "seed": str(seed)}

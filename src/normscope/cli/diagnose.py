@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from normscope._errors import UsageError, unknown
 from normscope.cli._app import app, console, print_json
 from normscope.cli._shared import DATA_HELP, MODEL_HELP, check_lr, device_named, dtype_named, load_named, moved, quiet
-from normscope.datasets import Batch
-from normscope.diagnose import Diagnosis, content
-from normscope.diagnose import diagnose as run
+from normscope.core.errors import UsageError, unknown
+from normscope.core.files import attempt, check_outputs, tables, write
+from normscope.data.datasets import Batch
+from normscope.data.models import check_model
 from normscope.findings import RULES
-from normscope.models import check_model
-from normscope.report.files import attempt, check_outputs, tables, write
+from normscope.findings.diagnosis import Diagnosis, content
+from normscope.findings.diagnosis import diagnose as run
 
 
 @app.command()

@@ -10,11 +10,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from normscope._errors import unknown
-from normscope._registry import Registry
 from normscope.cli._app import app, console, print_json
+from normscope.core.errors import unknown
+from normscope.core.registry import Registry
 from normscope.findings import RULES
-from normscope.metrics import METRICS
+from normscope.geometry.metrics import METRICS
 
 
 @app.command()
@@ -50,31 +50,31 @@ def _findings() -> Mapping[str, str]:
 
 
 def _models() -> Mapping[str, str]:
-    from normscope.models import SOURCES
+    from normscope.data.models import SOURCES
 
     return {name: _summary(make) for name, make in SOURCES.items()}
 
 
 def _datasets() -> Mapping[str, str]:
-    from normscope.datasets import describe
+    from normscope.data.datasets import describe
 
     return describe()
 
 
 def _norms() -> Mapping[str, str]:
-    from normscope.spec import NORMS
+    from normscope.core.spec import NORMS
 
     return dict.fromkeys(NORMS, "")
 
 
 def _activations() -> Mapping[str, str]:
-    from normscope.spec import ACTIVATIONS
+    from normscope.core.spec import ACTIVATIONS
 
     return dict.fromkeys(ACTIVATIONS, "")
 
 
 def _weights() -> Mapping[str, str]:
-    from normscope.spec import WEIGHTS
+    from normscope.core.spec import WEIGHTS
 
     return WEIGHTS
 

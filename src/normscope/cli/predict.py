@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from normscope._errors import UsageError
-from normscope._records import Profile
 from normscope.cli._app import app, console, print_json
-from normscope.spec import Spec, parse
+from normscope.core.errors import UsageError
+from normscope.core.records import Profile
+from normscope.core.spec import Spec, parse
 
 #: Columns of the printed table, and their signal; a narrow terminal shows the first ones.
 SHOWN = {
@@ -46,9 +46,9 @@ def predict(
 
     Default start: standard Gaussian samples of the spec's width. Exit code 0: fine, 2: misuse.
     """
-    from normscope.report.files import check_outputs
-    from normscope.theory.predict import predict as run
-    from normscope.theory.simulate import simulate as chains
+    from normscope.core.files import check_outputs
+    from normscope.theory.predicted import predict as run
+    from normscope.theory.simulated import simulate as chains
 
     described = parse(spec)
     check_outputs(html=html, csv=csv)
@@ -74,7 +74,7 @@ def _start(
     if cosine is not None and data is not None:
         raise UsageError("Give --cosine or --data, not both.")
     if data is not None:
-        from normscope.datasets import load
+        from normscope.data.datasets import load
 
         return {"inputs": load(data, data_dir, n=n, seed=seed).inputs}
     if cosine is not None:
@@ -161,8 +161,8 @@ def _document(spec: Spec, profiles: list[Profile]) -> dict[str, Any]:
 def _write(spec: Spec, profiles: list[Profile], html: Path | None, csv: Path | None, *, say: bool) -> None:
     import polars as pl
 
-    from normscope._records import concat
-    from normscope.report.files import write
+    from normscope.core.files import write
+    from normscope.core.records import concat
 
     table = concat(profiles)
     if csv is not None:

@@ -12,15 +12,15 @@ from typing import Annotated
 import torch
 import typer
 
-from normscope._errors import UsageError, unknown
 from normscope.cli._app import app, console, print_json
 from normscope.cli._shared import MODEL_HELP, device_named, dtype_named
-from normscope.cure import cure, parts_of
-from normscope.datasets import DATASETS, Batch, load
-from normscope.models import load_model
-from normscope.race import Bar, Interrupted, Race, Watcher
-from normscope.race import race as run
-from normscope.report.files import attempt, check_outputs, tables
+from normscope.core.errors import UsageError, unknown
+from normscope.core.files import attempt, check_outputs, tables
+from normscope.data.datasets import DATASETS, Batch, load
+from normscope.data.models import load_model
+from normscope.findings.cures import cure, parts_of
+from normscope.racing import Bar, Interrupted, Race, Watcher
+from normscope.racing import race as run
 from normscope.training import permutation
 
 #: Exit code of a program that Ctrl-C stopped.

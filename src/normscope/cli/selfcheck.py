@@ -8,8 +8,8 @@ from typing import Annotated
 import torch
 import typer
 
-from normscope._errors import unknown
 from normscope.cli._app import app, console, print_json
+from normscope.core.errors import unknown
 from normscope.curvature import selfcheck as run
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

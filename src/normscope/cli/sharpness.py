@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-from normscope._errors import UsageError
 from normscope.cli._app import app, console, print_json
 from normscope.cli._shared import DATA_HELP, MODEL_HELP, check_lr, device_named, dtype_named, load_named, moved, quiet
+from normscope.core.errors import UsageError
 from normscope.curvature import Sharpness, stable_rates
 from normscope.curvature import sharpness as run
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normscope._errors import UsageError
 from normscope.cli._app import app, console, errors, print_json
-from normscope.sweep import Grid, Store, SweepStopped, plan
-from normscope.sweep import sweep as run
-from normscope.sweep.plan import Plan, Plot
-from normscope.sweep.ranges import HELP, axis
-from normscope.sweep.run import state
-from normscope.sweep.task import Task
+from normscope.core.errors import UsageError
+from normscope.sweeping import Grid, Store, SweepStopped, plan
+from normscope.sweeping import sweep as run
+from normscope.sweeping.plan import Plan, Plot
+from normscope.sweeping.ranges import HELP, axis
+from normscope.sweeping.run import state
+from normscope.sweeping.task import Task
 
 if TYPE_CHECKING:
     import polars as pl
@@ -66,7 +66,7 @@ def sweep(
 
     Exit code 0: fine, 1: cells failed or the sweep stopped, 2: misuse, 130: Ctrl-C (run it again to go on).
     """
-    from normscope.report.files import check_outputs
+    from normscope.core.files import check_outputs
 
     check_outputs(html=html, png=png, csv=csv)
     if html or png:
@@ -154,13 +154,13 @@ def _typical_seconds(kept: Store, task: str) -> float | None:
 
 
 def _cores() -> int:
-    from normscope.sweep.executors import cores
+    from normscope.sweeping.executors import cores
 
     return cores()
 
 
 def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool) -> pl.DataFrame:
-    from normscope.sweep import executors
+    from normscope.sweeping import executors
 
     e = planned.executor
     began = time.monotonic()
@@ -171,7 +171,7 @@ def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool)
             executor = stack.enter_context(executors.dask(e.scheduler, e.workers))
             if not json and (link := executors.dashboard(executor)):
                 console.print(f"Dask dashboard: {link}", highlight=False, soft_wrap=True)
-        from normscope.sweep._progress import shown
+        from normscope.sweeping._progress import shown
 
         try:
             with shown(errors.is_terminal and not json) as bar:
@@ -247,7 +247,7 @@ def _duration(seconds: float) -> str:
 
 
 def _needs_report() -> None:
-    from normscope.report.extra import needs_extra
+    from normscope.core.extra import needs_extra
 
     with needs_extra():
         import altair  # noqa: F401
@@ -258,7 +258,7 @@ def _needs_report() -> None:
 def _write(
     table: pl.DataFrame, grid: Grid, planned: Plan, html: Path | None, png: Path | None, csv: Path | None, *, say: bool
 ) -> None:
-    from normscope.report.files import write
+    from normscope.core.files import write
 
     plot: Plot = planned.plot
     if csv is not None:

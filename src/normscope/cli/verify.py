@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from normscope._errors import UsageError
 from normscope.cli._app import app, console, print_json
 from normscope.cli._shared import device_named
-from normscope.report.files import attempt, check_outputs
+from normscope.core.errors import UsageError
+from normscope.core.files import attempt, check_outputs
 
 if TYPE_CHECKING:
     from normscope.claims import Claim, Verdicts
@@ -48,7 +48,7 @@ def verify(
     130: Ctrl-C.
     """
     from normscope import claims as science
-    from normscope.claims.verify import summary, tally
+    from normscope.claims.verification import summary, tally
     from normscope.report.claims import duration
 
     if seeds < 1:

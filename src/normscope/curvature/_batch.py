@@ -13,10 +13,10 @@ import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 
-from normscope._errors import UsageError, unknown
-from normscope._taps import batch_size
-from normscope.curvature._inputs import Outputs, arguments, cast, floats, select, tidy, working_dtype
-from normscope.curvature._isolate import check_mode, describe_mode, flags, full_precision, random_streams
+from normscope.call.arguments import Outputs, arguments, cast, floats, select, tidy, working_dtype
+from normscope.call.isolate import check_mode, describe_mode, flags, full_precision, random_streams
+from normscope.call.taps import batch_size
+from normscope.core.errors import UsageError, unknown
 from normscope.curvature._twice import LinearBackward
 
 ROUTES = ("auto", "linearize", "jvp", "double_vjp")

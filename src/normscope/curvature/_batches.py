@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.curvature._batch import Batch, Options, memory_budget
 from normscope.curvature._chain import chain_gram
 

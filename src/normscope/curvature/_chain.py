@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from normscope.call.arguments import floats
 from normscope.curvature._batch import Batch
-from normscope.curvature._inputs import floats
 
 #: Modules that act on each entry alone and hold no parameter.
 ELEMENTWISE = (

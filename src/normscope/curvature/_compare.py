@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
+from normscope.call.isolate import has_batch_statistics
+from normscope.core.errors import UsageError
 from normscope.curvature._batches import is_several
 from normscope.curvature._budget import FEWEST_STEPS, Budget
-from normscope.curvature._isolate import has_batch_statistics
 from normscope.curvature._loss import LossLike, make_loss
 from normscope.curvature._operators import fisher
 from normscope.curvature._variants import VARIANTS, last_layer
-from normscope.linalg.spectrum import Spectrum, spectrum
+from normscope.linalg.spectra import Spectrum, spectrum
 
 #: Products for one other mode at most, as for lambda_max itself.
 MOST_PRODUCTS = 200

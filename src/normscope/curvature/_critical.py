@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.curvature._batch import Batch
 from normscope.curvature._batches import is_several
 from normscope.curvature._loss import LossLike, check_targets, make_loss

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.curvature._batches import Batches
 from normscope.curvature._loss import Loss
 from normscope.linalg.eigen import lanczos

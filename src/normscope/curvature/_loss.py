@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope._errors import UsageError, unknown
-from normscope.curvature._inputs import by_position
+from normscope.call.arguments import by_position
+from normscope.core.errors import UsageError, unknown
 
 LossLike = str | Callable[[Tensor, Tensor], Tensor]
 LOSSES = ("mse", "cross_entropy")

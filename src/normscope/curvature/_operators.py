@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import UsageError, unknown
+from normscope.call.isolate import full_precision
+from normscope.core.errors import UsageError, unknown
 from normscope.curvature._batch import Options
 from normscope.curvature._batches import Batches, is_several
 from normscope.curvature._directions import ggn_factor, mean_directions
-from normscope.curvature._isolate import full_precision
 from normscope.curvature._loss import Loss, LossLike, check_targets, make_loss
 from normscope.linalg.maps import LinearMap, gram
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.curvature._batch import Batch
 from normscope.curvature._loss import LossLike, check_targets, make_loss
 from normscope.curvature._operators import make_options

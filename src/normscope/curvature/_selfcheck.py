@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, hessian, jacrev, jvp, vjp
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.curvature._operators import fisher, jacobian
 from normscope.curvature._operators import hessian as hessian_map
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.curvature._batches import is_several
 from normscope.curvature._budget import Budget
 from normscope.curvature._compare import other_modes, variants
@@ -21,7 +21,7 @@ from normscope.curvature._rates import Descent, descend, stable_rates
 from normscope.linalg import Estimate, LinearMap, Ritz, hutchinson, lanczos, moments, orthonormalise, spectrum
 from normscope.linalg.eigen import Progress
 from normscope.linalg.maps import Directions
-from normscope.linalg.spectrum import DENSE_SIDE, DENSE_WRITTEN, MOST_DIRECTIONS, Spectrum, smaller_side
+from normscope.linalg.spectra import DENSE_SIDE, DENSE_WRITTEN, MOST_DIRECTIONS, Spectrum, smaller_side
 
 #: An eigenvalue counts as an outlier when it exceeds the bulk's edge by this factor (chosen by us).
 OUTLIER = 1.5

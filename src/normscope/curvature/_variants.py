@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from normscope._errors import UsageError, unknown
+from normscope.core.errors import UsageError, unknown
 from normscope.curvature._batches import Batches
 from normscope.curvature._loss import LossLike, make_loss
 from normscope.curvature._operators import make_options

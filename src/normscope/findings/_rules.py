@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from normscope._records import Profile, Record
-from normscope._registry import Registry
+from normscope.core.records import Profile, Record
+from normscope.core.registry import Registry
 
 SEVERITIES = ("error", "warning", "info")
 

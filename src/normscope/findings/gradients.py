@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from normscope._records import Record
+from normscope.core.records import Record
 from normscope.findings._rules import Hit, View, rule, where
 
 RATIO_WARNING, RATIO_ERROR = 100.0, 1e4

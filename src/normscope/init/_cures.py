@@ -1,4 +1,4 @@
-"""The cures by name: what `normscope.cure`, the command line and races can apply."""
+"""The cures by name: what `normscope.findings.cures`, the command line and races can apply."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope._registry import Registry
+from normscope.core.registry import Registry
 from normscope.init import laws, wrappers
 from normscope.init._layers import Treatment, model_of
 from normscope.init.branches import zero_branches

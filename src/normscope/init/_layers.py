@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
-from normscope._taps import as_call, batch_size, first_tensor, no_trace, unwrap
+from normscope.call.taps import as_call, batch_size, first_tensor, no_trace, unwrap
+from normscope.core.errors import UsageError
 
 Treatable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 TREATABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
-from normscope._taps import as_call, batch_size, first_tensor, no_trace
+from normscope.call.taps import as_call, batch_size, first_tensor, no_trace
+from normscope.core.errors import UsageError
 from normscope.init._layers import (
     Layer,
     Treatment,

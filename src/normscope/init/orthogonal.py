@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from normscope._errors import UsageError, unknown
+from normscope.core.errors import UsageError, unknown
 from normscope.init._layers import (
     Layer,
     Treatment,

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from normscope._errors import UsageError, unknown
-from normscope._taps import as_call, as_rows, batch_size, first_tensor, has_samples, no_trace
+from normscope.call.taps import as_call, as_rows, batch_size, first_tensor, has_samples, no_trace
+from normscope.core.errors import UsageError, unknown
 from normscope.init._layers import (
     Layer,
     Treatment,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
-from normscope._taps import as_call, batch_size, first_tensor, no_trace, normalizers
+from normscope.call.taps import as_call, batch_size, first_tensor, no_trace, normalizers
+from normscope.core.errors import UsageError
 from normscope.init._layers import Treatment, model_of, require, survey, walk
 from normscope.nn import CenterOutputs, NormalizeOutputs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 
 
 class MissingLibrary(UsageError, ImportError):

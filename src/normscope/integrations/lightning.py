@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.integrations._extra import needs
 from normscope.integrations._summary import summary
-from normscope.tracker import Tracker
-from normscope.writers import ParquetWriter, as_writers
+from normscope.probing.tracker import Tracker
+from normscope.probing.writers import ParquetWriter, as_writers
 
 if TYPE_CHECKING:
     import polars

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.integrations._extra import needs
-from normscope.tracker import Tracker
-from normscope.writers import ParquetWriter, as_writers
+from normscope.probing.tracker import Tracker
+from normscope.probing.writers import ParquetWriter, as_writers
 
 with needs("normscope.integrations.transformers", "'transformers[torch]'"):
     from transformers import TrainerCallback as _TrainerCallback

@@ -12,8 +12,8 @@ from normscope.linalg.grams import (
     looks_like_gram,
 )
 from normscope.linalg.maps import Directions, LinearMap
-from normscope.linalg.moments import Estimate, Moments, hutchinson, hutchpp, moments
-from normscope.linalg.spectrum import Density, Spectrum, slq, spectrum
+from normscope.linalg.spectra import Density, Spectrum, slq, spectrum
+from normscope.linalg.traces import Estimate, Moments, hutchinson, hutchpp, moments
 
 __all__ = [
     "Array",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 
 Product = Callable[[Tensor], Tensor]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from normscope.spec import activation_slope
+from normscope.core.spec import activation_slope
 
 
 class Abs(nn.Module):

@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
+from normscope.core.spec import Spec
 from normscope.nn.activations import make_activation
 from normscope.nn.norms import make_norm
-from normscope.spec import Spec
 
 
 class Layer(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from normscope._errors import unknown
+from normscope.core.errors import unknown
+from normscope.core.spec import NORMS
 from normscope.nn._fold import fold as _fold
-from normscope.spec import NORMS
 
 
 class BatchNorm(nn.Module):

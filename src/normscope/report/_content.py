@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 
 if TYPE_CHECKING:
     import polars

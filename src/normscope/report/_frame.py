@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-from normscope.report.extra import needs_extra
+from normscope.core.extra import needs_extra
 
 with needs_extra():
     import altair  # noqa: F401  (the charts)

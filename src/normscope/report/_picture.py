@@ -10,7 +10,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from normscope._errors import unknown
+from normscope.core.errors import unknown
 from normscope.report import _charts, _marks, _theme
 
 #: Metrics of the main picture.

@@ -16,7 +16,7 @@ class RaceContent:
     """The content of one race's report.
 
     table: tidy, ``variant, seed, step, epoch, signal, metric, layer, name, value``. lines: the final table, one mapping
-    a variant (fields of ``normscope.race``'s ``Line``). facts: settings, ``variants`` in order, ``baseline``, ``rates``,
+    a variant (fields of ``normscope.racing``'s ``Line``). facts: settings, ``variants`` in order, ``baseline``, ``rates``,
     ``target``, ``notes``.
     """
 

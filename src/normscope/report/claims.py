@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from normscope.claims import CLAIMS, PAPERS, load
-from normscope.claims.verify import tally
-from normscope.report.files import write
+from normscope.claims.verification import tally
+from normscope.core.files import write
 from normscope.report.sheet import Chart, Section, Sheet, Table, render
 
 if TYPE_CHECKING:

@@ -10,15 +10,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from normscope.report.extra import needs_extra
+from normscope.core.extra import needs_extra
 
 with needs_extra():
     import altair  # noqa: F401  (the charts)
 
+from normscope.core.files import write
 from normscope.report import _charts, _layers, _picture, _rows, _theme
 from normscope.report._content import Content
 from normscope.report._frame import bundle, environment, policy, template
-from normscope.report.files import write
 
 #: Height of a chart on the page without the room for the codes above it, pixels.
 HEIGHT = 232

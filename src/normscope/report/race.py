@@ -6,7 +6,7 @@ import base64
 import json
 from typing import Any
 
-from normscope.report.extra import needs_extra
+from normscope.core.extra import needs_extra
 
 with needs_extra():
     import altair  # noqa: F401  (the charts)
@@ -15,10 +15,10 @@ with needs_extra():
 
 from markupsafe import Markup
 
+from normscope.core.files import write
 from normscope.report import _race_charts, _theme
 from normscope.report._frame import bundle, environment, policy, template
 from normscope.report._race_content import RaceContent, cells, explained
-from normscope.report.files import write
 
 #: Heights of a chart and of a map, pixels.
 HEIGHT, MAP_HEIGHT = 280, 190

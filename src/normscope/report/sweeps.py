@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from normscope._errors import unknown
+from normscope.core.errors import unknown
 from normscope.report import _labels
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def png(sweep: Sweep, scale: float = 2.0) -> bytes:
 
 
 def _panels(sweep: Sweep) -> list[Panel]:
-    from normscope.report.extra import needs_extra
+    from normscope.core.extra import needs_extra
 
     with needs_extra():
         from normscope.report import _panels

@@ -8,12 +8,12 @@
 ``theory.laws``: bounds and laws.
 """
 
+from normscope.theory.beside import overlay
 from normscope.theory.fisher import fisher_statistics, order_parameters, softmax_outliers, wide_ntk
-from normscope.theory.overlay import overlay
-from normscope.theory.predict import predict, predicted_grams
+from normscope.theory.predicted import predict, predicted_grams
 from normscope.theory.recognise import layer_names, spec_of
 from normscope.theory.sharpness import predicted_sharpness
-from normscope.theory.simulate import simulate, simulated_grams
+from normscope.theory.simulated import simulate, simulated_grams
 
 __all__ = [
     "fisher_statistics",

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from normscope.core.spec import Spec
 from normscope.linalg import Array, contrasts
 from normscope.nn.nets import init_weights_
-from normscope.spec import Spec
 from normscope.theory._layer import (
     ROW_LOCAL,
     apply_layer,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.linalg import Array
 from normscope.theory._chain import Group
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from normscope.core.spec import Spec
 from normscope.gaussian import activation
-from normscope.spec import Spec
 
 #: Norms that act on each feature (row of Z) by itself, so that rows can be streamed.
 ROW_LOCAL = ("none", "batch", "batch_rescale", "batch_recenter")

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from normscope.geometry.metrics import METRICS
+from normscope.geometry.statistic import FLOAT64_RATIO, Statistic
 from normscope.linalg import Array, centred
-from normscope.metrics import METRICS
-from normscope.statistic import FLOAT64_RATIO, Statistic
 
 DEFAULT_METRICS = (
     "orthogonality_gap", "participation_rank", "soft_rank", "numerical_rank", "isometry_gap", "sigma_min",

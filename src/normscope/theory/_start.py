@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
+from normscope.core.spec import Spec
 from normscope.linalg import Array, checked_gram, checked_inputs, gram_factor, input_factor, looks_like_gram
-from normscope.spec import Spec
 
 
 @dataclass(frozen=True)

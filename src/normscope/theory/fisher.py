@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
+from normscope.core.spec import Spec
 from normscope.gaussian import product_moment
 from normscope.linalg import Array
-from normscope.spec import Spec
 from normscope.theory._start import checked_spec, read_start
 from normscope.theory.gradients import backward
 from normscope.theory.grams import WideLayer, check_wide

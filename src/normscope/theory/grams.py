@@ -13,10 +13,10 @@ from functools import cached_property
 import numpy as np
 from scipy import special
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
+from normscope.core.spec import Spec
 from normscope.gaussian import activation, half_plane, mean, product_moment
 from normscope.linalg import Array, centred
-from normscope.spec import Spec
 from normscope.theory._layer import apply_layer, recentres_first
 
 _RESCALING = ("batch", "batch_rescale")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.core.spec import Spec
 from normscope.nn.nets import MLP, Layer
 from normscope.nn.norms import BatchNorm, RMSNorm
-from normscope.spec import Spec
 
 _ACTIVATIONS = {
     "ReLU": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "GELU": "gelu", "SiLU": "silu", "ELU": "elu", "SELU": "selu",

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.theory.fisher import fisher_statistics, softmax_outliers
 from normscope.theory.recognise import spec_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 
 
 def write(path: Path, state: dict[str, Any] | bytes) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import UsageError
-from normscope._taps import first_tensor, no_trace
-from normscope.losses import loss_name, loss_value
+from normscope.call.losses import loss_name, loss_value
+from normscope.call.taps import first_tensor, no_trace
+from normscope.core.errors import UsageError
 from normscope.training._recipe import OPTIMISERS, Recipe
 from normscope.training._samples import Samples, call, permutation
 

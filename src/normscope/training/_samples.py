@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)

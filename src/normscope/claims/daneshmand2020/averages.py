@@ -14,7 +14,7 @@ from normscope.claims._tables import Array, mean_and_error, ratio_and_error, ser
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most, between, near
-from normscope.spec import Spec
+from normscope.core.spec import Spec
 
 RANKS = ["participation_rank", "soft_rank"]
 #: d: (r, rank_.5) of the specification's own runs, N = d.

@@ -8,16 +8,16 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from normscope import datasets
 from normscope.claims._chains import entropy, gaussian, grams, linear, simulated
 from normscope.claims._curves import with_range
 from normscope.claims._tables import mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most, between, near
+from normscope.core.spec import Spec
+from normscope.data import datasets
 from normscope.nn import build
-from normscope.probe import probe
-from normscope.spec import Spec
+from normscope.probing.passes import probe
 
 DEPTHS = (0, 2, 4, 6, 8, 10, 12, 14)
 FIGURE_1 = (125.0, 101.0, 68.0, 55.0, 34.0, 14.0, 3.0, 1.0)

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normscope import datasets
 from normscope.claims._chains import entropy
 from normscope.claims._curves import with_range
 from normscope.claims._tables import mean_and_error
 from normscope.claims.claim import Axes, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most, near
-from normscope.metrics import measure
+from normscope.core.spec import Spec
+from normscope.data import datasets
+from normscope.geometry.metrics import measure
 from normscope.nn import build
-from normscope.spec import Spec
 
 
 def row_gradients(readout: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[float, float]:

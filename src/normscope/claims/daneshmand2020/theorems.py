@@ -13,8 +13,8 @@ from normscope.claims._tables import mean_and_error, series
 from normscope.claims.claim import Run
 from normscope.claims.daneshmand2020.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most, between, near
-from normscope.metrics import METRICS
-from normscope.statistic import Statistic
+from normscope.geometry.metrics import METRICS
+from normscope.geometry.statistic import Statistic
 from normscope.theory.laws import rank
 
 TAUS = np.linspace(0, 0.95, 20)

@@ -13,9 +13,9 @@ from normscope.claims._training import Data, accuracy, load, train
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most
+from normscope.core.spec import Spec
 from normscope.nn import build
-from normscope.probe import probe
-from normscope.spec import Spec
+from normscope.probing.passes import probe
 
 
 def net(run: Run, data: Data, number: int, depth: int, width: int, **fields: object) -> nn.Module:

@@ -13,7 +13,7 @@ from normscope.claims._tables import mean_and_error, series
 from normscope.claims.claim import Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_most, near
-from normscope.metrics import measure
+from normscope.geometry.metrics import measure
 from normscope.nn import BatchNorm
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from normscope import datasets
 from normscope.claims._chains import gap_of, gaussian, normal_weights, side_by_side, simulated
 from normscope.claims._curves import with_band
 from normscope.claims._tables import Array, mean_and_error, series
@@ -18,9 +17,10 @@ from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2021.figures import GAP
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_most, near
+from normscope.core.spec import Spec
+from normscope.data import datasets
 from normscope.nn import BatchNorm, build
-from normscope.probe import probe
-from normscope.spec import Spec
+from normscope.probing.passes import probe
 from normscope.theory import predict
 
 

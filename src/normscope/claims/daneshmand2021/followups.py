@@ -14,10 +14,10 @@ from normscope.claims._tables import mean_and_error, series
 from normscope.claims.claim import Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_most, between, near
-from normscope.metrics import measure
+from normscope.core.spec import Spec
+from normscope.geometry.metrics import measure
 from normscope.nn import build, make_activation
-from normscope.probe import probe
-from normscope.spec import Spec
+from normscope.probing.passes import probe
 from normscope.theory import predict
 from normscope.theory.laws import isometry
 

@@ -12,7 +12,7 @@ from normscope.claims._tables import Array, mean_and_error
 from normscope.claims.claim import Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_most, near
-from normscope.metrics import measure
+from normscope.geometry.metrics import measure
 
 
 def gap(h: Array) -> float:

@@ -16,9 +16,9 @@ from normscope.claims._training import load, train
 from normscope.claims.claim import Axes, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most
-from normscope.metrics import measure
+from normscope.core.spec import Spec
+from normscope.geometry.metrics import measure
 from normscope.nn import build
-from normscope.spec import Spec
 
 FULL = {"depths": (15, 30, 45, 60, 75), "width": 800, "images": 50000, "epochs": 30, "batch": 500, "nets": 4}
 

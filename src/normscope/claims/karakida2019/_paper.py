@@ -15,10 +15,10 @@ from torch.nn.utils import skip_init
 
 from normscope.claims._tables import Array
 from normscope.claims.claim import PAPERS, Paper, Run
+from normscope.core.spec import Spec
 from normscope.curvature import fisher, ntk
 from normscope.linalg import spectrum
 from normscope.nn import BatchNorm
-from normscope.spec import Spec
 
 PAPER = PAPERS.add(
     "karakida2019",

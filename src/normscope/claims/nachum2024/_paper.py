@@ -10,8 +10,8 @@ import torch
 
 from normscope.claims._tables import Array
 from normscope.claims.claim import PAPERS, Paper
+from normscope.core.spec import Spec
 from normscope.nn import build
-from normscope.spec import Spec
 from normscope.theory import predicted_grams
 
 PAPER = PAPERS.add(

@@ -11,8 +11,8 @@ from normscope.claims._chains import gaussian
 from normscope.claims.claim import Run
 from normscope.claims.nachum2024._paper import PAPER, representations
 from normscope.claims.reading import Reading, at_least, at_most, near
-from normscope.configuration import configuration
-from normscope.spec import Spec
+from normscope.core.spec import Spec
+from normscope.geometry.shapes import configuration
 
 
 @PAPER.claim(

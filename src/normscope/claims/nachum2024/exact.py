@@ -19,11 +19,11 @@ from normscope.claims.nachum2024._paper import (
     variance_ratio,
 )
 from normscope.claims.reading import Reading, at_most, near
+from normscope.core.spec import Spec
 from normscope.gaussian import product_moment
-from normscope.metrics import measure
+from normscope.geometry.metrics import measure
 from normscope.nn import BatchNorm, build
-from normscope.probe import probe
-from normscope.spec import Spec
+from normscope.probing.passes import probe
 from normscope.theory import predicted_grams
 
 

@@ -18,7 +18,7 @@ from normscope.claims.nachum2024._paper import (
     variance_ratio,
 )
 from normscope.claims.reading import Reading, at_least, at_most, between, near
-from normscope.spec import Spec
+from normscope.core.spec import Spec
 from normscope.theory import predicted_grams
 from normscope.theory.laws import odd_point
 

@@ -14,7 +14,7 @@ from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.nachum2024._paper import PAPER, follow, representations, share
 from normscope.claims.nachum2024.simulations import chains
 from normscope.claims.reading import Reading, at_least, at_most, between, near
-from normscope.spec import Spec
+from normscope.core.spec import Spec
 
 
 @PAPER.claim(

@@ -25,8 +25,8 @@ from normscope.claims.nachum2024._paper import (
     variance_ratio,
 )
 from normscope.claims.reading import Reading, at_least, at_most, near
-from normscope.metrics import measure
-from normscope.spec import Spec
+from normscope.core.spec import Spec
+from normscope.geometry.metrics import measure
 from normscope.theory import predict, predicted_grams, simulate
 from normscope.theory.laws import odd_point
 

@@ -13,8 +13,8 @@ from normscope.claims._tables import Array, mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.nachum2024._paper import PAPER, cosines, representations
 from normscope.claims.reading import Reading, at_least, at_most, between, near
-from normscope.configuration import configuration
-from normscope.spec import Spec
+from normscope.core.spec import Spec
+from normscope.geometry.shapes import configuration
 from normscope.theory import simulate
 
 

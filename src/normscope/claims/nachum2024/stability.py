@@ -13,7 +13,7 @@ from normscope.claims._tables import Array
 from normscope.claims.claim import Run
 from normscope.claims.nachum2024._paper import PAPER, centred, odd_state, share
 from normscope.claims.reading import Reading, at_least, at_most, near
-from normscope.spec import Spec
+from normscope.core.spec import Spec
 from normscope.theory import predicted_grams
 from normscope.theory.laws import odd_point
 

@@ -11,7 +11,7 @@ from normscope.claims._tables import mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.nachum2024._paper import PAPER
 from normscope.claims.reading import Reading, at_least, near
-from normscope.spec import Spec
+from normscope.core.spec import Spec
 from normscope.theory import simulate
 
 #: (activation, gain, norm_first) -> norm -> mean cosine (our 3.7, n = 16); "odd" for cluster + odd point.

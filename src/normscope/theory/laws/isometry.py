@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.gaussian import activation, mean, second_moment
 
 

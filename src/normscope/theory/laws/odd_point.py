@@ -12,7 +12,7 @@ import math
 import numpy as np
 from scipy.optimize import brentq
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.gaussian import half_plane, product_moment
 from normscope.linalg import contrasts
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln, psi
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.linalg import Array
 from normscope.theory.grams import rescaled_spectrum
 

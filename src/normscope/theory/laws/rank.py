@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import psi
 
-from normscope._errors import UsageError
+from normscope.core.errors import UsageError
 from normscope.linalg import Array
 
 

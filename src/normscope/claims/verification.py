@@ -1,0 +1,200 @@
+"""Run claims as cells of a sweep: in parallel, on any executor, kept in a store, resumed from it."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Claim
+from normscope.claims.verdict import Verdict, blank, judge
+from normscope.core.errors import UsageError, unknown
+from normscope.core.records import Record
+
+if TYPE_CHECKING:
+    import polars
+
+#: The modules that hold the claims, one a paper, in the order in which the papers build on each other.
+_MODULES = ("daneshmand2020", "daneshmand2021", "nachum2024", "karakida2019")
+
+
+def load() -> None:
+    """Import the papers, so that `CLAIMS` and `PAPERS` are complete."""
+    from importlib import import_module
+
+    for name in _MODULES:
+        import_module(f"normscope.claims.{name}")
+
+
+def chosen(names: str | Iterable[str] = "*") -> list[Claim]:
+    """The claims of these names, in order: ``paper``, ``paper/claim``, a pattern (``*/fig*``), or ``*`` for all."""
+    load()
+    patterns = [names] if isinstance(names, str) else list(names)
+    found: set[str] = set()
+    for pattern in patterns or ["*"]:
+        whole = f"{pattern}/*" if pattern in PAPERS else pattern
+        hits = fnmatch.filter(CLAIMS, whole)
+        if not hits:
+            raise unknown("claim", pattern, [*PAPERS, *CLAIMS])
+        found.update(hits)
+    return [claim for name, claim in CLAIMS.items() if name in found]
+
+
+@dataclass(frozen=True)
+class Verdicts(Sequence[Verdict]):
+    """Verdicts in the order of the claims, then of the seeds."""
+
+    verdicts: tuple[Verdict, ...]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.verdicts[index]
+
+    def __len__(self) -> int:
+        return len(self.verdicts)
+
+    @property
+    def failed(self) -> list[Verdict]:
+        """Those that contradict what the claim should say: another status, a control that did not come out, an error.
+
+        ``undecided`` is none of these: the errors are too large to tell.
+        """
+        return [v for v in self.verdicts if v.status not in (v.expected, "undecided")]
+
+    def frame(self) -> polars.DataFrame:
+        """One row a reading: ``claim, size, seed, status, expected, control, quantity, value, stderr, low, high, ...``."""
+        import polars as pl
+
+        shared = (
+            "claim",
+            "size",
+            "seed",
+            "status",
+            "expected",
+            "control",
+            "seconds",
+            "device",
+            "data",
+            "torch",
+            "normscope",
+        )
+        rows = []
+        for v in self.verdicts:
+            at = {name: getattr(v, name) for name in shared}
+            told = [
+                {k if k != "expected" else "value_expected": x for k, x in asdict(r).items()} | {"reading": r.status}
+                for r in v.readings
+            ]
+            rows += [at | one for one in told or [{}]]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def save(self, path: str | Path) -> None:
+        """Write all of it as JSON lines, one verdict a line."""
+        Path(path).write_text("".join(v.to_json() + "\n" for v in self.verdicts), "utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Verdicts:
+        """What `save` wrote."""
+        return cls(tuple(Verdict.from_json(line) for line in Path(path).read_text("utf-8").splitlines()))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report: per paper its verdicts, and its figures drawn from these numbers."""
+        from normscope.report.claims import write_page
+
+        return write_page(self, path)
+
+    def __repr__(self) -> str:
+        return f"Verdicts({len(self)}: {tally(self.verdicts)})"
+
+
+def tally(verdicts: Iterable[Verdict]) -> str:
+    """How many of each status: ``90 hold, 6 fail as they must, 1 fails``."""
+    words = {
+        ("holds", "holds"): "hold", ("fails", "fails"): "fail as they must", ("fails", "holds"): "FAIL",
+        ("holds", "fails"): "HOLD but must not",
+    }  # fmt: skip
+    counts: dict[str, int] = {}
+    for v in verdicts:
+        word = words.get((v.status, v.expected), v.status)
+        counts[word] = counts.get(word, 0) + 1
+    return ", ".join(f"{n} {word}" for word, n in counts.items()) or "none"
+
+
+def verify(
+    claims: str | Iterable[str] = "*",
+    size: str = "quick",
+    *,
+    seeds: int | Sequence[int] = 1,
+    store: Any = None,
+    executor: Any = None,
+    workers: int | None = None,
+    device: str = "cpu",
+    data_dir: str | Path | None = None,
+    progress: bool | Callable[[Any], object] = False,
+    timeout: float | None = None,
+) -> Verdicts:
+    """Run claims of the four papers, each with its control, and say which hold.
+
+    claims: names or patterns (see `chosen`). size: ``quick`` (all of them in minutes) or ``full`` (the papers' sizes).
+    seeds: how many, or which; a verdict each. data_dir: where the data sets lie; without it data-based claims run on
+        the bundled digits, with the expectation declared for those.
+    store, executor, workers, progress, timeout: as in `normscope.sweeping`; with a store, a second run computes only what
+        is missing (verdicts of another version of the library are not reused).
+
+    Returns `Verdicts`. A claim that raises, hangs or takes its worker with it is a verdict of status ``error``.
+    Raises ``UsageError`` for unknown names, sizes, or a missing data folder.
+    """
+    from normscope.sweeping import Grid, sweep
+
+    if size not in SIZES:
+        raise UsageError(f"The size of a claim must be {' or '.join(SIZES)}; got {size!r}.")
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UsageError(f"The folder of the data must exist; there is no {str(data_dir)!r}.")
+    which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not which:
+        raise UsageError("verify() needs at least one seed; got none.")
+    names = [claim.name for claim in chosen(claims)]
+    shared: dict[str, Any] = {"size": size, "device": device, "version": blank(names[0], size, 0).normscope}
+    if data_dir is not None:
+        shared["data_dir"] = str(Path(data_dir).resolve())
+    grid = Grid(claim=names, seed=which) * Grid([shared])
+    table = sweep(
+        grid, "normscope.claims.verify:cell", store, executor, workers=workers, progress=progress, timeout=timeout
+    )
+    frame = table if hasattr(table, "iter_rows") else table.collect()
+    found = {
+        (row["claim"], row["seed"]): _read(row, size)
+        for row in frame.iter_rows(named=True)
+        if row["metric"] == "verdict" or row["error"]
+    }
+    return Verdicts(tuple(found[name, seed] for name in names for seed in which))
+
+
+def _read(row: dict[str, Any], size: str) -> Verdict:
+    if row["error"]:
+        return replace(blank(row["claim"], size, row["seed"]), error=row["error"])
+    return Verdict.from_json(row["name"])
+
+
+def cell(
+    claim: str, seed: int, size: str = "quick", device: str = "cpu", data_dir: str | None = None, version: str = ""
+) -> list[Record]:
+    """One claim at one seed as records: a ``verdict`` (1: as it should be; its name is the whole as JSON), its readings."""
+    load()
+    verdict = judge(claim, size, seed, device=device, data_dir=None if data_dir is None else Path(data_dir))
+    whole = Record(0, "verdict", float(verdict.as_expected), name=verdict.to_json(), kind=verdict.status, seed=seed)
+    readings = [
+        Record(i, "reading", r.value, name=r.quantity, kind=r.status, stderr=r.stderr, seed=seed)
+        for i, r in enumerate(verdict.readings, 1)
+    ]
+    return [whole, *readings]
+
+
+def summary(verdicts: Verdicts) -> dict[str, Any]:
+    """Everything as plain JSON data."""
+    return {
+        "tally": tally(verdicts),
+        "verdicts": [json.loads(v.to_json()) | {"as_expected": v.as_expected} for v in verdicts],
+    }

@@ -1,0 +1,1 @@
+"""What every room shares: errors, registries, records, specs, files, and objects loaded by name."""

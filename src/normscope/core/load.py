@@ -1,0 +1,178 @@
+"""Python objects by name, ``package.module:name`` or ``path/to/file.py:name``, and whose line an error comes from."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import traceback
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from normscope.core.errors import UsageError
+
+#: A file is executed once for each content it has had: ``{path: (content, module)}``.
+_FILES: dict[Path, tuple[bytes, ModuleType]] = {}
+_OURS = ("<frozen ", os.path.join(os.path.dirname(__file__), ""))
+_STANDARD = tuple(os.path.join(sysconfig.get_path(key), "") for key in ("stdlib", "platstdlib"))
+
+
+def load_object(name: str) -> object:
+    """The object that ``package.module:name`` or ``path/to/file.py:name`` names; ``name`` may have dots.
+
+    A relative path starts at the current folder. The file becomes a module of its own, executed once for each content
+    it has had, with its folder first on ``sys.path`` meanwhile; a package is imported as Python does, with the current
+    folder first on the path. The path is as before afterwards.
+
+    Raises ``UsageError``: not such a name; no such file, module or attribute (nearest one offered); an exception while
+    the module runs, an ImportError of its own too, shown with its message and the innermost line of the user's code.
+    """
+    target, attributes = _parts(name)
+    with _importable(_folder(target)):
+        found: object = _from_file(Path(target)) if target.endswith(".py") else _from_package(target)
+        for attribute in attributes:
+            found = _attribute(found, attribute, target)
+    return found
+
+
+def call_object(name: str) -> object:
+    """``load_object(name)()``: what the callable returns when called with no arguments.
+
+    Imports made inside the call find the same files as those at the top of its module.
+    Raises ``UsageError``: all that ``load_object`` raises; not callable; an exception in the call, shown with its line.
+    """
+    called = load_object(name)
+    if not callable(called):
+        raise UsageError(f"{name} must be a callable that takes no arguments; it is a {type(called).__name__}.")
+    with _importable(_folder(_parts(name)[0])):
+        try:
+            return called()
+        except (Exception, SystemExit) as error:
+            raise user_error(f"Calling {name} with no arguments", error) from error
+
+
+def user_error(doing: str, error: BaseException) -> UsageError:
+    """``UsageError`` for an exception in the user's own code: its type, its message, and their innermost file:line.
+
+    doing: what normscope did when it was raised, the start of a sentence: ``Importing net.py``.
+    """
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 0))
+    frames = [f for f in frames if not f[0].startswith(_OURS)]
+    own = [f for f in frames if not _foreign(f[0])] or frames
+    where = f" at {own[-1][0]}:{own[-1][1]}" if own else ""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return UsageError(f"{doing} failed{where} with {said}")
+
+
+def _parts(name: str) -> tuple[str, list[str]]:
+    """``a.b:c.d`` -> (``a.b``, [``c``, ``d``])."""
+    target, _, attribute = str(name).rpartition(":")
+    if not target or not all(part.isidentifier() for part in attribute.split(".")):
+        raise UsageError(f"A name must be package.module:name or path/to/file.py:name; got {name!r}.")
+    if not target.endswith(".py") and not all(part.isidentifier() for part in target.split(".")):
+        hint = f" Is it the file {target}.py:{attribute}?" if Path(f"{target}.py").is_file() else ""
+        raise UsageError(
+            f"Before the colon must stand an importable package.module or a path ending in .py; got {target!r}.{hint}"
+        )
+    return target, attribute.split(".")
+
+
+def _folder(target: str) -> Path:
+    return Path(target).expanduser().absolute().parent if target.endswith(".py") else Path.cwd()
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """``folder`` first on ``sys.path``. Its modules win over the user's other ones of the same name, until the end.
+
+    So ``a/net.py`` and ``b/net.py`` may each ``import helper`` and get the file beside them.
+    """
+    names = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
+    hidden = {name for name in names if _elsewhere(name, folder)}
+    kept = _take(hidden)
+    sys.path.insert(0, os.fspath(folder))
+    importlib.invalidate_caches()  # the user may have written a file since the last look
+    try:
+        yield
+    finally:
+        if os.fspath(folder) in sys.path:
+            sys.path.remove(os.fspath(folder))
+        _take(hidden)
+        sys.modules.update(kept)
+
+
+def _elsewhere(name: str, folder: Path) -> bool:
+    """Whether a module ``name`` of the user's own is loaded, from another folder than this."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    mine = {str(folder / f"{name}.py"), str(folder / name / "__init__.py")}
+    return isinstance(file, str) and name != "__main__" and file not in mine and not _foreign(file)
+
+
+def _foreign(file: str) -> bool:
+    """Whether a source file is normscope's, Python's, or an installed package's: not the user's own."""
+    return file.startswith((*_OURS, *_STANDARD)) or "site-packages" in file or "dist-packages" in file
+
+
+def _take(names: set[str]) -> dict[str, ModuleType]:
+    """Remove these modules and their submodules from ``sys.modules``; return them."""
+    found = {m for m in sys.modules if m.partition(".")[0] in names}
+    return {m: sys.modules.pop(m) for m in found}
+
+
+def _from_file(path: Path) -> ModuleType:
+    path = path.expanduser().absolute()
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"There must be a readable file {path}: {error.strerror}.{hint}") from None
+    if path in _FILES and _FILES[path][0] == source:
+        return _FILES[path][1]
+    # Not the bare stem: a user's json.py must not become everybody's json.
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{zlib.crc32(os.fsencode(path)):08x}", path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look there
+    try:
+        exec(compile(source, os.fspath(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        raise user_error(f"Importing {path.name}", error) from error
+    _FILES[path] = source, module
+    return module
+
+
+def _from_package(target: str) -> ModuleType:
+    try:
+        return importlib.import_module(target)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (target == missing or target.startswith(missing + ".")):
+            file = target.replace(".", "/") + ".py"
+            raise UsageError(
+                f"There must be a module {target} that Python can import from here: {error}. "
+                f"Install it, run in its folder, or name its file: {file}:name."
+            ) from None
+        raise user_error(f"Importing {target}", error) from error
+
+
+def _attribute(owner: object, name: str, target: str) -> object:
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        here = getattr(owner, "__dict__", {})  # no getattr: modules may import on demand
+        own = [n for n, v in here.items() if getattr(v, "__module__", None) == getattr(owner, "__name__", "")]
+        near = difflib.get_close_matches(name, [n for n in dir(owner) if not n.startswith("_")], n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else f" It defines: {', '.join(own[:10])}." if own else ""
+        raise UsageError(f"{target} must have the attribute {name!r}; it has not.{hint}") from None
+    except Exception as error:
+        raise user_error(f"Getting {name} from {target}", error) from error

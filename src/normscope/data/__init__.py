@@ -1,0 +1,1 @@
+"""Where batches and models come from."""

@@ -1,0 +1,257 @@
+"""Models by name, as the command line takes them, and a batch that fits when no data was named."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope.core import spec as _spec
+from normscope.core.errors import UsageError, unknown
+from normscope.core.load import call_object, load_object
+from normscope.core.registry import Registry
+from normscope.data.datasets import Batch
+from normscope.nn import build
+
+#: Prefix of a model's name -> function of (rest of the name, batch, seed). ``normscope list models`` shows them.
+SOURCES: Registry[Callable[[str, Batch | None, int], nn.Module]] = Registry("kind of model")
+
+
+def load_model(name: str, batch: Batch | None = None, *, seed: int = 0) -> nn.Module:
+    """The model of a name, with random weights drawn from ``seed``; torch's global stream is left alone.
+
+    ``mlp:...``, ``vgg:...``, ``resnet:...``: built-in nets; the sample's shape and the number of classes come from
+    ``batch``. ``transformers:CONFIG-OR-DIR[,key=value...]``, ``timm:NAME``, ``torchvision:NAME``: built from their
+    configuration, nothing is downloaded. ``package.module:callable`` or ``path/file.py:callable``: called without
+    arguments, must return an ``nn.Module`` (a module class or instance serves too).
+    Raises ``UsageError`` naming what is missing.
+    """
+    source, rest = _source(name)
+    with _seeded(seed):
+        return SOURCES[source](rest, batch, seed) if source else _user_model(name)
+
+
+def check_model(name: str, *, seed: int = 0) -> None:
+    """Raise the ``UsageError`` of `load_model` for a wrong name or field; nothing is built.
+
+    A user's file or module is imported, as `load_model` would, once.
+    """
+    source, rest = _source(name)
+    with _seeded(seed):
+        if not source:
+            _user_object(name)
+        elif source in CHECKS:
+            CHECKS[source](rest)
+
+
+def _source(name: str) -> tuple[str, str]:
+    """``mlp:depth=3`` -> (``mlp``, ``depth=3``); an empty kind for a user's own model."""
+    prefix, colon, rest = name.partition(":")
+    if prefix in SOURCES and (colon or prefix in _spec.FAMILIES):
+        return prefix, rest
+    if not colon:
+        raise unknown(
+            "model", name, [f"{s}:..." for s in SOURCES] + ["package.module:callable", "path/file.py:callable"]
+        )
+    if "=" in rest and "." not in prefix:  # fields of a built-in net, its family misspelt
+        raise unknown("built-in net", prefix, SOURCES)
+    return "", name
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's global stream starts from ``seed``, and is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every CUDA device too
+        yield
+
+
+def _user_object(name: str) -> object:
+    thing = load_object(name)
+    if not callable(thing):
+        raise UsageError(f"{name} must be a callable that returns an nn.Module; it is a {type(thing).__name__}.")
+    return thing
+
+
+def _user_model(name: str) -> nn.Module:
+    thing = _user_object(name)
+    if isinstance(thing, nn.Module):
+        return thing
+    model = call_object(name)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{name} must return an nn.Module; it returned a {type(model).__name__}.")
+    return model
+
+
+def _built_in(family: str) -> Callable[[str, Batch | None, int], nn.Module]:
+    def make(rest: str, batch: Batch | None, seed: int) -> nn.Module:
+        spec = _spec.parse(f"{family}:{rest}")
+        if batch is not None and spec.outputs is None and batch.classes:
+            spec = replace(spec, outputs=batch.classes)
+        shape = None
+        if batch is not None and isinstance(batch.inputs, torch.Tensor):
+            shape = tuple(batch.inputs.shape[1:])
+        return build(spec, shape, seed=seed)
+
+    make.__doc__ = f"Built-in {family}: {family}:depth=32,width=128,norm=batch,... (the fields of Spec)."
+    return make
+
+
+for _family in _spec.FAMILIES:
+    SOURCES.add(_family, _built_in(_family))
+
+
+def _imported(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(
+            f"{package}:... needs the package {package!r}, which does not import here ({error}). "
+            f"Install it with: pip install {package}"
+        ) from error
+    except Exception as error:  # a torchvision built for another torch raises RuntimeError, for one
+        raise UsageError(
+            f"{package!r} is installed but does not import here: {type(error).__name__}: {error}. "
+            "It and torch must be builds that fit each other."
+        ) from error
+
+
+def _timm_named(rest: str) -> Any:
+    timm = _imported("timm")
+    if rest not in timm.list_models():
+        raise unknown("timm model", rest, timm.list_models(f"*{rest[:4]}*")[:12] or timm.list_models()[:12])
+    return timm
+
+
+@SOURCES.register("timm")
+def _timm(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
+    """timm:NAME, without pretrained weights."""
+    return _timm_named(rest).create_model(rest, pretrained=False)
+
+
+def _torchvision_named(rest: str) -> Any:
+    models = _imported("torchvision").models
+    if rest not in models.list_models():
+        raise unknown("torchvision model", rest, models.list_models())
+    return models
+
+
+@SOURCES.register("torchvision")
+def _torchvision(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
+    """torchvision:NAME, without weights."""
+    return _torchvision_named(rest).get_model(rest, weights=None)
+
+
+def _transformers_config(rest: str) -> tuple[Any, Any]:
+    """The library and the config of ``gpt2,n_layer=2``."""
+    hub = _imported("transformers")
+    name, *changes = rest.split(",")
+    options = {}
+    for change in changes:
+        key, eq, value = change.partition("=")
+        if not eq:
+            raise UsageError(f"A change of a transformers config is written key=value; got {change!r}.")
+        options[key] = _number(value)
+    try:
+        if "/" in name or name.startswith("."):
+            config = hub.AutoConfig.from_pretrained(name, local_files_only=True, **options)
+        else:
+            if name not in hub.CONFIG_MAPPING:
+                raise unknown("transformers model type", name, hub.CONFIG_MAPPING)
+            defaults = hub.CONFIG_MAPPING[name]()
+            for key in options:
+                if not hasattr(defaults, key):
+                    raise unknown(f"field of the {name} config", key, defaults.to_dict())
+            config = hub.AutoConfig.for_model(name, **options)
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"There is no transformers config at {name!r}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # values that the config refuses
+        raise UsageError(f"transformers:{rest} is no config: {type(error).__name__}: {error}") from error
+    return hub, config
+
+
+@SOURCES.register("transformers")
+def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
+    """transformers:CONFIG-OR-DIR[,key=value...]: a model type (gpt2, bert, vit, resnet ...) or a folder with config.json."""
+    hub, config = _transformers_config(rest)
+    for auto in ("AutoModelForImageClassification", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModel"):
+        kind = getattr(hub, auto)
+        # BERT-like models also have a causal head; a config that is no decoder means the masked one.
+        if auto == "AutoModelForCausalLM" and type(config) in hub.AutoModelForMaskedLM._model_mapping:
+            continue
+        if type(config) in kind._model_mapping:
+            try:
+                return kind.from_config(config).train()
+            except Exception as error:
+                raise UsageError(f"transformers:{rest} cannot be built: {type(error).__name__}: {error}") from error
+    raise UsageError(f"transformers has no model class for the config {type(config).__name__}.")
+
+
+def _fields_of(family: str) -> Callable[[str], object]:
+    return lambda rest: _spec.parse(f"{family}:{rest}")
+
+
+#: Kind of a model -> what refuses a wrong name before anything is built.
+CHECKS: dict[str, Callable[[str], object]] = {
+    **{family: _fields_of(family) for family in _spec.FAMILIES},
+    "timm": _timm_named,
+    "torchvision": _torchvision_named,
+    "transformers": _transformers_config,
+}
+
+
+def _number(text: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def synthetic(name: str, *, n: int, seed: int = 0) -> Batch:
+    """A made-up batch without targets: ``random:3x32x32`` (standard normal samples of that shape), or
+    ``tokens:32x50257`` (length x vocabulary: uniform token ids under the key ``input_ids``).
+    """
+    kind, _, rest = name.partition(":")
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        sizes = [int(s) for s in rest.lower().split("x")]
+        if not all(s > 0 for s in sizes) or (kind == "tokens" and len(sizes) != 2):
+            raise ValueError
+    except ValueError:
+        raise UsageError(
+            f"Made-up data is written random:3x32x32 (shape of a sample) or tokens:32x50257 (length x vocabulary); "
+            f"got {name!r}."
+        ) from None
+    if n < 1:
+        raise UsageError(f"A batch needs at least one sample; got n = {n}.")
+    if kind == "tokens":
+        ids = torch.randint(sizes[1], (n, sizes[0]), generator=generator)
+        return Batch({"input_ids": ids}, None, name, None)
+    try:
+        return Batch(torch.randn(n, *sizes, generator=generator), None, name, None)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise UsageError(f"{n} samples of {name} do not fit in memory: {str(error).splitlines()[0]}") from None
+
+
+def fitting_data(model: nn.Module) -> str | None:
+    """The name of made-up data that a library's model takes, read off its config; ``None`` if it has none."""
+    config = getattr(model, "config", None)
+    vocabulary, size = getattr(config, "vocab_size", None), getattr(config, "image_size", None)
+    if vocabulary and not size:
+        return f"tokens:32x{vocabulary}"
+    if config is not None and (size or hasattr(config, "num_channels")):
+        sizes = size if isinstance(size, list | tuple) else (size or 224, size or 224)
+        return f"random:{getattr(config, 'num_channels', 3)}x{sizes[0]}x{sizes[1]}"
+    shape = (getattr(model, "default_cfg", None) or {}).get("input_size")  # timm
+    if shape:
+        return "random:" + "x".join(str(s) for s in shape)
+    return None

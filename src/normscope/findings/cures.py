@@ -1,0 +1,410 @@
+"""Cures applied: the one that was asked for, or the best of several by what is measured on a batch."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.losses import Loss
+from normscope.call.taps import (
+    Tap,
+    as_call,
+    as_rows,
+    batch_size,
+    find_taps,
+    first_tensor,
+    has_samples,
+    no_trace,
+    observed,
+    unwrap,
+)
+from normscope.core.errors import UsageError, unknown
+from normscope.curvature import sharpness
+from normscope.findings import View
+from normscope.findings.diagnosis import Diagnosis, diagnose
+from normscope.init import CURES, Cure, Treatment
+from normscope.init.wrappers import off_centre
+
+#: What ``auto`` tries, the quick ones first. `haar` is there as a control and is never chosen.
+CANDIDATES = (
+    "none", "zero-branches", "identity", "orthogonal", "lsuv", "delta-orthogonal", "he", "xavier", "haar", "rank",
+)  # fmt: skip
+#: A cure must beat the model as it is by this much (decades, a factor of 2): chosen by us, because redrawing the weights
+#: of one law moves the cost by about as much.
+LEAST_GAIN = 0.3
+#: 2 / lambda_max below this counts as a cost: the rate that plain SGD on image nets usually starts from.
+USUAL_RATE = 0.1
+
+
+def cure(
+    model: nn.Module, how: str, inputs: Any, targets: Any = None, *, seed: int = 0, loss: Loss = None
+) -> nn.Module:
+    """Give a model weights (or a norm) with which it can train: the same model, changed in place.
+
+    how: a name of ``normscope.init.CURES``; several joined by ``+`` are applied in turn (``"orthogonal+center-outputs"``);
+        or ``"auto"``: the best of `rank_cures` on this batch.
+    inputs, targets, loss: a batch as in `diagnose`; most cures look at the inputs only.
+    seed: of every random choice; equal seeds give bit-identical weights.
+
+    Returns the model; for ``center-outputs`` and ``last-batch-norm`` the module that wraps it. Nothing but the weights and
+    biases of the treated layers changes. ``normscope.findings.cures.treat`` takes the same arguments and also says which layers were
+    treated, and why others were not.
+    Raises ``UsageError`` for an unknown name, fewer than 2 samples, values that are not finite (naming the layer), or a
+    model without a layer to treat; then the model is as before.
+    """
+    return treat(model, how, inputs, targets, seed=seed, loss=loss).model
+
+
+def treat(
+    model: nn.Module, how: str, inputs: Any, targets: Any = None, *, seed: int = 0, loss: Loss = None
+) -> Treatment:
+    """`cure`, with the account of what was done to which layer."""
+    if how == "auto":
+        how = rank_cures(model, inputs, targets, seed=seed, loss=loss)[0].name
+    treatment = Treatment(model)
+    for part in parts_of(how):
+        done = part.apply(treatment.model, inputs, targets, torch.Generator().manual_seed(seed))
+        treatment = Treatment(
+            done.model,
+            tuple(dict.fromkeys((*treatment.treated, *done.treated))),
+            {**treatment.left_alone, **done.left_alone},
+            tuple(dict.fromkeys((*treatment.notes, *done.notes))),
+        )
+    return treatment
+
+
+def parts_of(how: str) -> list[Cure]:
+    """The cures that a name stands for, in order; none for ``auto``. ``UsageError`` names the nearest known one."""
+    names = str(how).split("+") if how != "auto" else []
+    if "auto" in names:
+        raise UsageError(
+            f"auto chooses a cure and cannot be joined with others; got {how!r}. Use auto alone, or name each cure, as in "
+            "orthogonal+center-outputs."
+        )
+    listed = [name.strip() for name in str(how).split(",")]
+    if len(listed) > 1 and all(name in CURES for name in listed):
+        raise UsageError(f"Cures are joined by +; got {how!r}. Write {'+'.join(listed)}.")
+    for name in names:
+        if name not in CURES:
+            raise unknown("cure", name, [*CURES, "auto"])
+    return [CURES[name] for name in names]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model on a batch, in the numbers that cures are judged by; ``codes``: its findings, the worst first.
+
+    Over the hidden layers of the commonest kind: participation rank of the ``input`` and of the ``first``, ``least`` and
+    ``deepest`` layer; ``gap``: orthogonality gap of the deepest; ``kept``: how far the deepest layer's similarities between
+    samples are the input's (cosine of their centred Gram matrices, 0 to 1); ``gradient_growth``: gradient norm at the
+    first layer over that at the last, ``gradient_spread``: largest over smallest. ``lambda_max`` is NaN where not measured.
+    """
+
+    input: float
+    first: float
+    least: float
+    deepest: float
+    gap: float
+    kept: float
+    gradient_growth: float
+    gradient_spread: float
+    lambda_max: float
+    codes: tuple[str, ...]
+    errors: int
+    warnings: int
+    diagnosis: Diagnosis = field(repr=False, compare=False)
+
+    @property
+    def max_stable_lr(self) -> float:
+        """2 / lambda_max."""
+        return 2 / self.lambda_max if self.lambda_max else math.inf
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The cost of starting from here, term by term, in decades (a factor of 10 is 1). See `cost`."""
+        before, after = (math.nan if math.isnan(r) else 1 - 1 / max(r, 1 + 1e-7) for r in (self.input, self.least))
+        return {
+            "contrast lost": max(0.0, math.log10(before / after)),
+            "structure lost": -math.log10(max(self.kept, 1e-10)),
+            "gradient spread": math.log10(self.gradient_spread),
+            "sharpness": max(0.0, math.log10(self.lambda_max * USUAL_RATE / 2)) if self.lambda_max else 0.0,
+            "warnings": float(self.warnings),
+        }
+
+    @property
+    def cost(self) -> float:
+        """Sum of the terms; smaller is better. A ranking by signs at initialization, not a promise.
+
+        Chosen by us, because each term is a factor that training must make up, and factors multiply: the share of the
+        batch's energy off its main line (1 - 1/r) that is lost between the input and the flattest hidden layer; how much of
+        the input's similarities, which labels follow, the deepest layer has scrambled; the largest over the smallest gradient,
+        which one learning rate must serve; how far 2 / lambda_max lies below 0.1. A warning costs one decade, because of
+        nets with one 29 % trained, of quiet ones 95 % (docs/findings.md). A term that is not finite counts as 10, one
+        that was not measured as 0.
+        """
+        return sum(10.0 if math.isnan(v) or math.isinf(v) else v for v in self.terms.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, ready for JSON."""
+        names = (
+            "input",
+            "first",
+            "least",
+            "deepest",
+            "gap",
+            "kept",
+            "gradient_growth",
+            "gradient_spread",
+            "lambda_max",
+        )
+        rest = {"max_stable_lr": self.max_stable_lr, "terms": self.terms, "cost": self.cost}
+        return {n: getattr(self, n) for n in names} | rest | {"findings": list(self.codes)}
+
+
+def read(
+    model: nn.Module, inputs: Any, targets: Any = None, loss: Loss = None, *, curvature: bool = True, seed: int = 0
+) -> Reading:
+    """Measure a model on a batch, in training mode; nothing is changed."""
+    found = diagnose(model, inputs, targets, loss, theory=False, seed=seed)
+    view = View(found.profile)
+    ranks = [r.value for r in view.alike("participation_rank")]
+    gaps = [r.value for r in view.alike("orthogonality_gap")]
+    slopes = [r.value for r in view.alike("gradient_norm", "gradient")]
+    start = view.at_input("participation_rank")
+    small = min(slopes, default=math.nan)
+    severities = [f.severity for f in found.findings]
+    return Reading(
+        input=ranks[0] if math.isnan(start) else start,
+        first=ranks[0],
+        least=min(ranks, key=lambda r: -math.inf if math.isnan(r) else r),
+        deepest=ranks[-1],
+        gap=gaps[-1],
+        kept=_kept(model, inputs, view.alike("participation_rank")[-1].name, seed),
+        gradient_growth=slopes[0] / slopes[-1] if slopes and slopes[-1] else math.nan,
+        gradient_spread=max(slopes) / small if slopes and small else math.inf,
+        lambda_max=_lambda_max(model, inputs, targets, loss, seed) if curvature else math.nan,
+        codes=tuple(dict.fromkeys(f.code for f in found.findings if f.severity != "info")),
+        errors=severities.count("error"),
+        warnings=severities.count("warning"),
+        diagnosis=found,
+    )
+
+
+def _kept(model: nn.Module, inputs: Any, deepest: str, seed: int) -> float:
+    """Centred alignment (CKA) of the input, or the first layer where that is no floating tensor, and the named layer."""
+    model, samples = unwrap(model)[0], batch_size(inputs)
+    grams: dict[str, Tensor] = {}
+
+    def centred(x: Tensor) -> Tensor:
+        rows = as_rows(x.detach(), samples, tokens=False).reshape(samples, -1).double()
+        rows = rows - rows.mean(0)
+        return rows @ rows.T
+
+    def watch(tap: Tap, call: int, x: Tensor) -> None:
+        if has_samples(x, samples) and (not grams or tap.name == deepest):
+            grams["input" if not grams else "deep"] = centred(x)
+
+    with no_trace(model, mode="train", seed=seed), torch.no_grad():
+        args, kwargs, _ = as_call(inputs, grad=False)
+        entry = first_tensor([*args, *kwargs.values()])
+        if entry is not None and has_samples(entry, samples):
+            grams["input"] = centred(entry)
+        with observed(find_taps(model), watch):
+            model(*args, **kwargs)
+    a, b = grams["input"], grams.get("deep", grams["input"])
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+def _lambda_max(model: nn.Module, inputs: Any, targets: Any, loss: Loss, seed: int) -> float:
+    """Largest eigenvalue of the Fisher matrix to about 5 %, in the loss as torch has it; NaN where it is not defined."""
+    classes = isinstance(targets, Tensor) and not targets.is_floating_point()
+    chosen: Any = loss if callable(loss) else "cross_entropy" if classes and loss != "mse" else nn.MSELoss()
+    wanted = targets if callable(loss) or chosen == "cross_entropy" else None
+    options: dict[str, Any] = {"tol": 0.05, "probes": 0, "compare_modes": False, "mode": "train", "seed": seed}
+    try:
+        return sharpness(model, inputs, wanted, chosen, **options).lambda_max
+    except (UsageError, ValueError, RuntimeError):
+        return math.nan
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate of ``auto``: what it was measured to do on a copy of the model, or the reason why it could not be tried."""
+
+    name: str
+    control: bool
+    seconds: float
+    reading: Reading | None
+    reason: str = ""
+
+    @property
+    def key(self) -> tuple[float, ...]:
+        """Order of the ranking: tried before not tried, usable before controls, without error findings first, then by cost."""
+        if self.reading is None:
+            return (2.0, 0.0, 0.0)
+        return (float(self.control), float(self.reading.errors > 0), self.reading.cost)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        found = self.reading.to_dict() if self.reading else {}
+        return {"name": self.name, "control": self.control, "seconds": self.seconds, "reason": self.reason, **found}
+
+
+def rank_cures(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any = None,
+    *,
+    fresh: tuple[Any, Any] | None = None,
+    candidates: Sequence[str] = CANDIDATES,
+    loss: Loss = None,
+    curvature: bool = True,
+    seconds: float | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> list[Trial]:
+    """Try cures on copies of the model and rank them by what is measured, the best first.
+
+    fresh: (inputs, targets) to measure on, better than the batch that the cures have seen.
+    candidates: names as for `cure`. The best of them is tried together with ``center-outputs`` as well.
+    seconds: start no further candidate after that long. curvature: measure lambda_max too.
+
+    Of nets that had an error finding at initialization none trained (docs/findings.md), so these come last; then `Reading.cost`
+    decides. The model as it is stays first unless a cure has fewer errors or is better by `LEAST_GAIN`. Controls are
+    shown and never first.
+    """
+    _check_differ(inputs if fresh is None else fresh[0])
+    _check_differ(inputs)
+    begin = time.monotonic()
+    trials: list[Trial] = []
+
+    def attempt(name: str) -> None:
+        if seconds is not None and time.monotonic() - begin > seconds and trials:
+            trials.append(Trial(name, False, 0.0, None, "not tried: no time left"))
+            return
+        if progress is not None:
+            progress(name)
+        trials.append(_try(model, name, inputs, targets, fresh, loss, curvature, seed))
+
+    for name in candidates:
+        attempt(name)
+    best = min(trials, key=lambda t: t.key)
+    sharp = best.reading is not None and best.reading.terms["sharpness"] > 0
+    if sharp and "center-outputs" not in best.name and not off_centre(targets):
+        attempt("center-outputs" if best.name == "none" else f"{best.name}+center-outputs")
+    ranked = sorted(trials, key=lambda t: t.key)
+    if ranked[0].reading is None:
+        raise UsageError(f"No cure could be tried on this model: {ranked[0].reason}")
+    plain = next((t for t in ranked if t.name == "none"), None)
+    if plain is not None and plain.reading is not None:
+        best = ranked[0]
+        assert best.reading is not None
+        if plain.key[:2] == best.key[:2] and plain.reading.cost - best.reading.cost < LEAST_GAIN:
+            ranked.remove(plain)
+            ranked.insert(0, plain)
+    return ranked
+
+
+def _check_differ(inputs: Any) -> None:
+    """``UsageError`` where all samples are the same: every net then collapses them, and no cure is better than another."""
+    n = batch_size(inputs)
+    values = inputs.values() if isinstance(inputs, Mapping) else [inputs] if isinstance(inputs, Tensor) else inputs
+    leaves = [v for v in values if isinstance(v, Tensor) and v.dim() and len(v) == n]
+    if n > 1 and all(bool((v == v[:1]).all()) for v in leaves):
+        raise UsageError(
+            f"Cures are ranked by how a net keeps samples apart, so the samples must differ; all {n} are the same. Give "
+            "samples of the training set, or name a cure."
+        )
+
+
+def _try(
+    model: nn.Module, name: str, inputs: Any, targets: Any, fresh: tuple[Any, Any] | None, loss: Loss, curvature: bool,
+    seed: int,
+) -> Trial:  # fmt: skip
+    control, start = any(part.control for part in parts_of(name)), time.monotonic()
+    try:
+        treated = treat(_copy(model), name, inputs, targets, seed=seed, loss=loss).model
+        reading = read(treated, *(fresh or (inputs, targets)), loss, curvature=curvature, seed=seed)
+    except UsageError as error:
+        return Trial(name, control, time.monotonic() - start, None, str(error))
+    return Trial(name, control, time.monotonic() - start, reading)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise UsageError(
+            f"Candidates are tried on copies, and this model cannot be copied ({str(error).splitlines()[0]}). Name a cure."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Course:
+    """A model before and after a cure: the `Reading` of both, what was done, and the candidates if the cure was chosen here."""
+
+    how: str
+    treatment: Treatment
+    before: Reading
+    after: Reading
+    trials: tuple[Trial, ...]
+    facts: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        t = self.treatment
+        return {
+            "how": self.how,
+            **self.facts,
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "treated": list(t.treated),
+            "left_alone": dict(t.left_alone),
+            "notes": list(t.notes),
+            "trials": [t.to_dict() for t in self.trials],
+        }
+
+
+def follow(
+    model: nn.Module,
+    how: str,
+    inputs: Any,
+    targets: Any = None,
+    *,
+    fresh: tuple[Any, Any] | None = None,
+    loss: Loss = None,
+    curvature: bool = True,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Course:
+    """`cure` a model and measure it before and after, on ``fresh`` = (inputs, targets) if given; arguments as `rank_cures`."""
+    say = progress or (lambda _name: None)
+    parts_of(how)
+    on = fresh or (inputs, targets)
+    trials: list[Trial] = []
+    if how == "auto":
+        trials = rank_cures(
+            model, inputs, targets, fresh=fresh, loss=loss, curvature=curvature, seed=seed, progress=progress
+        )
+        how = trials[0].name
+    say("before")
+    before = read(model, *on, loss, curvature=curvature, seed=seed)
+    say(how)
+    start = time.monotonic()
+    treatment = treat(model, how, inputs, targets, seed=seed, loss=loss)
+    facts = {
+        "seconds": time.monotonic() - start,
+        "measured_on": "fresh samples" if fresh else "the batch of the cure",
+        "samples": batch_size(inputs),
+        "samples_measured": batch_size(on[0]),
+    }
+    say("after")
+    after = read(treatment.model, *on, loss, curvature=curvature, seed=seed)
+    return Course(how, treatment, before, after, tuple(trials), facts)

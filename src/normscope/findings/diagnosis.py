@@ -1,0 +1,304 @@
+"""Will it train? Probe a model on one batch, apply the rules, say what was found."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.losses import Loss
+from normscope.core.errors import UsageError
+from normscope.core.records import Profile
+from normscope.findings import Finding, find
+from normscope.probing.passes import probe
+
+if TYPE_CHECKING:
+    import polars
+
+    from normscope.curvature import Sharpness
+    from normscope.report import Content
+
+#: Columns of `Diagnosis.layers`: the numbers a reader looks at first.
+SUMMARY = {
+    "participation_rank": "activation",
+    "orthogonality_gap": "activation",
+    "mean_abs_cosine": "activation",
+    "numerical_rank_float32": "activation",
+    "rms": "activation",
+    "odd_point_score": "activation",
+    "dead_units": "activation",
+    "gradient_norm": "gradient",
+    "relative_gradient": "weight",
+}
+
+
+#: What theory draws beside the measurement.
+PREDICTED = ("participation_rank", "orthogonality_gap", "mean_abs_cosine")
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis:
+    """What `diagnose` found: ``profile`` (every number), ``findings`` (rules that fired, the worst first).
+
+    ``fisher``: the curvature of the whole batch (`normscope.Sharpness`), ``None`` unless it was asked for.
+    """
+
+    label: str
+    profile: Profile
+    findings: list[Finding]
+    fisher: Sharpness | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> polars.DataFrame:
+        """One row a layer (and call) in the order of execution; the columns of ``SUMMARY``."""
+        import polars as pl
+
+        rows: dict[tuple[int, int], dict[str, Any]] = {}
+        for r in self.profile.records:
+            if r.source != "measured":
+                continue
+            row = rows.setdefault((r.layer, r.call), {"layer": r.layer, "name": r.name, "call": r.call, "kind": r.kind})
+            if SUMMARY.get(r.metric) == r.signal:
+                row[r.metric] = r.value
+        schema = {"layer": pl.Int64, "name": pl.String, "call": pl.Int64, "kind": pl.String}
+        return pl.DataFrame(list(rows.values()), schema=schema | dict.fromkeys(SUMMARY, pl.Float64))
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether anything stands in the way of training, and what."""
+        worst = [f for f in self.findings if f.severity == "error"] or [
+            f for f in self.findings if f.severity == "warning"
+        ]
+        if not worst:
+            return "Nothing found that stands in the way of training."
+        names = ", ".join(dict.fromkeys(f.title + (f" from layer {f.layer}" if f.layer else "") for f in worst))
+        return f"{'Will hardly train as it is' if worst[0].severity == 'error' else 'At risk'}: {names}."
+
+    def content(self) -> Content:
+        """The tables a report reads."""
+        return content([self])
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one self-contained HTML file (needs the extra ``report``)."""
+        from normscope.report import html
+
+        html.write(html.render(self.content()), path)
+
+    def _repr_html_(self) -> str:
+        from normscope.report import html
+
+        return html.fragment(self.content())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the single numbers of ``profile``: facts, verdict, findings and layers, ready for JSON."""
+        return {
+            "label": self.label,
+            "verdict": self.verdict,
+            "facts": dict(self.facts),
+            "findings": [f.__dict__ for f in self.findings],
+            "layers": self.layers.to_dicts(),
+            "sharpness": self.fisher.to_dict() if self.fisher else None,
+        }
+
+    def __repr__(self) -> str:
+        codes = ", ".join(f"{f.code} {f.severity}" for f in self.findings) or "no findings"
+        return f"Diagnosis({self.label}: {codes}; {self.facts.get('layers', 0)} layers, {self.facts.get('mode')} mode)"
+
+
+def diagnose(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any = None,
+    loss: Loss = None,
+    *,
+    mode: str = "train",
+    label: str | None = None,
+    layers: str | Sequence[str] | None = None,
+    tokens: bool = False,
+    theory: bool = True,
+    curvature: bool = False,
+    lr: float | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """Probe a model on one batch and apply every rule of ``normscope.findings.RULES``.
+
+    inputs, targets, loss, layers, tokens, seed: as in `probe`. Without targets and loss the gradient flow is that of a
+        random cotangent on the outputs. One batch of 32 to 128 samples is enough.
+    mode: ``"train"``: batch norm uses this batch, as in the first training step; ``"eval"`` must be asked for.
+    theory: lay the infinite-width prediction beside the measurement where the model is a plain MLP that has one.
+    curvature: measure the largest eigenvalue of the whole batch's Fisher matrix too, with and without centred outputs
+        (about ten more passes; rules NS4xx). lr: a learning rate to hold against it; implies ``curvature``.
+    label: the model's name in reports; default its class.
+
+    The model is left as it was, bit for bit.
+    Raises ``UsageError`` for fewer than two samples, for NaN or infinity in the inputs, and in the parameters (which
+    parameter, and the first layer whose output it reaches).
+    """
+    if mode not in ("train", "eval"):
+        raise UsageError(f"mode must be 'train' or 'eval'; got {mode!r}.")
+    if lr is not None and not 0 < lr < math.inf:
+        raise UsageError(f"lr must be a positive number; got {lr!r}. Leave it out to judge no rate.")
+    _check_inputs(inputs)
+    notes = []
+    try:
+        profile = probe(model, inputs, targets, loss, layers, mode=mode, tokens=tokens, backward=True, seed=seed)
+    except UsageError as error:
+        if targets is not None or loss is not None or "no gradient" not in str(error):
+            raise
+        notes.append("no parameter and no floating input takes a gradient: the backward pass was left out")
+        profile = probe(model, inputs, layers=layers, mode=mode, tokens=tokens, backward=False, seed=seed)
+    _check_parameters(model, profile)
+    label = label or type(model).__name__
+    facts = {"label": label, **profile.facts, "notes": [*profile.facts["notes"], *notes]}
+    fisher = None
+    if curvature or lr is not None:
+        fisher = _curvature(model, inputs, targets, loss, mode, seed, lr, facts)
+        profile.facts.update(  # type: ignore[attr-defined]
+            {k: facts[k] for k in ("lambda_max", "lambda_max_centred", "learning_rate") if k in facts}
+        )
+    findings = find(profile)
+    if theory and mode == "train" and not tokens:
+        profile = _with_prediction(model, inputs, profile)
+    diagnosis = Diagnosis(label, profile, findings, fisher, facts)
+    facts["verdict"] = diagnosis.verdict
+    facts["normscope"] = _version()
+    return diagnosis
+
+
+def _curvature(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any,
+    loss: Loss,
+    mode: str,
+    seed: int,
+    lr: float | None,
+    facts: dict[str, Any],
+) -> Sharpness | None:
+    """The sharpness of the batch, its numbers among the facts; ``None`` and a note where it is not defined."""
+    from normscope.curvature import last_layer, sharpness
+    from normscope.linalg import spectrum
+
+    classes = isinstance(targets, Tensor) and not targets.is_floating_point()
+    # The Fisher matrix of a squared error needs no targets; torch's mean runs over all n c entries.
+    chosen: Any = loss if callable(loss) else "cross_entropy" if classes and loss != "mse" else nn.MSELoss()
+    wanted = targets if callable(loss) or chosen == "cross_entropy" else None
+    try:
+        found = sharpness(model, inputs, wanted, chosen, probes=4, compare_modes=False, mode=mode, seed=seed)
+        top = float(
+            spectrum(last_layer(model, inputs, "center", chosen, mode=mode, seed=seed), tol=0.02).eigenvalues[0]
+        )
+    except UsageError as error:
+        facts["notes"].append(f"no sharpness: {error}")
+        return None
+    facts |= {"lambda_max": found.lambda_max, "max_stable_lr": found.max_stable_lr, "lambda_max_centred": top}
+    if lr is not None:
+        facts["learning_rate"] = lr
+    if isinstance(inputs, Tensor) and not callable(loss) and mode == "train":
+        from normscope.theory import predicted_sharpness
+
+        expected = predicted_sharpness(model, inputs, chosen == "cross_entropy")
+        if expected is not None:  # torch's mean squared error is 2/c times half the summed one
+            facts["lambda_max_predicted"] = expected * (1 if chosen == "cross_entropy" else 2 / found.facts["outputs"])
+    return found
+
+
+def _with_prediction(model: nn.Module, inputs: Any, profile: Profile) -> Profile:
+    if not isinstance(inputs, Tensor):
+        return profile
+    from normscope.theory import overlay
+
+    try:
+        predicted = overlay(model, inputs.detach().double(), profile, metrics=PREDICTED)
+    except (ArithmeticError, ValueError, RuntimeError) as error:
+        profile.facts["notes"].append(f"no prediction beside it: {type(error).__name__}: {error}")
+        return profile
+    if predicted is None:
+        return profile
+    return Profile(profile.records + predicted.records, profile.parameters, profile.facts)
+
+
+def content(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Content:
+    """Several diagnoses as the tables of one report; equal labels are told apart by a number."""
+    import dataclasses
+
+    import polars as pl
+
+    from normscope.report import Content
+    from normscope.report._content import FINDING_COLUMNS
+
+    labels = _distinct([d.label for d in diagnoses])
+    tables, rows, facts = [], [], []
+    for label, d in zip(labels, diagnoses, strict=True):
+        tables.append(d.profile.frame().select(pl.lit(label).alias("model"), pl.all()))
+        rows += [{"model": label, **dataclasses.asdict(f)} for f in d.findings]
+        facts.append({**d.facts, "label": label})
+    numbers = {"layer": pl.Int64, "value": pl.Float64, "threshold": pl.Float64}
+    schema = {c: numbers.get(c, pl.String) for c in FINDING_COLUMNS}
+    return Content(
+        title or (f"normscope: {labels[0]}" if len(labels) == 1 else f"normscope: {len(labels)} models compared"),
+        pl.concat(tables, how="diagonal_relaxed"),
+        pl.DataFrame(rows, schema=schema),
+        tuple(facts),
+    )
+
+
+def _distinct(labels: list[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    out = []
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        out.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return out
+
+
+def _check_inputs(inputs: Any) -> None:
+    named: list[tuple[str, Any]]
+    if isinstance(inputs, Mapping):
+        named = [(f"inputs[{k!r}]", v) for k, v in inputs.items()]
+    elif isinstance(inputs, Tensor):
+        named = [("inputs", inputs)]
+    else:
+        named = [(f"inputs[{i}]", v) for i, v in enumerate(inputs)]
+    for name, value in named:
+        if not (isinstance(value, Tensor) and value.is_floating_point() and value.dim()):
+            continue
+        wrong = (
+            value.isnan() if "mask" in name else ~value.isfinite()
+        )  # an additive mask is minus infinity where it hides
+        if wrong.any():
+            bad = wrong.reshape(len(value), -1).any(1)
+            first = int(bad.nonzero()[0])
+            raise UsageError(
+                f"{name} must be finite; {int(bad.sum())} of {len(value)} samples hold NaN or infinity, the first is sample "
+                f"{first}. Clean the data."
+            )
+
+
+def _check_parameters(model: nn.Module, profile: Profile) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter.detach()).all():
+            count = int((~parameter.detach().isfinite()).sum())
+            first = next((r for r in profile.records if r.metric == "mean_norm" and r.value != r.value), None)
+            reached = (
+                f"its effect is first seen at layer {first.layer} ({first.name})" if first else "no output shows it"
+            )
+            raise UsageError(
+                f"Parameters must be finite; {name} holds {count} NaN or infinite values, and {reached}. "
+                "Load or initialize it again."
+            )
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("normscope")
+    except PackageNotFoundError:
+        return "unknown"

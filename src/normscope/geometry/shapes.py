@@ -1,0 +1,95 @@
+"""What shape a batch has: one ray, cluster + odd point, several clusters, heavy samples, equiangular."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from normscope.geometry.metrics import OddPoint, contrast_shares, odd_point
+from normscope.geometry.statistic import Statistic
+
+#: A batch this small has no odd state at any width: the fixed point exists for n >= 7 (nachum2024, our section 3.2).
+SMALLEST_ODD_BATCH = 7
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """``label``: ``point, odd, ray, line, clusters, heavy, equiangular, mixed``; ``clusters`` counts the far samples.
+
+    ``index`` is the odd sample for ``odd`` (else -1), ``confidence`` 1 - (second share / first share),
+    ``orthogonal``: |cos(odd, cluster)| <= 0.1, ``cosine``: the mean cosine over pairs.
+    """
+
+    label: str
+    odd: OddPoint
+    index: int
+    confidence: float
+    orthogonal: bool
+    cosine: float
+    clusters: int = 1
+
+
+def configuration(x: Float[Tensor, "n ..."] | Statistic) -> Configuration:
+    """Name the shape of a batch (n, ...), rows are samples, best taken after the activation.
+
+    Rules and calibration are our own, for the phenomenon of nachum2024: rates of false ``odd`` on Gaussian,
+    equiangular and two-cluster batches of 7 to 64 samples are 0 (n <= 6 is never called ``odd``).
+    """
+    s = x if isinstance(x, Statistic) else Statistic.of(x, exact=True)
+    odd, shares = odd_point(s), contrast_shares(s)
+    cosine = s.cosines.mean().item() if len(s.cosines) else math.nan
+
+    def named(label: str, clusters: int = 1) -> Configuration:
+        found = label == "odd"
+        confidence = 1 - odd.runner_up / odd.score if len(shares) and s.samples > 2 else math.nan
+        return Configuration(
+            label, odd, odd.index if found else -1, confidence, found and abs(odd.cosine) <= 0.1, cosine, clusters
+        )
+
+    if not s.finite or s.samples < 3:
+        return named("mixed")
+    if not len(shares):
+        return named("point")
+    if is_odd(odd, s.samples):
+        return named("odd")
+    if (s.cosines >= 0.98).all():
+        return named("ray")
+    if (s.cosines.abs() >= 0.98).all():
+        return named("line")
+    if k := _clusters(s, shares):
+        return named("clusters", k)
+    variances = s.centred.diagonal()
+    if variances.max() > 3 * variances.median() and odd.coherence < 0.6:
+        return named("heavy")
+    spread = s.cosines.std(correction=0).item()
+    narrow = max(0.03, 2.5 / math.sqrt(s.features), 0.75 * math.sqrt(s.samples / s.features))
+    narrow = min(narrow, 0.4)  # two orthogonal halves have a spread of 0.5
+    if odd.score <= 3 / (s.samples - 1) and spread <= narrow:
+        return named("equiangular")
+    return named("mixed")
+
+
+def is_odd(odd: OddPoint, samples: int) -> bool:
+    """The rule for cluster + odd point: R2 >= 0.8 and coherence >= 0.6; above 50 samples also by separation."""
+    if samples < SMALLEST_ODD_BATCH or not odd.coherence >= 0.6:
+        return False
+    return odd.score >= 0.8 or (samples > 50 and odd.runner_up <= 0.1 * odd.score and odd.separation >= 10)
+
+
+def _clusters(s: Statistic, shares: Tensor) -> int:
+    """Number k of samples that form the smaller of two clusters, 0 if it is not that shape."""
+    n = s.samples
+    far = shares >= shares.max() / 2
+    k = int(far.sum())
+    if not 2 <= k <= n / 4:
+        return 0
+    centred = s.centred[far][:, far]
+    scale = centred.diagonal().sqrt()
+    cosines = centred / torch.outer(scale, scale)
+    expected = (n - k) / (k * (n - 1))
+    alike = bool((cosines > 0.5).all())
+    return k if alike and abs(shares.max().item() / expected - 1) <= 0.2 else 0

@@ -1,0 +1,257 @@
+"""The spectrum of a symmetric map: extremal eigenvalues, trace, density, by the route that is cheapest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from normscope.core.errors import UsageError, unknown
+from normscope.linalg.eigen import Progress, Ritz, from_directions, lanczos, orthonormalise
+from normscope.linalg.maps import LinearMap, gram
+from normscope.linalg.traces import Estimate, moments, rademacher
+
+METHODS = ("auto", "dense", "screened", "directions", "lanczos")
+#: A dense solve is taken where the smaller side is at most this (chosen by us: a second of eigh) ...
+DENSE_SIDE = 1024
+#: ... and the factor has at most this many entries (chosen by us: 0.4 GB of float64).
+DENSE_ENTRIES = 50_000_000
+#: The same limit where the matrix is there without its factor (chosen by us: a few seconds of eigh).
+DENSE_WRITTEN = 2048
+#: At most this many directions are tried one by one; above, Lanczos from a mixture of them is cheaper.
+MOST_DIRECTIONS = 16
+
+
+@dataclass(frozen=True)
+class Density:
+    """A spectral density as weighted points, one set a probe; the weights of a probe sum to 1.
+
+    The zeros that the map owes to its rank are not among the points: ``null`` is their exact share of the whole.
+    """
+
+    nodes: Float[Tensor, "probes steps"]
+    weights: Float[Tensor, "probes steps"]
+    null: float = 0.0
+
+    def cumulative(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of eigenvalues <= ``at`` among those not owed to the rank, and its standard error over the probes."""
+        shares = (self.weights[..., None] * (self.nodes[..., None] <= at)).sum(1)
+        error = shares.std(0) / math.sqrt(len(shares)) if len(shares) > 1 else torch.full_like(shares[0], torch.nan)
+        return shares.mean(0), error
+
+    def smooth(self, grid: Tensor, width: float) -> tuple[Tensor, Tensor]:
+        """The density on ``grid``, blurred by a Gaussian of standard deviation ``width``, and its standard error."""
+        bumps = torch.exp(-((grid - self.nodes[..., None]) ** 2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
+        values = (self.weights[..., None] * bumps).sum(1)
+        error = values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.full_like(values[0], torch.nan)
+        return values.mean(0), error
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What is known of a symmetric matrix's eigenvalues, and how it came about.
+
+    eigenvalues: (k,) from the wanted end (all of them, descending, where ``method`` is ``dense``).
+    residuals: (k,) ||A u - theta u|| of the unit Ritz vectors: an eigenvalue lies within it of each value (0: dense).
+    errors: (k,) what the eigenvalues may be off by (see ``Ritz``): the residual or, with a known gap, its square over it.
+    trace, square: tr A and tr A^2 with standard errors, or ``None`` where not asked for. The sum is over the whole
+        matrix; ``size`` is its side, so that ``trace.value / size`` is the mean eigenvalue.
+    method: ``dense``, ``screened``, ``directions`` or ``lanczos``; ``side``: which of the two Gram matrices was used.
+    products: products spent, one with a factor or its transpose alone counting one half.
+    """
+
+    eigenvalues: Float[Tensor, " k"]
+    residuals: Float[Tensor, " k"]
+    errors: Float[Tensor, " k"]
+    size: int
+    side: str
+    method: str
+    products: float
+    converged: bool
+    trace: Estimate | None = None
+    square: Estimate | None = None
+    density: Density | None = None
+    ritz: Ritz | None = field(default=None, repr=False)
+
+    @property
+    def largest(self) -> float:
+        """The first eigenvalue."""
+        return float(self.eigenvalues[0])
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{v:.5g}" for v in self.eigenvalues[:6].tolist())
+        more = ", ..." if self.eigenvalues.numel() > 6 else ""
+        trace = "" if self.trace is None else f", trace {self.trace.value:.5g} +- {self.trace.stderr:.1g}"
+        state = "" if self.converged else ", NOT converged"
+        worst = float(self.errors.max())
+        return (
+            f"Spectrum({shown}{more}; error <= {worst:.1g}{trace}; {self.method} on the {self.side} side, "
+            f"{self.products:g} products{state})"
+        )
+
+
+def smaller_side(a: LinearMap) -> tuple[LinearMap, str]:
+    """The map itself, or its dual A^T A where a factor A (rows, m) makes that the smaller matrix of equal spectrum."""
+    if a.factor is not None and a.factor.shape[1] <= a.shape[0]:
+        g, side = gram(a.factor.T, directions=a.directions), "dual"
+    else:
+        g, side = a, "primal"
+    fits = g.directions is not None and g.directions.size == g.shape[0]
+    return (g if fits else replace(g, directions=None)), side
+
+
+def spectrum(
+    a: LinearMap,
+    k: int = 1,
+    *,
+    tol: float = 1e-3,
+    method: str = "auto",
+    start: Tensor | None = None,
+    largest: bool = True,
+    trace: bool = False,
+    density: bool = False,
+    probes: int = 8,
+    steps: int = 24,
+    max_products: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Spectrum:
+    """Eigenvalues of a symmetric map with residuals, and on demand its trace and density with standard errors.
+
+    k: how many extremal eigenvalues; ``largest=False`` takes the other end.
+    tol: relative error wanted of each eigenvalue.
+    method: ``auto`` takes the smaller of the matrix and its dual; then ``dense`` if that is small, else, where the map
+        knows directions that hold its top eigenvectors, ``screened`` (Lanczos from the one that a part of the batch
+        names, for k = 1) or ``directions`` (Rayleigh-Ritz on all of them), else ``lanczos``.
+    start: start vector or block for ``lanczos``, of the smaller side's length.
+    trace: also tr A and tr A^2, from ``probes`` probes after what the solver knows is taken out.
+    density: also a density by stochastic Lanczos quadrature, ``probes`` times ``steps`` products.
+    """
+    if method not in METHODS:
+        raise unknown("method of spectrum", method, METHODS)
+    if a.shape[0] != a.shape[1]:
+        raise UsageError(f"spectrum() needs a square symmetric map; this one is {a.shape}. Use fisher() or ntk().")
+    if k < 1:
+        raise UsageError(f"spectrum() needs k >= 1; got {k}.")
+    g, side = smaller_side(a)
+    size, null = g.shape[0], 1 - g.shape[0] / a.shape[0]
+    chosen = _choose(g, method, k, start, largest)
+    generator = torch.Generator().manual_seed(seed)
+    if chosen == "dense":
+        return _dense(a, g, side, largest, density)
+    spent, gap = 0.0, None
+    if chosen == "screened":
+        assert g.directions is not None
+        assert g.directions.screen is not None
+        found, spent = g.directions.screen(), g.directions.screen_cost
+        if found is None:
+            chosen = "lanczos"
+        else:
+            weights, gap = found
+            start = g.directions.make(weights[:, None])
+    if chosen == "directions":
+        assert g.factor is not None
+        assert g.directions is not None
+        everyone = g.directions.make(torch.eye(g.directions.count, dtype=torch.float64, device=g.device))
+        ritz = from_directions(g.factor.T, everyone, k=k, tol=tol, max_products=max_products, progress=progress)
+    else:
+        noise = 0.0
+        if start is None and g.directions is not None and largest:
+            start, noise = _mixture(g, k, generator), 1 / math.sqrt(size)
+        ritz = lanczos(
+            g, start, k=k, tol=tol, max_products=max_products, largest=largest, gap=gap, noise=noise,
+            generator=generator, progress=progress,
+        )  # fmt: skip
+    if chosen in ("directions", "screened") and not ritz.as_expected:
+        # The theory does not describe this net: an independent search from a random start, and the larger answer.
+        other = lanczos(g, None, k=k, tol=tol, max_products=max_products, generator=generator, progress=progress)
+        spent += other.products
+        if float(other.values[0]) >= float(ritz.values[0]) or not ritz.converged:
+            spent += ritz.products - other.products
+            ritz, chosen = other, "lanczos"
+        else:
+            above = (other.values + other.errors)[:1] - ritz.values[:1]
+            ritz = replace(ritz, errors=above.clamp_min(0) if k == 1 else ritz.residuals)
+    products = ritz.products + spent
+    both = moments(g, ritz.basis, ritz.projected, probes, generator=generator) if trace else None
+    points = slq(g, probes, steps, generator=generator, null=null) if density else None
+    products += (both.products if both else 0) + (probes * min(steps, size) if density else 0)
+    return Spectrum(
+        ritz.values, ritz.residuals, ritz.errors, a.shape[0], side, chosen, products, ritz.converged,
+        both.trace if both else None, both.square if both else None, points, ritz,
+    )  # fmt: skip
+
+
+def _choose(g: LinearMap, method: str, k: int, start: Tensor | None, largest: bool) -> str:
+    known = g.directions is not None and g.factor is not None and largest
+    if method in ("directions", "screened") and not known:
+        raise UsageError(f"method={method!r} needs a map with known directions (fisher, ntk) and the largest end.")
+    if method == "screened" and (g.directions is None or g.directions.screen is None or k > 1):
+        raise UsageError("method='screened' is for k=1 and one batch; use method='directions'.")
+    if method != "auto":
+        return method
+    entries = g.shape[0] * (g.factor.shape[1] if g.factor is not None else g.shape[0])
+    written = g.factor is not None and g.factor.outer is not None
+    fits = g.shape[0] <= DENSE_WRITTEN if written else g.shape[0] <= DENSE_SIDE and entries <= DENSE_ENTRIES
+    if fits and start is None:
+        return "dense"
+    if not known or start is not None or g.directions is None:
+        return "lanczos"
+    if k == 1 and g.directions.screen is not None:
+        return "screened"
+    return "directions" if g.directions.count <= MOST_DIRECTIONS else "lanczos"
+
+
+def _mixture(g: LinearMap, k: int, generator: torch.Generator) -> Tensor:
+    """``k`` random mixtures of the directions, each with as much noise, that sees what the theory does not."""
+    assert g.directions is not None
+    weights = torch.randn(g.directions.count, k, generator=generator, dtype=torch.float64).to(g.device)
+    mixed = orthonormalise(g.directions.make(weights).double())
+    noise = torch.randn(g.shape[0], k, generator=generator, dtype=torch.float64).to(mixed)
+    return (mixed if mixed.shape[1] == k else 0) + noise / math.sqrt(g.shape[0])
+
+
+def _dense(a: LinearMap, g: LinearMap, side: str, largest: bool, density: bool) -> Spectrum:
+    matrix = g.dense().double().cpu()
+    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2).flip(0)
+    if not largest:
+        values = torch.cat([values, values.new_zeros(min(1, a.shape[0] - len(values)))]).sort().values
+    cost = g.shape[0] / (2 if g.factor is not None else 1)
+    if g.factor is not None and g.factor.outer is not None:
+        cost = 0.0
+    total = Estimate(float(values.sum()), 0.0, cost, "exact")
+    square = Estimate(float(values.square().sum()), 0.0, cost, "exact")
+    points = None
+    if density:
+        points = Density(values[None], torch.full_like(values, 1 / len(values))[None], 1 - g.shape[0] / a.shape[0])
+    return Spectrum(
+        values, torch.zeros_like(values), torch.zeros_like(values), a.shape[0], side, "dense", cost, True, total, square, points
+    )  # fmt: skip
+
+
+def slq(
+    g: LinearMap,
+    probes: int = 8,
+    steps: int = 24,
+    *,
+    generator: torch.Generator | None = None,
+    null: float = 0.0,
+) -> Density:
+    """Spectral density of a symmetric map by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017).
+
+    ``probes`` random start vectors, ``steps`` Lanczos steps each: nodes are the Ritz values, weights the squared first
+    components of the Ritz vectors. Each probe has the exact first 2 steps - 1 moments of its own start vector.
+    """
+    size = g.shape[0]
+    steps = min(steps, size)
+    nodes, weights = torch.zeros(probes, steps, dtype=torch.float64), torch.zeros(probes, steps, dtype=torch.float64)
+    like = torch.empty(0, dtype=torch.float64 if size <= 200_000 else g.dtype, device=g.device)
+    for i in range(probes):
+        start = rademacher(size, 1, like, generator)
+        ritz = lanczos(g, start, k=size, tol=0.0, max_products=steps, generator=generator)
+        theta, y = torch.linalg.eigh(ritz.projected[:steps, :steps])
+        nodes[i, : len(theta)], weights[i, : len(theta)] = theta, y[0].square()
+    return Density(nodes, weights, null)

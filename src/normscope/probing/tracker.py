@@ -1,0 +1,339 @@
+"""Each layer's geometry and gradients while the user's own loop trains, seen on the batches that pass by."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from normscope.call.taps import find_taps, unwrap
+from normscope.core.errors import UsageError
+from normscope.probing import recorder
+from normscope.probing.recorder import Measurement
+from normscope.probing.writers import Writer, as_writers, write_whole
+
+if TYPE_CHECKING:
+    import polars
+
+#: Measured unless others are asked for: those that need no eigenvalues, so that a measured step stays cheap.
+DEFAULT = (
+    "orthogonality_gap", "participation_rank", "mean_abs_cosine", "mean_shift", "rms", "norm_spread", "dead_units",
+    "saturated_units", "gradient_norm", "gradient_collinearity", "relative_gradient",
+)  # fmt: skip
+
+
+class _Hook:
+    """A hook that does not follow its module into copies and pickles: there it does nothing."""
+
+    def __init__(self, method: Callable[..., None] | None = None) -> None:
+        self.method = method
+
+    def __call__(self, *args: Any) -> None:
+        if self.method is not None and not torch.compiler.is_compiling():  # compiled, it is nothing
+            self.method(*args)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
+
+
+class _Clock:
+    """Seconds spent inside ``with clock``, entered several times over or not."""
+
+    def __init__(self) -> None:
+        self.seconds, self._depth, self._start = 0.0, 0, 0.0
+
+    def __enter__(self) -> None:
+        if not self._depth:
+            self._start = time.perf_counter()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.seconds += time.perf_counter() - self._start
+
+
+class Tracker:
+    """Records each layer's geometry and gradients while training, from the batches of the user's own loop.
+
+    ``tracker = Tracker(model, every=100)`` before the loop is the one line to add. Every ``every``-th step the forward
+    pass is watched by hooks, and so is the backward pass through it; there is no extra pass. Between measured steps
+    the layers carry no hooks. Training is the same bit for bit with and without it (`docs/tracker.md` has the one
+    exception, compiled models).
+
+    model: what the loop calls; may be wrapped by ``torch.compile`` or (Distributed)DataParallel.
+    every: steps between measurements; the first step is measured.
+    metrics: names, ``"all"``, or None for a selection that needs no eigenvalues (`DEFAULT`).
+    layers: glob patterns of module paths, as in `probe`; default all layers.
+    rows: at most so many samples, the first of the batch, enter a Gram matrix (column ``samples``); gradient norms
+        are those of the whole batch.
+    tokens: sequence activations (n, t, d) count as n*t samples, of which ``rows`` evenly spaced are taken.
+    by: what a step is. ``"forward"``: a forward pass of ``model`` in training mode with gradients on (so k passes if
+        gradients are accumulated over k). ``"step"``: what lies between two calls of ``tracker.step()``, and the
+        first forward pass of it is measured.
+    writers: where every measured step goes at once: a path that ends in ``.csv``, a folder (parquet parts), or a
+        callable that takes the step's table; or several of them. See `normscope.probing.writers`.
+    scaler: the ``GradScaler``, if there is one: gradients are divided by its scale.
+
+    What fails inside the tracker never stops training: it is told in ``notes``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        every: int = 100,
+        *,
+        metrics: str | Iterable[str] | None = None,
+        layers: str | Sequence[str] | None = None,
+        rows: int = 128,
+        tokens: bool = False,
+        by: str = "forward",
+        writers: str | Path | Writer | Iterable[str | Path | Writer] = (),
+        scaler: Any = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"model must be an nn.Module; got {getattr(model, '__name__', type(model).__name__)}.")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise UsageError(f"every must be a whole number of steps, at least 1; got {every!r}.")
+        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 2:
+            raise UsageError(f"rows must be at least 2, because a Gram matrix compares samples; got {rows!r}.")
+        if by not in ("forward", "step"):
+            raise UsageError(f"by must be 'forward' or 'step'; got {by!r}.")
+        self.every, self.by = every, by
+        self.steps = 0
+        self.measured = 0
+        self.scaler = scaler
+        self._root, self._inner = model, unwrap(model)[0]
+        self._layers, self._rows, self._tokens = layers, rows, tokens
+        self._plan = recorder.Plan.of(DEFAULT if metrics is None else metrics)
+        find_taps(self._inner, layers)  # a pattern that matches nothing is said now
+        self._order: dict[str, int] = {}
+        self._notes: dict[str, None] = {}
+        self._clock = _Clock()
+        self._first = self._last = math.nan
+        self._due = 0
+        self._now: Measurement | None = None
+        self._region = False
+        self._store = recorder.Store()
+        self._writers = as_writers(writers)
+        self._hooks = [
+            model.register_forward_pre_hook(_Hook(self._enter), with_kwargs=True),
+            model.register_forward_hook(_Hook(self._exit), always_call=True),
+        ]
+        self._at_exit = _close_at_exit(self) if self._writers else None
+
+    def step(self, number: int | None = None) -> None:
+        """With ``by="step"``: an optimizer step is done (``number``: of so many; default one more)."""
+        if self.by != "step":
+            raise UsageError(
+                "step() counts steps only in a tracker made with by='step'; this one counts forward passes. "
+                "Pass by='step', or leave the call out."
+            )
+        with self._clock:
+            self._settle()
+            self.steps = self.steps + 1 if number is None else number
+
+    def begin(self, inputs: Any = None) -> None:
+        """For loops that do not call the model itself (its parts, several networks): a step starts here.
+
+        inputs: anything that holds the batch; the length of its first tensor is the number of samples. What passes
+        the layers until ``end()`` belongs to the step.
+        """
+        with self._clock:
+            self._start(recorder.count_samples(inputs))
+            self._region = True
+
+    def end(self) -> None:
+        """The step that ``begin`` opened is over (its backward pass may still come)."""
+        with self._clock:
+            self._region = False
+            if self._now is not None:
+                self._now.shut()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be measured, and why."""
+        return tuple(self._notes)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent inside the tracker; on a GPU with the waiting for it, so an upper bound."""
+        return self._clock.seconds
+
+    @property
+    def overhead(self) -> float:
+        """Seconds in the tracker over all other seconds between its first and its latest sight of the loop.
+
+        Those hold whatever the loop does, loading data and evaluating too. 0 before the first step.
+        """
+        rest = self._last - self._first - self.seconds
+        return self.seconds / rest if rest > 0 else 0.0
+
+    def frame(self) -> polars.DataFrame:
+        """The tidy table: ``source, step, samples, layer, name, call, kind, signal, metric, value``.
+
+        ``samples``: the rows of the batch that entered the number. ``signal``: the layer's output (``activation``),
+        the loss gradient with respect to it (``gradient``) or to the layer's parameters (``weight``), of the backward
+        pass that followed, before any clipping. A step whose backward pass is still to come is not in it.
+        """
+        with self._clock:
+            self._settle()
+        return self._store.frame()
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the table; whole, or not at all."""
+        write_whole(path, self.frame().write_csv)
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write the table; whole, or not at all."""
+        write_whole(path, self.frame().write_parquet)
+
+    def close(self) -> None:
+        """Take the hooks off and close the writers. The table stays."""
+        if not self._hooks:
+            return
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+        with self._clock:
+            self._region = False
+            if self._now is not None:
+                self._now.shut()
+            self._settle(force=True)
+            for writer in self._writers:
+                getattr(writer, "close", lambda: None)()
+        if self._at_exit is not None:
+            atexit.unregister(self._at_exit)
+        if math.isnan(self._first) and sys.exc_info()[0] is None:
+            warnings.warn(
+                "The tracker saw no training step. It counts calls model(batch) in training mode with gradients on, of "
+                "the very object that it was given: pass it what the loop calls (after torch.compile), or use begin() "
+                "and end().",
+                stacklevel=2,
+            )
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "" if self._hooks else ", closed"
+        return (
+            f"Tracker({type(self._inner).__name__}, every={self.every}: {self.steps} steps seen, {self.measured} "
+            f"measured, {len(self._order)} layers, overhead {self.overhead:.2%}{state})"
+        )
+
+    # The loop passes by
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if recorder.in_backward():  # a checkpointed model runs again inside the backward pass
+            return
+        with self._clock:
+            if not (module.training and torch.is_grad_enabled()):
+                self._settle()
+            elif _calls_of(module) > 1:
+                return
+            elif self._region:
+                if self._now is not None and self._now.samples is None:
+                    self._now.samples = recorder.count_samples((args, kwargs))
+            else:
+                self._start(None, (args, kwargs))
+
+    def _start(self, samples: int | None, inputs: Any = None) -> None:
+        self._last = time.perf_counter()
+        if math.isnan(self._first):
+            self._first = self._last
+        if self._now is not None and self._now.open:  # its forward pass was interrupted and never came back
+            self._discard()
+        self._settle()
+        step = self.steps
+        self.steps += self.by == "forward"
+        if step < self._due:
+            return
+        self._settle(force=True)
+        self._due = step - step % self.every + self.every
+        try:
+            taps = find_taps(self._inner, self._layers)
+            samples = recorder.count_samples(inputs) if samples is None else samples
+            self._now = Measurement(self, step, taps, samples)
+            self._now.begin()
+        except Exception as error:
+            self.note(f"step {step} was not measured: {type(error).__name__}: {error}")
+            self._discard()
+
+    def _exit(self, module: nn.Module, _args: Any, output: Any) -> None:
+        now = self._now
+        if now is None or not now.open or recorder.in_backward():
+            return
+        with self._clock:
+            if _calls_of(module) > 1:
+                return
+            if output is None and sys.exc_info()[0] is not None:  # the forward pass raised
+                self._discard()
+                self._due = self.steps
+                return
+            now.root_returned(output)
+            if not self._region:
+                now.shut()
+            self._last = time.perf_counter()
+
+    def _discard(self) -> None:
+        if self._now is not None:
+            self._now.shut()
+            self._now.finish()
+            self._now = None
+
+    def _settle(self, *, force: bool = False) -> None:
+        """The measured step becomes rows of the table, once its backward pass has come."""
+        now = self._now
+        if now is None or now.open or not (force or now.backward_came):
+            return
+        self._now = None
+        now.finish()
+        part = self._store.add(now.step, now.rows())
+        self.measured += 1
+        self._last = time.perf_counter()
+        for writer in self._writers:
+            try:
+                writer(part())
+            except Exception as error:
+                told = f"step {now.step} could not be written by {type(writer).__name__}: {error}"
+                self.note(told)
+                warnings.warn(f"normscope.Tracker: {told} (it is kept in memory)", stacklevel=2)
+
+    def note(self, text: str) -> None:
+        """Remember once what could not be measured."""
+        self._notes[text] = None
+
+
+def _close_at_exit(tracker: Tracker) -> Callable[[], None]:
+    """Closed when the interpreter ends, unless it was closed, or forgotten, before."""
+    alive = weakref.ref(tracker)
+
+    def close() -> None:
+        tracker = alive()
+        if tracker is not None:
+            tracker.close()
+
+    atexit.register(close)
+    return close
+
+
+def _calls_of(module: nn.Module) -> int:
+    """How many calls of the module are under way: read off the stack, so an interrupt cannot make it wrong."""
+    code, frame, calls = nn.Module._call_impl.__code__, sys._getframe(1), 0
+    while frame is not None:
+        calls += frame.f_code is code and frame.f_locals.get("self") is module
+        frame = frame.f_back  # type: ignore[assignment]
+    return calls

@@ -1,0 +1,122 @@
+"""Where a tracker's measurements go while it runs: files that hold what was measured, also after a kill -9."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from normscope.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import polars
+
+#: Called with the table of one measured step; may have a ``close()``.
+Writer: TypeAlias = Callable[["polars.DataFrame"], object]
+
+
+class CsvWriter:
+    """Appends every measured step to one CSV file, which is there, complete to the last step, at any moment.
+
+    append: go on with the file of an earlier run; without it a file that is there is refused, never overwritten.
+    """
+
+    def __init__(self, path: str | Path, *, append: bool = False) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not append:
+            raise _taken(self.path, "CsvWriter")
+        _check_parent(self.path)
+        if self.path.exists():
+            _cut_torn_line(self.path)
+
+    def __call__(self, frame: polars.DataFrame) -> None:
+        """Write one measured step."""
+        fresh = not self.path.exists() or self.path.stat().st_size == 0
+        text = frame.write_csv(include_header=fresh)
+        with self.path.open("ab") as file:  # one write: a kill before it leaves the file as it was
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class ParquetWriter:
+    """Writes every measured step as one parquet file in a folder; ``polars.read_parquet(folder)`` reads them all.
+
+    A part is written under another name and renamed when it is whole, so a folder never holds half a part.
+    append: go on with the folder of an earlier run; without it a folder that holds parts is refused.
+    """
+
+    def __init__(self, folder: str | Path, *, append: bool = False) -> None:
+        self.folder = Path(folder)
+        if self.folder.is_file():
+            raise UsageError(f"A ParquetWriter writes parts into a folder; {self.folder} is a file. Name a folder.")
+        parts = sorted(self.folder.glob("part-*.parquet"))
+        if parts and not append:
+            raise _taken(self.folder, "ParquetWriter")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.next = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
+
+    def __call__(self, frame: polars.DataFrame) -> None:
+        """Write one measured step."""
+        write_whole(self.folder / f"part-{self.next:06}.parquet", frame.write_parquet)
+        self.next += 1
+
+
+def as_writers(targets: str | Path | Writer | Iterable[str | Path | Writer]) -> list[Writer]:
+    """Writers from what a user names: a path that ends in .csv, a folder (parquet parts), a callable; or several."""
+    several = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]
+    found: list[Writer] = []
+    for target in several:
+        if isinstance(target, str | Path):
+            target = _by_path(Path(target))
+        if not callable(target):
+            raise UsageError(
+                f"A writer is a path (.csv, or a folder for parquet) or a callable that takes a table; got {target!r}."
+            )
+        found.append(target)
+    return found
+
+
+def _by_path(path: Path) -> Writer:
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        return CsvWriter(path)
+    # "lr-0.1" and "net.v2" are names of folders; "run.xlsx" asks for a file that nothing here writes.
+    if kind[1:].isalpha() and kind != ".parquet" and not path.is_dir():
+        raise UsageError(
+            f"A writer's path must end in .csv (one file), or name a folder for a parquet part a step (plain, or ending in "
+            f".parquet); got {str(path)!r}. Name one of these, or pass ParquetWriter({str(path)!r})."
+        )
+    _check_parent(path)
+    return ParquetWriter(path)
+
+
+def write_whole(path: str | Path, write: Callable[[str], object]) -> None:
+    """``write`` to a name beside ``path``, then rename: the file is there whole or not at all."""
+    path = Path(path)
+    _check_parent(path)
+    partial = path.with_name(f".{path.name}.partial")
+    write(str(partial))
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(f"The folder of the output must exist; there is no {str(path.parent)!r}. Create it first.")
+
+
+def _taken(path: Path, writer: str) -> UsageError:
+    return UsageError(
+        f"{path} holds the measurements of an earlier run, and nothing is overwritten. Choose another place, delete "
+        f"it, or go on with it: writers={writer}({str(path)!r}, append=True) (from normscope.writers)."
+    )
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Take off what follows the last line end: the row that was being written when a machine went down."""
+    text = path.read_bytes()
+    if text and not text.endswith(b"\n"):
+        os.truncate(path, text.rfind(b"\n") + 1)

@@ -1,0 +1,101 @@
+"""What a race is given, checked, and what it will come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope.core.errors import UsageError
+from normscope.data.datasets import Batch
+from normscope.racing._rates import Rate
+from normscope.training import Samples
+
+#: A function of the seed that returns a fresh module; or a module, copied for each seed.
+Variant = Callable[[int], nn.Module] | nn.Module
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run: ``runs`` of ``steps`` steps in all, of which ``done`` are behind; ``seconds``: about, for the rest."""
+
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps_per_run: int
+    steps: int
+    done: int
+    seconds: float
+    rates: Mapping[str, Rate]
+
+    def __str__(self) -> str:
+        runs = len(self.variants) * len(self.seeds)
+        done = f", {100 * self.done / self.steps:.0f} % already done" if self.done else ""
+        counts = [
+            f"{n} {what}{'s' * (n != 1)}" for n, what in ((len(self.variants), "variant"), (len(self.seeds), "seed"))
+        ]
+        size = f"{' x '.join(counts)} = {runs} run{'s' * (runs != 1)} of {self.steps_per_run} steps"
+        return f"{size}{done}; about {_duration(self.seconds)}"
+
+
+def names_of(variants: Mapping[str, Variant]) -> list[str]:
+    """The names of the variants, in order; each must be a module or a function of the seed."""
+    if not isinstance(variants, Mapping) or not variants:
+        raise UsageError("variants must be a mapping of at least one name to a module or a function of the seed.")
+    for name, make in variants.items():
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"The name of a variant must be a non-empty string; got {name!r}.")
+        if not isinstance(make, nn.Module) and (isinstance(make, type) or not callable(make)):
+            raise UsageError(
+                f"Variant {name!r} must be a module or a function of the seed; it is a {type(make).__name__}. "
+                "Write lambda seed: Net()."
+            )
+    return list(variants)
+
+
+def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """A number of seeds, or which ones, as different whole numbers."""
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    if (
+        not isinstance(numbers, Sequence)
+        or isinstance(numbers, str)
+        or not numbers
+        or len(set(numbers)) != len(numbers)
+    ):
+        raise UsageError(f"seeds must be a number >= 1 or different whole numbers; got {seeds!r}.")
+    if any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in numbers):
+        raise UsageError(f"seeds must be whole numbers >= 0; got {seeds!r}.")
+    return tuple(numbers)
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """The device of a name, if it works here."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:  # each backend raises its own
+        raise UsageError(
+            f"device must be one that works here; {str(name)!r} does not ({str(error).splitlines()[0]})."
+        ) from None
+    return device
+
+
+def samples_of(data: Batch | Samples | tuple[Any, Any]) -> Samples:
+    """The samples of a batch or a pair."""
+    if isinstance(data, Batch):
+        return Samples(data.inputs, data.targets)
+    if isinstance(data, Samples):
+        return data
+    if isinstance(data, tuple) and len(data) == 2:
+        return Samples(*data)
+    raise UsageError(
+        f"data must be a Batch (normscope.datasets.load) or a pair (inputs, targets); got a {type(data).__name__}."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,47 @@
+"""A prediction laid beside what was measured on a model, where the model has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from normscope.core.errors import UsageError
+from normscope.core.records import Profile
+from normscope.theory._measures import DEFAULT_METRICS
+from normscope.theory.predicted import predict
+from normscope.theory.recognise import layer_names, spec_of
+
+
+def overlay(
+    model: nn.Module,
+    inputs: Tensor,
+    measured: Profile,
+    *,
+    metrics: Sequence[str] | None = None,
+    gradients: bool = False,
+    log2_points: int = 9,
+) -> Profile | None:
+    """The infinite-width prediction for a plain MLP, in the layers and names of its measured profile, or ``None``.
+
+    inputs: the batch that was measured, (n, ...). measured: what `probe` returned for it, with the outputs of the
+        model's layers (`layer_names`) among its records. metrics: default the usual ones that were measured.
+    gradients: the backward recursion too (seconds for more than 64 samples with batch norm). Its norms are
+        relative to the last layer's, and loss gradients of independent samples are assumed.
+
+    ``None``, without a word, for a model that `spec_of` does not know, whose layers were not measured, or whose spec
+    has no recursion. ``eps`` of the norms is taken as 0.
+    """
+    spec, names = spec_of(model), layer_names(model)
+    layers = {r.name: r.layer for r in measured.records if r.source == "measured" and r.call == 0}
+    if spec is None or not names or not set(names) <= set(layers) or inputs.dim() < 2:
+        return None
+    known = {r.metric for r in measured.records if r.signal == "activation"}
+    wanted = [m for m in DEFAULT_METRICS if m in known] if metrics is None else list(metrics)
+    try:
+        found = predict(spec, inputs=inputs.flatten(1), metrics=wanted, gradients=gradients, log2_points=log2_points)
+    except UsageError:
+        return None
+    place = {0: (0, "")} | {i: (layers[name], name) for i, name in enumerate(names, 1)}
+    records = tuple(r._replace(layer=place[r.layer][0], name=place[r.layer][1]) for r in found.records)
+    return Profile(records, measured.parameters, {**found.facts, "spec": str(spec)})

@@ -1,0 +1,191 @@
+"""Infinite width: the Gram recursion forwards, the gradient recursion backwards."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from normscope.core.errors import UsageError
+from normscope.core.records import Profile, Record, flat
+from normscope.core.spec import Spec
+from normscope.linalg import Array, contrasts
+from normscope.theory._measures import Batch, chosen_metrics, evaluate
+from normscope.theory._start import Start, checked_spec, read_start
+from normscope.theory.gradients import backward
+from normscope.theory.grams import (
+    WideLayer,
+    check_wide,
+    needs_points,
+    quasi_normals,
+    rescaled_spectrum,
+)
+
+#: Independent sets of quasi-random points: their spread is the standard error.
+_REPLICATES = 8
+
+
+def predict(
+    spec: Spec,
+    gram: Any = None,
+    *,
+    inputs: Any = None,
+    metrics: Sequence[str] | None = None,
+    gradients: bool = True,
+    log2_points: int = 12,
+    seed: int = 0,
+) -> Profile:
+    r"""What a spec does to a batch, layer by layer, when the width goes to infinity first.
+
+    Forward: $G_{l+1} = E\,h h^T$ (`normscope.theory.grams`): closed forms or quadrature without batch rescaling, a
+        one-dimensional integral for batch norm and the leaky family (identity, relu, leaky_relu, abs), averages over
+        8 x 2^log2_points quasi-random neurons elsewhere (``stderr``: from the spread of the 8). Backward: the
+        gradient's second moments (`normscope.theory.gradients`), gradient independence assumed, from loss gradients
+        of equal size that are independent between samples at the last layer.
+
+    spec: an MLP; weights i.i.d. of mean zero or orthogonal; ``spec.width`` enters only the unit of `sigma_min`; eps
+        is 0.
+    gram: (n, n) Gram $X X^T$ / features of n samples, or inputs (n, features); ``inputs``: X itself.
+    metrics: as in ``simulate``; ``gradients``: the backward recursion too.
+
+    Returns a `Profile` of source ``predicted``: the metrics of every layer (0: the input); and with signal
+    ``gradient`` ``gradient_norm`` (1 at the last layer) and ``gradient_growth``, a layer's gradient norm over that of
+    the next layer (its square is the factor of the papers). stderr is 0 for closed forms and quadrature. At finite
+    width the batch-norm recursion stays close at every depth; a plain net drifts away from it after about depth ~
+    width layers, and metastable states (cluster + odd point) are reached that this recursion never leaves. Raises
+    ``UsageError`` for a spec without such a recursion (`check_wide`).
+    """
+    began = time.perf_counter()
+    spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
+    check_wide(spec)
+    if spec.norm in ("batch", "batch_rescale", "batch_recenter") and start.samples < 2:
+        raise UsageError("Batch norm needs at least 2 samples; got 1.")
+    names = chosen_metrics(metrics)
+    n, sampled = start.samples, needs_points(spec)
+    rows = sampled or (gradients and spec.norm in ("batch", "batch_rescale") and spec.activation != "identity")
+    sets: list[Array | None] = list(quasi_normals(n, log2_points, _REPLICATES, seed)) if rows else [None]
+    layers = [WideLayer(spec, points) for points in sets]
+    chains, factors = _forward(spec, start, layers if sampled else layers[:1])
+    tables = []
+    for i, grams in enumerate(chains):
+        batch = Batch(n, spec.width, grams, factors)
+        tables.append(evaluate(batch, names))
+        if start.features is not None:  # the input has its own number of features
+            first = Batch(n, start.features, grams[:1], None if factors is None else factors[:1])
+            for name, value in evaluate(first, names).items():
+                tables[i][name][0] = value[0]
+    records = _activation_records(tables)
+    if gradients:
+        runs = [_backward(layer, chains[i if sampled else 0]) for i, layer in enumerate(layers)]
+        records += _gradient_records(runs)
+    facts: dict[str, Any] = {
+        "samples": n,
+        "method": "quasi-Monte Carlo over neurons" if sampled else "closed form or quadrature",
+        "gradient_method": "quasi-Monte Carlo over neurons" if rows else "closed form or quadrature",
+        "points": len(sets) * 2**log2_points if rows else 0,
+        "seed": seed,
+        "seconds": time.perf_counter() - began,
+        "notes": [],
+    }
+    if gradients and sampled and spec.activation == "relu":
+        facts["notes"].append(
+            "batch norm after ReLU: neurons alive on two samples only make the mean squared gradient diverge "
+            "(logarithmically, cut off by eps in practice); gradient numbers are a typical value"
+        )
+    return Profile(tuple(records), flat(spec.parameters()), facts)
+
+
+def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_points: int = 12, seed: int = 0) -> Array:
+    """The Grams of the recursion themselves, (depth + 1, n, n), Gram = X X^T / features; averages over replicates."""
+    spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
+    check_wide(spec)
+    sets: list[Array | None] = (
+        list(quasi_normals(start.samples, log2_points, _REPLICATES, seed)) if needs_points(spec) else [None]
+    )
+    chains, _ = _forward(spec, start, [WideLayer(spec, points) for points in sets])
+    return np.asarray(np.mean(chains, axis=0))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _forward(spec: Spec, start: Start, layers: Sequence[WideLayer]) -> tuple[list[Array], Array | None]:
+    """Grams (depth + 1, n, n) of each replicate; and factors, where the small directions are known better than that."""
+    if spec.norm in ("batch", "batch_rescale") and spec.activation == "identity" and not spec.bias:
+        grams, factors = _linear_batch_norm(spec, start)
+        return [grams], factors
+    chains = []
+    for layer in layers:
+        steps = [start.gram]
+        while len(steps) <= spec.depth:
+            steps.append(layer.forward(steps[-1]))
+            if not np.isfinite(steps[-1]).all():
+                raise UsageError(f"The recursion overflows at layer {len(steps) - 1}; lower the gain ({layer.gain:g}).")
+            if np.abs(steps[-1] - steps[-2]).max() <= 1e-16 * np.abs(steps[-1]).max():
+                steps += [steps[-1]] * (spec.depth + 1 - len(steps))
+        chains.append(np.stack(steps))
+    return chains, None
+
+
+def _linear_batch_norm(spec: Spec, start: Start) -> tuple[Array, Array]:
+    """Eigenvectors stay, eigenvalues follow ``rescaled_spectrum``:
+    directions of 1e-12 are followed in full precision.
+    """
+    n = start.samples
+    basis = (
+        contrasts(n) if spec.norm == "batch" else np.eye(n)
+    )  # so that rounding cannot feed the direction of the mean
+    _, sigma, vectors = np.linalg.svd(start.factor @ basis, full_matrices=False)
+    if not sigma[0] > 1e-14 * np.abs(start.factor).max():
+        raise UsageError("All samples are equal, so batch norm has nothing to rescale.")
+    values = np.where(sigma > 1e-15 * sigma[0], sigma**2, 0)
+    grams, factors = np.empty((spec.depth + 1, n, n)), np.zeros((spec.depth + 1, n, n))
+    grams[0], factors[0, : len(start.factor)] = start.gram, start.factor
+    for layer in range(1, spec.depth + 1):
+        values = rescaled_spectrum(values) * (n / len(values))
+        root = (np.sqrt(values)[:, None] * vectors) @ basis.T
+        grams[layer], factors[layer, : len(root)] = root.T @ root, root
+    return grams, factors
+
+
+def _backward(layer: WideLayer, grams: Array) -> tuple[Array, Array]:
+    """log of the squared gradient norm at layers 0..depth relative to the last, and growth of the norm per layer."""
+    depth, n = len(grams) - 1, grams.shape[1]
+    pi, log = np.eye(n), np.zeros(depth + 1)
+    for at in range(depth, 0, -1):
+        pi = backward(layer, grams[at - 1], pi)
+        size = np.trace(pi) / n
+        if not math.isfinite(size) or size <= 0:
+            log[:at] = math.inf if not size <= 0 else -math.inf
+            break
+        log[at - 1], pi = log[at] + math.log(size), pi / size
+    with np.errstate(invalid="ignore", over="ignore"):
+        return log, np.exp(0.5 * (log[:-1] - log[1:]))
+
+
+def _activation_records(tables: Sequence[dict[str, Array]]) -> list[Record]:
+    records = [
+        Record(layer, name, value, stderr=stderr if layer else 0.0, source="predicted")
+        for name in tables[0]
+        for layer, (value, stderr) in enumerate(_mean_and_error(np.stack([t[name] for t in tables])))
+    ]
+    return sorted(records, key=lambda r: r.layer)
+
+
+def _gradient_records(runs: Sequence[tuple[Array, Array]]) -> list[Record]:
+    with np.errstate(over="ignore"):
+        columns = {"gradient_norm": np.stack([np.exp(0.5 * log) for log, _ in runs])}
+    columns["gradient_growth"] = np.stack([growth for _, growth in runs])
+    return [
+        Record(layer, name, value, signal="gradient", stderr=stderr, source="predicted")
+        for name, values in columns.items()
+        for layer, (value, stderr) in enumerate(_mean_and_error(values))
+    ]
+
+
+def _mean_and_error(values: Array) -> list[tuple[float, float]]:
+    """Mean over the first axis and its standard error (0 for one exact run)."""
+    with np.errstate(invalid="ignore"):
+        error = values.std(0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.zeros(values.shape[1])
+        return list(zip(values.mean(0).tolist(), error.tolist(), strict=True))
