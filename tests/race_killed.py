@@ -16,7 +16,7 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from normscope.race import race
+from normscope.racing import race
 
 
 def net(norm):
