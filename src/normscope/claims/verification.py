@@ -161,7 +161,7 @@ def verify(
         shared["data_dir"] = str(Path(data_dir).resolve())
     grid = Grid(claim=names, seed=which) * Grid([shared])
     table = sweep(
-        grid, "normscope.claims.verify:cell", store, executor, workers=workers, progress=progress, timeout=timeout
+        grid, "normscope.claims.verification:cell", store, executor, workers=workers, progress=progress, timeout=timeout
     )
     frame = table if hasattr(table, "iter_rows") else table.collect()
     found = {
