@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope import Race, Spec, build, cure, race, sharpness
-from normscope.findings.cures import rank_cures
 from normscope.data.datasets import Batch, load
+from normscope.findings.cures import rank_cures
 from normscope.init import orthogonal_representations_, raise_rank_, xavier_
 
 #: Laws of plain nets, and what is done to the net of He's law.

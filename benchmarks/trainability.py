@@ -16,11 +16,11 @@ import polars as pl
 import torch
 from torch.nn.functional import cross_entropy
 
+from normscope.core.spec import Spec
 from normscope.data.datasets import load
 from normscope.findings import find
 from normscope.nn import build
 from normscope.probing.passes import probe
-from normscope.core.spec import Spec
 
 NETS = {
     "relu He": {},

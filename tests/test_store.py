@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from normscope import Grid, UsageError
+from normscope.core.files import TEMPORARY
 from normscope.core.records import Record
 from normscope.sweeping import Store, _files, _rows
 from normscope.sweeping import store as store_module
@@ -201,7 +202,7 @@ class Stopping(_files.Folder):
 
     def write(self, path, data, *, durable=False):
         if self.left == 0:  # killed inside a write: a temporary file stays
-            target = self.root / f"{path}.1-dead{_files.TEMPORARY}"
+            target = self.root / f"{path}.1-dead{TEMPORARY}"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data[: len(data) // 2])
         self._step()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Claim
 from normscope.claims.verdict import Verdict, blank, judge
 from normscope.core.errors import UsageError, unknown
+from normscope.core.files import write
 from normscope.core.records import Record
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Verdicts(Sequence[Verdict]):
 
     def save(self, path: str | Path) -> None:
         """Write all of it as JSON lines, one verdict a line."""
-        Path(path).write_text("".join(v.to_json() + "\n" for v in self.verdicts), "utf-8")
+        write("".join(v.to_json() + "\n" for v in self.verdicts), path)
 
     @classmethod
     def load(cls, path: str | Path) -> Verdicts:

@@ -9,9 +9,10 @@ import torch
 import typer
 
 from normscope.cli._app import app, console, print_json
+from normscope.cli._outputs import attempt, check_outputs, tables
 from normscope.cli._shared import DATA_HELP, MODEL_HELP, check_lr, device_named, dtype_named, load_named, moved, quiet
 from normscope.core.errors import UsageError, unknown
-from normscope.core.files import attempt, check_outputs, tables, write
+from normscope.core.files import write
 from normscope.data.datasets import Batch
 from normscope.data.models import check_model
 from normscope.findings import RULES

@@ -46,7 +46,7 @@ def predict(
 
     Default start: standard Gaussian samples of the spec's width. Exit code 0: fine, 2: misuse.
     """
-    from normscope.core.files import check_outputs
+    from normscope.cli._outputs import check_outputs
     from normscope.theory.predicted import predict as run
     from normscope.theory.simulated import simulate as chains
 

@@ -13,9 +13,9 @@ import torch
 import typer
 
 from normscope.cli._app import app, console, print_json
+from normscope.cli._outputs import attempt, check_outputs, tables
 from normscope.cli._shared import MODEL_HELP, device_named, dtype_named
 from normscope.core.errors import UsageError, unknown
-from normscope.core.files import attempt, check_outputs, tables
 from normscope.data.datasets import DATASETS, Batch, load
 from normscope.data.models import load_model
 from normscope.findings.cures import cure, parts_of

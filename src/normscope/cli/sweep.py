@@ -66,7 +66,7 @@ def sweep(
 
     Exit code 0: fine, 1: cells failed or the sweep stopped, 2: misuse, 130: Ctrl-C (run it again to go on).
     """
-    from normscope.core.files import check_outputs
+    from normscope.cli._outputs import check_outputs
 
     check_outputs(html=html, png=png, csv=csv)
     if html or png:

@@ -9,9 +9,9 @@ import typer
 from rich.markup import escape
 
 from normscope.cli._app import app, console, print_json
+from normscope.cli._outputs import attempt, check_outputs
 from normscope.cli._shared import device_named
 from normscope.core.errors import UsageError
-from normscope.core.files import attempt, check_outputs
 
 if TYPE_CHECKING:
     from normscope.claims import Claim, Verdicts

@@ -13,11 +13,12 @@ class MissingExtra(UsageError, ImportError):
 
 
 @contextmanager
-def needs_extra(what: str = "HTML reports and pictures", extra: str = "report") -> Iterator[None]:
-    """Around the imports of an optional part: a missing package becomes one line that says what to install."""
+def needs_extra(what: str = "HTML reports and pictures need", install: str = "'normscope[report]'") -> Iterator[None]:
+    """Around the imports of an optional part: a missing package becomes one line that says what to install.
+
+    what: who needs it, with the verb. install: what pip is given.
+    """
     try:
         yield
     except ImportError as error:
-        raise MissingExtra(
-            f"{what} need a package that is not installed ({error}). Run: pip install 'normscope[{extra}]'"
-        ) from error
+        raise MissingExtra(f"{what} a package that is not installed ({error}). Run: pip install {install}") from error

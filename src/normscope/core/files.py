@@ -1,52 +1,44 @@
-"""Writing a file whole or not at all."""
+"""Files, whole or not at all: one writer, one reader, and a place for what cannot be read."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import BinaryIO, TypeAlias, TypeVar
 
 from normscope.core.errors import UsageError
 
-if TYPE_CHECKING:
-    import polars as pl
+T = TypeVar("T")
+#: Text (written as UTF-8), bytes, or what writes them to a binary file, as ``frame.write_parquet`` does.
+Content: TypeAlias = str | bytes | Callable[[BinaryIO], object]
 
-Writer = Callable[[Path], Any]
-
-#: How the files of an option may end; other ends of this list, or of other programs' files, are mistakes.
-ENDS = {"html": (".html", ".htm"), "csv": (".csv",), "parquet": (".parquet",), "png": (".png",)}
-_FOREIGN = {end for ends in ENDS.values() for end in ends} | {
-    ".pdf",
-    ".svg",
-    ".jpg",
-    ".xlsx",
-    ".json",
-    ".jsonl",
-    ".txt",
-}
+#: End of the names of files that are not whole yet; a writer that is killed leaves one behind.
+TEMPORARY = ".tmp"
 
 
-def write(data: str | bytes, path: str | os.PathLike[str]) -> Path:
-    """Write text (UTF-8) or bytes to ``path``: a temporary file in the same folder, then a rename.
+class Damaged(ValueError):
+    """A file is there and cannot be read; the text is the reader's reason."""
 
-    A reader sees the old file or the new one, never half of it. Raises ``UsageError`` when the folder is missing or
-    not writable, the disk full, or ``path`` no regular file; then nothing is left behind. A link is followed.
+
+def write(content: Content, path: str | os.PathLike[str]) -> Path:
+    """Write ``content`` to ``path``: a temporary file in the same folder, flushed to the disk, then a rename.
+
+    A reader sees the old file or the new one, never half of it, also after a power cut. A link is followed, and the
+    permissions of a file that is replaced are kept. Returns the path of the file itself.
+    Raises ``UsageError`` when the folder is missing or not writable, the disk full, or ``path`` no regular file; then
+    nothing is left behind.
     """
     check(path)
-    target = Path(path).resolve()
-    content = data.encode("utf-8") if isinstance(data, str) else data
-    temporary = ""
+    target = Path(os.path.realpath(path))
+    data = _bytes(content)
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name[:64]}.", suffix=".part", dir=target.parent)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, _mode(target))
-        os.replace(temporary, target)
+        put(data, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UsageError(
@@ -56,71 +48,100 @@ def write(data: str | bytes, path: str | os.PathLike[str]) -> Path:
         raise UsageError(
             f"The output path must be writable; {str(target)!r} is not ({reason}). Choose another path."
         ) from error
-    finally:
-        if temporary:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
     return target
 
 
-def _mode(target: Path) -> int:
-    """Permissions of the file that is replaced; those of a new file, as the umask has it, if there is none."""
-    if target.exists():
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+def put(data: bytes | memoryview, target: Path, *, durable: bool = True) -> None:
+    """What `write` does, without its checks: raises ``OSError``, and leaves nothing behind then.
+
+    durable: on the disk when this returns; without it a power cut may lose the file, but still not tear it.
+    """
+    temporary = target.with_name(f".{target.name[:32]}.{secrets.token_hex(6)}{TEMPORARY}")
+    try:
+        with open(temporary, "xb") as file:  # a new file: its permissions are the umask's
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, target.stat().st_mode & 0o777)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if durable and os.name == "posix":
+        _flush_folder(target.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """The names in a folder, flushed to the disk; a file system that cannot do this is left alone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _bytes(content: Content) -> bytes | memoryview:
+    # In memory first: torch, zip and parquet writers turn a full disk into errors of their own, by any name.
+    if isinstance(content, str):
+        return content.encode("utf-8")
+    if isinstance(content, bytes):
+        return content
+    buffer = io.BytesIO()
+    content(buffer)
+    return buffer.getbuffer()
 
 
 def check(path: str | os.PathLike[str]) -> None:
     """Raise the ``UsageError`` that `write` would raise, before the work is done; writes nothing."""
-    target = Path(path)
+    target = Path(os.path.realpath(path) if os.path.islink(path) else path)
     if target.is_dir():
         raise UsageError(f"The output path must be a file; {str(target)!r} is a folder. Give a file name in it.")
     if target.exists() and not target.is_file():
         raise UsageError(f"The output path must be a regular file; {str(target)!r} is not. Choose another path.")
-    if not target.parent.is_dir():
-        raise UsageError(f"The folder of the output must exist; there is no {str(target.parent)!r}. Create it first.")
+    check_folder(target.parent)
     if not os.access(target.parent, os.W_OK):
         raise UsageError(f"The output path must be writable; the folder {str(target.parent)!r} is not. Choose another.")
 
 
-def check_outputs(**paths: Path | None) -> None:
-    """`check` for the files of options (``html=...``, ``csv=...``), their ends, and that no two are one file."""
-    seen: dict[Path, str] = {}
-    for kind, path in paths.items():
-        if path is None:
-            continue
-        check(path)
-        end, allowed = path.suffix.lower(), ENDS.get(kind)
-        if allowed and end in _FOREIGN - set(allowed):
-            raise UsageError(f"--{kind} writes {allowed[0]} files; got {str(path)!r}. Name it {path.stem}{allowed[0]}.")
-        if (other := seen.setdefault(path.resolve(), kind)) != kind:
-            raise UsageError(f"Each output must be a file of its own; --{other} and --{kind} both name {str(path)!r}.")
+def check_folder(folder: Path) -> None:
+    """Raise ``UsageError`` unless the folder that an output goes into is there."""
+    if not folder.is_dir():
+        raise UsageError(f"The folder of the output must exist; there is no {str(folder)!r}. Create it first.")
 
 
-def attempt(outputs: Mapping[Path | None, Writer]) -> tuple[list[Path], UsageError | None]:
-    """Call the writer of each path that is given: what was written, and the first error, to be raised after the results
-    have been shown."""
-    written: list[Path] = []
-    lost: UsageError | None = None
-    for path, writer in outputs.items():
-        if path is None:
-            continue
+def read(path: str | os.PathLike[str], parse: Callable[[BinaryIO], T]) -> T | None:
+    """What ``parse`` makes of the open file; ``None`` if there is no file.
+
+    Raises `Damaged` if ``parse`` raises anything, and ``UsageError`` if the file cannot be opened.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115  (what opening raises and what parsing raises mean different things)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(
+            f"A file that is there must be readable; {str(path)!r} is not ({error.strerror or error}). "
+            "Change its permissions, or choose another path."
+        ) from error
+    with file:
         try:
-            writer(path)
-            written.append(path)
-        except UsageError as error:
-            lost = lost or error
-    return written, lost
+            return parse(file)
+        except Exception as error:  # a damaged archive raises anything
+            raise Damaged(str(error) or type(error).__name__) from error
 
 
-def tables(table: pl.DataFrame, csv: Path | None, parquet: Path | None) -> dict[Path | None, Writer]:
-    """Writers of a table, for `attempt`."""
+def set_aside(path: Path) -> Path:
+    """Rename a file that cannot be read, so that it is neither used nor lost; its new path."""
+    number = next(i for i in range(1, 10_000) if not path.with_name(f"{path.name}.torn-{i}").exists())
+    return path.rename(path.with_name(f"{path.name}.torn-{number}"))
 
-    def columns(path: Path) -> None:
-        buffer = io.BytesIO()
-        table.write_parquet(buffer)
-        write(buffer.getvalue(), path)
 
-    return {csv: lambda path: write(table.write_csv(), path), parquet: columns}
+def left_overs(path: Path) -> Iterator[Path]:
+    """What writers of ``path`` that were killed left in its folder; for a file that one process at a time writes."""
+    return path.parent.glob(f".{glob.escape(path.name[:32])}.*{TEMPORARY}")

@@ -18,6 +18,7 @@ class Registry(Mapping[str, T]):
         self._things: dict[str, T] = {}
 
     def add(self, name: str, thing: T) -> T:
+        """Enrol a thing; a name is given once."""
         if name in self._things:
             raise RuntimeError(f"{self.kind} {name!r} is registered twice")
         self._things[name] = thing

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope.core.errors import UsageError
-from normscope.integrations._extra import needs
+from normscope.core.extra import needs_extra
 from normscope.integrations._summary import summary
 from normscope.probing.tracker import Tracker
 from normscope.probing.writers import ParquetWriter, as_writers
@@ -23,7 +23,7 @@ def _callbacks() -> list[type]:
     flavours = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
     used = [name for name in flavours if sys.modules.get(name)]
     found = used or [name for name in flavours if importlib.util.find_spec(name) is not None][:1] or ["lightning"]
-    with needs("normscope.integrations.lightning", "lightning"):
+    with needs_extra("normscope.integrations.lightning needs", "lightning"):
         return [importlib.import_module(flavours[name]).Callback for name in found]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscope.integrations._extra import needs
+from normscope.core.extra import needs_extra
 from normscope.integrations._summary import SHOWN, summary
 
-with needs("TensorBoardWriter", "tensorboard"):
+with needs_extra("TensorBoardWriter needs", "tensorboard"):
     from torch.utils.tensorboard import SummaryWriter
 
 if TYPE_CHECKING:

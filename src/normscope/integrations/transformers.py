@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from normscope.core.errors import UsageError
-from normscope.integrations._extra import needs
+from normscope.core.extra import needs_extra
 from normscope.probing.tracker import Tracker
 from normscope.probing.writers import ParquetWriter, as_writers
 
-with needs("normscope.integrations.transformers", "'transformers[torch]'"):
+with needs_extra("normscope.integrations.transformers needs", "'transformers[torch]'"):
     from transformers import TrainerCallback as _TrainerCallback
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
+from normscope.core import files
 from normscope.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class CsvWriter:
         self.path = Path(path)
         if self.path.exists() and not append:
             raise _taken(self.path, "CsvWriter")
-        _check_parent(self.path)
+        files.check(self.path)
         if self.path.exists():
             _cut_torn_line(self.path)
 
@@ -55,11 +56,13 @@ class ParquetWriter:
         if parts and not append:
             raise _taken(self.folder, "ParquetWriter")
         self.folder.mkdir(parents=True, exist_ok=True)
+        for half in self.folder.glob(f".part-*{files.TEMPORARY}"):  # of a run that was killed while it wrote
+            half.unlink(missing_ok=True)
         self.next = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
 
     def __call__(self, frame: polars.DataFrame) -> None:
         """Write one measured step."""
-        write_whole(self.folder / f"part-{self.next:06}.parquet", frame.write_parquet)
+        files.write(frame.write_parquet, self.folder / f"part-{self.next:06}.parquet")
         self.next += 1
 
 
@@ -88,30 +91,19 @@ def _by_path(path: Path) -> Writer:
             f"A writer's path must end in .csv (one file), or name a folder for a parquet part a step (plain, or ending in "
             f".parquet); got {str(path)!r}. Name one of these, or pass ParquetWriter({str(path)!r})."
         )
-    _check_parent(path)
+    files.check_folder(path.parent)
     return ParquetWriter(path)
 
 
-def write_whole(path: str | Path, write: Callable[[str], object]) -> None:
-    """``write`` to a name beside ``path``, then rename: the file is there whole or not at all."""
-    path = Path(path)
-    _check_parent(path)
-    partial = path.with_name(f".{path.name}.partial")
-    write(str(partial))
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _check_parent(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UsageError(f"The folder of the output must exist; there is no {str(path.parent)!r}. Create it first.")
+def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """`normscope.core.files.write` with its arguments in the old order."""
+    files.write(write, path)
 
 
 def _taken(path: Path, writer: str) -> UsageError:
     return UsageError(
         f"{path} holds the measurements of an earlier run, and nothing is overwritten. Choose another place, delete "
-        f"it, or go on with it: writers={writer}({str(path)!r}, append=True) (from normscope.writers)."
+        f"it, or go on with it: writers={writer}({str(path)!r}, append=True) (from normscope.probing.writers)."
     )
 
 

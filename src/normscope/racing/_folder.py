@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+import torch
+
+from normscope.core import files
 from normscope.core.errors import UsageError
 from normscope.racing._rates import Rate
-from normscope.racing._run import COLUMNS, write_frame
-from normscope.training import read, write
-from normscope.training._checkpoint import set_aside
+from normscope.racing._run import COLUMNS
 
 if TYPE_CHECKING:
     import polars
+
+T = TypeVar("T")
 
 _FORMAT = 1
 #: What of a variant must agree: exactly, but the norm of the weights to rounding (threads and devices change it a bit).
@@ -61,6 +64,8 @@ class Folder:
                     ) from None
                 except OSError as error:
                     raise UsageError(f"out must be a folder to write in; {self.path}: {error.strerror}.") from None
+            for half in self.path.rglob(f".*{files.TEMPORARY}"):  # of a race that was killed while it wrote
+                half.unlink(missing_ok=True)
             yield
 
     def check(self, settings: Mapping[str, Any]) -> None:
@@ -85,10 +90,10 @@ class Folder:
                     differing.append(f"{key} of variant {name!r} {old} there, {value} here")
             known["variants"][name] = {**before, **about}
         self._refuse(differing)
-        write(self.path / "race.json", json.dumps(known, indent=1).encode())
+        files.write(json.dumps(known, indent=1), self.path / "race.json")
 
     def _known(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        found = self._json(self.path / "race.json")
+        found = self._read(self.path / "race.json", _mapping)
         if found is None:
             return {"format": _FORMAT, "settings": dict(settings), "variants": {}}
         if found.get("format") != _FORMAT or not all(isinstance(found.get(k), dict) for k in ("settings", "variants")):
@@ -103,49 +108,33 @@ class Folder:
 
     def rate(self, variant: str) -> Rate | None:
         """The learning rate that was chosen for a variant, if one was."""
-        found = self._json(self._of(variant) / "rate.json")
+        found = self._read(self._of(variant) / "rate.json", _mapping)
         return None if found is None else Rate.from_dict(found)
 
     def write_rate(self, variant: str, rate: Rate) -> None:
         """Keep it: a resumed race must not choose again."""
         self._of(variant).mkdir(exist_ok=True)
-        write(self._of(variant) / "rate.json", json.dumps(rate.to_dict()).encode())
+        files.write(json.dumps(rate.to_dict()), self._of(variant) / "rate.json")
 
     def state(self, variant: str, seed: int) -> dict[str, Any] | None:
         """Where an unfinished run stopped."""
-        path = self._run(variant, seed) / "state.pt"
-        state, torn = read(path)
-        if torn:
-            self.set_aside.append(str(path.with_name(torn).relative_to(self.path)))
-        return state
+        return self._read(self._run(variant, seed) / "state.pt", _state)
 
     def write_state(self, variant: str, seed: int, state: dict[str, Any]) -> None:
         """Replace the run's state."""
         path = self._run(variant, seed) / "state.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, state)
+        files.write(lambda file: torch.save(state, file), path)
 
     def records(self, variant: str, seed: int) -> polars.DataFrame | None:
         """The table of a finished run."""
-        import polars as pl
-
-        path = self._run(variant, seed) / "records.parquet"
-        if not path.exists():
-            return None
-        try:
-            frame = pl.read_parquet(path)
-            if tuple(frame.columns) != COLUMNS:
-                raise ValueError
-        except Exception:  # whatever a damaged file makes polars raise
-            self.set_aside.append(str(set_aside(path).relative_to(self.path)))
-            return None
-        return frame
+        return self._read(self._run(variant, seed) / "records.parquet", _records)
 
     def finish(self, variant: str, seed: int, frame: polars.DataFrame) -> None:
         """Write the table of a finished run; its state is then of no use."""
         path = self._run(variant, seed) / "records.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_frame(frame, path)
+        files.write(frame.write_parquet, path)
         with suppress(FileNotFoundError):
             path.with_name("state.pt").unlink()
 
@@ -158,14 +147,34 @@ class Folder:
     def _run(self, variant: str, seed: int) -> Path:
         return self._of(variant) / f"seed-{seed}"
 
-    def _json(self, path: Path) -> dict[str, Any] | None:
+    def _read(self, path: Path, parse: Callable[[BinaryIO], T]) -> T | None:
+        """What is in a file; ``None`` if there is none, or if it was torn: it is set aside then."""
         try:
-            found = json.loads(path.read_bytes())
-        except FileNotFoundError:
+            return files.read(path, parse)
+        except files.Damaged:
+            self.set_aside.append(str(files.set_aside(path).relative_to(self.path)))
             return None
-        except (OSError, ValueError):
-            found = None
-        if not isinstance(found, dict):
-            self.set_aside.append(str(set_aside(path).relative_to(self.path)))
-            return None
-        return found
+
+
+def _mapping(file: BinaryIO) -> dict[str, Any]:
+    return _a_dict(json.load(file))
+
+
+def _state(file: BinaryIO) -> dict[str, Any]:
+    # Tensors come to the CPU first: random states must stay there.
+    return _a_dict(torch.load(file, map_location="cpu", weights_only=True))
+
+
+def _a_dict(found: object) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError("no dictionary")
+    return found
+
+
+def _records(file: BinaryIO) -> polars.DataFrame:
+    import polars as pl
+
+    frame = pl.read_parquet(file)
+    if tuple(frame.columns) != COLUMNS:
+        raise ValueError("other columns")
+    return frame

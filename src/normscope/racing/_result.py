@@ -9,12 +9,11 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from normscope.core.errors import UsageError
+from normscope.core.files import write
 from normscope.racing._statistics import Line, default_target, summarise
-from normscope.training import write
 
 if TYPE_CHECKING:
     import polars
@@ -80,12 +79,14 @@ class Race:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write table and facts to one file, a zip of ``table.parquet`` and ``facts.json``."""
-        parquet, packed = io.BytesIO(), io.BytesIO()
-        self.table.write_parquet(parquet)
-        with zipfile.ZipFile(packed, "w") as archive:
-            archive.writestr("table.parquet", parquet.getvalue())
-            archive.writestr("facts.json", json.dumps(dict(self.facts)))
-        write(Path(path), packed.getvalue())
+
+        def pack(file: BinaryIO) -> None:
+            with zipfile.ZipFile(file, "w") as archive:
+                with archive.open("table.parquet", "w", force_zip64=True) as part:
+                    self.table.write_parquet(part)
+                archive.writestr("facts.json", json.dumps(dict(self.facts)))
+
+        write(pack, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Race:

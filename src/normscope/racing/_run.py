@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import nn
 
 from normscope.core.records import Profile
 from normscope.probing.passes import probe
-from normscope.training import Recipe, Samples, Training, evaluate, write
+from normscope.training import Recipe, Samples, Training, evaluate
 
 if TYPE_CHECKING:
     import polars
@@ -156,15 +155,6 @@ def table(variant: str, seed: int, rows: Sequence[Row], every: int) -> polars.Da
         (pl.col("step") / every).alias("epoch"),
     ]  # fmt: skip
     return found.with_columns(more).select(COLUMNS)
-
-
-def write_frame(frame: polars.DataFrame, path: Path) -> None:
-    """A parquet file, whole or not at all."""
-    import io
-
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    write(path, buffer.getvalue())
 
 
 def on(samples: Samples, count: int) -> Samples:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from normscope.core.errors import UsageError
-
-#: Ends of names that are not files yet.
-TEMPORARY = ".tmp"
+from normscope.core.files import put
 
 
 class Files(Protocol):
@@ -82,29 +79,11 @@ class Folder:
     def write(self, path: str, data: bytes, *, durable: bool = False) -> None:
         """Through a temporary file and a rename."""
         target = self.root / path
-        temporary = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY}")
         try:
-            try:
-                file = open(temporary, "wb")  # noqa: SIM115
-            except FileNotFoundError:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file = open(temporary, "wb")  # noqa: SIM115
-            with file:
-                file.write(data)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        if durable and os.name == "posix":
-            descriptor = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            put(data, target, durable=durable)
+        except FileNotFoundError:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            put(data, target, durable=durable)
 
     def exists(self, path: str) -> bool:
         """One stat."""

@@ -173,7 +173,7 @@ def last_seen(key: str) -> str:
         os.unlink(_seen(key))
     except OSError:
         return ""
-    threads = [t for t in text.split("\n\n") if os.path.join("sweep", "_work.py") in t and "in work" in t]
+    threads = [t for t in text.split("\n\n") if __file__ in t and "in work" in t]
     return " It was here, the innermost line first:\n" + threads[0] if threads else ""
 
 

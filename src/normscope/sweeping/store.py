@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from normscope.core.errors import UsageError
+from normscope.core.files import TEMPORARY
 from normscope.core.records import COLUMNS
 from normscope.sweeping import _rows
-from normscope.sweeping._files import TEMPORARY, Files, Held, files_at
+from normscope.sweeping._files import Files, Held, files_at
 from normscope.sweeping.grid import Cell
 from normscope.sweeping.task import Task
 

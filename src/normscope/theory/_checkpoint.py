@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from normscope.core import files
 from normscope.core.errors import UsageError
 from normscope.linalg import Array
 from normscope.theory._chain import Group
@@ -18,7 +19,7 @@ Tables = list[tuple[int, Sequence[int], dict[str, Array]]]
 
 
 def save(path: str | Path, groups: Sequence[Group], key: str, tables: Tables) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
+    """Write it, whole or not at all."""
     arrays: dict[str, Any] = {"key": np.array(key)}
     numbers = [[layer, list(map(int, seeds)), {k: v.tolist() for k, v in t.items()}] for layer, seeds, t in tables]
     arrays["tables"] = np.array(json.dumps(numbers))
@@ -32,22 +33,19 @@ def save(path: str | Path, groups: Sequence[Group], key: str, tables: Tables) ->
         for name, stream in _streams(g).items():
             arrays[f"{i}.{name}"] = stream.buffer[:, stream.at :]
         arrays |= {f"{i}.state{j}": _get(rng) for j, rng in enumerate(_generators(g))}
-    target = Path(path)
-    scratch = target.with_name(target.name + ".part")
-    with scratch.open("wb") as file:
-        np.savez(file, **arrays)
-    scratch.replace(target)
+    files.write(lambda file: np.savez(file, **arrays), path)
 
 
 def load(path: str | Path, groups: Sequence[Group], key: str) -> Tables:
     """Put the groups where the file left them; the numbers so far (none if there is no file)."""
-    if not Path(path).exists():
-        return []
+    for half in files.left_overs(Path(path)):
+        half.unlink(missing_ok=True)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            stored = dict(file)
-    except (OSError, ValueError) as error:
+        stored = files.read(path, lambda file: dict(np.load(file, allow_pickle=False)))
+    except files.Damaged as error:
         raise UsageError(f"{path} is not a checkpoint of simulate(): {error}. Delete it to start again.") from None
+    if stored is None:
+        return []
     if str(stored.get("key")) != key:
         raise UsageError(f"{path} belongs to another simulation (spec, start, seeds, metrics ...); use another file.")
     for i, g in enumerate(groups):

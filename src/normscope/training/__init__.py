@@ -3,9 +3,8 @@
 `Recipe` says how, `Samples` on what, `Training` is one run of it; `permutation` is the order of an epoch's samples.
 """
 
-from normscope.training._checkpoint import read, write
 from normscope.training._loop import Training, evaluate
 from normscope.training._recipe import OPTIMISERS, Recipe
 from normscope.training._samples import Samples, permutation
 
-__all__ = ["OPTIMISERS", "Recipe", "Samples", "Training", "evaluate", "permutation", "read", "write"]
+__all__ = ["OPTIMISERS", "Recipe", "Samples", "Training", "evaluate", "permutation"]
