@@ -1,41 +1,34 @@
-"""Imports go down only: the floors of DESIGN section 3, read from the source."""
+"""Imports go down only: the floors of DESIGN section 3, read from the source; and every name means one thing."""
 
 import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import normscope
+from normscope.core.faces import FACES
 
 ROOT = Path(normscope.__file__).parent
+#: Old paths of modules that moved, kept for one version.
+SHIMS = ("datasets", "losses", "metrics", "models", "spec", "statistic", "tracker", "writers")
 FLOORS = (
-    ("_errors", "_registry", "_records", "spec", "_load"),
-    ("statistic", "metrics", "configuration", "gaussian", "linalg", "_formats"),
-    ("nn", "_taps"),
-    ("probe", "losses", "curvature", "init", "training", "datasets", "theory"),
-    ("sweep", "tracker", "_measurement", "writers"),
-    ("tasks", "claims", "findings", "diagnose", "cure", "models", "race"),
-    ("report", "cli", "integrations"),
-    ("", "__main__"),  # the package itself and python -m: they see all
+    ("core",),
+    ("linalg", "geometry", "gaussian"),
+    ("call", "nn"),
+    ("probing", "curvature", "init", "training", "theory", "data"),
+    ("sweeping",),
+    ("findings", "learning_rates", "claims", "racing", "tasks"),
+    ("report",),
+    ("cli", "integrations", "testing"),
+    ("", "__main__", *SHIMS),  # the package itself, python -m, and the old paths: one room, which sees all
 )
-#: Files that are one room together. The core (floor 0) is one room: its files are the errors and names all others share.
-ROOMS = (
-    ("_errors", "_registry", "_records", "spec", "_load"),
-    ("statistic", "metrics", "configuration"),
-    ("probe", "losses", "training"),
-    ("tracker", "_measurement", "writers"),
-    ("diagnose", "findings", "cure", "models"),
-    ("tasks", "models"),
-    ("", "__main__"),
-)
-#: (importing module, imported room): the doors that lead up, open only inside a function.
-DOORS = {
-    ("normscope.findings.diagnosis", "report"),
-    ("normscope.racing._result", "report"),
-    ("normscope.claims.verify", "report"),
-}
-#: Faces may see each other where the one is the other's frame: the command line prints reports.
-SEES_ALL = {"cli", "", "__main__"}
+#: The frame of the other faces: ``normscope`` prints reports.
+SEES_ALL = {"cli", *FLOORS[-1]}
 
 
 def room_of(module):
@@ -47,13 +40,13 @@ def floor_of(room):
     return next((i for i, rooms in enumerate(FLOORS) if room in rooms), None)
 
 
-def module_of(path):
-    parts = ("normscope", *path.relative_to(ROOT).with_suffix("").parts)
+def module_of(path, root=ROOT):
+    parts = ("normscope", *path.relative_to(root).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(path, root=ROOT):
-    """(imported module, where) of every import of normscope in a file; where: ``top``, ``function`` or ``typing``."""
+    """(imported module, name in it or "", where) of each import of normscope; where: top, function or typing."""
 
     def walk(node, where):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -65,7 +58,7 @@ def imports(path, root=ROOT):
                 yield from walk(child, where)
             return
         if isinstance(node, ast.Import):
-            yield from ((alias.name, where) for alias in node.names)
+            yield from ((alias.name, "", where) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -75,12 +68,12 @@ def imports(path, root=ROOT):
                 inner = f"{base}.{alias.name}"
                 file = root / Path(*inner.split(".")[1:])
                 is_module = file.with_suffix(".py").exists() or (file / "__init__.py").exists()
-                yield (inner if base.startswith("normscope") and is_module else base), where
+                yield (inner, "", where) if base.startswith("normscope") and is_module else (base, alias.name, where)
         for child in ast.iter_child_nodes(node):
             yield from walk(child, where)
 
     found = walk(ast.parse(path.read_text()), "top")
-    return [(name, where) for name, where in found if name.split(".")[0] == "normscope"]
+    return [one for one in found if one[0].split(".")[0] == "normscope"]
 
 
 def wrong(importer, imported, where):
@@ -88,45 +81,38 @@ def wrong(importer, imported, where):
     here, there = room_of(importer), room_of(imported)
     if here == there or here in SEES_ALL or where == "typing":
         return False
-    if any({here, there} <= set(room) for room in ROOMS):
-        return False
-    if (importer, there) in DOORS and where == "function":
-        return False
     return floor_of(there) >= floor_of(here)
 
 
 FILES = sorted(ROOT.rglob("*.py"))
+by_module = pytest.mark.parametrize("path", FILES, ids=module_of)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: module_of(p))
+@by_module
 def test_a_file_stands_on_a_floor(path):
     assert floor_of(room_of(module_of(path))) is not None
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: module_of(p))
+@by_module
 def test_a_file_imports_downwards_only(path):
     importer = module_of(path)
-    assert [(name, where) for name, where in imports(path) if wrong(importer, name, where)] == []
+    assert [(name, where) for name, _, where in imports(path) if wrong(importer, name, where)] == []
 
 
-@pytest.mark.parametrize("door", sorted(DOORS))
-def test_a_door_upwards_is_in_use(door):
-    importer, room = door
-    path = ROOT.joinpath(*importer.split(".")[1:]).with_suffix(".py")
-    assert room in {room_of(name) for name, where in imports(path) if where == "function"}
+@by_module
+def test_a_room_keeps_its_inner_files_and_names_to_itself(path):
+    """Other rooms import what has no leading underscore."""
+    here = room_of(module_of(path))
+    inner = [
+        (module, name)
+        for module, name, where in imports(path)
+        if where != "typing" and room_of(module) != here and _is_inner(f"{module}.{name}")
+    ]
+    assert inner == []
 
 
-@pytest.mark.parametrize("package", ["report", "cli"])
-def test_a_package_keeps_its_inner_files_to_itself(package):
-    """Other rooms import a package's public files: not ``_content``, but what the package re-exports."""
-    allowed = {"normscope.findings.diagnosis", "normscope.cli.cure", "normscope.cli.diagnose", "normscope.cli.predict"}
-    reached = {
-        (module_of(p), name)
-        for p in FILES
-        for name, _ in imports(p)
-        if room_of(name) == package != room_of(module_of(p)) and "._" in name and module_of(p) not in allowed
-    }
-    assert reached == set()
+def _is_inner(dotted):
+    return any(part.startswith("_") and not part.startswith("__") for part in dotted.split("."))
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room_of(module_of(p)) == "report"], ids=lambda p: p.name)
@@ -147,31 +133,129 @@ def _all_imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+# Circles
+
+
+def circles(root=ROOT):
+    """Sets of modules that cannot be imported without each other, by what runs when a module is imported."""
+    edges = {}
+    for path in root.rglob("*.py"):
+        importer = module_of(path, root)
+        edges[importer] = set()
+        for name, _, where in imports(path, root):
+            if where == "top":
+                # ``a.b.c`` runs a and a.b first; those that hold the importer are running already.
+                parts = name.split(".")
+                packages = {".".join(parts[:i]) for i in range(1, len(parts))}
+                running = {p for p in packages if f"{importer}.".startswith(f"{p}.")}
+                edges[importer] |= ({name} | packages) - running - {importer}
+    reach = {start: _reach(edges, start) for start in edges}
+    return {frozenset(m for m in reach[start] if start in reach.get(m, ())) for start in edges if start in reach[start]}
+
+
+def _reach(edges, start):
+    seen, todo = set(), [start]
+    while todo:
+        for name in edges.get(todo.pop(), ()):
+            if name not in seen:
+                seen.add(name)
+                todo.append(name)
+    return seen
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert [sorted(found) for found in circles()] == []
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"a.py": "import normscope.b", "b.py": "from normscope import a"}, [["normscope.a", "normscope.b"]]),
+        ({"a.py": "import normscope.b", "b.py": "def f():\n    from normscope import a"}, []),
+        ({"a.py": "from normscope.r.x import f", "r/__init__.py": "from normscope import a", "r/x.py": ""},
+         [["normscope.a", "normscope.r"]]),
+        ({"r/__init__.py": "from normscope.r.x import f", "r/x.py": "from normscope.r.y import g", "r/y.py": ""}, []),
+        ({"r/__init__.py": "from normscope.r.x import f", "r/x.py": "from normscope.r import g"},
+         [["normscope.r", "normscope.r.x"]]),
+    ],
+)  # fmt: skip
+def test_a_circle_is_seen(tmp_path, files, found):
+    for name, text in {"__init__.py": "", **files}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert sorted(sorted(c) for c in circles(tmp_path)) == found
+
+
+# One name, one thing
+
+
+PACKAGES = [normscope.__name__, *(m.name for m in pkgutil.walk_packages(normscope.__path__, "normscope.") if m.ispkg)]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_no_module_is_shadowed_by_what_has_its_name(name):
+    package = importlib.import_module(name)
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name != "__main__":
+            importlib.import_module(f"{name}.{module.name}")
+            found = getattr(package, module.name)
+            assert isinstance(found, ModuleType), f"{name}.{module.name} is both a module and {found!r}"
+
+
+@pytest.mark.parametrize("name", SHIMS)
+def test_an_old_path_is_a_re_export_and_works(name):
+    text = (ROOT / f"{name}.py").read_text()
+    body = ast.parse(text).body
+    assert len(body) <= 3
+    (found,) = [node for node in body if isinstance(node, ast.ImportFrom) and node.module != "__future__"]
+    old, new = importlib.import_module(f"normscope.{name}"), importlib.import_module(found.module)
+    public = [n for n in getattr(new, "__all__", vars(new)) if not n.startswith("_")]
+    assert public
+    assert all(getattr(old, n) is getattr(new, n) for n in public)
+
+
+# What a lower floor shows of a higher one
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_face_is_made_where_it_says(face):
+    module, _, function = FACES[face].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_package_is_imported_without_what_pages_and_integrations_need():
+    heavy = {"altair", "jinja2", "vl_convert", "lightning", "transformers", "tensorboard", "dask", "polars"}
+    code = f"import sys, normscope; print(*{heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == []
+
+
 # The check itself can fail
 
 
 @pytest.mark.parametrize(
     ("text", "importer", "bad"),
     [
-        ("from normscope.probing.passes import probe", "metrics.py", True),
-        ("from normscope import probe", "metrics.py", True),
+        ("from normscope.probing.passes import probe", "geometry/metrics.py", True),
+        ("from normscope import probe", "geometry/metrics.py", True),
         ("import normscope.report.html", "findings/units.py", True),
-        ("from ..diagnose import run", "nn/norms.py", True),
-        ("def f():\n    from normscope.report import html", "probe.py", True),
-        ("def f():\n    from normscope.report import html", "diagnose.py", False),
-        ("from normscope.report import html", "diagnose.py", True),
+        ("from ..findings.diagnosis import run", "nn/norms.py", True),
+        ("def f():\n    from normscope.report import html", "probing/passes.py", True),
+        ("def f():\n    from normscope.report import html", "findings/diagnosis.py", True),
         (
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from normscope.report import Content",
-            "probe.py",
+            "probing/passes.py",
             False,
         ),
-        ("from normscope.data.datasets import load", "probe.py", True),
-        ("from normscope.call.losses import Loss", "probe.py", False),
+        ("from normscope.data.datasets import load", "probing/passes.py", True),
+        ("from normscope.geometry.statistic import Statistic", "linalg/eigen.py", True),
+        ("from normscope.call.losses import Loss", "probing/passes.py", False),
+        ("from normscope.losses import Loss", "probing/passes.py", True),
         ("from normscope.call.taps import Tap", "nn/nets.py", True),
         ("from . import norms", "nn/nets.py", False),
         ("from normscope.report import html", "cli/diagnose.py", False),
         ("from normscope.cli import main", "report/html.py", True),
         ("from normscope import Spec", "findings/units.py", True),
+        ("from normscope.core.spec import *", "spec.py", False),
     ],
 )
 def test_the_arrow_is_seen(tmp_path, text, importer, bad):
@@ -182,4 +266,4 @@ def test_the_arrow_is_seen(tmp_path, text, importer, bad):
     path = tmp_path / importer
     path.write_text(text)
     module = "normscope." + importer.removesuffix(".py").replace("/", ".")
-    assert any(wrong(module, name, where) for name, where in imports(path, tmp_path)) == bad
+    assert any(wrong(module, name, where) for name, _, where in imports(path, tmp_path)) == bad

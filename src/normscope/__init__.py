@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from normscope import report as _report  # noqa: F401  (enters what results show of themselves)
 from normscope import tasks as _tasks  # noqa: F401  (enrols the tasks)
 from normscope.core.errors import UsageError
 from normscope.core.records import Profile, Record

@@ -113,7 +113,7 @@ def mean(name: str, q: Any, method: str = "auto") -> Any:
     a, q = activation(name), _variances(q)
     if _closed(a, method):
         return np.zeros_like(q) if a.odd else (1 - _slope(a)) * np.sqrt(q / (2 * np.pi))
-    return _one_dimensional(a.phi, q)
+    return one_dimensional(a.phi, q)
 
 
 def second_moment(name: str, q: Any, method: str = "auto", derivative: bool = False) -> Any:
@@ -122,7 +122,7 @@ def second_moment(name: str, q: Any, method: str = "auto", derivative: bool = Fa
     if _closed(a, method):
         return _closed_pair(a, q, q, q, derivative)
     f = a.derivative if derivative else a.phi
-    return _one_dimensional(lambda x: np.square(f(x)), q)
+    return one_dimensional(lambda x: np.square(f(x)), q)
 
 
 def product_moment(name: str, gram: Any, method: str = "auto", derivative: bool = False) -> Array:
@@ -220,7 +220,8 @@ def _normal_rule(nodes: int) -> tuple[Array, Array]:
     return z, w * _pdf(z)
 
 
-def _one_dimensional(f: Callable[[Any], Any], q: Array, nodes: int = 160) -> Array:
+def one_dimensional(f: Callable[[Any], Any], q: Array, nodes: int = 160) -> Array:
+    r"""$E f(\sqrt q z)$ for variances q of any shape, by the rule of ``nodes`` points."""
     z, w = _normal_rule(nodes)
     return np.asarray(f(np.sqrt(q)[..., None] * z) @ w)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Claim
 from normscope.claims.verdict import Verdict, blank, judge
 from normscope.core.errors import UsageError, unknown
+from normscope.core.faces import show
 from normscope.core.files import write
 from normscope.core.records import Record
 
@@ -102,9 +103,7 @@ class Verdicts(Sequence[Verdict]):
 
     def to_html(self, path: str | Path) -> Path:
         """Write the report: per paper its verdicts, and its figures drawn from these numbers."""
-        from normscope.report.claims import write_page
-
-        return write_page(self, path)
+        return Path(show("verdicts.page", self, path))
 
     def __repr__(self) -> str:
         return f"Verdicts({len(self)}: {tally(self.verdicts)})"

@@ -171,7 +171,7 @@ def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool)
             executor = stack.enter_context(executors.dask(e.scheduler, e.workers))
             if not json and (link := executors.dashboard(executor)):
                 console.print(f"Dask dashboard: {link}", highlight=False, soft_wrap=True)
-        from normscope.sweeping._progress import shown
+        from normscope.sweeping.progress import shown
 
         try:
             with shown(errors.is_terminal and not json) as bar:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from normscope.call.losses import Loss
 from normscope.core.errors import UsageError
+from normscope.core.faces import show
 from normscope.core.records import Profile
 from normscope.findings import Finding, find
 from normscope.probing.passes import probe
@@ -86,14 +87,10 @@ class Diagnosis:
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one self-contained HTML file (needs the extra ``report``)."""
-        from normscope.report import html
-
-        html.write(html.render(self.content()), path)
+        show("diagnosis.page", self.content(), path)
 
     def _repr_html_(self) -> str:
-        from normscope.report import html
-
-        return html.fragment(self.content())
+        return str(show("diagnosis.cell", self.content()))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the single numbers of ``profile``: facts, verdict, findings and layers, ready for JSON."""
@@ -226,36 +223,8 @@ def _with_prediction(model: nn.Module, inputs: Any, profile: Profile) -> Profile
 
 def content(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Content:
     """Several diagnoses as the tables of one report; equal labels are told apart by a number."""
-    import dataclasses
-
-    import polars as pl
-
-    from normscope.report import Content
-    from normscope.report._content import FINDING_COLUMNS
-
-    labels = _distinct([d.label for d in diagnoses])
-    tables, rows, facts = [], [], []
-    for label, d in zip(labels, diagnoses, strict=True):
-        tables.append(d.profile.frame().select(pl.lit(label).alias("model"), pl.all()))
-        rows += [{"model": label, **dataclasses.asdict(f)} for f in d.findings]
-        facts.append({**d.facts, "label": label})
-    numbers = {"layer": pl.Int64, "value": pl.Float64, "threshold": pl.Float64}
-    schema = {c: numbers.get(c, pl.String) for c in FINDING_COLUMNS}
-    return Content(
-        title or (f"normscope: {labels[0]}" if len(labels) == 1 else f"normscope: {len(labels)} models compared"),
-        pl.concat(tables, how="diagonal_relaxed"),
-        pl.DataFrame(rows, schema=schema),
-        tuple(facts),
-    )
-
-
-def _distinct(labels: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    out = []
-    for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        out.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return out
+    made: Content = show("diagnosis.content", diagnoses, title)
+    return made
 
 
 def _check_inputs(inputs: Any) -> None:

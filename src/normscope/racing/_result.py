@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from normscope.core.errors import UsageError
+from normscope.core.faces import show
 from normscope.core.files import write
 from normscope.racing._statistics import Line, default_target, summarise
 
@@ -61,21 +62,16 @@ class Race:
 
     def content(self) -> RaceContent:
         """What a report reads."""
-        from normscope.report.race import RaceContent
-
         lines = tuple(line.to_dict() for line in self.lines())
-        return RaceContent(self.table, lines, {**self.facts, "target": self.target})
+        made: RaceContent = show("race.content", self.table, lines, {**self.facts, "target": self.target})
+        return made
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the race as one self-contained HTML page (needs the extra ``report``)."""
-        from normscope.report import race as page
-
-        page.write(page.render(self.content()), path)
+        show("race.page", self.content(), path)
 
     def _repr_html_(self) -> str:
-        from normscope.report import race as page
-
-        return page.fragment(self.content())
+        return str(show("race.cell", self.content()))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write table and facts to one file, a zip of ``table.parquet`` and ``facts.json``."""

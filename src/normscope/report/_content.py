@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from normscope.core.errors import UsageError
 
 if TYPE_CHECKING:
     import polars
+
+    from normscope.findings.diagnosis import Diagnosis
 
 #: Columns a report reads; others are ignored.
 TABLE_COLUMNS = ("model", "source", "seed", "layer", "name", "call", "kind", "signal", "metric", "value")
@@ -65,6 +67,35 @@ class Content:
         rank = {severity: i for i, severity in enumerate(SEVERITIES)}
         found = [f for f in self.findings.iter_rows(named=True) if f["model"] == model]
         return sorted(found, key=lambda f: (rank.get(f["severity"], len(rank)), _last_if_none(f["layer"]), f["code"]))
+
+
+def of_diagnoses(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Content:
+    """Several diagnoses as the tables of one report; equal labels are told apart by a number."""
+    import polars as pl
+
+    labels = _distinct([d.label for d in diagnoses])
+    tables, rows, facts = [], [], []
+    for label, d in zip(labels, diagnoses, strict=True):
+        tables.append(d.profile.frame().select(pl.lit(label).alias("model"), pl.all()))
+        rows += [{"model": label, **asdict(f)} for f in d.findings]
+        facts.append({**d.facts, "label": label})
+    numbers = {"layer": pl.Int64, "value": pl.Float64, "threshold": pl.Float64}
+    schema = {c: numbers.get(c, pl.String) for c in FINDING_COLUMNS}
+    return Content(
+        title or (f"normscope: {labels[0]}" if len(labels) == 1 else f"normscope: {len(labels)} models compared"),
+        pl.concat(tables, how="diagonal_relaxed"),
+        pl.DataFrame(rows, schema=schema),
+        tuple(facts),
+    )
+
+
+def _distinct(labels: list[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    out = []
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        out.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return out
 
 
 def _last_if_none(layer: int | None) -> float:

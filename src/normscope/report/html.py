@@ -48,6 +48,11 @@ def render(content: Content) -> str:
     )  # fmt: skip
 
 
+def save(content: Content, path: str | os.PathLike[str]) -> Path:
+    """Write `render`'s page; the path of the file."""
+    return write(render(content), path)
+
+
 def fragment(content: Content, *, max_layers: int = 12) -> str:
     """The report in small, for a notebook cell: verdicts, findings, static charts and a folded table; no scripts."""
     scene = _charts.Scene.of(content)
@@ -107,4 +112,4 @@ def _sized(chart: _charts.Chart) -> dict[str, Any]:
     return {k: v for k, v in spec.items() if k not in ("$schema", "config")}
 
 
-__all__ = ["fragment", "render", "to_png"]
+__all__ = ["fragment", "render", "save", "to_png"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from normscope.core.extra import needs_extra
@@ -48,6 +50,11 @@ def render(content: RaceContent) -> str:
         data=_data(content, lines, maps),
         scripts=scripts,
     )  # fmt: skip
+
+
+def save(content: RaceContent, path: str | os.PathLike[str]) -> Path:
+    """Write `render`'s page; the path of the file."""
+    return write(render(content), path)
 
 
 def fragment(content: RaceContent) -> str:
@@ -171,4 +178,4 @@ def _data(content: RaceContent, lines: list[_race_charts.Chart], maps: list[_rac
     }
 
 
-__all__ = ["RaceContent", "fragment", "render", "write"]
+__all__ = ["RaceContent", "fragment", "render", "save"]

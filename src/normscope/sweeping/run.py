@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from normscope.core.errors import UsageError
 from normscope.sweeping import _work
 from normscope.sweeping._files import Held
-from normscope.sweeping._progress import Progress, shown
 from normscope.sweeping._work import Done, Job
 from normscope.sweeping.executors import Pool, pinned, pool_of
 from normscope.sweeping.grid import Cell, Grid
+from normscope.sweeping.progress import Progress, shown
 from normscope.sweeping.store import Store, as_store
 from normscope.sweeping.task import Task
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from normscope.core.errors import UsageError
-from normscope.gaussian import activation, mean, second_moment
+from normscope.gaussian import activation, mean, one_dimensional, second_moment
 
 
 def isometry(gram: Any) -> float:
@@ -44,9 +44,7 @@ def nonlinearity_strength(name: str) -> float:
     """
     a = activation(name)
     # E z f(z) = E f'(z) (Stein); the derivative's mean by the same rule as the other moments.
-    from normscope.gaussian import _one_dimensional
-
-    c1 = float(_one_dimensional(a.derivative, np.array(1.0)))
+    c1 = float(one_dimensional(a.derivative, np.array(1.0)))
     variance = float(second_moment(name, 1.0)) - float(mean(name, 1.0)) ** 2
     return 2 - c1**2 / variance
 
