@@ -67,14 +67,14 @@ def test_subsets_and_frozen_parameters(names: set[str]) -> None:
     close(ntk(model, X).dense(), j @ j.T)
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy", nn.MSELoss()])
+@pytest.mark.parametrize("loss", ["squared_error", "mse", "cross_entropy", nn.MSELoss()])
 def test_the_dual_of_the_fisher(loss: object) -> None:
     model = mlp()
     f = fisher(model, X, loss=loss)  # type: ignore[arg-type]
     j = rows(model, X).reshape(6, 3, -1)
     g = model(X).softmax(1).detach()
     output = {
-        "mse": torch.eye(3, dtype=D).expand(6, 3, 3),
+        "squared_error": torch.eye(3, dtype=D).expand(6, 3, 3),
         "cross_entropy": torch.diag_embed(g) - g[:, :, None] * g[:, None, :],
     }.get(str(loss), 2 / 3 * torch.eye(3, dtype=D).expand(6, 3, 3))
     want = torch.linalg.eigvalsh(torch.einsum("nkp,nkl,nlq->pq", j, output, j) / 6).flip(0)
@@ -135,8 +135,7 @@ def test_anything_else_goes_the_general_way(make: Callable[[], nn.Module]) -> No
 def test_chosen_outputs_and_several_batches_go_the_general_way() -> None:
     model = mlp()
     assert jacobian(model, X, outputs=[0, 2]).outer is None
-    assert jacobian(model, [X[:3], X[3:]]).outer is None
-    assert jacobian(model, (X,)).outer is None
+    assert jacobian(model, data=[X[:3], X[3:]]).outer is None
 
 
 def test_half_precision_is_computed_in_single() -> None:

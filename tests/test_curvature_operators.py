@@ -117,7 +117,8 @@ def oracle_loss_hessian(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Te
     twin = plain(model)
     params = [p for p in twin.parameters() if p.requires_grad]
     out = twin(x)
-    value = (out - y).square().sum() / (2 * N) if loss == "mse" else F.cross_entropy(out, y)
+    values = {"mse": F.mse_loss, "squared_error": lambda out, y: (out - y).square().sum() / (2 * N), "cross_entropy": F.cross_entropy}
+    value = values[loss](out, y)
     slope = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, params, create_graph=True)])
     rows = []
     for s in slope:
@@ -299,10 +300,10 @@ def test_fisher_of_cross_entropy(net: tuple[nn.Module, Tensor]) -> None:
     assert off(got.matvec(w), want @ w) < 1e-10
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("loss", ["mse", "squared_error", "cross_entropy"])
 def test_hessian(net: tuple[nn.Module, Tensor], loss: str) -> None:
     model, x = net
-    y = torch.randn(N, C, dtype=torch.float64) if loss == "mse" else torch.randint(0, C, (N,))
+    y = torch.randn(N, C, dtype=torch.float64) if loss != "cross_entropy" else torch.randint(0, C, (N,))
     want = oracle_loss_hessian(model, x, y, loss)
     got = curvature.hessian(model, x, y, loss)
     columns = torch.randn(len(want), 3, dtype=torch.float64)
@@ -318,12 +319,12 @@ def test_empirical_fisher_takes_whole_batch_rows() -> None:
     assert off(curvature.fisher(model, x, y, "cross_entropy", kind="empirical").dense(), g.T @ g / N) < 1e-10
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("loss", ["mse", "squared_error", "cross_entropy"])
 def test_monte_carlo_fisher_is_unbiased(loss: str) -> None:
     model, x = make("mlp-batchnorm")
     exact = curvature.fisher(model, x, loss=loss).dense()
     drawn = [
-        curvature.fisher(model, x, loss=loss, kind="monte_carlo", samples=40, seed=s).dense().diagonal().sum()
+        curvature.fisher(model, x, loss=loss, kind="monte_carlo", draws=40, seed=s).dense().diagonal().sum()
         for s in range(20)
     ]
     drawn = torch.stack(drawn)
@@ -348,12 +349,12 @@ def test_several_batches_are_the_sum_each_coupled_inside_itself() -> None:
     parts = [torch.randn(N, 6, dtype=torch.float64), x]
     want = sum(oracle_jacobian(model, p).T @ oracle_jacobian(model, p) for p in parts) / (2 * N)
     for memory in (None, 0.0):
-        assert off(curvature.fisher(model, parts, memory=memory).dense(), want) < 1e-10
+        assert off(curvature.fisher(model, data=parts, memory=memory).dense(), want) < 1e-10
         w = torch.randn(len(want), dtype=torch.float64)
-        assert off(curvature.fisher(model, parts, memory=memory).matvec(w), want @ w) < 1e-10
+        assert off(curvature.fisher(model, data=parts, memory=memory).matvec(w), want @ w) < 1e-10
     ys = [torch.randn(N, C, dtype=torch.float64) for _ in parts]
     want = sum(oracle_loss_hessian(model, p, y, "mse") for p, y in zip(parts, ys, strict=True)) / 2
-    got = curvature.hessian(model, parts, ys)
+    got = curvature.hessian(model, data=list(zip(parts, ys, strict=True)))
     eye = torch.eye(len(want), dtype=torch.float64)
     assert off(got.matmat(eye), want) < 1e-10
 
@@ -456,7 +457,7 @@ def test_each_position_of_a_language_model_is_a_sample() -> None:
     assert (
         off(curvature.fisher(model, ids, y, loss="cross_entropy", kind="empirical").dense(), each.T @ each / n) < 1e-10
     )
-    with pytest.raises(UsageError, match=r"\(20,\).*\(4, 4\)"):
+    with pytest.raises(UsageError, match=r"\(4, 5, 3\).*\(4, 4\)"):
         curvature.fisher(model, ids, y[:, :4], loss="cross_entropy")
     assert "batch 4 x 5 positions" in str(curvature.sharpness(model, ids, y, loss="cross_entropy"))
 
@@ -473,8 +474,10 @@ def test_each_pixel_of_a_segmentation_is_a_sample() -> None:
     ]
     assert off(got, torch.stack(rows).T @ torch.stack(rows) / 60) < 1e-10
     z = torch.randn(3, C, 4, 5, dtype=torch.float64)
-    assert off(curvature.fisher(model, x, z).dense(), curvature.fisher(model, x).dense()) < 1e-12
-    with pytest.raises(UsageError, match=r"\(60,\)"):
+    plain = curvature.fisher(model, x).dense()
+    assert off(curvature.fisher(model, x, z, "squared_error").dense(), plain) < 1e-12
+    assert off(curvature.fisher(model, x, z).dense(), plain * 2 / C) < 1e-12
+    with pytest.raises(UsageError, match=r"\(3, 3, 4, 5\).*\(3, 3, 5\)"):
         curvature.fisher(model, x, y[:, :3], loss="cross_entropy")
 
 
@@ -610,7 +613,7 @@ class Shape(nn.Module):
 
 BAD = {
     "five axes": (lambda o: o[:, :, None, None, None], {}, r"\(n, c\).*\(12, 3, 1, 1, 1\)"),
-    "one axis": (lambda o: o[:, 0], {}, r"\(n, c\).*\(12,\)"),
+    "no axis": (lambda o: o.sum(), {}, r"\(n, c\).*\(\)"),
     "a string": (lambda o: "x", {}, "must return a tensor"),
     "integers": (lambda o: o.argmax(1, keepdim=True), {}, "floating-point"),
     "detached": (lambda o: o.detach(), {}, "do not depend differentiably"),
@@ -620,10 +623,11 @@ BAD = {
     "unknown parameter": (lambda o: o, {"parameters": "nett"}, "no trainable parameter 'nett'"),
     "unknown mode": (lambda o: o, {"mode": "training"}, "mode must be"),
     "targets shape": (lambda o: o, {"targets": torch.zeros(N)}, r"shape \(12, 3\).*\(12,\)"),
-    "targets dtype": (lambda o: o, {"targets": torch.zeros(N, C, dtype=torch.long)}, "floating-point; got torch.int64"),
+    "targets dtype": (lambda o: o, {"targets": torch.zeros(N, C, dtype=torch.long), "loss": "cross_entropy"}, "single one"),
+    "targets of two losses": (lambda o: o, {"targets": torch.zeros(N, 2), "loss": "mse"}, r"\(12, 3\).*\(12, 2\)"),
     "targets missing": (lambda o: o, {"kind": "empirical"}, "needs targets"),
-    "targets range": (lambda o: o, {"targets": torch.full((N,), 7), "loss": "cross_entropy"}, r"0\.\.2.*7"),
-    "targets not finite": (lambda o: o, {"targets": torch.full((N, C), torch.nan)}, "non-finite"),
+    "targets range": (lambda o: o, {"targets": torch.full((N,), 7), "loss": "cross_entropy"}, "outputs, 3; the largest is 7"),
+    "targets not finite": (lambda o: o, {"targets": torch.full((N, C), torch.nan)}, "must be finite"),
 }  # fmt: skip
 
 

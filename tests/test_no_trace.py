@@ -333,14 +333,17 @@ def test_a_gradient_that_a_loss_accumulates_is_as_before(run, data):
     assert state(model) == before
 
 
-def test_parameters_that_the_forward_pass_changes_are_told():
+def test_parameters_that_the_forward_pass_changes_are_put_back_and_told():
     class Clipped(nn.Linear):
         def forward(self, x):
             with torch.no_grad():
                 self.weight.clamp_(-0.1, 0.1)
             return super().forward(x)
 
-    notes = probe(Clipped(4, 3), torch.ones(6, 4)).facts["notes"]
+    model = Clipped(4, 3)
+    before = model.weight.detach().clone()
+    notes = probe(model, torch.ones(6, 4)).facts["notes"]
+    assert torch.equal(model.weight, before)
     assert [n for n in notes if "weight" in n and "in place" in n] != []
 
 

@@ -880,7 +880,7 @@ WRONG = {
     "no class counts": (torch.full((6,), -100), None),
     "a list": ([0, 1, 2, 0, 1, 2], None),
     "a list for mse": ([0, 1, 2, 0, 1, 2], "mse"),
-    "floats for cross_entropy": (torch.zeros(6, 3), "cross_entropy"),
+    "floats for cross_entropy": (torch.zeros(6), "cross_entropy"),
     "one column for mse": (torch.zeros(6, 1), "mse"),
     "class too large for mse": (torch.full((6,), 3), "mse"),
     "negative class for mse": (torch.full((6,), -1), "mse"),
@@ -904,21 +904,25 @@ def test_a_loss_that_depends_on_nothing_is_refused():
     assert "no gradient" in message(plain(), gaussian(6, 4), None, lambda _o, _t: torch.tensor(1.0))
 
 
-def test_an_error_in_the_models_forward_keeps_its_type():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        probe(plain(), gaussian(6, 9))
-
-
-def test_an_error_in_the_models_forward_is_noted_with_the_last_layer_that_ran():
-    with pytest.raises(RuntimeError) as caught:
+def test_a_layer_that_refuses_its_input_is_named_in_an_error_that_is_a_runtime_error_still():
+    with pytest.raises(RuntimeError, match=r"layer '1' \(Linear\) raised RuntimeError: .*shapes cannot be multiplied") as caught:
         probe(nn.Sequential(nn.Linear(4, 5), nn.Linear(7, 2)), gaussian(6, 4))
-    assert caught.value.__notes__ == ["normscope: the model's forward raised this, after layer '0'."]
+    assert isinstance(caught.value, UsageError)
 
 
-def test_an_error_before_the_first_layer_is_noted_so():
-    with pytest.raises(RuntimeError) as caught:
-        probe(plain(), gaussian(6, 9))
-    assert "before the first layer returned" in caught.value.__notes__[0]
+class Raises(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 5)
+
+    def forward(self, x):
+        raise LookupError("my own")
+
+
+def test_an_error_of_the_models_own_passes_through_with_a_note():
+    with pytest.raises(LookupError, match="my own") as caught:
+        probe(nn.Sequential(nn.Linear(4, 4), Raises()), gaussian(6, 4))
+    assert caught.value.__notes__ == ["normscope: the model's forward raised this, in layer '1' (Raises)."]
 
 
 def test_frozen_batch_norms_measured_in_training_mode_are_named():

@@ -22,7 +22,7 @@ def net(width: int = 24, c: int = 4) -> tuple[nn.Module, Tensor, Tensor]:
 def test_batches_and_the_whole_are_told_apart() -> None:
     model, x, _ = net()
     parts = list(x.split(20))
-    s = curvature.sharpness(model, parts)
+    s = curvature.sharpness(model, data=parts)
     assert set(s.modes) == {"train, mean over batches", "train, whole batch", "eval"}
     assert s.modes["train, whole batch"] == pytest.approx(curvature.sharpness(model, x).lambda_max, rel=1e-5)
     assert s.modes["train, mean over batches"] == s.lambda_max
@@ -32,7 +32,7 @@ def test_batches_and_the_whole_are_told_apart() -> None:
 
 def test_torchs_mean_squared_error_scales_the_rate() -> None:
     model, x, y = net()
-    ours = curvature.sharpness(model, x, y)
+    ours = curvature.sharpness(model, x, y, "squared_error")
     torchs = curvature.sharpness(model, x, y, nn.MSELoss())
     assert torchs.max_stable_lr == pytest.approx(ours.max_stable_lr * 4 / 2, rel=1e-5)
 

@@ -66,7 +66,7 @@ def data(n: int = N, d: int = WIDTHS[0], seed: int = 1) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def eig(model: nn.Module, x: Tensor, **more: object) -> Tensor:
+def eig(model: nn.Module, x: Tensor | None, **more: object) -> Tensor:
     return torch.linalg.eigvalsh(curvature.fisher(model, x, **more).dense()).flip(0)
 
 
@@ -208,7 +208,7 @@ def test_cross_entropy_is_at_most_half_and_of_lower_rank() -> None:
 
 def test_replicas_with_their_own_mean_are_never_sharper() -> None:
     halves = [X[: N // 2], X[N // 2 :]]
-    assert float(eig(net("ms"), halves)[0]) <= float(eig(net("ms"), X)[0]) * (1 + 1e-12)
+    assert float(eig(net("ms"), None, data=halves)[0]) <= float(eig(net("ms"), X)[0]) * (1 + 1e-12)
 
 
 def test_layer_sharpnesses_bound_the_whole_from_above_and_the_shares_from_below() -> None:

@@ -343,7 +343,7 @@ def test_replicas_with_few_samples_are_sharper_behind_batch_norm_but_not_behind_
 
     def largest(last: str, size: int) -> float:
         model = net([100, 100, 100, 2], 0, last=last, **RELU)
-        return spectrum(curvature.fisher(model, list(x.split(size)) if size < 100 else x), method="dense").largest
+        return spectrum(curvature.fisher(model, data=list(x.split(size))), method="dense").largest
 
     centred = [largest("ms", size) for size in (100, 20, 5)]
     assert centred == sorted(centred, reverse=True)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscope import report as _report  # noqa: F401  (enters what results show of themselves)
 from normscope import tasks as _tasks  # noqa: F401  (enrols the tasks)
+from normscope.call.step import Step
 from normscope.core.errors import UsageError
 from normscope.core.records import Profile, Record
 from normscope.core.spec import Spec
@@ -60,6 +61,7 @@ __all__ = [
     "Sharpness",
     "Spec",
     "Spectrum",
+    "Step",
     "Tracker",
     "UsageError",
     "build",

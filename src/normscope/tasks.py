@@ -208,7 +208,7 @@ def _trained(
     """The outcome of a few steps of SGD (`normscope.training`)."""
     import torch
 
-    from normscope.call.taps import no_trace
+    from normscope.call.traceless import Traceless
     from normscope.training import Recipe, Samples, Training
 
     inputs, targets = data.inputs, data.targets
@@ -217,12 +217,11 @@ def _trained(
     epochs = max(1, math.ceil(steps / (len(inputs) // size)))
     recipe = Recipe(epochs=epochs, batch=size, lr=lr, momentum=momentum, loss=value, seed=seed)
     run = Training(net, Samples(inputs, wanted), recipe)
-    with no_trace(net, mode="train", seed=seed), torch.no_grad():
-        initial = float(value(net(inputs), wanted))
+    look = torch.no_grad()(lambda: net(inputs))
+    initial = float(value(Traceless(net, mode="train", seed=seed).run(look), wanted))
     run.advance(steps)
-    with no_trace(net, mode="train", seed=seed), torch.no_grad():
-        outputs = net(inputs)
-        final = float(value(outputs, wanted))
+    outputs = Traceless(net, mode="train", seed=seed).run(look)
+    final = float(value(outputs, wanted))
     if run.diverged is not None or not final <= recipe.explosion * initial:
         final = math.inf
     found = {

@@ -1,115 +1,220 @@
-"""What goes into a model and what comes out: parameters by name, inputs of any structure, outputs as (n, c)."""
+"""What a batch is: the arguments of a forward call, how many samples they hold and along which axis, and the outputs."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError
 
-Outputs = Sequence[int] | slice | Callable[[Any], Tensor] | None
-
-
-def select(model: nn.Module, patterns: str | Sequence[str] | None) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters whose names match one of the patterns (shell style); shared ones once."""
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"A model must be a torch.nn.Module; got {type(model).__name__}.")
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    if not named:
-        raise UsageError(
-            f"{type(model).__name__} has no trainable parameter; curvature needs at least one with requires_grad=True."
-        )
-    if patterns is None:
-        return named
-    globs = [patterns] if isinstance(patterns, str) else list(patterns)
-    known = [n for n, _ in named]
-    for glob in globs:
-        if not any(fnmatch.fnmatchcase(n, glob) or n.startswith(glob.rstrip(".") + ".") for n in known):
-            raise unknown("trainable parameter", glob, known)
-    return [
-        (n, p)
-        for n, p in named
-        if any(fnmatch.fnmatchcase(n, glob) or n.startswith(glob.rstrip(".") + ".") for glob in globs)
-    ]
+#: Where the outputs lie in what a model returns, when it is no tensor; then the first floating tensor.
+OUTPUT_KEYS = ("logits", "last_hidden_state", "out")
 
 
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precisions, else the dtype itself."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same structure with ``change`` of each tensor: tuples, lists, mappings, dataclasses, and copies of other objects."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, PackedSequence):
+        return value._replace(data=change(value.data))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(v, change) for v in value))
+    if isinstance(value, tuple | list):
+        items = [mapped(v, change) for v in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if type(value) is dict:
+        return {k: mapped(v, change) for k, v in value.items()}
+    if isinstance(value, Mapping) or (hasattr(value, "__dict__") and not isinstance(value, type | nn.Module)):
+        return _other(value, change)
+    return value
 
 
-def floats(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floating tensors in ``dtype``, others as they are."""
-    return x.to(dtype) if x.is_floating_point() else x
+def _other(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A copy of an object that holds tensors (a graph, a ``BatchEncoding``, a model's output class), them changed."""
+    if callable(value) or not any(True for _ in tensors(value)):
+        return value
+    twin = copy.copy(value)
+    if isinstance(value, Mapping) and hasattr(twin, "__setitem__"):
+        for key, item in value.items():
+            twin[key] = mapped(item, change)
+        return twin
+    for key, item in vars(value).items():
+        object.__setattr__(twin, key, mapped(item, change))
+    return twin
 
 
-def cast(x: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """Tensors inside any structure, moved to the device; floating ones in ``dtype``."""
-    if isinstance(x, Tensor):
-        return floats(x.detach().to(device), dtype)
-    if isinstance(x, Mapping):
-        return {k: cast(v, dtype, device) for k, v in x.items()}
-    if isinstance(x, tuple) and not hasattr(x, "_fields"):
-        return tuple(cast(v, dtype, device) for v in x)
-    return x
+def tensors(value: Any, depth: int = 6) -> Iterator[Tensor]:
+    """Every tensor in a structure, in its order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, PackedSequence):
+        yield value.data
+    elif depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item, depth - 1)
+    elif depth and isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors(item, depth - 1)
+    elif depth and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for f in dataclasses.fields(value):
+            yield from tensors(getattr(value, f.name), depth - 1)
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
+        for item in vars(value).values():
+            yield from tensors(item, depth - 1)
 
 
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A tensor is the one argument, a tuple the positional arguments, a dictionary the keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+def read_inputs(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``inputs`` as positional and keyword arguments of the model.
 
-
-def by_position(x: Tensor) -> Tensor:
-    """Images (m, c, height, width) with their channels last; anything else as it is."""
-    return x.movedim(1, -1) if x.dim() == 4 else x
-
-
-def tidy(out: Any, outputs: Outputs = None) -> tuple[Tensor, int]:
-    """The outputs as (n, c): the tensor, ``.logits``, or the first of a tuple; then the chosen columns.
-
-    Of outputs (m, positions, c), as of a language model, or (m, c, height, width), as of a segmentation, each position is a
-    sample: n = m positions. The second value is the number of positions, otherwise 1.
+    A tensor is the one argument; a tuple or list the positional arguments; a mapping the keyword arguments, or the one
+    argument where the model has no arguments of these names; any other object that holds tensors the one argument.
+    Raises ``UsageError`` for what is no batch, and for arguments that ``forward`` does not take.
     """
-    if callable(outputs):
-        out = outputs(out)
-    elif not isinstance(out, Tensor):
-        if getattr(out, "logits", None) is not None:
-            out = out.logits
-        elif isinstance(out, Mapping) and "logits" in out:
-            out = out["logits"]
-        elif isinstance(out, (tuple, list)) and out and isinstance(out[0], Tensor):
-            out = out[0]
-    if not isinstance(out, Tensor):
-        raise UsageError(
-            f"The model must return a tensor (n, c), or something with .logits; it returned {type(out).__name__}. "
-            "Pick the tensor: outputs=lambda out: out.last_hidden_state[:, 0]."
-        )
-    positions = 1
-    if out.dim() in (3, 4):
-        out = by_position(out)
-        positions = out.shape[1:-1].numel()
-        out = out.flatten(0, -2)
-    if out.dim() != 2:
-        cures = {0: "outputs=lambda out: the scores behind the loss", 1: "outputs=lambda out: out[:, None]"}
-        cure = cures.get(out.dim(), "outputs=lambda out: out.flatten(1)")
-        raise UsageError(
-            "Curvature needs outputs of shape (n, c), (n, positions, c) or (n, c, height, width); the model returned "
-            f"{tuple(out.shape)}. Say {cure}."
-        )
-    if not out.is_floating_point():
-        raise UsageError(f"Curvature needs floating-point outputs; the model returned {out.dtype}. Return the scores.")
-    if outputs is not None and not callable(outputs):
-        index = outputs if isinstance(outputs, slice) else torch.as_tensor(list(outputs), device=out.device)
-        try:
-            out = out[:, index]
-        except IndexError:
+    if isinstance(inputs, PackedSequence) or (isinstance(inputs, tuple) and hasattr(inputs, "_fields")) or isinstance(inputs, Tensor):
+        args, kwargs = (inputs,), {}
+    elif isinstance(inputs, tuple | list):
+        args, kwargs = tuple(inputs), {}
+    elif isinstance(inputs, Mapping):
+        args, kwargs = (), dict(inputs)
+        if _refusal(model, args, kwargs) and not _refusal(model, (inputs,), {}):
+            args, kwargs = (inputs,), {}
+    elif _is_batch(inputs):
+        args, kwargs = (inputs,), {}
+    else:
+        raise _no_batch(inputs)
+    _check_tensors(args, kwargs)
+    if wrong := _refusal(model, args, kwargs):
+        raise UsageError(_advice(model, inputs, wrong))
+    return args, kwargs
+
+
+def _is_batch(inputs: Any) -> bool:
+    loader = isinstance(inputs, torch.utils.data.DataLoader | torch.utils.data.Dataset) or hasattr(inputs, "__next__")
+    plain = inputs is None or isinstance(inputs, str | bytes | int | float | complex | type | nn.Module)
+    return not loader and not plain and not callable(inputs) and any(True for _ in tensors(inputs))
+
+
+def _no_batch(inputs: Any) -> UsageError:
+    name = type(inputs).__name__
+    what = "inputs must be a tensor, a tuple of arguments, a dict of keyword arguments or an object that holds tensors"
+    if isinstance(inputs, torch.utils.data.DataLoader | torch.utils.data.Dataset) or hasattr(inputs, "__next__"):
+        return UsageError(f"{what}; got a {name}. Pass it as data={name.lower()}, or one batch of it.")
+    if hasattr(inputs, "__array__"):
+        return UsageError(f"{what}; got a {name}. Pass torch.as_tensor(inputs).")
+    return UsageError(f"{what}; got {name}: {str(inputs)[:60]!r}. Pass the batch as the model takes it.")
+
+
+def _check_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    found = list(tensors((args, dict(kwargs))))
+    for name, value in [*((f"inputs[{i}]", a) for i, a in enumerate(args)), *kwargs.items()]:
+        if not isinstance(value, Tensor) and hasattr(value, "__array__") and hasattr(value, "dtype"):
+            raise UsageError(f"{name} must be a tensor; got a {type(value).__name__}. Pass torch.as_tensor of it.")
+    if not found:
+        kinds = ", ".join(type(a).__name__ for a in (*args, *kwargs.values())) or "nothing"
+        raise UsageError(f"inputs hold no tensor with a batch axis, so there is nothing to probe; got {kinds}.")
+    for x in found:
+        if x.is_nested:
+            raise UsageError("inputs must be plain tensors; got a nested tensor. Pass x.to_padded_tensor(0.0).")
+        if x.is_sparse or x.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
             raise UsageError(
-                f"outputs={outputs!r} picks columns that are not there; the model has {out.shape[1]}."
-            ) from None
-    return out, positions
+                f"inputs must be dense tensors; got a sparse one of shape {tuple(x.shape)}. Pass x.to_dense()."
+            )
+        if x.is_quantized:
+            raise UsageError(f"inputs must not be quantized; got {x.dtype}. Pass x.dequantize().")
+        if x.is_meta:
+            raise UsageError(f"inputs must hold numbers; got a meta tensor of shape {tuple(x.shape)}. Pass a real batch.")
+
+
+def _refusal(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Why ``forward`` cannot be called like this, by its signature alone."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # built in, or a wrapper without one
+        return None
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return None
+
+
+def _advice(model: nn.Module, inputs: Any, wrong: str) -> str:
+    names = [n for n in inspect.signature(model.forward).parameters]
+    takes = f"{type(model).__name__}.forward takes ({', '.join(names)})"
+    if isinstance(inputs, tuple | list):
+        came = f"got {len(inputs)} positional arguments"
+        hint = f"A model whose one argument is a {type(inputs).__name__} takes it as ({type(inputs).__name__},): inputs=(x,)."
+        if len(inputs) == 2 and len(names) == 1:
+            hint = "If this is a batch (inputs, targets), pass both: inputs, targets. " + hint
+    elif isinstance(inputs, Mapping):
+        came, hint = f"got the keywords {', '.join(map(str, inputs))}", "Name them as forward does."
+    else:
+        came, hint = f"got one {type(inputs).__name__}", "Several arguments come as a tuple."
+    return f"The inputs must be what the model takes: {takes}; {came} ({wrong}). {hint}"
+
+
+def own_call(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], *, grad: bool, dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:  # fmt: skip
+    """Private copies of the arguments, and the leaves behind their floating tensors if ``grad``."""
+    leaves: list[Tensor] = []
+
+    def own(x: Tensor) -> Tensor:
+        x = x.detach()
+        moved = x if device is None else x.to(device)
+        if dtype is not None and moved.is_floating_point():
+            moved = moved.to(dtype)
+        twin = moved.clone() if moved.data_ptr() == x.data_ptr() else moved
+        if not (grad and twin.is_floating_point()):
+            return twin
+        leaves.append(twin.requires_grad_())
+        return twin.clone()  # not a leaf: a model may change its input in place
+
+    own_args = tuple(mapped(a, own) for a in args)
+    return own_args, {k: mapped(v, own) for k, v in kwargs.items()}, leaves
+
+
+def own_copy(value: Any) -> Any:
+    """Private copies of the tensors in any structure, gradients off."""
+    return mapped(value, lambda x: x.detach().clone())
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The tensor that stands for a module's output: itself, one under `OUTPUT_KEYS`, or the first floating or complex one."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() or output.is_complex() else None
+    if isinstance(output, PackedSequence):
+        return None  # its rows are steps of samples, not samples
+    if isinstance(output, Mapping):
+        for key in OUTPUT_KEYS:
+            if isinstance(output.get(key), Tensor):
+                return output[key]
+    for key in OUTPUT_KEYS:
+        if isinstance(found := getattr(output, key, None), Tensor):
+            return found
+    return next((x for x in tensors(output) if (x.is_floating_point() or x.is_complex())), None)
+
+
+def length(value: Any) -> int | None:
+    """How many samples a value holds along its first axis: a tensor's, a list's, that of the first tensor in a structure."""
+    if isinstance(value, PackedSequence):
+        return int(value.batch_sizes[0])
+    if isinstance(value, Tensor):
+        return len(value) if value.dim() else None
+    if isinstance(value, list | tuple) and value and not hasattr(value, "_fields"):
+        inner = [length(v) for v in value]
+        if any(n is None or n != inner[0] for n in inner) or (inner[0] or 0) <= len(value):
+            return len(value)  # one entry a sample, as images of unequal size
+        return inner[0]
+    if isinstance(value, Mapping):
+        return next((n for v in value.values() if (n := length(v)) is not None), None)
+    return next((len(x) for x in tensors(value) if x.dim()), None)
+

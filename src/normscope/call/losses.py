@@ -1,99 +1,363 @@
-"""Losses by name: ``mse``, ``cross_entropy``, or any callable (outputs, targets) -> scalar."""
+"""The loss of a training step: by name, torch's own modules and functions, the user's callable, or the model's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normscope.call.arguments import first_tensor, mapped
 from normscope.core.errors import UsageError, unknown
 
-LOSSES = ("mse", "cross_entropy")
-Loss = str | Callable[[Any, Any], Tensor] | None
+LossLike = Any  # str | Callable[[Any, Any], Tensor] | nn.Module | Loss | None; Any, for the users' own types
+#: Names with torch's own value, and the module that has it; ``squared_error`` is the papers' sum over outputs, halved.
+MODULES: dict[str, Callable[[], nn.Module] | None] = {
+    "mse": nn.MSELoss, "cross_entropy": nn.CrossEntropyLoss, "bce_with_logits": nn.BCEWithLogitsLoss, "l1": nn.L1Loss,
+    "huber": nn.HuberLoss, "nll": nn.NLLLoss, "squared_error": None,
+}  # fmt: skip
+LOSSES = tuple(MODULES)
+_FUNCTIONS: dict[Any, Callable[[], nn.Module]] = {
+    F.mse_loss: nn.MSELoss, F.cross_entropy: nn.CrossEntropyLoss, F.l1_loss: nn.L1Loss, F.huber_loss: nn.HuberLoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss, F.nll_loss: nn.NLLLoss,
+}  # fmt: skip
+COTANGENT, OWN, CALLABLE = "random cotangent", "the model's own loss", "callable"
+#: Losses between numbers of one shape.
+_ALIKE = ("mse", "l1", "huber", "squared_error", "bce_with_logits")
 
 
-def loss_name(loss: Loss, targets: Any) -> str:
-    """What `loss_value` will compute, in words for a report."""
-    if loss is None:
-        if targets is None:
-            return "random cotangent"
-        return "mse" if isinstance(targets, Tensor) and targets.is_floating_point() else "cross_entropy"
-    if callable(loss):
-        return getattr(loss, "__name__", type(loss).__name__)
-    if loss not in LOSSES:
-        raise unknown("loss", loss, LOSSES)
-    if targets is None:
-        raise UsageError(f"loss={loss!r} needs targets; got None. Pass targets, or leave the loss away as well.")
-    return loss
+@dataclass(frozen=True)
+class Loss:
+    r"""What is differentiated: ``value(whole, targets)`` of whatever the model returned.
 
-
-def loss_value(loss: Loss, output: Tensor, whole: Any, targets: Any) -> Tensor:
-    r"""The scalar that is differentiated.
-
-    ``cross_entropy``: mean over samples (and positions) of the softmax cross-entropy, classes on the last axis, or
-    on the second axis of images; targets of class indices, negative ones ignored. ``mse``: torch's mean over all
-    entries; integer targets (n,) become one-hot rows. No loss and no targets: $\frac1n \sum \epsilon \cdot f$ with
-    standard normal $\epsilon$ (a random cotangent), so that gradient flow can be seen without a task.
-    A callable gets the model's whole output and the targets.
+    name: what results print. kind: a name of `LOSSES`, ``callable``, ``the model's own loss``, ``random cotangent``, or
+    empty: still to be settled by what the model returns and by the targets. call: the user's function of (outputs,
+    targets). module: torch's module with its weights, ``ignore_index`` and reduction, private. strict: torch's reading of
+    targets alone (the module or function came from the user); by name, one-hot targets, classes on the last axis and
+    negative = ignored are read too.
     """
-    if callable(loss):
-        value = loss(whole, targets)
+
+    name: str
+    kind: str = CALLABLE
+    call: Callable[[Any, Any], Any] | None = None
+    module: nn.Module | None = None
+    strict: bool = False
+
+    @classmethod
+    def of(cls, loss: LossLike) -> Loss:
+        """From what a user passes; raises ``UsageError`` for an unknown name (nearest one offered) or no loss at all."""
+        if isinstance(loss, Loss):
+            return loss
+        if loss is None:
+            return cls("", "")
+        if isinstance(loss, str):
+            if loss not in MODULES:
+                raise unknown("loss", loss, LOSSES)
+            make = MODULES[loss]
+            return cls(loss, loss, module=None if make is None else make())
+        if isinstance(loss, type) and issubclass(loss, nn.Module):
+            raise UsageError(f"loss must be a loss, not its class; got {loss.__name__}. Pass {loss.__name__}().")
+        if not callable(loss):
+            raise UsageError(
+                f"loss must be one of {', '.join(LOSSES)}, a torch loss module or a callable (outputs, targets) -> scalar; "
+                f"got {type(loss).__name__}: {str(loss)[:60]}."
+            )
+        try:
+            known = _FUNCTIONS.get(loss)
+        except TypeError:  # not hashable
+            known = None
+        module = known() if known is not None else loss
+        kinds = {type(make()): name for name, make in MODULES.items() if make is not None}
+        if isinstance(module, nn.Module) and type(module) in kinds:
+            kind = kinds[type(module)]
+            plain = getattr(module, "reduction", "mean")
+            return cls(kind if plain == "mean" else f"{kind} ({plain})", kind, module=copy.deepcopy(module), strict=True)
+        name = getattr(loss, "__name__", type(loss).__name__)
+        return cls("loss" if name == "<lambda>" else name, CALLABLE, call=loss)
+
+    @property
+    def named(self) -> bool:
+        """Whether its Hessian in the outputs has a formula."""
+        return self.kind in ("mse", "cross_entropy", "squared_error")
+
+    def settled(self, whole: Any, targets: Any, default: str = COTANGENT) -> Loss:
+        """The loss of this step: the model's own if none was given and it returns one, else by the targets, else ``default``."""
+        if self.kind:
+            if self.kind in MODULES and targets is None and self.kind not in ("mse", "cross_entropy", "squared_error"):
+                raise UsageError(f"loss={self.name!r} needs targets; got None. Pass targets, or leave the loss away too.")
+            return self
+        if (own := _own_losses(whole)) is not None:
+            names = [name for name, _ in own if name]
+            return Loss(f"sum of the model's losses ({' + '.join(names)})" if len(own) > 1 else OWN, OWN)
+        if targets is None:
+            return Loss.of(default) if default in MODULES else Loss(default, default)
+        if not isinstance(targets, Tensor):
+            kind = type(targets).__name__
+            raise UsageError(
+                f"Targets that are a {kind} need a loss that reads them; got none. Pass loss=lambda outputs, targets: ..., "
+                "or tensors as targets."
+            )
+        return Loss.of("mse" if targets.is_floating_point() or targets.is_complex() else "cross_entropy")
+
+    def value(self, whole: Any, targets: Any, seed: int = 0) -> Tensor:
+        """The scalar that is differentiated.
+
+        Raises ``UsageError`` where targets do not fit the outputs, and for a callable that returns no scalar; a callable's
+        own exception passes through.
+        """
+        if self.kind == OWN:
+            own = _own_losses(whole)
+            if own is None:
+                raise UsageError(f"The model returned no loss of its own this time; got {type(whole).__name__}.")
+            return torch.stack([x.reshape(()) for _, x in own]).sum() if len(own) > 1 else own[0][1].reshape(())
+        if self.call is not None:
+            given = whole
+            if isinstance(self.call, nn.modules.loss._Loss) and not isinstance(whole, Tensor):
+                given = self._output(whole)
+            return self.scalar(self.call(given, targets))
+        output = self._output(whole)
+        if self.kind == COTANGENT:
+            if not output.dim():
+                return output
+            real = torch.view_as_real(output) if output.is_complex() else output
+            noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            return (real * noise.to(real)).sum() / len(output)
+        if self.strict:
+            return self._as_torch(output, targets)
+        wanted = self.read(output, targets)
+        if self.kind == "cross_entropy":
+            logits, wanted = by_class(output, targets), wanted.flatten(0, -2) if _soft(wanted) else wanted.flatten()
+            return self._module(logits)(logits.float() if logits.dtype in _HALF else logits, wanted)
+        if self.kind == "squared_error":
+            return (output - wanted).square().sum() / (2 * rows_in(output))
+        return self._module(output)(output, wanted)
+
+    def scalar(self, value: Any) -> Tensor:
+        """What a callable returned, as a scalar: a dict of losses is summed."""
+        if isinstance(value, Mapping) and value and all(isinstance(v, Tensor) and v.numel() == 1 for v in value.values()):
+            return torch.stack([v.reshape(()) for v in value.values()]).sum()
         if not (isinstance(value, Tensor) and value.numel() == 1):
             raise UsageError(
-                f"The loss must return a scalar tensor; {loss_name(loss, targets)} returned {_what(value)}."
+                f"The loss must return a scalar tensor; {self.name} returned {what(value)}. Take its mean: reduction='mean'."
             )
+        if not value.is_floating_point():
+            raise UsageError(f"The loss must return a floating-point scalar; {self.name} returned {what(value)}.")
         return value.reshape(())
-    match loss_name(loss, targets):
-        case "random cotangent" if not output.dim():
-            return output  # the model returns its own loss
-        case "random cotangent":
-            return (output * torch.randn_like(output)).sum() / len(output)
-        case "mse":
-            if not isinstance(targets, Tensor):
-                raise UsageError(f"mse needs a tensor of targets; got {_what(targets)}.")
-            wanted = _one_hot(output, targets) if not targets.is_floating_point() else targets
-            if wanted.shape != output.shape:
-                raise UsageError(f"mse needs targets of the outputs' shape {_what(output)}; got {_what(targets)}.")
-            return nn.functional.mse_loss(output, wanted.to(output.dtype))
-        case _:
-            return _cross_entropy(output, targets)
+
+    def read(self, output: Tensor, targets: Any) -> Tensor:
+        """The targets as this loss, given by name, reads them for these outputs: checked, in the outputs' dtype."""
+        if not isinstance(targets, Tensor):
+            raise UsageError(f"loss={self.name!r} needs a tensor of targets; got {what(targets)}. Pass targets=....")
+        targets = targets.detach().to(output.device)
+        if self.kind in ("cross_entropy", "nll"):
+            return _classes(self, output, targets)
+        if self.kind in _ALIKE:
+            floating = targets.is_floating_point()
+            if not floating and self.kind != "bce_with_logits" and targets.shape != output.shape:
+                targets = _one_hot(self, output, targets)
+            if targets.shape != output.shape:
+                raise UsageError(
+                    f"{self.name} needs targets of the outputs' shape {tuple(output.shape)}; got {what(targets)}"
+                    f"{', which would broadcast' if _broadcasts(output, targets) else ''}. Reshape one: "
+                    "targets[:, None] or outputs.squeeze(1)."
+                )
+            if floating and not bool(torch.isfinite(targets).all()):
+                raise UsageError(
+                    f"The targets must be finite; {int((~torch.isfinite(targets)).sum())} of {targets.numel()} are not. "
+                    "Clean the data."
+                )
+            return targets.to(output.dtype)
+        return targets
+
+    def notes(self, whole: Any, targets: Any) -> list[str]:
+        """What a reader must know about how the targets were read."""
+        output = first_tensor(whole)
+        if output is None or not isinstance(targets, Tensor) or self.kind not in MODULES:
+            return []
+        said = []
+        if self.strict and self.kind in _ALIKE and output.shape != targets.shape and _broadcasts(output, targets):
+            said.append(
+                f"outputs {tuple(output.shape)} and targets {tuple(targets.shape)} have different shapes and broadcast in "
+                f"{self.name}: every output is compared with every target"
+            )
+        if self.strict:
+            return said
+        if self.kind == "cross_entropy" and not _soft(targets) and not targets.is_floating_point():
+            if targets.shape == output.shape:
+                said.append("integer targets of the outputs' shape were read as one-hot rows")
+            elif bool((targets < 0).any()):
+                said.append(f"{int((targets < 0).sum())} negative targets of {targets.numel()} were ignored")
+        elif self.kind in ("mse", "squared_error") and not targets.is_floating_point() and targets.shape != output.shape:
+            said.append("integer targets were read as one-hot rows")
+        return said
+
+    def _output(self, whole: Any) -> Tensor:
+        output = first_tensor(whole)
+        if output is None:
+            raise UsageError(
+                f"A loss needs an output tensor; the model returned {what(whole)}. Pass a callable loss of what it returns."
+            )
+        return output
+
+    def _module(self, like: Tensor) -> nn.Module:
+        """The private module on the outputs' device and in their dtype."""
+        assert self.module is not None
+        dtype = torch.float32 if like.dtype in _HALF else like.dtype
+        return self.module.to(like.device, dtype)
+
+    def _as_torch(self, output: Tensor, targets: Any) -> Tensor:
+        if not isinstance(targets, Tensor):
+            raise UsageError(f"{type(self.module).__name__} needs a tensor of targets; got {what(targets)}. Pass targets.")
+        wanted = targets.detach().to(output.device)
+        if wanted.is_floating_point() and wanted.dtype != output.dtype:
+            wanted = wanted.to(output.dtype)
+        import warnings
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the broadcast that `notes` tells
+                return self.scalar(self._module(output)(output, wanted))
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(
+                f"{type(self.module).__name__} cannot compare outputs {what(output)} with targets {what(targets)} "
+                f"({str(error).splitlines()[0]}). Pass targets as it takes them."
+            ) from error
 
 
-def _cross_entropy(output: Tensor, targets: Any) -> Tensor:
-    if not isinstance(targets, Tensor) or targets.is_floating_point():
-        raise UsageError(f"cross_entropy needs integer class targets; got {_what(targets)}.")
-    if output.dim() == targets.dim() + 1 and output.shape[:-1] == targets.shape:
-        logits, wanted = output.reshape(-1, output.shape[-1]), targets.reshape(-1)
-    elif output.dim() == targets.dim() + 1 and output.shape[:1] + output.shape[2:] == targets.shape:
-        logits, wanted = output.movedim(1, -1).reshape(-1, output.shape[1]), targets.reshape(-1)
-    else:
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def by_class(output: Tensor, targets: Any = None) -> Tensor:
+    """Outputs as rows (n, c): each position of (m, positions, c), or of (m, c, ...) as images have it, is a sample.
+
+    The class axis is the last where the targets have the outputs' shape without it, else the second where they have it so;
+    without targets the second of images (m, c, h, w) and the last of all others. Outputs (n,) are one column.
+    """
+    if output.dim() == 1:
+        return output[:, None]
+    axis = class_axis(output, targets)
+    return output.movedim(axis, -1).flatten(0, -2)
+
+
+def class_axis(output: Tensor, targets: Any = None) -> int:
+    """The axis of the outputs that runs over classes; see `by_class`."""
+    last = output.dim() - 1
+    if isinstance(targets, Tensor) and targets.dim() == last and last > 1:
+        if output.shape[:-1] == targets.shape:
+            return last
+        if output.shape[:1] + output.shape[2:] == targets.shape:
+            return 1
+    return 1 if output.dim() == 4 else last
+
+
+def rows_in(output: Tensor) -> int:
+    """Samples n of outputs (n, c), (m, positions, c) or (m, c, h, w)."""
+    return output.numel() // (output.shape[class_axis(output)] if output.dim() > 1 else 1) if output.dim() else 1
+
+
+def _soft(targets: Tensor) -> bool:
+    return targets.is_floating_point()
+
+
+def _broadcasts(a: Tensor, b: Tensor) -> bool:
+    try:
+        torch.broadcast_shapes(a.shape, b.shape)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _classes(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
+    """Class indices with negative ones at -100, or probabilities as (..., c)."""
+    if targets.dtype is torch.bool or targets.is_complex():
+        raise UsageError(f"{loss.name} needs integer class targets; got {what(targets)}. Pass targets.long().")
+    if targets.shape == output.shape and output.dim() > 1 and loss.kind == "cross_entropy":
+        axis = class_axis(output)
+        soft = targets.to(output.dtype if output.dtype not in _HALF else torch.float32).movedim(axis, -1)
+        if not bool(torch.isfinite(soft).all()):
+            raise UsageError("The targets must be finite; they hold NaN or infinity. Clean the data.")
+        if not targets.is_floating_point() and not bool(((soft == 0) | (soft == 1)).all() & (soft.sum(-1) == 1).all()):
+            raise UsageError(
+                f"{loss.name} needs class indices, or rows with a single one, as integers; got {what(targets)}. Use "
+                "bce_with_logits for several labels a sample."
+            )
+        return soft
+    if targets.is_floating_point():
         raise UsageError(
-            f"cross_entropy needs outputs (n, c) for targets (n,); the model returned {_what(output)} for targets "
-            f"{_what(targets)}."
+            f"{loss.name} needs integer class targets, or probabilities of the outputs' shape {tuple(output.shape)}; got "
+            f"{what(targets)}. Pass targets.long(), or loss='mse'."
         )
-    if wanted.numel() and int(wanted.max()) >= logits.shape[1]:
+    axis = class_axis(output, targets)
+    if output.dim() < 2 or output.shape[:axis] + output.shape[axis + 1 :] != targets.shape:
         raise UsageError(
-            f"Targets must be class indices below the number of outputs, {logits.shape[1]}; the largest is "
-            f"{int(wanted.max())}. Give the model that many outputs, or pass other targets."
+            f"{loss.name} needs outputs (n, c) for targets (n,); the model returned {what(output)} for targets "
+            f"{what(targets)}. Give one class index a sample (a position)."
         )
-    if not (wanted >= 0).any():
+    c = output.shape[axis]
+    if targets.numel() and int(targets.max()) >= c:
+        raise UsageError(
+            f"Targets must be class indices below the number of outputs, {c}; the largest is {int(targets.max())}. Give the "
+            "model that many outputs, or pass other targets."
+        )
+    if not bool((targets >= 0).any()):
         raise UsageError("All targets are negative, which means: ignore them. Pass at least one class index.")
-    wanted = torch.where(wanted < 0, -100, wanted.long())
-    return nn.functional.cross_entropy(
-        logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, wanted
+    return torch.where(targets < 0, -100, targets.long())
+
+
+def _one_hot(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
+    known = targets.numel() == 0 or (
+        targets.dtype is not torch.bool and int(targets.min()) >= 0 and int(targets.max()) < output.shape[-1]
     )
-
-
-def _one_hot(output: Tensor, targets: Tensor) -> Tensor:
-    known = targets.numel() == 0 or (int(targets.min()) >= 0 and int(targets.max()) < output.shape[1])
     if output.dim() != 2 or targets.shape != output.shape[:1] or not known:
         raise UsageError(
-            f"mse with class targets needs targets (n,) from 0 to c - 1 for outputs (n, c); got {_what(output)}."
+            f"{loss.name} with class targets needs targets (n,) from 0 to c - 1 for outputs (n, c); got {what(targets)} for "
+            f"outputs {what(output)}. Pass floating-point targets of the outputs' shape."
         )
-    return nn.functional.one_hot(targets.long(), output.shape[1])
+    return F.one_hot(targets.long(), output.shape[1])
 
 
-def _what(value: Any) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+def _own_losses(whole: Any) -> list[tuple[str, Tensor]] | None:
+    """The losses that a model returns: ``.loss``, a scalar, a dict of scalars, or a scalar before its outputs."""
+
+    def scalar(x: Any) -> bool:
+        return isinstance(x, Tensor) and x.numel() == 1 and x.dim() == 0 and x.is_floating_point()
+
+    if scalar(whole):
+        return [("", whole)]
+    found = whole.get("loss") if isinstance(whole, Mapping) else getattr(whole, "loss", None)
+    if scalar(found):
+        return [("", found)]
+    if isinstance(whole, Mapping) and whole:
+        losses = [(str(k), v) for k, v in whole.items() if scalar(v) and "loss" in str(k).lower()]
+        if all(scalar(v) for v in whole.values()):
+            losses = losses or [(str(k), v) for k, v in whole.items()]
+        return losses or None
+    if isinstance(whole, tuple) and len(whole) > 1 and scalar(whole[0]) and whole[0].requires_grad:
+        return [("", whole[0])]
+    return None
+
+
+def cast_targets(targets: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Private copies of the targets on the model's device; floating ones in ``dtype``, if it is given."""
+
+    def own(x: Tensor) -> Tensor:
+        x = x.detach().to(device)
+        return x.to(dtype) if dtype is not None and x.is_floating_point() else x.clone()
+
+    return mapped(targets, own)
+
+
+def with_loss(loss: Loss, name: str) -> Loss:
+    """The same loss under another printed name."""
+    return replace(loss, name=name)
+
+
+def what(value: Any) -> str:
+    """A value in the words of an error: dtype and shape of a tensor, else its type."""
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -111,9 +111,9 @@ def _load(model: str, data: str | None, data_dir: Path | None, n: int | None, se
 
 def _halves(inputs: Any, targets: Any) -> tuple[tuple[Any, Any], tuple[Any, Any] | None]:
     """The batch cut in two along its first axis; whole, and nothing fresh, where that is under 4 samples."""
-    from normscope.call.taps import batch_size
+    from normscope.call.arguments import length
 
-    n = batch_size(inputs)
+    n = length(inputs) or 0
     if n < 4:
         return (inputs, targets), None
     cut = n // 2

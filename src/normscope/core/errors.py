@@ -13,6 +13,10 @@ class UsageError(ValueError):
     """
 
 
+class DoesNotRun(UsageError, RuntimeError):
+    """The model refuses the batch: a layer of torch's raised. A ``UsageError`` that is a ``RuntimeError`` still."""
+
+
 #: Names that a message lists.
 MOST = 40
 

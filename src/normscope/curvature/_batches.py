@@ -6,32 +6,49 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from normscope.call.step import Step
 from normscope.core.errors import UsageError
 from normscope.curvature._batch import Batch, Options, memory_budget
 from normscope.curvature._chain import chain_gram
+from normscope.curvature._form import Form
 
 
 class Batches:
-    """Several batches, each coupled inside itself: their outputs stacked into one function (N, c)."""
+    """The batches of a step (its ``data``, or its one batch), each coupled inside itself: outputs stacked into (N, c)."""
 
-    def __init__(self, model: nn.Module, inputs: Any, options: Options) -> None:
-        items = list(inputs) if is_several(inputs) else [inputs]
-        if not items:
-            raise UsageError("There is no batch: the list of inputs is empty.")
-        self.model, self.options = model, options
-        first = Batch(model, items[0], options)
-        several = len(items) > 1
-        keep = 2 * first.saved_bytes * len(items) <= memory_budget(options.memory, first.device)
+    def __init__(self, step: Step, options: Options, default: str = "squared_error", what: str = "This") -> None:
+        if step.step is not None:
+            raise UsageError(
+                f"{what} needs the model's outputs; a step= gives a loss alone. Use spectrum(hessian(...)), or pass inputs, "
+                "targets and a loss."
+            )
+        steps = list(step.each())
+        self.step, self.model, self.options = steps[0], steps[0].root, options
+        first = Batch(steps[0], options, default=default)
+        keep = 2 * first.saved_bytes * len(steps) <= memory_budget(options.memory, first.device)
         if not keep:
             first.release()
-        self.parts = [first] + [Batch(model, item, options, keep=keep) for item in items[1:]]
+        self.parts = [first] + [Batch(item, options, keep=keep, default=default) for item in steps[1:]]
         self.c, self.p, self.dtype, self.device = first.c, first.p, first.dtype, first.device
-        if several and any(part.c != self.c for part in self.parts):
+        self.loss = first.loss
+        if any(part.c != self.c for part in self.parts):
             raise UsageError(f"All batches must have the same outputs; got {[part.c for part in self.parts]} columns.")
         self.sizes = [part.n for part in self.parts]
         self.n = sum(self.sizes)
+
+    def form(self) -> Form:
+        """The loss as the matrices need it, for all batches; its targets checked batch by batch."""
+        if not self.loss.named:
+            raise UsageError(f"This needs the loss by name: mse, cross_entropy or squared_error; got {self.loss.name!r}.")
+        forms = [Form.of(part.loss, part.value, part.raw, part.targets) for part in self.parts]
+        return forms[0] if len(forms) == 1 else Form.stacked(forms)
+
+    def curve(self, tangents: Tensor) -> Tensor:
+        """Hessian of the loss in the outputs times columns (N c, k): the mean over batches, weighted by their samples."""
+        pieces = tangents.split([n * self.c for n in self.sizes])
+        return torch.cat([part.curve(x) * (part.n / self.n) for part, x in zip(self.parts, pieces, strict=True)])
 
     @property
     def value(self) -> Tensor:
@@ -58,10 +75,6 @@ class Batches:
         """How the numbers came about."""
         facts = self.parts[0].facts()
         sizes = dict(zip(self.parts[0].names, self.parts[0].sizes, strict=True))
-        more = {"batches": len(self.parts), "samples": self.n // self.parts[0].positions, "parameter_sizes": sizes}
-        return {**facts, **more}
-
-
-def is_several(inputs: Any) -> bool:
-    """Whether the inputs are several batches: a list of them."""
-    return isinstance(inputs, list)
+        more = {"batches": len(self.parts), "samples": sum(part.step.rows.n for part in self.parts), "parameter_sizes": sizes}
+        notes = list(dict.fromkeys(note for part in self.parts for note in part.notes))
+        return {**facts, **more, "loss": self.loss.name, "notes": notes}

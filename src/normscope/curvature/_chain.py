@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from normscope.call.arguments import floats
 from normscope.curvature._batch import Batch
 
 #: Modules that act on each entry alone and hold no parameter.
@@ -30,7 +29,7 @@ def chain_gram(f: Batch) -> Callable[[], Float[Tensor, "m m"]] | None:
     Norms, dropout, shared or parametrised weights, hooks and subclasses are other models: they couple samples, or are not
     what their class says.
     """
-    if f.options.outputs is not None or not isinstance(f.inputs, Tensor):
+    if f.options.outputs is not None or len(f.step.args) != 1 or not isinstance(f.step.args[0], Tensor):
         return None
     modules = list(_chain(f.model))
     linear = [m for m in modules if type(m) is nn.Linear]
@@ -41,7 +40,7 @@ def chain_gram(f: Batch) -> Callable[[], Float[Tensor, "m m"]] | None:
     )
     held = [p for m in linear for p in m.parameters()]
     alone = len({id(p) for p in held}) == len(held) == len(list(f.model.parameters()))
-    flat = isinstance(f.inputs, Tensor) and (f.inputs.dim() == 2 or type(modules[0]) is nn.Flatten)
+    flat = (f.step.args[0].dim() == 2 or type(modules[0]) is nn.Flatten)
     hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in f.model.modules())
     if not (linear and plain and alone and flat) or hooked:
         return None
@@ -60,13 +59,13 @@ def _chain(model: nn.Module) -> Iterator[nn.Module]:
 @torch.no_grad()
 def _gram(f: Batch, modules: list[nn.Module]) -> Float[Tensor, "m m"]:
     chosen = {id(p) for name, p in f.model.named_parameters() if name in set(f.names)}
-    weights = {id(m): floats(m.weight.detach(), f.dtype) for m in modules if isinstance(m, nn.Linear)}
-    h: Tensor = f.inputs
+    weights = {id(m): m.weight.detach().to(f.dtype) for m in modules if isinstance(m, nn.Linear)}
+    h: Tensor = f.step.arguments(dtype=f.cast)[0][0]
     tape: list[tuple[nn.Module, Tensor, Tensor | None]] = []  # module, its input, the slope of an elementwise one
     for module in modules:
         before = h
         if isinstance(module, nn.Linear):
-            bias = None if module.bias is None else floats(module.bias.detach(), f.dtype)
+            bias = None if module.bias is None else module.bias.detach().to(f.dtype)
             h = nn.functional.linear(h, weights[id(module)], bias)
             tape.append((module, before, None))
         elif isinstance(module, nn.Flatten):

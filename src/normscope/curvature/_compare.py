@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from normscope.call.isolate import has_batch_statistics
+from normscope.call.step import Step
+from normscope.call.taps import normalizers
 from normscope.core.errors import UsageError
-from normscope.curvature._batches import is_several
 from normscope.curvature._budget import FEWEST_STEPS, Budget
-from normscope.curvature._loss import LossLike, make_loss
 from normscope.curvature._operators import fisher
 from normscope.curvature._variants import VARIANTS, last_layer
 from normscope.linalg.spectra import Spectrum, spectrum
@@ -23,31 +23,37 @@ Values = dict[str, float]
 
 
 def other_modes(
-    model: nn.Module, inputs: Any, loss: LossLike, here: Spectrum, tol: float, budget: Budget, seed: int,
-    options: Mapping[str, Any],
+    step: Step, functional: bool, here: Spectrum, tol: float, budget: Budget, options: Mapping[str, Any],
 ) -> tuple[Values, Values, list[str]]:  # fmt: skip
-    """lambda_max a mode, what it may be off by, and a warning where two differ by more than twice whatever the errors."""
-    if not has_batch_statistics(model) or (callable(loss) and make_loss(loss).call is not None):
+    """lambda_max a mode, what it may be off by, and a warning where two differ by more than twice whatever the errors.
+
+    functional: whether batch norms ran by function, in a model without norms that are modules.
+    """
+    if not (normalizers(step.root) or functional):
         return {}, {}, []
-    several = is_several(inputs)
-    more = {k: v for k, v in options.items() if k != "mode"}
-    mode = options.get("mode") or ("train" if model.training else "eval")
+    several = step.data is not None
+    mode = step.mode or ("train" if step.root.training else "eval")
     name = f"{mode}, mean over batches" if several else f"{mode}, whole batch"
     values, errors = {name: here.largest}, {name: float(here.errors[0])}
 
-    def add(name: str, inputs: Any, mode: str) -> None:
+    def add(name: str, at: Step) -> None:
         most = min(budget.products(), MOST_PRODUCTS)
         if most < FEWEST_STEPS and not budget.affords(f"lambda_max, {name}", max(here.products, FEWEST_STEPS)):
             return
-        a = fisher(model, inputs, None, loss, mode=mode, seed=seed, **more)
-        s = spectrum(a, tol=tol, seed=seed, max_products=max(int(most), FEWEST_STEPS))
+        a = fisher(at, **options)
+        s = spectrum(a, tol=tol, seed=step.seed, max_products=max(int(most), FEWEST_STEPS))
         values[name], errors[name] = s.largest, float(s.errors[0])
 
-    if several and mode == "train" and all(isinstance(x, Tensor) for x in inputs):
-        add("train, whole batch", torch.cat(inputs), mode)
+    if several and mode == "train":
+        parts = list(step.each())
+        tensors = all(isinstance(x, Tensor) for p in parts for x in (p.inputs, p.targets) if x is not None)
+        if tensors:
+            whole = torch.cat([p.inputs for p in parts])
+            targets = None if parts[0].targets is None else torch.cat([p.targets for p in parts])
+            add("train, whole batch", replace(step, inputs=whole, targets=targets, data=None))
     other = "eval" if mode == "train" else "train"
     try:
-        add(other, inputs, other)
+        add(other, replace(step, mode=other))
     except (UsageError, ValueError):  # one sample a channel, or non-finite without normalization
         return values, errors, []
     low, high = min(v + errors[name] for name, v in values.items()), max(values.values())
@@ -62,14 +68,12 @@ def other_modes(
     )
 
 
-def variants(
-    model: nn.Module, inputs: Any, loss: LossLike, tol: float, seed: int, options: Mapping[str, Any]
-) -> tuple[Values, Values, float]:
+def variants(step: Step, tol: float, options: Mapping[str, Any]) -> tuple[Values, Values, float]:
     """lambda_max with each of ``VARIANTS`` after the last layer, what it may be off by, and the products spent."""
     values, errors, spent = {}, {}, 0.0
     for name in VARIANTS:
         if name != "none":
-            s = spectrum(last_layer(model, inputs, name, loss, seed=seed, **options), tol=tol, seed=seed)
+            s = spectrum(last_layer(step, None, name, **options), tol=tol, seed=step.seed)
             values[name], errors[name] = s.largest, float(s.errors[0])
             spent += s.products
     return values, errors, spent

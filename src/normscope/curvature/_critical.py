@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from normscope.call.losses import LossLike
+from normscope.call.step import Step
 from normscope.core.errors import UsageError
-from normscope.curvature._batch import Batch
-from normscope.curvature._batches import is_several
-from normscope.curvature._loss import LossLike, check_targets, make_loss
-from normscope.curvature._operators import fisher, make_options
-from normscope.curvature._rates import Descent, _step
+from normscope.curvature._operators import fisher
+from normscope.curvature._rates import Descent, descent_step, trained_batch
 from normscope.linalg import spectrum
 
 #: Doublings (or halvings) of 2 / lambda_max that are tried before the search gives up (chosen by us: a factor 10^6).
@@ -49,10 +48,10 @@ class CriticalRate:
 
 
 def critical_rate(
-    model: nn.Module,
-    inputs: Any,
-    targets: Any,
-    loss: LossLike = "mse",
+    model: nn.Module | Step,
+    inputs: Any = None,
+    targets: Any = None,
+    loss: LossLike = None,
     *,
     steps: int = 15,
     tol: float = 0.01,
@@ -70,18 +69,14 @@ def critical_rate(
     gives much larger rates, as nets catapult to flatter places.
 
     inputs, targets, options: one batch, as for `fisher` (``mode``, ``dtype``, ``seed``, ``parameters``, ``outputs``).
-    Errors: ``UsageError`` for several batches, steps < 1, tol not in (0, 1), a first loss that is not finite.
+    Errors: ``UsageError`` for steps < 1, tol not in (0, 1), a first loss that is not finite.
     """
-    if is_several(inputs):
-        raise UsageError(f"critical_rate() takes one batch; got a list of {len(inputs)}. Join them: torch.cat(inputs).")
     if not isinstance(steps, int) or steps < 1:
         raise UsageError(f"steps must be a whole number >= 1; got {steps!r}. The usual choice is 15.")
     if not 0 < tol < 1:
         raise UsageError(f"tol, the relative width of the bracket, must lie in (0, 1); got {tol!r}. Try 0.01.")
-    made = make_loss(loss)
-    f = Batch(model, inputs, make_options(**options), keep=False)
-    y = check_targets(made, targets, f.value, True, "critical_rate()")
-    first = float(made.value(f.value, y).detach())
+    f = trained_batch("critical_rate()", model, inputs, targets, loss, dict(options))
+    first = float(f.loss_at(f.theta).detach())
     if not math.isfinite(first):
         raise UsageError(f"critical_rate() needs a finite loss to start from; got {first}. Check inputs and targets.")
     top = spectrum(fisher(model, inputs, targets, loss, **options), tol=1e-3, method="lanczos").largest
@@ -90,12 +85,12 @@ def critical_rate(
     def stays(rate: float) -> bool:
         theta, losses = list(f.theta), []
         for _ in range(steps):
-            theta, value = _step(f, theta, y, made, rate)
+            theta, value = descent_step(f, theta, rate)
             losses.append(value)
             if Descent(rate, tuple(losses)).exceeded:
                 break
         else:
-            losses.append(float(made.value(f.call(theta), y).detach()))
+            losses.append(float(f.loss_at(theta).detach()))
         runs.append(Descent(rate, tuple(losses)))
         return not runs[-1].exceeded
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from normscope.call.arguments import mapped
+from normscope.call.losses import Loss
+from normscope.call.step import Step
 from normscope.core.errors import UsageError
 from normscope.curvature._batches import Batches
-from normscope.curvature._loss import Loss
+from normscope.curvature._form import Form
 from normscope.linalg.eigen import lanczos
 from normscope.linalg.maps import Directions, LinearMap
 
@@ -28,11 +31,10 @@ SCREEN_OUTPUTS = 24
 SCREEN_SAFETY = 4.0
 
 
-def ggn_factor(f: Batches, loss: Loss) -> LinearMap:
+def ggn_factor(f: Batches, form: Form) -> LinearMap:
     """A = J^T S / sqrt(n), (p, n c)."""
-    forward, transposed = loss.factor(f.value)
-    root, shape = math.sqrt(f.n), (f.n, f.c, -1)
-    plain = loss.name == "mse" and loss.factor_scale(f.c) == 1
+    forward, transposed = form.factor(f.value)
+    root, shape, plain = math.sqrt(f.n), (f.n, f.c, -1), form.plain
 
     def apply(v: Tensor) -> Tensor:
         v = v / root
@@ -61,7 +63,7 @@ def ggn_factor(f: Batches, loss: Loss) -> LinearMap:
     )
 
 
-def mean_directions(f: Batches, loss: Loss) -> Directions:
+def mean_directions(f: Batches, form: Form) -> Directions:
     r"""The dual vectors of the mean gradients of the outputs: 1 (x) e_k / sqrt(n), through S^T for the softmax.
 
     Karakida, Akaho, Amari 2019: they carry the c largest eigenvalues of a wide net whose outputs are not centred.
@@ -69,39 +71,46 @@ def mean_directions(f: Batches, loss: Loss) -> Directions:
 
     def make(weights: Tensor) -> Tensor:
         v = (weights.to(f.device, f.dtype) / math.sqrt(f.n)).expand(f.n, *weights.shape).reshape(f.n, f.c, -1)
-        return (v if loss.name == "mse" else loss.factor(f.value)[1](v)).reshape(f.n * f.c, -1)
+        return (v if form.uniform else form.factor(f.value)[1](v)).reshape(f.n * f.c, -1)
 
-    def products() -> Tensor:  # the mean Hessian of the loss in the outputs
-        g = f.value.double().softmax(1)
-        return g.mean(0).diag() - g.T @ g / len(g)
-
-    plain = Directions(f.c, f.n * f.c, make, gram=None if loss.name == "mse" else products)
+    plain = Directions(f.c, f.n * f.c, make, gram=None if form.uniform else lambda: form.mean_hessian(f.value))
     several = len(f.parts) > 1
     size = max(SCREEN_SAMPLES, round(f.n * SCREEN_SHARE))
-    piece = None if several or size > f.n / 2 or f.c == 1 else _head(f.parts[0].inputs, f.n, size)
+    piece = None if several or size > f.n / 2 or f.c == 1 else _head(f, size)
     if piece is None:
         return plain
     share = size / f.n
     cost = (f.c + 1) / 2 * share if f.c <= SCREEN_OUTPUTS else 8 * share
     if cost > SCREEN_COST:
         return plain
-    return replace(plain, screen=lambda: _screen(f, loss, piece), screen_cost=cost)
+    return replace(plain, screen=lambda: _screen(f, form, piece), screen_cost=cost)
 
 
-def _head(inputs: Any, n: int, size: int) -> Any:
-    """The first samples of every tensor whose first axis is the batch; ``None`` where no tensor has one."""
-    if isinstance(inputs, Tensor):
-        return inputs[:size] if inputs.dim() and inputs.shape[0] == n else None
-    if isinstance(inputs, dict):
-        cut = {k: _head(v, n, size) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        return None if any(v is None and inputs[k] is not None for k, v in cut.items()) else cut
-    if isinstance(inputs, tuple):
-        parts = [_head(v, n, size) if isinstance(v, Tensor) else v for v in inputs]
-        return None if any(v is None and w is not None for v, w in zip(parts, inputs, strict=True)) else tuple(parts)
-    return None
+def _head(f: Batches, size: int) -> Step | None:
+    """The step on the first samples of the batch; ``None`` where some tensor of the inputs does not run over them."""
+    step = f.parts[0].step
+    rows, cut = step.rows, True
+
+    def head(x: Tensor) -> Tensor:
+        nonlocal cut
+        if x.dim() <= rows.axis or x.shape[rows.axis] != rows.n:
+            cut = False
+            return x
+        return x.narrow(rows.axis, 0, size)
+
+    if rows.n != f.n or rows.rows is not None:
+        return None
+    args, kwargs = mapped(step.args, head), mapped(step.kwargs, head)
+    if not cut:
+        return None
+    small = copy.copy(step)
+    small.__dict__.pop("rows", None)
+    for name, value in {"args": args, "kwargs": kwargs, "targets": None, "criterion": Loss.of("squared_error")}.items():
+        object.__setattr__(small, name, value)
+    return small
 
 
-def _screen(f: Batches, loss: Loss, piece: Any) -> tuple[Tensor, float] | None:
+def _screen(f: Batches, form: Form, piece: Step) -> tuple[Tensor, float] | None:
     """Top weights and relative gap of the mean directions on a part of the batch; ``None`` where they do not stand out.
 
     Any start vector is a valid one, so that a part of the batch is as good as the whole for choosing it, and so are the
@@ -110,13 +119,14 @@ def _screen(f: Batches, loss: Loss, piece: Any) -> tuple[Tensor, float] | None:
     which weights samples, the overlaps are not alike enough, and all parameters are taken.
     """
     vectors = [n for n, p in zip(f.parts[0].names, f.parts[0].theta, strict=True) if p.dim() == 1]
-    only = [glob.escape(n) for n in vectors] if vectors and loss.name == "mse" else f.options.parameters
+    only = [glob.escape(n) for n in vectors] if vectors and form.uniform else f.options.parameters
     options = replace(f.options, parameters=only)
     try:
-        small = Batches(f.model, piece, options)
+        small = Batches(piece, options)
     except (UsageError, ValueError, RuntimeError):  # a batch size that the model does not take
         return None
-    factor, directions = ggn_factor(small, loss), mean_directions(small, loss)
+    there = Form(form.softmax, form.rows[: small.n], None)
+    factor, directions = ggn_factor(small, there), mean_directions(small, there)
     c, m = f.c, factor.shape[1]
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(m, 1, generator=generator, dtype=torch.float64).to(f.device) / math.sqrt(m)
@@ -130,7 +140,7 @@ def _screen(f: Batches, loss: Loss, piece: Any) -> tuple[Tensor, float] | None:
         def product(z: Tensor) -> Tensor:
             v = directions.make(z)
             image = factor.rmatmat(factor.matmat(v))
-            forward = loss.factor(small.value)[0]
+            forward = there.factor(small.value)[0]
             return forward(image.reshape(small.n, c, -1)).sum(0) / math.sqrt(small.n)
 
         ritz = lanczos(

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normscope.call.isolate import full_precision
+from normscope.call.losses import LossLike
+from normscope.call.step import Step
 from normscope.core.errors import UsageError, unknown
-from normscope.curvature._batch import Options
-from normscope.curvature._batches import Batches, is_several
+from normscope.curvature._batch import Batch, Options
+from normscope.curvature._batches import Batches
 from normscope.curvature._directions import ggn_factor, mean_directions
-from normscope.curvature._loss import Loss, LossLike, check_targets, make_loss
+from normscope.curvature._form import Form
 from normscope.linalg.maps import LinearMap, gram
 
 KINDS = ("ggn", "empirical", "monte_carlo")
 
 
 def jacobian(
-    model: nn.Module,
-    inputs: Any,
+    model: nn.Module | Step,
+    inputs: Any = None,
     *,
+    data: Any = None,
     parameters: str | Iterable[str] | None = None,
     outputs: Any = None,
     mode: str | None = None,
+    samples: int | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     route: str = "auto",
@@ -57,34 +60,24 @@ def jacobian(
 
     Leaves no trace: parameters, buffers, gradients, flags and random streams are as before.
     """
-    f = Batches(
-        model,
-        inputs,
-        make_options(
-            parameters,
-            outputs=outputs,
-            mode=mode,
-            seed=seed,
-            dtype=dtype,
-            route=route,
-            memory=memory,
-            checkpoint=checkpoint,
-        ),
-    )
-    return _jacobian(f)
+    step = Step.of(model, inputs, mode=mode, seed=seed, data=data, samples=samples)
+    return _jacobian(Batches(step, make_options(parameters, outputs=outputs, dtype=dtype, route=route, memory=memory,
+                                                checkpoint=checkpoint), what="jacobian()"))  # fmt: skip
 
 
 def fisher(
-    model: nn.Module,
-    inputs: Any,
+    model: nn.Module | Step,
+    inputs: Any = None,
     targets: Any = None,
-    loss: LossLike = "mse",
+    loss: LossLike = None,
     *,
+    data: Any = None,
     kind: str = "ggn",
-    samples: int = 1,
+    draws: int = 1,
     parameters: str | Iterable[str] | None = None,
     outputs: Any = None,
     mode: str | None = None,
+    samples: int | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     route: str = "auto",
@@ -107,110 +100,106 @@ def fisher(
 
     Other arguments, errors and guarantees: ``jacobian``. The map's ``factor`` A (p, n c) has A A^T = F.
     """
-    made = make_loss(loss)
     if kind not in KINDS:
         raise unknown("kind of fisher", kind, KINDS)
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise UsageError(f"draws must be a whole number >= 1; got {draws!r}. It counts sets of targets of kind='monte_carlo'.")
+    step = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples)
     options = make_options(
-        parameters,
-        outputs=outputs,
-        mode=mode,
-        seed=seed,
-        dtype=dtype,
-        route=route,
-        memory=memory,
-        checkpoint=checkpoint,
+        parameters, outputs=outputs, dtype=dtype, route=route, memory=memory, checkpoint=checkpoint
     )
-    f = Batches(model, inputs, options)
-    y = _targets(f, made, inputs, targets, needed=kind == "empirical", what=f"fisher(kind={kind!r})")
-    facts = {**f.facts(), "loss": made.name, "kind": kind}
+    f = Batches(step, options, what="fisher()")
+    facts = {**f.facts(), "kind": kind}
+    if not f.loss.named:
+        if kind != "ggn":
+            raise UsageError(f"fisher(kind={kind!r}) needs the loss by name: mse, cross_entropy or squared_error.")
+        return _callable_ggn(f, facts)
+    form = f.form()
     if kind != "ggn":
-        if made.call is not None:
-            raise UsageError(f"fisher(kind={kind!r}) needs the loss by name: 'mse' or 'cross_entropy'.")
-        return gram(_sampled_factor(f, made, y, kind, samples, seed), note=_note(made, kind), facts=facts)
-    if made.call is not None:
-        return _callable_ggn(f, made, y, facts)
-    factor = ggn_factor(f, made)
-    return gram(factor, note=_note(made, kind), facts=facts, directions=mean_directions(f, made))
+        if kind == "empirical" and form.wanted is None:
+            raise UsageError("fisher(kind='empirical') needs targets; got None. Pass targets=....")
+        return gram(_sampled_factor(f, form, kind, draws, step.seed), note=_note(f.loss.name, kind), facts=facts)
+    return gram(ggn_factor(f, form), note=_note(f.loss.name, kind), facts=facts, directions=mean_directions(f, form))
 
 
-def ntk(
-    model: nn.Module,
-    inputs: Any,
-    **options: Any,
-) -> LinearMap:
+def ntk(model: nn.Module | Step, inputs: Any = None, **options: Any) -> LinearMap:
     r"""Neural tangent kernel $J J^T$ (n c, n c) of the batch, row-major (sample, output): n times the dual of the Fisher.
 
-    Not divided by n: its nonzero eigenvalues are n times those of ``fisher(model, inputs, loss="mse")``. Arguments: ``jacobian``.
+    Not divided by n: its nonzero eigenvalues are n times those of ``fisher(model, inputs, loss="squared_error")``.
+    Arguments: ``jacobian``.
     """
-    f = Batches(model, inputs, make_options(**options))
-    j = _jacobian(f)
-    return gram(
-        j, note="J J^T, neural tangent kernel", facts=f.facts(), directions=mean_directions(f, make_loss("mse"))
-    )
+    step_options = {k: options.pop(k) for k in ("mode", "seed", "data", "samples") if k in options}
+    step = Step.of(model, inputs, **step_options)
+    f = Batches(step, make_options(**options), what="ntk()")
+    rows = Form(False, f.value.new_ones(f.n), None)
+    return gram(_jacobian(f), note="J J^T, neural tangent kernel", facts=f.facts(), directions=mean_directions(f, rows))
 
 
 def hessian(
-    model: nn.Module,
-    inputs: Any,
+    model: nn.Module | Step,
+    inputs: Any = None,
     targets: Any = None,
-    loss: LossLike = "mse",
+    loss: LossLike = None,
     *,
+    data: Any = None,
+    step: Callable[..., Any] | None = None,
     parameters: str | Iterable[str] | None = None,
     outputs: Any = None,
     mode: str | None = None,
+    samples: int | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     memory: float | None = None,
 ) -> LinearMap:
     r"""Hessian (p, p) of the loss of the whole batch, by double backward only.
 
-    The loss is that of ``fisher`` (``mse``: $\frac1{2n}\sum\|f-y\|^2$, so Hessian = Fisher where all residuals vanish); a callable
-    keeps its own. For a list of batches: the mean of their losses, weighted by their numbers of samples.
+    loss: as everywhere (``docs/inputs.md``); by default the model's own, else by the targets. For several batches (``data``):
+    the mean of their losses, weighted by their numbers of samples. step: ``callable(model, batch) -> loss`` in its place.
     Through torch's fused batch norm in training mode ``jvp(jacrev)``, ``torch.func.hessian``, ``grad(jvp)`` and
     ``jvp(jvp)`` are silently wrong (docs/curvature.md); a reverse pass over a reverse pass is exact.
     """
-    made = make_loss(loss)
-    f = Batches(
-        model, inputs, make_options(parameters, outputs=outputs, mode=mode, seed=seed, dtype=dtype, memory=memory)
-    )
-    y = _targets(f, made, inputs, targets, needed=True, what="hessian()")
-    ys = [None] * len(f.parts) if y is None else list(y.split(f.sizes)) if len(f.parts) > 1 else [y]
-    graphs: list[tuple[list[Tensor], Tensor] | None] = [None] * len(f.parts)
+    at = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples, step=step)
+    options = make_options(parameters, outputs=outputs, dtype=dtype, memory=memory)
+    parts = [Batch(one, options, default="none") for one in at.each()]
+    counts = [part.step.rows.n if len(parts) > 1 else 1 for part in parts]
+    first, p = parts[0], parts[0].p
+    graphs: list[tuple[list[Tensor], Tensor] | None] = [None] * len(parts)
 
     def graph(i: int) -> tuple[list[Tensor], Tensor]:
         known = graphs[i]
         if known is None:
-            part = f.parts[i]
-            leaves = [p.detach().requires_grad_() for p in part.theta]
-            with torch.enable_grad():
-                value = made.value(part.call(leaves), ys[i])
-                if value.dim():
-                    raise UsageError(f"loss must return a scalar; {made.name} returned {tuple(value.shape)}.")
-                with full_precision(f.device):
-                    grads = torch.autograd.grad(
-                        value, leaves, create_graph=True, allow_unused=True, materialize_grads=True
-                    )
-                known = (leaves, torch.cat([g.reshape(-1) for g in grads]) * (part.n / f.n))
+            part = parts[i]
+            leaves = [t.clone().requires_grad_() for t in part.theta]
+            value = part.loss_at(leaves)
+            if not value.requires_grad:
+                raise UsageError("The loss does not depend differentiably on the chosen parameters, so it has no Hessian.")
+            grads = part.backward(value, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+            known = leaves, torch.cat([g.reshape(-1) for g in grads]) * (counts[i] / sum(counts))
             if part.keep:
                 graphs[i] = known
         return known
 
     def product(x: Tensor) -> Tensor:
-        out = torch.zeros(x.shape[1], f.p, dtype=f.dtype, device=f.device)
-        for i in range(len(f.parts)):
-            leaves, slope = graph(i)
-            for column, row in zip(x.T, out, strict=True):
-                if not slope.requires_grad:
-                    continue
-                with full_precision(f.device):
-                    again = torch.autograd.grad(
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.clone() if x.is_inference() else x
+            out = torch.zeros(x.shape[1], p, dtype=first.dtype, device=first.device)
+            for i, part in enumerate(parts):
+                leaves, slope = graph(i)
+                for column, row in zip(x.T, out, strict=True):
+                    if not slope.requires_grad:
+                        continue
+                    again = part.backward(
                         slope, leaves, column, retain_graph=True, allow_unused=True, materialize_grads=True
                     )
-                row += torch.cat([g.reshape(-1) for g in again])
-        return out.T
+                    row += torch.cat([g.reshape(-1) for g in again])
+            return out.T
 
-    facts = {**f.facts(), "loss": made.name, "kind": "hessian"}
-    return LinearMap((f.p, f.p), product, product, f.dtype, f.device, note=f"Hessian of {made.name}", facts=facts)
+    with torch.inference_mode(False), torch.enable_grad():
+        graph(0)  # a loss that cannot be is told now
+    sizes = dict(zip(first.names, first.sizes, strict=True))
+    facts = {**first.facts(), "batches": len(parts), "parameter_sizes": sizes, "kind": "hessian", "loss": first.loss.name}
+    note = f"Hessian of {first.loss.name}"
+    return LinearMap((p, p), product, product, first.dtype, first.device, note=note, facts=facts)
 
 
 def make_options(parameters: str | Iterable[str] | None = None, **more: Any) -> Options:
@@ -219,19 +208,9 @@ def make_options(parameters: str | Iterable[str] | None = None, **more: Any) -> 
     return Options(parameters=names, **more)
 
 
-def _targets(f: Batches, loss: Loss, inputs: Any, targets: Any, needed: bool, what: str) -> Tensor | None:
-    """The targets of all batches, stacked and checked batch by batch."""
-    if not is_several(inputs) or targets is None:
-        return check_targets(loss, targets, f.value, needed, what)
-    if not isinstance(targets, list) or len(targets) != len(f.parts):
-        raise UsageError(f"For a list of {len(f.parts)} batches, targets must be a list of as many tensors.")
-    checked = [check_targets(loss, t, part.value, needed, what) for t, part in zip(targets, f.parts, strict=True)]
-    return torch.cat([t for t in checked if t is not None])
-
-
-def _note(loss: Loss, kind: str) -> str:
+def _note(loss: str, kind: str) -> str:
     name = {"ggn": "Fisher = GGN", "empirical": "empirical Fisher", "monte_carlo": "Monte-Carlo Fisher"}[kind]
-    return f"{name} of {loss.name}, per sample"
+    return f"{name} of {loss}, per sample"
 
 
 def _jacobian(f: Batches) -> LinearMap:
@@ -240,16 +219,13 @@ def _jacobian(f: Batches) -> LinearMap:
     )
 
 
-def _sampled_factor(f: Batches, loss: Loss, y: Tensor | None, kind: str, samples: int, seed: int) -> LinearMap:
+def _sampled_factor(f: Batches, form: Form, kind: str, draws: int, seed: int) -> LinearMap:
     """A (p, n s): columns are gradients of single samples' losses over sqrt(n s)."""
-    out = f.value
     if kind == "empirical":
-        assert y is not None
-        slopes = loss.gradient(out, y)[None]
+        slopes = form.gradient(f.value)[None]
     else:
         generator = torch.Generator().manual_seed(seed)
-        slopes = torch.stack([loss.gradient(out, loss.draw(out, generator)) for _ in range(samples)])
-        slopes = slopes / math.sqrt(loss.factor_scale(f.c)) if loss.name == "mse" else slopes
+        slopes = torch.stack([form.drawn(f.value, generator) for _ in range(draws)])
     s, n = slopes.shape[:2]
     root = math.sqrt(n * s)
 
@@ -262,42 +238,13 @@ def _sampled_factor(f: Batches, loss: Loss, y: Tensor | None, kind: str, samples
     return LinearMap((f.p, s * n), apply, adjoint, f.dtype, f.device, note="sample gradients", facts=f.facts())
 
 
-def _callable_ggn(f: Batches, loss: Loss, y: Tensor | None, facts: dict[str, Any]) -> LinearMap:
-    """J^T H J with H the Hessian of the user's loss in the outputs, by double backward there."""
-    ys = [None] * len(f.parts) if y is None else list(y.split(f.sizes)) if len(f.parts) > 1 else [y]
-    slopes: list[tuple[Tensor, Tensor]] = []
-    for part, target in zip(f.parts, ys, strict=True):
-        out = part.value.clone().requires_grad_()
-        with torch.enable_grad():
-            value = loss.value(out, target)
-            if not isinstance(value, Tensor) or value.dim():
-                raise UsageError(
-                    f"loss must return a scalar tensor; {loss.name} returned {getattr(value, 'shape', value)}."
-                )
-            (slope,) = torch.autograd.grad(value, out, create_graph=True)
-        slopes.append((out, slope * (part.n / f.n)))
+def _callable_ggn(f: Batches, facts: dict[str, Any]) -> LinearMap:
+    """J^T H J with H the Hessian of the loss in the outputs, by double backward there."""
 
     def product(x: Tensor) -> Tensor:
-        tangents = f.jvp(x)
-        pushed = []
-        pieces = tangents.split([n * f.c for n in f.sizes])
-        for (out, slope), piece in zip(slopes, pieces, strict=True):
-            columns = []
-            for column in piece.T:
-                if slope.requires_grad:
-                    (again,) = torch.autograd.grad(
-                        slope,
-                        out,
-                        column.reshape(out.shape),
-                        retain_graph=True,
-                        allow_unused=True,
-                        materialize_grads=True,
-                    )
-                else:
-                    again = torch.zeros_like(out)
-                columns.append(again.reshape(-1))
-            pushed.append(torch.stack(columns, 1))
-        return f.vjp(torch.cat(pushed))
+        return f.vjp(f.curve(f.jvp(x)))
 
-    note = f"GGN of {loss.name}, its own normalization"
+    with torch.inference_mode(False):
+        f.parts[0].slopes()  # a loss that cannot be is told now
+    note = f"GGN of {f.loss.name}, its own normalization"
     return LinearMap((f.p, f.p), product, product, f.dtype, f.device, note=note, facts=facts)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.call.losses import LossLike
+from normscope.call.step import Step
 from normscope.core.errors import UsageError
 from normscope.curvature._batch import Batch
-from normscope.curvature._loss import LossLike, check_targets, make_loss
 from normscope.curvature._operators import make_options
 
 
@@ -59,10 +60,10 @@ class Descent:
 
 
 def descend(
-    model: nn.Module,
-    inputs: Any,
-    targets: Any,
-    loss: LossLike = "mse",
+    model: nn.Module | Step,
+    inputs: Any = None,
+    targets: Any = None,
+    loss: LossLike = None,
     *,
     rates: Sequence[float],
     steps: int = 15,
@@ -73,28 +74,38 @@ def descend(
     2 / lambda_max is where the *linearised* dynamics lose stability: near a minimum that is where descent diverges; far
     from one, a net may catapult past it to a flatter place, or, where the top eigenvector carries no residual, not notice.
     """
-    made = make_loss(loss)
-    f = Batch(model, inputs, make_options(**options), keep=False)
-    y = check_targets(made, targets, f.value, True, "descend()")
+    f = trained_batch("descend()", model, inputs, targets, loss, options)
     runs = []
     for rate in rates:
         theta = [p.clone() for p in f.theta]
         losses = []
         for _ in range(steps):
-            theta, value = _step(f, theta, y, made, rate)
+            theta, value = descent_step(f, theta, rate)
             losses.append(value)
             if value - value != 0:
                 break
         else:
-            with torch.no_grad():
-                losses.append(float(made.value(f.call(theta), y)))
+            losses.append(float(f.loss_at(theta).detach()))
         runs.append(Descent(float(rate), tuple(losses)))
     return tuple(runs)
 
 
-def _step(f: Batch, theta: list[Tensor], y: Tensor | None, loss: Any, rate: float) -> tuple[list[Tensor], float]:
-    leaves = [p.detach().requires_grad_() for p in theta]
-    with torch.enable_grad():
-        value = loss.value(f.call(leaves), y)
-        grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+def trained_batch(
+    what: str, model: nn.Module | Step, inputs: Any, targets: Any, loss: LossLike, options: dict[str, Any]
+) -> Batch:
+    """The one batch of a short descent, with a loss to go down on."""
+    about = {k: options.pop(k) for k in ("mode", "seed", "samples") if k in options}
+    step = Step.of(model, inputs, targets, loss, **about)
+    f = Batch(step, make_options(**options), keep=False, default="none")
+    if f.loss.kind == "none" or (f.loss.kind in ("mse", "cross_entropy", "squared_error") and step.targets is None):
+        raise UsageError(f"{what} needs targets for its loss; got None. Pass targets=....")
+    return f
+
+
+def descent_step(f: Batch, theta: list[Tensor], rate: float) -> tuple[list[Tensor], float]:
+    """One step of gradient descent from theta, and the loss before it."""
+    leaves = [p.detach().clone().requires_grad_() for p in theta]
+    with torch.inference_mode(False), torch.enable_grad():
+        value = f.loss_at(leaves)
+        grads = f.backward(value, leaves, allow_unused=True, materialize_grads=True)
     return [(p - rate * g).detach() for p, g in zip(leaves, grads, strict=True)], float(value.detach())

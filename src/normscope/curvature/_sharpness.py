@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.call.losses import LossLike
+from normscope.call.step import Step
 from normscope.core.errors import UsageError
-from normscope.curvature._batches import is_several
 from normscope.curvature._budget import Budget
 from normscope.curvature._compare import other_modes, variants
-from normscope.curvature._loss import LossLike, make_loss
 from normscope.curvature._operators import fisher
 from normscope.curvature._rates import Descent, descend, stable_rates
 from normscope.linalg import Estimate, LinearMap, Ritz, hutchinson, lanczos, moments, orthonormalise, spectrum
@@ -121,27 +121,29 @@ class Sharpness:
 
 
 def sharpness(
-    model: nn.Module,
-    inputs: Any,
+    model: nn.Module | Step,
+    inputs: Any = None,
     targets: Any = None,
-    loss: LossLike = "mse",
+    loss: LossLike = None,
     *,
+    data: Any = None,
     tol: float = 1e-3,
     probes: int = 8,
     compare_modes: bool = True,
     what_if: bool = False,
     descent: int = 0,
     budget: float = BUDGET,
+    mode: str | None = None,
+    samples: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
 ) -> Sharpness:
     r"""Sharpness of a model's loss on a batch: lambda_max of ``fisher`` and what it means for the learning rate.
 
-    The loss is that of ``fisher``: ``mse`` is $\frac1{2n}\sum\|f-y\|^2$. For torch's ``MSELoss()`` pass that module, or multiply
-    ``max_stable_lr`` by c / 2.
-
-    inputs, targets: as for ``fisher``; a list of batches gives the mean over the batches, each normalised by itself.
+    model, inputs, targets, loss, data, samples: a `Step`, or what one is made of (``docs/inputs.md``). ``mse`` and
+        ``cross_entropy`` have torch's value; without targets and loss it is ``squared_error``, $\frac1{2n}\sum\|f-y\|^2$.
+        ``data``: the mean over the batches, each normalised by itself.
     tol: relative error wanted of lambda_max. ``probes``: random probes for the trace (0: no moments, no outliers).
     compare_modes: also lambda_max in eval mode, and of all batches as one, where the model has batch statistics.
     what_if: also lambda_max with each of ``VARIANTS`` put after the last layer.
@@ -150,36 +152,37 @@ def sharpness(
     budget: seconds for the moments, outliers, mean-gradient share and other modes together. Fewer probes are taken, and
         what still does not fit by the cost of a product is left out and named in ``skipped``: on a large net lambda_max
         comes first. The values themselves do not depend on the clock, only which there are and their errors.
-    options: ``parameters``, ``outputs``, ``mode``, ``dtype``, ``route``, ``memory``, ``checkpoint`` of ``jacobian``.
+    options: ``parameters``, ``outputs``, ``dtype``, ``route``, ``memory``, ``checkpoint`` of ``jacobian``.
     """
-    made = make_loss(loss)
     if not 0 < tol < 1:
         raise UsageError(f"tol must be a relative error above 0 and below 1; got {tol!r}. The default is 1e-3.")
     if isinstance(descent, bool) or not isinstance(descent, int) or descent < 0:
         raise UsageError(f"descent must be a whole number of steps >= 0; got {descent!r}. 0 leaves the check out.")
-    if descent and (targets is None or is_several(inputs)):
-        raise UsageError("sharpness(descent=...) needs targets and one batch.")
     if not budget >= 0:
         raise UsageError(f"budget must be a number of seconds >= 0; got {budget!r}. Use math.inf for everything.")
-    a = fisher(model, inputs, targets, loss, seed=seed, **options)
-    found = _Found.of(a, tol, probes, budget, seed, progress)
+    step = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples)
+    if descent and (step.targets is None or step.data is not None):
+        raise UsageError("sharpness(descent=...) needs targets and one batch. Pass both, or leave descent away.")
+    a = fisher(step, **options)
+    found = _Found.of(a, tol, probes, budget, step.seed, progress)
     top, purse, p = found.spectrum, found.budget, a.shape[0]
     layers, facts = _shares(a, found.vector), {**a.facts, "side": top.side}
+    named = a.factor is not None
     del a  # its graph is not needed any more, and the other modes have one of their own
     modes: dict[str, float] = {}
     table: dict[str, float] = {}
     errors: dict[str, float] = {}
     warnings: list[str] = []
     spent = found.products
-    if compare_modes:
-        modes, errors, warnings = other_modes(model, inputs, loss, top, 10 * tol, purse, seed, options)
-    if what_if and made.call is None and not is_several(inputs):
-        table, more, products = variants(model, inputs, loss, 10 * tol, seed, options)
+    if compare_modes and named:
+        modes, errors, warnings = other_modes(step, facts["functional_norms"], top, 10 * tol, purse, options)
+    if what_if and named and step.data is None:
+        table, more, products = variants(step, 10 * tol, options)
         errors, spent = {**errors, **more}, spent + products
     runs: tuple[Descent, ...] = ()
     if descent and top.largest > 0:
         rates = [x * 2 / top.largest for x in (0.5, 1.0, 2.0)]
-        runs = descend(model, inputs, targets, loss, rates=rates, steps=descent, seed=seed, **options)
+        runs = descend(step, rates=rates, steps=descent, **options)
     if not top.converged:
         warnings.append(
             f"lambda_max has not converged: it may be off by {float(top.errors[0]):.2g}. Raise tol or max_products."
@@ -199,7 +202,7 @@ def sharpness(
         products=spent,
         converged=top.converged,
         method=top.method,
-        loss=made.name,
+        loss=facts["loss"],
         facts=facts,
         modes=modes,
         what_if=table,

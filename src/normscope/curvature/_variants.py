@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from normscope.call.losses import LossLike
+from normscope.call.step import Step
 from normscope.core.errors import UsageError, unknown
 from normscope.curvature._batches import Batches
-from normscope.curvature._loss import LossLike, make_loss
 from normscope.curvature._operators import make_options
 from normscope.linalg.maps import LinearMap, gram
 
@@ -26,8 +27,9 @@ VARIANTS = {
 
 
 def last_layer(
-    model: nn.Module, inputs: Any, variant: str, loss: LossLike = "mse", *, eps: float = 1e-5, **options: Any
-) -> LinearMap:
+    model: nn.Module | Step, inputs: Any, variant: str, loss: LossLike = None, targets: Any = None, *, eps: float = 1e-5,
+    **options: Any,
+) -> LinearMap:  # fmt: skip
     r"""Fisher (p, p) of the network with a norm put after its outputs, in the parameters it has now.
 
     Exact: the norm's Jacobian B in the outputs is a known small matrix, so $J_{new} = B J$ and $F = (BJ)^T Q (BJ) / n$.
@@ -37,14 +39,12 @@ def last_layer(
     """
     if variant not in VARIANTS:
         raise unknown("last-layer variant", variant, VARIANTS)
-    made = make_loss(loss)
-    if made.call is not None:
-        raise UsageError("last_layer() needs the loss by name: 'mse' or 'cross_entropy'.")
-    f = Batches(model, inputs, make_options(**options))
+    about = {k: options.pop(k) for k in ("mode", "seed", "data", "samples") if k in options}
+    f = Batches(Step.of(model, inputs, targets, loss, **about), make_options(**options), what="last_layer()")
     if len(f.parts) > 1:
-        raise UsageError(f"last_layer() takes one batch; got {len(f.parts)}.")
+        raise UsageError(f"last_layer() takes one batch; got {len(f.parts)}. Pass one of them.")
     out, change = _normalise(f.value, variant, eps)
-    forward, transposed = made.factor(out)
+    forward, transposed = f.form().factor(out)
     root, shape = math.sqrt(f.n), (f.n, f.c, -1)
 
     def apply(v: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def last_layer(
     def adjoint(w: Tensor) -> Tensor:
         return transposed(change(f.jvp(w).reshape(shape))).reshape(f.n * f.c, -1) / root
 
-    facts = {**f.facts(), "loss": made.name, "last layer": variant}
+    facts = {**f.facts(), "last layer": variant}
     factor = LinearMap((f.p, f.n * f.c), apply, adjoint, f.dtype, f.device)
     return gram(factor, note=f"Fisher with last-layer {variant}", facts=facts)
 

@@ -12,19 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.call.losses import Loss
-from normscope.call.taps import (
-    Tap,
-    as_call,
-    as_rows,
-    batch_size,
-    find_taps,
-    first_tensor,
-    has_samples,
-    no_trace,
-    observed,
-    unwrap,
-)
+from normscope.call.arguments import first_tensor, tensors
+from normscope.call.losses import LossLike
+from normscope.call.step import Step
+from normscope.call.taps import Tap, find_taps, observed
 from normscope.core.errors import UsageError, unknown
 from normscope.curvature import sharpness
 from normscope.findings import View
@@ -44,7 +35,7 @@ USUAL_RATE = 0.1
 
 
 def cure(
-    model: nn.Module, how: str, inputs: Any, targets: Any = None, *, seed: int = 0, loss: Loss = None
+    model: nn.Module, how: str, inputs: Any, targets: Any = None, *, seed: int = 0, loss: LossLike = None
 ) -> nn.Module:
     """Give a model weights (or a norm) with which it can train: the same model, changed in place.
 
@@ -63,7 +54,7 @@ def cure(
 
 
 def treat(
-    model: nn.Module, how: str, inputs: Any, targets: Any = None, *, seed: int = 0, loss: Loss = None
+    model: nn.Module, how: str, inputs: Any, targets: Any = None, *, seed: int = 0, loss: LossLike = None
 ) -> Treatment:
     """`cure`, with the account of what was done to which layer."""
     if how == "auto":
@@ -169,7 +160,7 @@ class Reading:
 
 
 def read(
-    model: nn.Module, inputs: Any, targets: Any = None, loss: Loss = None, *, curvature: bool = True, seed: int = 0
+    model: nn.Module, inputs: Any, targets: Any = None, loss: LossLike = None, *, curvature: bool = True, seed: int = 0
 ) -> Reading:
     """Measure a model on a batch, in training mode; nothing is changed."""
     found = diagnose(model, inputs, targets, loss, theory=False, seed=seed)
@@ -199,37 +190,40 @@ def read(
 
 def _kept(model: nn.Module, inputs: Any, deepest: str, seed: int) -> float:
     """Centred alignment (CKA) of the input, or the first layer where that is no floating tensor, and the named layer."""
-    model, samples = unwrap(model)[0], batch_size(inputs)
+    at = Step.of(model, inputs, mode="train", seed=seed)
     grams: dict[str, Tensor] = {}
 
-    def centred(x: Tensor) -> Tensor:
-        rows = as_rows(x.detach(), samples, tokens=False).reshape(samples, -1).double()
+    def centred(rows: Tensor) -> Tensor:
+        rows = rows.detach().reshape(len(rows), -1).double()
         rows = rows - rows.mean(0)
         return rows @ rows.T
 
     def watch(tap: Tap, call: int, x: Tensor) -> None:
-        if has_samples(x, samples) and (not grams or tap.name == deepest):
-            grams["input" if not grams else "deep"] = centred(x)
+        rows = at.rows.of(x, tap.module)
+        if rows is not None and len(rows) == at.rows.n and (not grams or tap.name == deepest):
+            grams["input" if not grams else "deep"] = centred(rows)
 
-    with no_trace(model, mode="train", seed=seed), torch.no_grad():
-        args, kwargs, _ = as_call(inputs, grad=False)
+    @torch.no_grad()
+    def work() -> None:
+        args, kwargs, _ = at.arguments()
         entry = first_tensor([*args, *kwargs.values()])
-        if entry is not None and has_samples(entry, samples):
-            grams["input"] = centred(entry)
-        with observed(find_taps(model), watch):
-            model(*args, **kwargs)
+        rows = None if entry is None else at.rows.of(entry)
+        if rows is not None:
+            grams["input"] = centred(rows)
+        with observed(find_taps(at.root), watch, at.root):
+            at.whole(args, kwargs)
+
+    at.run(work)
     a, b = grams["input"], grams.get("deep", grams["input"])
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
-def _lambda_max(model: nn.Module, inputs: Any, targets: Any, loss: Loss, seed: int) -> float:
-    """Largest eigenvalue of the Fisher matrix to about 5 %, in the loss as torch has it; NaN where it is not defined."""
-    classes = isinstance(targets, Tensor) and not targets.is_floating_point()
-    chosen: Any = loss if callable(loss) else "cross_entropy" if classes and loss != "mse" else nn.MSELoss()
-    wanted = targets if callable(loss) or chosen == "cross_entropy" else None
+def _lambda_max(model: nn.Module, inputs: Any, targets: Any, loss: LossLike, seed: int) -> float:
+    """Largest eigenvalue of the Fisher matrix of the loss to about 5 %; NaN where it is not defined."""
     options: dict[str, Any] = {"tol": 0.05, "probes": 0, "compare_modes": False, "mode": "train", "seed": seed}
+    chosen = "mse" if targets is None and loss is None else loss  # torch's mean, whatever the targets will be
     try:
-        return sharpness(model, inputs, wanted, chosen, **options).lambda_max
+        return sharpness(model, inputs, targets, chosen, **options).lambda_max
     except (UsageError, ValueError, RuntimeError):
         return math.nan
 
@@ -264,7 +258,7 @@ def rank_cures(
     *,
     fresh: tuple[Any, Any] | None = None,
     candidates: Sequence[str] = CANDIDATES,
-    loss: Loss = None,
+    loss: LossLike = None,
     curvature: bool = True,
     seconds: float | None = None,
     seed: int = 0,
@@ -314,9 +308,9 @@ def rank_cures(
 
 def _check_differ(inputs: Any) -> None:
     """``UsageError`` where all samples are the same: every net then collapses them, and no cure is better than another."""
-    n = batch_size(inputs)
-    values = inputs.values() if isinstance(inputs, Mapping) else [inputs] if isinstance(inputs, Tensor) else inputs
-    leaves = [v for v in values if isinstance(v, Tensor) and v.dim() and len(v) == n]
+    leaves = [v for v in tensors(inputs) if v.dim()]
+    n = max((len(v) for v in leaves), default=0)
+    leaves = [v for v in leaves if len(v) == n]
     if n > 1 and all(bool((v == v[:1]).all()) for v in leaves):
         raise UsageError(
             f"Cures are ranked by how a net keeps samples apart, so the samples must differ; all {n} are the same. Give "
@@ -325,7 +319,7 @@ def _check_differ(inputs: Any) -> None:
 
 
 def _try(
-    model: nn.Module, name: str, inputs: Any, targets: Any, fresh: tuple[Any, Any] | None, loss: Loss, curvature: bool,
+    model: nn.Module, name: str, inputs: Any, targets: Any, fresh: tuple[Any, Any] | None, loss: LossLike, curvature: bool,
     seed: int,
 ) -> Trial:  # fmt: skip
     control, start = any(part.control for part in parts_of(name)), time.monotonic()
@@ -379,7 +373,7 @@ def follow(
     targets: Any = None,
     *,
     fresh: tuple[Any, Any] | None = None,
-    loss: Loss = None,
+    loss: LossLike = None,
     curvature: bool = True,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -402,8 +396,8 @@ def follow(
     facts = {
         "seconds": time.monotonic() - start,
         "measured_on": "fresh samples" if fresh else "the batch of the cure",
-        "samples": batch_size(inputs),
-        "samples_measured": batch_size(on[0]),
+        "samples": Step.of(model, inputs).rows.n,
+        "samples_measured": Step.of(model, on[0]).rows.n,
     }
     say("after")
     after = read(treatment.model, *on, loss, curvature=curvature, seed=seed)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from normscope.call.losses import Loss
+from normscope.call.arguments import tensors
+from normscope.call.graph import NoGradient
+from normscope.call.losses import COTANGENT, LossLike
+from normscope.call.step import Step
 from normscope.core.errors import UsageError
 from normscope.core.faces import show
 from normscope.core.records import Profile
@@ -109,12 +113,18 @@ class Diagnosis:
 
 
 def diagnose(
-    model: nn.Module,
-    inputs: Any,
+    model: nn.Module | Step,
+    inputs: Any = None,
     targets: Any = None,
-    loss: Loss = None,
+    loss: LossLike = None,
     *,
-    mode: str = "train",
+    optimizer: torch.optim.Optimizer | None = None,
+    data: Any = None,
+    valid: Any = None,
+    step: Callable[..., Any] | None = None,
+    train_step: Callable[..., Any] | None = None,
+    mode: str | None = None,
+    samples: int | None = None,
     label: str | None = None,
     layers: str | Sequence[str] | None = None,
     tokens: bool = False,
@@ -125,9 +135,10 @@ def diagnose(
 ) -> Diagnosis:
     """Probe a model on one batch and apply every rule of ``normscope.findings.RULES``.
 
-    inputs, targets, loss, layers, tokens, seed: as in `probe`. Without targets and loss the gradient flow is that of a
-        random cotangent on the outputs. One batch of 32 to 128 samples is enough.
-    mode: ``"train"``: batch norm uses this batch, as in the first training step; ``"eval"`` must be asked for.
+    model, inputs, targets, loss, optimizer, data, valid, step, train_step, samples: a `Step`, or what one is made of
+        (``docs/inputs.md``). Without targets and loss the gradient flow is that of the model's own loss, or of a random
+        cotangent on the outputs. One batch of 32 to 128 samples is enough. layers, tokens, seed: as in `probe`.
+    mode: ``"train"`` (the default): batch norm uses this batch, as in the first training step; ``"eval"`` must be asked for.
     theory: lay the infinite-width prediction beside the measurement where the model is a plain MLP that has one.
     curvature: measure the largest eigenvalue of the whole batch's Fisher matrix too, with and without centred outputs
         (about ten more passes; rules NS4xx). lr: a learning rate to hold against it; implies ``curvature``.
@@ -137,83 +148,84 @@ def diagnose(
     Raises ``UsageError`` for fewer than two samples, for NaN or infinity in the inputs, and in the parameters (which
     parameter, and the first layer whose output it reaches).
     """
-    if mode not in ("train", "eval"):
-        raise UsageError(f"mode must be 'train' or 'eval'; got {mode!r}.")
-    if lr is not None and not 0 < lr < math.inf:
+    if lr is not None and not (isinstance(lr, int | float) and not isinstance(lr, bool) and 0 < lr < math.inf):
         raise UsageError(f"lr must be a positive number; got {lr!r}. Leave it out to judge no rate.")
-    _check_inputs(inputs)
+    if not isinstance(model, Step):
+        mode = "train" if mode is None else mode
+        if mode not in ("train", "eval"):
+            raise UsageError(f"mode must be 'train' or 'eval'; got {mode!r}.")
+    at = Step.of(
+        model, inputs, targets, loss, mode=mode, seed=seed, samples=samples, optimizer=optimizer, data=data, valid=valid,
+        step=step, train_step=train_step,
+    )  # fmt: skip
+    model = at.root
+    _check_inputs(at)
     notes = []
+    look = partial(probe, layers=layers, tokens=tokens)
     try:
-        profile = probe(model, inputs, targets, loss, layers, mode=mode, tokens=tokens, backward=True, seed=seed)
-    except UsageError as error:
-        if targets is not None or loss is not None or "no gradient" not in str(error):
+        profile = look(at, backward=True)
+    except NoGradient:
+        if at.targets is not None or at.criterion.kind or at.step is not None:
             raise
         notes.append("no parameter and no floating input takes a gradient: the backward pass was left out")
-        profile = probe(model, inputs, layers=layers, mode=mode, tokens=tokens, backward=False, seed=seed)
+        profile = look(at, backward=False)
     _check_parameters(model, profile)
     label = label or type(model).__name__
     facts = {"label": label, **profile.facts, "notes": [*profile.facts["notes"], *notes]}
     fisher = None
     if curvature or lr is not None:
-        fisher = _curvature(model, inputs, targets, loss, mode, seed, lr, facts)
+        fisher = _curvature(at, lr, facts)
         profile.facts.update(  # type: ignore[attr-defined]
             {k: facts[k] for k in ("lambda_max", "lambda_max_centred", "learning_rate") if k in facts}
         )
     findings = find(profile)
-    if theory and mode == "train" and not tokens:
-        profile = _with_prediction(model, inputs, profile)
+    if theory and at.mode == "train" and not tokens:
+        profile = _with_prediction(at, profile)
     diagnosis = Diagnosis(label, profile, findings, fisher, facts)
     facts["verdict"] = diagnosis.verdict
     facts["normscope"] = _version()
     return diagnosis
 
 
-def _curvature(
-    model: nn.Module,
-    inputs: Any,
-    targets: Any,
-    loss: Loss,
-    mode: str,
-    seed: int,
-    lr: float | None,
-    facts: dict[str, Any],
-) -> Sharpness | None:
+def _curvature(at: Step, lr: float | None, facts: dict[str, Any]) -> Sharpness | None:
     """The sharpness of the batch, its numbers among the facts; ``None`` and a note where it is not defined."""
     from normscope.curvature import last_layer, sharpness
     from normscope.linalg import spectrum
 
-    classes = isinstance(targets, Tensor) and not targets.is_floating_point()
-    # The Fisher matrix of a squared error needs no targets; torch's mean runs over all n c entries.
-    chosen: Any = loss if callable(loss) else "cross_entropy" if classes and loss != "mse" else nn.MSELoss()
-    wanted = targets if callable(loss) or chosen == "cross_entropy" else None
+    one = replace(at, data=None)
+    if one.targets is None and not one.criterion.kind:  # of torch's mean squared error, whatever the targets will be
+        one = replace(one, loss="mse") if facts["loss"] == COTANGENT else one
     try:
-        found = sharpness(model, inputs, wanted, chosen, probes=4, compare_modes=False, mode=mode, seed=seed)
-        top = float(
-            spectrum(last_layer(model, inputs, "center", chosen, mode=mode, seed=seed), tol=0.02).eigenvalues[0]
-        )
-    except UsageError as error:
+        found = sharpness(one, probes=4, compare_modes=False)
+    except (UsageError, MemoryError) as error:
         facts["notes"].append(f"no sharpness: {error}")
         return None
-    facts |= {"lambda_max": found.lambda_max, "max_stable_lr": found.max_stable_lr, "lambda_max_centred": top}
+    facts |= {"lambda_max": found.lambda_max, "max_stable_lr": found.max_stable_lr, "curvature_loss": found.loss}
+    facts["notes"] += [n for n in found.facts["notes"] if n not in facts["notes"]]
     if lr is not None:
         facts["learning_rate"] = lr
-    if isinstance(inputs, Tensor) and not callable(loss) and mode == "train":
-        from normscope.theory import predicted_sharpness
+    if found.loss in ("mse", "cross_entropy"):
+        facts["lambda_max_centred"] = float(spectrum(last_layer(one, None, "center"), tol=0.02).eigenvalues[0])
+        if len(at.args) == 1 and isinstance(at.args[0], Tensor) and at.mode == "train":
+            from normscope.theory import predicted_sharpness
 
-        expected = predicted_sharpness(model, inputs, chosen == "cross_entropy")
-        if expected is not None:  # torch's mean squared error is 2/c times half the summed one
-            facts["lambda_max_predicted"] = expected * (1 if chosen == "cross_entropy" else 2 / found.facts["outputs"])
+            softmax = found.loss == "cross_entropy"
+            expected = at.run(lambda: predicted_sharpness(at.root, at.args[0], softmax))
+            if expected is not None:  # torch's mean squared error is 2/c times half the summed one
+                facts["lambda_max_predicted"] = expected * (1 if softmax else 2 / found.facts["outputs"])
     return found
 
 
-def _with_prediction(model: nn.Module, inputs: Any, profile: Profile) -> Profile:
-    if not isinstance(inputs, Tensor):
+def _with_prediction(at: Step, profile: Profile) -> Profile:
+    if len(at.args) != 1 or not isinstance(at.args[0], Tensor) or not at.args[0].is_floating_point():
         return profile
     from normscope.theory import overlay
 
+    inputs = at.args[0].detach().double()
     try:
-        predicted = overlay(model, inputs.detach().double(), profile, metrics=PREDICTED)
-    except (ArithmeticError, ValueError, RuntimeError) as error:
+        # In a run: reading a parametrized weight computes it, and may move the buffers it is computed with.
+        predicted = at.run(lambda: overlay(at.root, inputs, profile, metrics=PREDICTED))
+    except (ArithmeticError, ValueError, RuntimeError, MemoryError) as error:
         profile.facts["notes"].append(f"no prediction beside it: {type(error).__name__}: {error}")
         return profile
     if predicted is None:
@@ -227,14 +239,12 @@ def content(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Content
     return made
 
 
-def _check_inputs(inputs: Any) -> None:
-    named: list[tuple[str, Any]]
-    if isinstance(inputs, Mapping):
-        named = [(f"inputs[{k!r}]", v) for k, v in inputs.items()]
-    elif isinstance(inputs, Tensor):
-        named = [("inputs", inputs)]
-    else:
-        named = [(f"inputs[{i}]", v) for i, v in enumerate(inputs)]
+def _check_inputs(at: Step) -> None:
+    named = [(f"inputs[{k!r}]", v) for k, v in at.kwargs.items()]
+    several = len(at.args) > 1
+    for i, value in enumerate(at.args):
+        found = [value] if isinstance(value, Tensor) else list(tensors(value))
+        named += [(f"inputs[{i}]" if several or not isinstance(value, Tensor) else "inputs", x) for x in found]
     for name, value in named:
         if not (isinstance(value, Tensor) and value.is_floating_point() and value.dim()):
             continue

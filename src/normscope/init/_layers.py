@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normscope.call.taps import as_call, batch_size, first_tensor, no_trace, unwrap
+from normscope.call.arguments import first_tensor
+from normscope.call.step import Step, check_model, unwrap
 from normscope.core.errors import UsageError
 
 Treatable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -129,17 +130,29 @@ def require(treated: list[str] | list[Layer], left: Mapping[str, str]) -> None:
 Visit = Callable[[Layer, Tensor], str | None]
 
 
+def step_of(model: nn.Module, inputs: Any, seed: int = 0) -> Step:
+    """One forward pass of the model on this batch (or that of a ``Step``), in training mode."""
+    if isinstance(inputs, Step):
+        return replace(inputs, model=model, mode="train", seed=seed)
+    return Step(model, inputs, seed=seed)
+
+
+def kept(layers: Sequence[Layer]) -> dict[int, Tensor]:
+    """The layers' own weights, to stand for themselves in a run: what is written there stays."""
+    return {id(p): p for layer in layers for p in layer.module._parameters.values() if p is not None}
+
+
 def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, seed: int) -> list[Layer]:
     """One forward pass in training mode; each layer is shown with its input just before it first runs.
 
     ``visit`` may change the layer's weight: the layer then runs with the new one, so every later layer sees the
-    representation of the layers treated before it. Everything but the weights is put back (`no_trace`).
+    representation of the layers treated before it. Everything but the weights is put back (`Step.run`).
     Returns the layers that ran, in the order of first execution.
     Raises ``UsageError`` for fewer than two samples and for values that are not finite, naming the layer.
     """
-    samples = batch_size(inputs)
-    if samples < 2:
-        raise UsageError(f"A cure looks at a batch, so it needs at least 2 samples; got {samples}.")
+    step = step_of(model, inputs, seed)
+    if step.rows.n < 2:
+        raise UsageError(f"A cure looks at a batch, so it needs at least 2 samples; got {step.rows.n}.")
     ran: list[Layer] = []
     by_module: dict[nn.Module, Layer] = {layer.module: layer for layer in layers}
 
@@ -158,15 +171,18 @@ def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, se
         with torch.no_grad():
             visit(layer, x.detach())
 
-    handles: list[Any] = []
-    with no_trace(model, mode="train", seed=seed), torch.no_grad():
-        args, kwargs, _ = as_call(inputs, grad=False)
+    def work() -> None:
+        handles: list[Any] = []
         try:
             handles += [m.register_forward_pre_hook(hook, with_kwargs=True) for m in by_module]
-            model(*args, **kwargs)
+            with torch.no_grad():
+                args, kwargs, _ = step.arguments()
+                step.whole(args, kwargs)
         finally:
             for handle in handles:
                 handle.remove()
+
+    step.run(work, kept(layers))
     return ran
 
 
@@ -217,6 +233,5 @@ def rms(x: Tensor) -> float:
 
 def model_of(model: nn.Module) -> nn.Module:
     """The model under wrappers of torch's (compile, DataParallel)."""
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model must be an nn.Module; got {getattr(model, '__name__', type(model).__name__)}.")
+    check_model(model)
     return unwrap(model)[0]

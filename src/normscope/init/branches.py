@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.call.taps import as_call, batch_size, first_tensor, no_trace
+from normscope.call.arguments import first_tensor, mapped
+from normscope.call.step import Step
 from normscope.core.errors import UsageError
 from normscope.init._layers import (
     Layer,
@@ -17,8 +18,10 @@ from normscope.init._layers import (
     all_or_nothing,
     generator_of,
     in_order,
+    kept,
     model_of,
     require,
+    step_of,
     survey,
     untied,
 )
@@ -57,11 +60,12 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
     require(order, left)
     done: list[str] = []
     names = {m: n for n, m in model.named_modules()}
-    look = _Look(model, inputs, order, seed, SEEN)
+    step = step_of(model, inputs, seed)
+    look = _Look(step, order, SEEN)
     try:
         norms = look.norms()
     except Exception:  # a part of the batch is not always one, as where other inputs index the samples
-        look = replace(look, samples=batch_size(inputs))
+        look = replace(look, samples=step.rows.n)
         norms = look.norms()
     with all_or_nothing(order), all_or_nothing([Layer(names[m], m) for m in norms.values()]):  # type: ignore[arg-type]
         reached = look.reached()
@@ -111,10 +115,8 @@ class _Reached:
 class _Look:
     """Forward and backward passes in training mode that ask where a gradient goes."""
 
-    model: nn.Module
-    inputs: Any
+    step: Step
     order: list[Layer]
-    seed: int
     samples: int
 
     def norms(self) -> dict[nn.Module, nn.Module]:
@@ -133,7 +135,7 @@ class _Look:
 
         kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
         handles = [layer.module.register_forward_hook(after) for layer in self.order]
-        for module in self.model.modules():
+        for module in self.step.root.modules():
             if isinstance(module, kinds) and isinstance(module.weight, Tensor) and module.weight.requires_grad:
                 handles.append(module.register_forward_pre_hook(before))
         try:
@@ -154,30 +156,37 @@ class _Look:
     def _run(self, at: Layer | None, wanted: Sequence[Tensor] = ()) -> tuple[bool | None, list[Any]]:
         """Whether a gradient reaches the inputs (``None`` where these are integers), and the slopes of ``wanted``."""
         seen: list[Tensor | None] = []
-        samples = batch_size(self.inputs)
+        entries: list[Tensor] = []
+        samples = self.step.rows.n
 
-        def head(x: Any) -> Any:
-            x = x[: self.samples] if isinstance(x, Tensor) and x.dim() and len(x) == samples else x
-            return x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
+        def head(x: Tensor) -> Tensor:
+            x = (x[: self.samples] if x.dim() and len(x) == samples else x).detach()
+            if x.is_floating_point():
+                entries.append(x.requires_grad_())
+            return x
 
         def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append(first_tensor([*args, *kwargs.values()]))
 
-        with no_trace(self.model, mode="train", seed=self.seed):
-            args, kwargs, _ = as_call(self.inputs, grad=False)
-            args, kwargs = tuple(head(x) for x in args), {name: head(x) for name, x in kwargs.items()}
+        def work() -> list[Any] | None:
+            args, kwargs, _ = self.step.arguments()
+            args, kwargs = mapped(args, head), mapped(kwargs, head)
             handle = None if at is None else at.module.register_forward_pre_hook(look, with_kwargs=True)
             try:
-                out = first_tensor(self.model(*args, **kwargs))
+                out = first_tensor(self.step.whole(args, kwargs))
             finally:
                 if handle is not None:
                     handle.remove()
             x = seen[0] if seen else out
-            entries = [e for e in (*args, *kwargs.values()) if isinstance(e, Tensor) and e.requires_grad]
             if x is None or not x.requires_grad or not wanted:
-                return None, [None] * len(wanted)
-            direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
-            slopes = list(torch.autograd.grad(x, [*wanted, *entries], direction.to(x), allow_unused=True))
+                return None
+            direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.step.seed), dtype=torch.float64)
+            return list(torch.autograd.grad(x, [*wanted, *entries], direction.to(x), allow_unused=True))
+
+        norms = [Layer("", m) for m in self.step.root.modules() if isinstance(getattr(m, "weight", None), Tensor)]  # type: ignore[arg-type]
+        slopes = self.step.run(work, kept(self.order) | kept(norms))
+        if slopes is None:
+            return None, [None] * len(wanted)
         ends = slopes[len(wanted) :]
         entry = any(e is not None and bool(e.count_nonzero()) for e in ends) if entries else None
         return entry, slopes[: len(wanted)]

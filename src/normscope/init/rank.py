@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from normscope.call.taps import as_call, as_rows, batch_size, first_tensor, has_samples, no_trace
+from normscope.call.arguments import first_tensor
+from normscope.call.step import Step
 from normscope.core.errors import UsageError, unknown
 from normscope.init._layers import (
     Layer,
@@ -20,9 +21,11 @@ from normscope.init._layers import (
     all_or_nothing,
     generator_of,
     in_order,
+    kept,
     model_of,
     require,
     rms,
+    step_of,
     survey,
     untied,
 )
@@ -111,11 +114,13 @@ def rank(
     if order:
         left[order[-1].name] = "the last layer keeps its law"
     require(order[:-1], left)
-    climb = _Climb(model, inputs, order, seed, scale)
+    step = step_of(model, inputs, seed)
+    climb = _Climb(step, order, scale)
     ends = [] if variant == "A" else list(range(every - 1, len(order) - 2, every))
     steps = (100 if variant == "A" else 10) if steps is None else steps
     until = None if seconds is None else time.monotonic() + seconds
-    with all_or_nothing(order), no_trace(model, mode="train", seed=seed):
+
+    def work() -> list[str]:
         start = climb.start()
         before = climb.rank(len(order) - 1)
         begin = 0
@@ -132,6 +137,10 @@ def rank(
             ]
         if until is not None and time.monotonic() > until:
             notes.append(f"stopped after {seconds:g} seconds")
+        return notes
+
+    with all_or_nothing(order):
+        notes = step.run(work, kept(order))
     return Treatment(model, tuple(layer.name for layer in order[:-1]), left, tuple(notes))
 
 
@@ -147,10 +156,8 @@ class _Stop(Exception):
 class _Climb:
     """The layers in order; passes over the batch that stop at one of them."""
 
-    model: nn.Module
-    inputs: Any
+    step: Step
     order: list[Layer]
-    seed: int
     scale: str
 
     def start(self) -> list[Tensor]:
@@ -230,7 +237,7 @@ class _Climb:
         """The representation (n, features): the output of hidden layer ``target``, or the input of the last layer."""
         found: list[Tensor] = []
         seen: set[str] = set()
-        last, samples = self.order[-1], batch_size(self.inputs)
+        last, samples = self.order[-1], self.step.rows
 
         def enter(layer: Layer, x: Tensor | None) -> None:
             if layer.name in seen or x is None:
@@ -246,8 +253,8 @@ class _Climb:
             found.append(output)
             raise _Stop
 
-        torch.default_generator.manual_seed(self.seed)  # the same dropout in every pass
-        args, kwargs, _ = as_call(self.inputs, grad=False)
+        torch.default_generator.manual_seed(self.step.seed)  # the same dropout in every pass
+        args, kwargs, _ = self.step.arguments()
         handles = [
             layer.module.register_forward_pre_hook(
                 lambda _m, a, k, layer=layer: enter(layer, first_tensor([*a, *k.values()])), with_kwargs=True
@@ -257,18 +264,19 @@ class _Climb:
         if target < len(self.order) - 1:
             handles.append(self.order[target].module.register_forward_hook(leave))
         try:
-            self.model(*args, **kwargs)
+            self.step.root(*args, **kwargs)
         except _Stop:
             pass
         finally:
             for handle in handles:
                 handle.remove()
-        if not found or not has_samples(found[0], samples):
+        rows = samples.of(found[0], self.order[target].module) if found else None
+        if rows is None:
             raise UsageError(
-                f"The rank is one of {samples} samples; the output of {self.order[target].name!r} has no axis of that length. "
+                f"The rank is one of {samples.n} samples; the output of {self.order[target].name!r} has no axis of that length. "
                 "Pass a batch that the model keeps together."
             )
-        return as_rows(found[0], samples, tokens=False).reshape(samples, -1)
+        return rows.reshape(len(rows), -1)
 
 
 def write(layers: Sequence[Layer], weights: Sequence[Tensor]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.call.taps import as_call, batch_size, first_tensor, no_trace, normalizers
+from normscope.call.taps import normalizers
 from normscope.core.errors import UsageError
-from normscope.init._layers import Treatment, model_of, require, survey, walk
+from normscope.init._layers import Treatment, model_of, require, step_of, survey, walk
 from normscope.nn import CenterOutputs, NormalizeOutputs
 
 _NORMS: dict[type, type[nn.Module]] = {
@@ -60,8 +60,9 @@ def _like(module: nn.Module, outputs: Tensor, training: bool) -> nn.Module:
 
 def _outputs(model: nn.Module, inputs: Any) -> Tensor:
     """What the model returns for the batch: a tensor (n, c, ...), or ``UsageError``."""
-    if batch_size(inputs) < 2:
-        raise UsageError(f"A norm over the batch needs at least 2 samples; got {batch_size(inputs)}.")
+    samples = step_of(model, inputs).rows.n
+    if samples < 2:
+        raise UsageError(f"A norm over the batch needs at least 2 samples; got {samples}.")
     out = _run(model, inputs)
     if not isinstance(out, Tensor) or out.dim() < 2:
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
@@ -73,9 +74,14 @@ def _outputs(model: nn.Module, inputs: Any) -> Tensor:
 
 
 def _run(model: nn.Module, inputs: Any) -> Any:
-    with no_trace(model, mode="train", seed=0), torch.no_grad():
-        args, kwargs, _ = as_call(inputs, grad=False)
-        return model(*args, **kwargs)
+    step = step_of(model, inputs)
+
+    @torch.no_grad()
+    def work() -> Any:
+        args, kwargs, _ = step.arguments()
+        return step.whole(args, kwargs)
+
+    return step.run(work)
 
 
 def insert_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
@@ -142,9 +148,7 @@ def _followed(model: nn.Module, inputs: Any) -> set[nn.Module]:
 
     handles = [m.register_forward_hook(hook) for m in model.modules()]
     try:
-        with no_trace(model, mode="train", seed=0), torch.no_grad():
-            args, kwargs, _ = as_call(inputs, grad=False)
-            first_tensor(model(*args, **kwargs))
+        _run(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

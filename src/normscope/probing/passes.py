@@ -13,84 +13,62 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.call.losses import Loss, loss_name, loss_value
-from normscope.call.taps import (
-    Tap,
-    as_call,
-    as_rows,
-    batch_size,
-    find_taps,
-    first_tensor,
-    has_samples,
-    no_trace,
-    normalizers,
-    observed,
-    own_copy,
-    untrained_statistics,
-    unwrap,
-)
+from normscope.call.arguments import first_tensor, tensors
+from normscope.call.functional import Functions, refuse_untrained
+from normscope.call.graph import NoGradient, refuse_reentrant
+from normscope.call.losses import LossLike
+from normscope.call.step import Step
+from normscope.call.taps import Tap, find_taps, normalizers, observed, untrained_statistics
 from normscope.core.errors import UsageError
 from normscope.core.records import Profile, Record
-from normscope.geometry import metrics as _metrics
-from normscope.geometry.metrics import METRICS, unit_axis
+from normscope.geometry.metrics import METRICS, Metric
 from normscope.geometry.shapes import configuration
 from normscope.geometry.statistic import Statistic
-
-#: Ends of the activations that have them.
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "Tanh": (-1, 1), "Sigmoid": (0, 1), "Hardtanh": (-1, 1), "Hardsigmoid": (0, 1), "Softsign": (-1, 1), "Erf": (-1, 1),
-}  # fmt: skip
-_ACTIVATIONS = {
-    "ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Softplus", "Hardswish", "Abs",
-    "NewGELUActivation", "GELUActivation", "Sin", *_BOUNDS,
-}  # fmt: skip
-
-
-@dataclass
-class _Seen:
-    """What was collected at one call of one tap."""
-
-    tap: Tap
-    call: int
-    activation: Statistic
-    gradient: Statistic | None = None
+from normscope.probing.recorder import Recorder, Seen, chosen, numbers, of_weights
 
 
 @dataclass
 class Collection:
     """What the passes brought: statistics in the order of execution, parameter gradients, drift of running statistics."""
 
-    seen: list[_Seen] = field(default_factory=list)
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    seen: list[Seen] = field(default_factory=list)
+    weights: dict[str, tuple[float, float]] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
     loss: float = math.nan
+    loss_name: str = "none"
     without_batch: list[str] = field(default_factory=list)
+    split: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    functional_norms: int = 0
 
 
 def probe(
-    model: nn.Module,
-    inputs: Any,
+    model: nn.Module | Step,
+    inputs: Any = None,
     targets: Any = None,
-    loss: Loss = None,
+    loss: LossLike = None,
     layers: str | Sequence[str] | None = None,
     metrics: Iterable[str] | None = None,
     *,
+    data: Any = None,
+    step: Callable[..., Any] | None = None,
     mode: str | None = None,
+    samples: int | None = None,
     tokens: bool = False,
     backward: bool | None = None,
     seed: int = 0,
 ) -> Profile:
     """Measure every layer of a model on one batch.
 
-    inputs: what ``forward`` takes: a tensor (n, ...), a tuple of arguments, or a dict of keyword arguments.
-    targets, loss: ``"mse"``, ``"cross_entropy"`` or a callable (outputs, targets) -> scalar; with targets alone the
-        loss is cross-entropy for integers, mse for floats.
-    layers: glob patterns of module paths; default: all layers (`normscope.call.taps.find_taps`).
+    model, inputs, targets, loss, data, step, samples: a `Step`, or what one is made of (``docs/inputs.md``); of ``data`` the
+        first batch. With neither targets nor loss: the model's own loss if it returns one.
+    layers: glob patterns of module paths; default: all layers (`normscope.call.taps.find_taps`), and what runs by functions
+        (``F.relu``, products with the model's own parameters).
     metrics: names; default all. See ``normscope.geometry.metrics.METRICS``.
     mode: ``"train"`` (batch norm uses the batch), ``"eval"``, or ``None``: as each module is set.
     tokens: sequence activations (n, t, d) count as n*t samples; default: n samples of t*d features.
-    backward: whether to run the backward pass; default: if there are targets or a loss. With neither,
-        ``backward=True`` takes a random cotangent on the outputs.
+    backward: whether to run the backward pass; default: if there are targets, a loss, or the model returns its own. With
+        none of these, ``backward=True`` takes a random cotangent on the outputs.
     seed: of the random streams inside (dropout); the caller's streams are untouched.
 
     Returns a `Profile`: per (layer, call) the metrics of the output (signal ``activation``), of the loss gradient
@@ -101,73 +79,45 @@ def probe(
     for layers with weights only. Values are exact to float64 rounding of what the model computed, except that
     eigenvalues of wide float32 layers (d > 4 n) carry an error up to 1e-6 of the largest where all are above 1e-3 of it.
 
-    The model is left as it was, bit for bit: buffers, gradients, flags, hooks and random streams, also when its
-    forward raises (the exception passes through with a note that names the layer).
+    The model is left as it was, bit for bit (`normscope.call.traceless`), also when its forward raises: the user's own
+    exception passes through with a note, one of torch's layers becomes a ``UsageError`` that names the layer.
     Raises ``UsageError`` for fewer than two samples, or eval mode over batch norm that has never seen data unless
     ``mode="eval"`` asks for it.
     """
     start = time.perf_counter()
-    metrics = [metrics] if isinstance(metrics, str) else metrics
-    chosen = list(METRICS.values()) if metrics is None else [METRICS[name] for name in metrics]
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model must be an nn.Module; got {getattr(model, '__name__', type(model).__name__)}.")
-    model, notes = unwrap(model)
-    samples = batch_size(inputs)
-    if samples < 2:
-        raise UsageError(f"A probe compares samples, so it needs a batch of at least 2; got {samples}.")
-    if mode not in (None, "train", "eval"):
-        raise UsageError(f"mode must be 'train', 'eval' or None; got {mode!r}.")
-    _refuse_lazy(model)
-    if mode is None and any(not m.training and untrained_statistics(m) for _, m in normalizers(model)):
+    picked = chosen(metrics)
+    at = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, step=step, samples=samples)
+    root, n, mode = at.root, at.rows.n, at.mode
+    if n < 2:
+        raise UsageError(f"A probe compares samples, so it needs a batch of at least 2; got {n}.")
+    _refuse_untrained(root, mode)
+    taps = find_taps(root, layers)
+    spectrum = any(m.signal == "activation" for m in picked)
+    found = collect(at, taps, backward=backward, tokens=tokens, spectrum=spectrum, functions=layers is None)
+    notes = [*at.notes, *found.notes, *_notes(at, taps, found, layers)]
+    if not found.seen or all(s.layer == 0 for s in found.seen):
         raise UsageError(
-            "The model is in eval mode and its batch norms have never seen data (running mean 0, variance 1), so they "
-            "would do nothing at all. Pass mode='train' to measure the network that trains, or mode='eval' to insist."
+            "No observed layer ran in the forward pass, so there is nothing to report. Layers inside a scripted function, or "
+            "under other names than those asked for, are not seen."
         )
-    backward = (targets is not None or loss is not None) if backward is None else backward
-    name = loss_name(loss, targets) if backward else "none"
-    frozen = [name for name, m in normalizers(model) if not m.training] if mode == "train" and model.training else []
-    if frozen:
-        notes.append(
-            f"in eval mode inside a model in training mode, but measured in training mode ({len(frozen)} norms, the first is "
-            f"{frozen[0]}): pass mode=None to measure each module as it is set"
-        )
-    taps = find_taps(model, layers)
-    versions = {n: p._version for n, p in model.named_parameters()}
-    spectrum = any(m.signal == "activation" for m in chosen)
-    collected = collect(
-        model, inputs, targets, loss, taps, mode, backward=backward, tokens=tokens, seed=seed, spectrum=spectrum
-    )
-    notes += [
-        f"parameter {n} was changed in place by the forward pass itself; that was not undone"
-        for n, p in model.named_parameters()
-        if p._version != versions[n]
-    ]
-    if collected.without_batch:
-        names = list(dict.fromkeys(collected.without_batch))
-        notes.append(f"not measured, their outputs have no axis of {samples} samples: {', '.join(names[:8])}")
-    silent = [t.name for t in taps if not t.calls]
-    if not collected.seen or all(s.tap.layer == 0 for s in collected.seen):
-        raise UsageError("No observed layer ran in the forward pass, so there is nothing to report.")
-    if silent and layers is not None:
-        notes.append(f"never ran in this forward pass: {', '.join(silent[:8])}")
-    records = [r for seen in collected.seen for r in _records(seen, chosen, collected)]
-    if metrics is None and backward:
+    records = [r for seen in found.seen for r in _records(seen, picked, found, root)]
+    if metrics is None and found.loss_name != "none":
         records += _growth(records)
-    first = next((p for p in model.parameters()), None)
-    modes = {m.training for m in model.modules()} if mode is None else {mode == "train"}
+    first = next((p for p in root.parameters()), None)
+    modes = {m.training for m in root.modules()} if mode is None else {mode == "train"}
     facts = {
         "mode": "mixed" if len(modes) > 1 else ("train" if modes.pop() else "eval"),
-        "batch_size": samples,
+        "batch_size": n,
         "dtype": str(first.dtype).removeprefix("torch.") if first is not None else "none",
         "device": str(first.device) if first is not None else "cpu",
-        "loss": name,
-        "loss_value": collected.loss,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "layers": sum(t.calls > 0 for t in taps),
-        "batch_norms": len(normalizers(model)),
-        "untrained_batch_norms": sum(untrained_statistics(m) for _, m in normalizers(model)),
-        "shape": _shape(collected.seen[-2 if len(collected.seen) > 2 else -1].activation),
-        "seed": seed,
+        "loss": found.loss_name,
+        "loss_value": found.loss,
+        "parameters": sum(p.numel() for p in root.parameters()),
+        "layers": len({s.layer for s in found.seen if s.layer}),
+        "batch_norms": len(normalizers(root)) + found.functional_norms,
+        "untrained_batch_norms": sum(untrained_statistics(m) for _, m in normalizers(root)),
+        "shape": _shape(found.seen[-2 if len(found.seen) > 2 else -1].activation),
+        "seed": at.seed,
         "seconds": time.perf_counter() - start,
         "torch": torch.__version__,
         "notes": notes,
@@ -175,115 +125,137 @@ def probe(
     return Profile(tuple(records), {}, facts)
 
 
+def _refuse_untrained(root: nn.Module, mode: str | None) -> None:
+    if mode is None and any(not m.training and untrained_statistics(m) for _, m in normalizers(root)):
+        raise UsageError(
+            "The model is in eval mode and its batch norms have never seen data (running mean 0, variance 1), so they "
+            "would do nothing at all. Pass mode='train' to measure the network that trains, or mode='eval' to insist."
+        )
+
+
+def _notes(at: Step, taps: list[Tap], found: Collection, layers: Any) -> list[str]:
+    """What a reader must know about what was measured."""
+    notes = [
+        *[f"parameter {n} was changed in place by the forward pass itself; it was put back" for n in at.trace.rewritten],
+        *[f"parameter {n} was changed in place by the forward pass itself; that was not undone" for n in at.trace.changed],
+    ]
+    frozen = [
+        name for name, m in normalizers(at.root) if not m.training and at.mode == "train" and at.root.training
+    ]
+    if frozen:
+        notes.append(
+            f"in eval mode inside a model in training mode, but measured in training mode ({len(frozen)} norms, the first is "
+            f"{frozen[0]}): pass mode=None to measure each module as it is set"
+        )
+    if found.without_batch:
+        names = list(dict.fromkeys(found.without_batch))
+        notes.append(f"not measured, their outputs have no axis of {at.rows.n} samples: {', '.join(names[:8])}")
+    if found.split:
+        names = list(dict.fromkeys(found.split))
+        notes.append(
+            f"outputs with a multiple of {at.rows.n} rows were split, samples outermost: {', '.join(names[:8])}"
+        )
+    silent = [t.name for t in taps if not t.calls]
+    if silent and layers is not None:
+        notes.append(f"never ran in this forward pass: {', '.join(silent[:8])}")
+    if hidden := [name for name, m in at.root.named_modules() if isinstance(m, nn.RNNBase)]:
+        notes.append(f"not looked at: the steps inside {', '.join(hidden[:8])} (their outputs are)")
+    return notes
+
+
 def collect(
-    model: nn.Module,
-    inputs: Any,
-    targets: Any,
-    loss: Loss,
+    at: Step,
     taps: list[Tap],
-    mode: str | None,
     *,
-    backward: bool,
+    backward: bool | None,
     tokens: bool = False,
-    seed: int = 0,
     spectrum: bool = True,
+    functions: bool = False,
 ) -> Collection:
     """The passes themselves: one forward, and one backward if asked for; the statistics of every tap."""
     out = Collection()
+    samples, root = at.rows, at.root
+    own = at.step is not None or at.targets is not None or bool(at.criterion.kind)
     recording = True  # a checkpointed segment runs again inside the backward pass
 
-    samples = batch_size(inputs)
+    def rows(tap: Tap, x: Tensor) -> Tensor | None:
+        return samples.of(x, tap.module, tokens=tokens)
 
-    def rows(x: Tensor) -> Tensor:
-        return as_rows(x, samples, tokens=tokens)
+    def work() -> None:
+        nonlocal recording
+        recorder = Recorder(rows, spectrum=spectrum, gradients=backward is not False)
+        out.seen = recorder.seen
 
-    def watch(tap: Tap, call: int, x: Tensor) -> None:
-        if not recording:
-            return
-        if not has_samples(x, samples):
-            out.without_batch.append(tap.name)
-            return
-        seen = _Seen(tap, call, output_statistic(tap, x, rows(x), spectrum=spectrum))
-        out.seen.append(seen)
-        if backward and x.requires_grad:
-            angles = has_angles(tap)
+        def keep(seen: Seen, x: Tensor) -> None:
+            if backward is not False and x.requires_grad:
+                x.register_hook(lambda grad: recorder.look_back(seen, grad))
 
-            def keep(grad: Tensor) -> None:
-                seen.gradient = Statistic.of(rows(grad) if angles else grad.reshape(1, -1), spectrum=False)
+        def watch(tap: Tap, call: int, x: Tensor) -> None:
+            if not recording:
+                return
+            seen = recorder.look(tap, tap.layer, call, x)
+            if seen is None:
+                out.without_batch.append(tap.name)
+                return
+            if samples.split(x):
+                out.split.append(tap.name)
+            keep(seen, x)
 
-            x.register_hook(keep)
+        args, kwargs, leaves = at.arguments(grad=backward is not False)
+        source = Tap("", nn.Identity(), weighted=True)
+        entry = next((x for x in leaves if rows(source, x) is not None), None)
+        entry = entry if entry is not None else first_tensor(list(tensors((args, kwargs))))
+        first = None if entry is None else recorder.look(source, 0, 0, entry)
+        drift = list(_drift_hooks(root, out.drift))
+        with torch.set_grad_enabled(backward is not False):
+            try:
+                with observed(taps, watch, root if functions else None) as mode:
+                    if mode is not None:
+                        mode.untrained = refuse_untrained if at.mode is None else None
+                    whole = at.whole(args, kwargs)
+                    recording = False
+                    if mode is not None:
+                        _functional_norms(mode, root, out)
+            finally:
+                for handle in drift:
+                    handle.remove()
+            if backward is False or (backward is None and not own and at.settled(whole).kind == "random cotangent"):
+                return
+            _differentiate(at, whole, leaves, entry, first, recorder, out)
 
-    with no_trace(model, mode=mode, seed=seed), torch.set_grad_enabled(backward):
-        args, kwargs, leaves = as_call(inputs, grad=backward)
-        source = Tap("", nn.Identity())
-        entry = leaves[0] if leaves else first_tensor([*args, *kwargs.values()])
-        if entry is not None and has_samples(entry, samples):
-            out.seen.append(_Seen(source, 0, Statistic.of(rows(entry), spectrum=spectrum)))
-        running = list(_drift_hooks(model, out.drift))
-        try:
-            with observed(taps, watch):
-                try:
-                    whole = model(*args, **kwargs)
-                except Exception as error:
-                    last = out.seen[-1].tap.name if out.seen and out.seen[-1].tap.name else None
-                    after = f"after layer {last!r}" if last else "before the first layer returned"
-                    error.add_note(f"normscope: the model's forward raised this, {after}.")
-                    raise
-                recording = False
-        finally:
-            for handle in running:
-                handle.remove()
-        if backward:
-            _differentiate(model, whole, own_copy(targets), loss, leaves, out, source, rows)
+    at.run(work)
     return out
 
 
-def output_statistic(tap: Tap, x: Tensor, rows: Tensor, *, spectrum: bool) -> Statistic:
-    """The statistic of ``rows`` of the output ``x`` of a tap; dead and saturated units where it is an activation."""
-    inner = tap.module.activation if getattr(tap.module, "normscope_layer", False) else tap.module
-    kind = type(inner).__name__
-    units = unit_axis(x) if kind in _ACTIVATIONS else None
-    return Statistic.of(rows, spectrum=spectrum, units=units, bounds=_BOUNDS.get(kind))
-
-
-def has_angles(tap: Tap) -> bool:
-    """Whether angles between gradients are measured: where there are weights to be moved; elsewhere the norm alone."""
-    return any(p.dim() > 1 for p in tap.module.parameters())
+def _functional_norms(mode: Functions, root: nn.Module, out: Collection) -> None:
+    """Batch norms that ran by function count, and their drift is that of the module around them."""
+    names = {m: n for n, m in root.named_modules()}
+    out.functional_norms = len(mode.norms)
+    out.drift |= {names[m]: value for m, value in mode.drift.items() if m in names}
 
 
 def _differentiate(
-    model: nn.Module,
-    whole: Any,
-    targets: Any,
-    loss: Loss,
-    leaves: list[Tensor],
+    at: Step, whole: Any, leaves: list[Tensor], entry: Tensor | None, first: Seen | None, recorder: Recorder,
     out: Collection,
-    source: Tap,
-    rows: Callable[[Tensor], Tensor],
-) -> None:
+) -> None:  # fmt: skip
     """The backward pass, through ``autograd.grad``: nobody's ``.grad`` is touched."""
-    output = first_tensor(whole)
-    if output is None:
-        raise UsageError(f"A loss needs an output tensor; the model returned {type(whole).__name__}.")
-    value = loss_value(loss, output, whole, targets)
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    targets = at.own_targets()
+    loss = at.settled(whole)
+    value = loss.value(whole, targets, at.seed)
+    out.notes += loss.notes(whole, targets)
+    named = [(n, p) for n, p in at.root.named_parameters() if p.requires_grad]
     wanted = [p for _, p in named] + leaves
     if not value.requires_grad or not wanted:
-        raise UsageError("The loss does not depend on any parameter or floating input, so it has no gradient.")
-    try:
-        grads = torch.autograd.grad(value, wanted, allow_unused=True)
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        raise UsageError(
-            "Reentrant checkpointing allows no look at single gradients. Switch checkpointing off to probe, or call "
-            "checkpoint with use_reentrant=False (Hugging Face: gradient_checkpointing_kwargs)."
-        ) from error
-    out.loss = value.item()
-    out.weights = {n: g for (n, _), g in zip(named, grads, strict=False) if g is not None}
+        raise NoGradient("The loss does not depend on any parameter or floating input, so it has no gradient.")
+    refuse_reentrant(value)
+    grads = torch.autograd.grad(value, wanted, allow_unused=True)
+    out.loss, out.loss_name = value.item(), loss.name
+    out.weights = {
+        n: (_norm(g), _norm(p)) for (n, p), g in zip(named, grads, strict=False) if g is not None
+    }
     for leaf, grad in zip(leaves, grads[len(named) :], strict=True):
-        if grad is not None and leaf is leaves[0] and out.seen and out.seen[0].tap is source:
-            out.seen[0].gradient = Statistic.of(rows(grad), spectrum=False)
+        if grad is not None and leaf is entry and first is not None:
+            recorder.look_back(first, grad)
 
 
 def _drift_hooks(model: nn.Module, drift: dict[str, float]) -> Iterable[Any]:
@@ -320,32 +292,24 @@ def _note_drift(
     drift[name] = kl.mean().item() / 2
 
 
-def _records(seen: _Seen, chosen: list[_metrics.Metric], collected: Collection) -> Iterable[Record]:
+def _records(seen: Seen, metrics: list[Metric], found: Collection, root: nn.Module) -> Iterable[Record]:
     tap = seen.tap
-    here = Record(
-        layer=tap.layer, metric="", value=0.0, name=tap.name, call=seen.call, kind=tap.kind if tap.layer else "input"
-    )
-    for metric in chosen:
-        for signal, statistic in (("activation", seen.activation), ("gradient", seen.gradient)):
-            if metric.signal == signal and statistic is not None:
-                value = metric(statistic) if statistic.finite else math.nan
-                if math.isnan(value) and metric.name in ("dead_units", "saturated_units", "gradient_collinearity"):
-                    continue  # was not looked for: not an activation, not a bounded one, no weights
-                yield here._replace(metric=metric.name, value=value, signal=signal)
-    wanted = {m.name for m in chosen}
-    if tap.layer and seen.call == 0:
-        own = {f"{tap.name}.{n}" if tap.name else n: p for n, p in tap.module.named_parameters()}
-        grads = [collected.weights[n].double().norm().item() for n in own if n in collected.weights]
-        if grads:
-            norm = math.hypot(*grads)
-            size = math.hypot(*[p.detach().double().norm().item() for n, p in own.items() if n in collected.weights])
+    here = Record(layer=seen.layer, metric="", value=0.0, name=tap.name, call=seen.call, kind=tap.kind if seen.layer else "input")
+    for signal, name, value in numbers(seen, metrics):
+        yield here._replace(metric=name, value=value, signal=signal)
+    wanted = {m.name for m in metrics}
+    if seen.layer and seen.call == 0:
+        own = tap.parameters or [f"{tap.name}.{n}" if tap.name else n for n, _ in tap.module.named_parameters()]
+        both = of_weights([found.weights[n] for n in own if n in found.weights])
+        if both is not None:
             weight = here._replace(signal="weight")
             if "gradient_norm" in wanted:
-                yield weight._replace(metric="gradient_norm", value=norm)
+                yield weight._replace(metric="gradient_norm", value=both[0])
             if len(wanted) == len(METRICS):
-                yield weight._replace(metric="relative_gradient", value=norm / size if size else math.inf)
-        for name, value in collected.drift.items():
-            if name == tap.name or (name.startswith(f"{tap.name}.") and getattr(tap.module, "normscope_layer", False)):
+                yield weight._replace(metric="relative_gradient", value=both[1])
+        for name, value in found.drift.items():
+            inside = name.startswith(f"{tap.name}.") and getattr(tap.module, "normscope_layer", False)
+            if name == tap.name or inside:
                 yield here._replace(metric="running_statistics_distance", value=value)
 
 
@@ -373,7 +337,5 @@ def _shape(hidden: Statistic) -> str:
     return words.get(c.label, f"no simple shape (mean cosine {c.cosine:.2f})")
 
 
-def _refuse_lazy(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if nn.parameter.is_lazy(tensor):
-            raise UsageError(f"{name!r} has no shape yet (a lazy module): run one forward pass first.")
+def _norm(x: Tensor) -> float:
+    return x.detach().double().norm().item() if not x.is_sparse else x.coalesce().values().double().norm().item()

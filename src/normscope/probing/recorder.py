@@ -1,75 +1,125 @@
-"""One measured step of a tracker: hooks on the layers of one forward pass, and on the backward pass through it."""
+"""What is kept of each layer that runs: one statistic of its output, one of the gradient that comes back to it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from normscope.call.taps import Tap, as_rows, first_tensor, has_samples, observed
-from normscope.geometry.metrics import METRICS, Metric
+from normscope.call.taps import Tap
+from normscope.geometry.metrics import METRICS, Metric, unit_axis
 from normscope.geometry.statistic import Statistic
-from normscope.probing.passes import has_angles, output_statistic
 
-if TYPE_CHECKING:
-    import polars
+#: Metrics of a layer's parameters, not of one representation: their gradient over themselves.
+RELATIVE_GRADIENT = "relative_gradient"
+#: NaN in these says that they were not looked for: no activation, no bounded one, no weights.
+OPTIONAL = ("dead_units", "saturated_units", "gradient_collinearity")
+#: Ends of the activations that have them.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "Tanh": (-1, 1), "Sigmoid": (0, 1), "Hardtanh": (-1, 1), "Hardsigmoid": (0, 1), "Softsign": (-1, 1), "Erf": (-1, 1),
+}  # fmt: skip
+_ACTIVATIONS = {
+    "ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Softplus", "Hardswish", "Abs",
+    "NewGELUActivation", "GELUActivation", "Sin", *_BOUNDS,
+}  # fmt: skip
+#: Rows (n, ...) of what a tap returned, or ``None`` where no axis runs over the samples.
+Rows = Callable[[Tap, Tensor], Tensor | None]
 
-    from normscope.probing.tracker import Tracker
 
-#: Metrics that are not of one representation: the gradient of a layer's parameters over the parameters.
-_OF_WEIGHTS = "relative_gradient"
+@dataclass
+class Seen:
+    """What was collected at one call of one tap; ``samples``: rows that entered the numbers."""
 
-
-class Key(NamedTuple):
-    """The coordinates of a number within its step."""
-
-    samples: int
+    tap: Tap
     layer: int
-    name: str
     call: int
-    kind: str
-    signal: str
-    metric: str
+    samples: int
+    activation: Statistic
+    gradient: Statistic | None = None
+    gradient_norm: float | None = None
 
 
-def key_schema() -> dict[str, Any]:
-    """Column -> polars type of the coordinates."""
-    import polars as pl
+class Recorder:
+    """Statistics of the taps' outputs, in the order of execution, and of the loss gradients with respect to them.
 
-    return {name: pl.Int64 if name in ("samples", "layer", "call") else pl.String for name in Key._fields}
+    rows: how an output becomes rows of samples. spectrum: whether eigenvalues will be asked for. angles: whether angles
+    between the gradients of samples are wanted, where a layer has weights; else the norm alone. ``seen`` fills as the
+    passes run; nothing in it keeps an activation or a gradient alive.
+    """
+
+    def __init__(self, rows: Rows, *, spectrum: bool, gradients: bool, angles: bool = True) -> None:
+        self.rows, self.spectrum, self.gradients, self.angles = rows, spectrum, gradients, angles
+        self.seen: list[Seen] = []
+
+    def look(self, tap: Tap, layer: int, call: int, x: Tensor) -> Seen | None:
+        """Keep an output; ``None`` if no axis of it runs over the samples."""
+        rows = self.rows(tap, x)
+        if rows is None:
+            return None
+        inner = tap.module.activation if getattr(tap.module, "normscope_layer", False) else tap.module
+        kind = type(inner).__name__
+        units = unit_axis(x) if kind in _ACTIVATIONS else None
+        with torch.autocast(x.device.type, enabled=False):
+            statistic = Statistic.of(rows, spectrum=self.spectrum, units=units, bounds=_BOUNDS.get(kind))
+        seen = Seen(tap, layer, call, len(rows), statistic)
+        self.seen.append(seen)
+        return seen
+
+    def look_back(self, seen: Seen, grad: Tensor) -> None:
+        """Keep the gradient with respect to an output: of several backward passes the first."""
+        if seen.gradient_norm is not None:
+            return
+        with torch.autocast(grad.device.type, enabled=False):
+            rows = self.rows(seen.tap, grad) if self.angles and has_angles(seen.tap) else None
+            seen.gradient = None if rows is None else Statistic.of(rows, spectrum=False)
+            seen.gradient_norm = frobenius(grad)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is measured: metrics of outputs and of gradients, and whether any of them looks at eigenvalues."""
-
-    activation: tuple[Metric, ...]
-    gradient: tuple[Metric, ...]
-    relative_gradient: bool
-    spectrum: bool
-
-    @classmethod
-    def of(cls, metrics: str | Iterable[str]) -> Plan:
-        """From names, or ``"all"``."""
-        if metrics == "all":
-            metrics = [*METRICS, _OF_WEIGHTS]
-        names = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
-        chosen = [METRICS[name] for name in names if name != _OF_WEIGHTS]
-        activation, gradient = (tuple(m for m in chosen if m.signal == s) for s in ("activation", "gradient"))
-        return cls(activation, gradient, _OF_WEIGHTS in names, any(map(_asks_for_eigenvalues, activation)))
-
-    @property
-    def gradients(self) -> bool:
-        """Whether the norms of gradients are wanted."""
-        return any(m.name == "gradient_norm" for m in self.gradient)
+def has_angles(tap: Tap) -> bool:
+    """Whether angles between gradients are measured: where there are weights to be moved, and at the input."""
+    return tap.weighted or any(p.dim() > 1 for p in tap.module.parameters())
 
 
-def _asks_for_eigenvalues(metric: Metric) -> bool:
+def frobenius(x: Tensor) -> float:
+    """Frobenius norm, summed in float64."""
+    x = x.detach()
+    x = x.coalesce().values() if x.is_sparse else x
+    x = torch.view_as_real(x) if x.is_complex() else x
+    if not x.numel():
+        return 0.0
+    value = Statistic.of(x.reshape(1, -1), spectrum=False).gram.trace().clamp_min(0).sqrt().item()
+    return value if math.isfinite(value) else math.nan
+
+
+def numbers(seen: Seen, metrics: Iterable[Metric]) -> Iterator[tuple[str, str, float]]:
+    """(signal, metric, value) of one call, those that were not looked for left out."""
+    for metric in metrics:
+        if metric.signal == "gradient" and metric.name == "gradient_norm":
+            if seen.gradient_norm is not None:
+                yield "gradient", metric.name, seen.gradient_norm
+            continue
+        statistic = seen.activation if metric.signal == "activation" else seen.gradient
+        if statistic is None:
+            continue
+        value = metric(statistic) if statistic.finite else math.nan
+        if not (math.isnan(value) and metric.name in OPTIONAL):
+            yield metric.signal, metric.name, value
+
+
+def of_weights(pairs: Iterable[tuple[float, float]]) -> tuple[float, float] | None:
+    """(gradient norm, relative gradient) of a layer from (gradient norm, norm) of each of its parameters."""
+    pairs = list(pairs)
+    if not pairs:
+        return None
+    norm, size = (math.hypot(*column) for column in zip(*pairs, strict=True))
+    return norm, norm / size if size else math.inf
+
+
+def asks_for_eigenvalues(metric: Metric) -> bool:
+    """Whether a metric looks at eigenvalues, found by asking it."""
     asked = False
 
     class Asked(Statistic):
@@ -83,217 +133,8 @@ def _asks_for_eigenvalues(metric: Metric) -> bool:
     return asked
 
 
-@dataclass
-class _Seen:
-    tap: Tap
-    layer: int
-    call: int
-    samples: int
-    activation: Statistic
-    gradient: Statistic | None = None
-    gradient_norm: float | None = None
-
-
-class Measurement:
-    """The hooks of one step and what they saw; nothing in it keeps an activation or a gradient alive."""
-
-    def __init__(self, tracker: Tracker, step: int, taps: list[Tap], samples: int | None) -> None:
-        self.step, self.samples = step, samples
-        self.open = self.backward_came = self.finished = False
-        self._tracker = tracker
-        self._taps = [Tap(tap.name, tap.module) for tap in taps]
-        self._forward = ExitStack()
-        self._backward: list[Any] = []
-        self._seen: list[_Seen] = []
-        self._weights: dict[nn.Parameter, tuple[float, float]] = {}
-
-    def begin(self) -> None:
-        """Set the hooks."""
-        self.open = True
-        root = self._tracker._root
-        self._look_into_compiled(root)
-        self._forward.enter_context(observed([t for t in self._taps if t.module is not root], self._watch))
-        if self._tracker._plan.gradients or self._tracker._plan.relative_gradient:
-            for p in dict.fromkeys(p for tap in self._taps for p in tap.module.parameters()):
-                if p.requires_grad and not nn.parameter.is_lazy(p):
-                    self._backward.append(p.register_hook(self._of_parameter(p)))
-
-    def _look_into_compiled(self, root: nn.Module) -> None:
-        """Compiled modules run eagerly in this step: a compiled graph calls no hooks."""
-        modules = [root, *root.modules()]
-        if not any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in modules):
-            return
-        self._tracker.note("compiled modules run eagerly in measured steps, which changes their last digits")
-        self._forward.enter_context(torch.compiler.set_stance("force_eager"))
-
-    def root_returned(self, output: Any) -> None:
-        """The output of the tracked model itself, where that is one layer: its own hook must stay where it is."""
-        for tap in self._taps:
-            tensor = first_tensor(output)
-            if tap.module is self._tracker._root and tensor is not None and tensor.dim():
-                tap.calls += 1
-                self._watch(tap, tap.calls - 1, tensor)
-
-    def shut(self) -> None:
-        """Take the hooks of the forward pass off."""
-        self.open = False
-        self._forward.close()
-
-    def finish(self) -> None:
-        """Take the hooks of the backward pass off; what comes later is not looked at."""
-        self.finished = True
-        for handle in self._backward:
-            handle.remove()
-        if not self._seen:
-            self._tracker.note(
-                f"step {self.step}: no observed layer ran. Layers inside a compiled graph, a scripted module or the "
-                "replicas of DataParallel cannot be seen: give the tracker the compiled model, or use one device a process"
-            )
-
-    def _watch(self, tap: Tap, call: int, x: Tensor) -> None:
-        if not self.open or in_backward():
-            return
-        self._safely(tap.name, x, lambda: self._look(tap, call, x))
-
-    def _look(self, tap: Tap, call: int, x: Tensor) -> None:
-        tracker = self._tracker
-        if self.samples is not None and not has_samples(x, self.samples):
-            tracker.note(f"{tap.name}: not measured, its output has no axis of the batch's length")
-            return
-        order = tracker._order
-        layer = order.setdefault(tap.name, len(order) + 1)
-        rows = self._rows(x)
-        seen = _Seen(tap, layer, call, len(rows), output_statistic(tap, x, rows, spectrum=tracker._plan.spectrum))
-        self._seen.append(seen)
-        if x.requires_grad and tracker._plan.gradient:
-            angles = has_angles(tap) and len(tracker._plan.gradient) > tracker._plan.gradients
-
-            def keep(grad: Tensor) -> None:
-                if not self.finished and seen.gradient_norm is None:  # of several backward passes the first
-                    self.backward_came = True
-                    self._safely(tap.name, grad, lambda: self._of_output(seen, grad, angles))
-
-            x.register_hook(keep)
-
-    def _of_output(self, seen: _Seen, grad: Tensor, angles: bool) -> None:
-        grad = self._unscaled(grad)
-        if angles:
-            seen.gradient = Statistic.of(self._rows(grad), spectrum=False)
-        seen.gradient_norm = _norm(grad)
-
-    def _of_parameter(self, p: nn.Parameter) -> Callable[[Tensor], None]:
-        def keep(grad: Tensor) -> None:
-            if not self.finished and p not in self._weights:
-                self.backward_came = True
-                norms = self._weights
-                self._safely("a parameter", grad, lambda: norms.update({p: (_norm(self._unscaled(grad)), _norm(p))}))
-
-        return keep
-
-    def _rows(self, x: Tensor) -> Tensor:
-        """At most so many rows as the tracker takes: the first samples, or tokens spread over the batch."""
-        tracker = self._tracker
-        rows = as_rows(x, len(x) if self.samples is None else self.samples, tokens=tracker._tokens)
-        stride = max(1, len(rows) // tracker._rows) if tracker._tokens and x.dim() == 3 else 1
-        return rows[::stride][: tracker._rows]
-
-    def _unscaled(self, grad: Tensor) -> Tensor:
-        scale = 1.0 if self._tracker.scaler is None else float(self._tracker.scaler.get_scale())
-        return grad.detach() if scale == 1 else grad.detach().float() / scale
-
-    def _safely(self, name: str, x: Tensor, look: Callable[[], None]) -> None:
-        """Run it timed, outside autograd and autocast; training goes on whatever happens in it."""
-        with self._tracker._clock, torch.no_grad():
-            try:
-                with torch.autocast(x.device.type, enabled=False):
-                    look()
-            except Exception as error:
-                self._tracker.note(f"{name or 'the model'}: not measured, {type(error).__name__}: {error}")
-
-    def rows(self) -> list[tuple[Key, float]]:
-        """The numbers of the step with their coordinates, in the order of the forward pass."""
-        return [row for seen in self._seen for row in self._of(seen)]
-
-    def _of(self, seen: _Seen) -> Iterable[tuple[Key, float]]:
-        plan, tap = self._tracker._plan, seen.tap
-        here = Key(seen.samples, seen.layer, tap.name, seen.call, tap.kind, "activation", "")
-        for metric in plan.activation:
-            value = metric(seen.activation) if seen.activation.finite else math.nan
-            if not (math.isnan(value) and metric.name in ("dead_units", "saturated_units")):  # was not looked for
-                yield here._replace(metric=metric.name), value
-        batch = self.samples or seen.samples
-        whole = here._replace(samples=batch)
-        if seen.gradient_norm is not None and plan.gradients:
-            yield whole._replace(signal="gradient", metric="gradient_norm"), seen.gradient_norm
-        for metric in plan.gradient:
-            if metric.name != "gradient_norm" and seen.gradient is not None:
-                value = metric(seen.gradient) if seen.gradient.finite else math.nan
-                yield here._replace(signal="gradient", metric=metric.name), value
-        own = [self._weights[p] for p in tap.module.parameters() if p in self._weights]
-        if own and seen.call == 0:
-            norm, size = (math.hypot(*column) for column in zip(*own, strict=True))
-            weight = whole._replace(signal="weight")
-            if plan.gradients:
-                yield weight._replace(metric="gradient_norm"), norm
-            if plan.relative_gradient:
-                yield weight._replace(metric=_OF_WEIGHTS), norm / size if size else math.inf
-
-
-class Store:
-    """The table in little memory: the coordinates of the rows once, 8 bytes a number."""
-
-    def __init__(self) -> None:
-        self._keys: dict[tuple[Key, ...], polars.DataFrame] = {}
-        self._parts: list[Callable[[], polars.DataFrame]] = []
-
-    def add(self, step: int, rows: list[tuple[Key, float]]) -> Callable[[], polars.DataFrame]:
-        """Keep the rows of a step; returns what makes its table."""
-        import polars as pl
-
-        keys = tuple(key for key, _ in rows)
-        if keys not in self._keys:
-            self._keys[keys] = pl.DataFrame(list(keys), schema=key_schema(), orient="row")
-        frame, values = self._keys[keys], torch.tensor([value for _, value in rows], dtype=torch.float64).numpy()
-
-        def part() -> pl.DataFrame:
-            table = frame.with_columns(
-                source=pl.lit("measured"), step=pl.lit(step, pl.Int64), value=pl.Series(values, dtype=pl.Float64)
-            )
-            return table.select("source", "step", "samples", *Key._fields[1:], "value")
-
-        self._parts.append(part)
-        return part
-
-    def frame(self) -> polars.DataFrame:
-        """All steps."""
-        import polars as pl
-
-        if not self._parts:
-            schema = {"source": pl.String, "step": pl.Int64, **key_schema(), "value": pl.Float64}
-            return pl.DataFrame(schema=schema)
-        return pl.concat([part() for part in self._parts])
-
-
-def count_samples(inputs: Any) -> int | None:
-    """Length of the first tensor with an axis anywhere in the inputs; None if there is none."""
-    if isinstance(inputs, Tensor):
-        return len(inputs) if inputs.dim() and len(inputs) else None
-    if isinstance(inputs, Mapping):
-        inputs = list(inputs.values())
-    if isinstance(inputs, tuple | list):
-        return next((n for n in map(count_samples, inputs) if n is not None), None)
-    return None
-
-
-def in_backward() -> bool:
-    """Whether this runs inside a backward pass, as the second forward pass of checkpointing does."""
-    return torch._C._current_graph_task_id() != -1  # what torch.utils.checkpoint itself asks
-
-
-def _norm(x: Tensor) -> float:
-    """Frobenius norm, summed in float64."""
-    x = x.detach()
-    x = x.coalesce().values() if x.is_sparse else x
-    if not x.numel():
-        return 0.0
-    return Statistic.of(x.reshape(1, -1), spectrum=False).gram.trace().clamp_min(0).sqrt().item()
+def chosen(names: Iterable[str] | str | None) -> list[Metric]:
+    """Metrics by name; all if ``None``. Raises ``UsageError`` for an unknown one."""
+    if names is None:
+        return list(METRICS.values())
+    return [METRICS[name] for name in ([names] if isinstance(names, str) else dict.fromkeys(names))]

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from normscope.call.taps import find_taps, unwrap
+from normscope.call.samples import Samples
+from normscope.call.step import Step, check_model, unwrap
+from normscope.call.taps import find_taps
 from normscope.core.errors import UsageError
-from normscope.probing import recorder
-from normscope.probing.recorder import Measurement
+from normscope.probing import measurement
+from normscope.probing.measurement import Measurement
 from normscope.probing.writers import Writer, as_writers, write_whole
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ class Tracker:
     rows: at most so many samples, the first of the batch, enter a Gram matrix (column ``samples``); gradient norms
         are those of the whole batch.
     tokens: sequence activations (n, t, d) count as n*t samples, of which ``rows`` evenly spaced are taken.
+    samples: the axis of the inputs that runs over samples; default the first, or as the model's layout says.
     by: what a step is. ``"forward"``: a forward pass of ``model`` in training mode with gradients on (so k passes if
         gradients are accumulated over k). ``"step"``: what lies between two calls of ``tracker.step()``, and the
         first forward pass of it is measured.
@@ -89,19 +92,21 @@ class Tracker:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Step,
         every: int = 100,
         *,
         metrics: str | Iterable[str] | None = None,
         layers: str | Sequence[str] | None = None,
         rows: int = 128,
         tokens: bool = False,
+        samples: int | None = None,
         by: str = "forward",
         writers: str | Path | Writer | Iterable[str | Path | Writer] = (),
         scaler: Any = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise UsageError(f"model must be an nn.Module; got {getattr(model, '__name__', type(model).__name__)}.")
+        if isinstance(model, Step):
+            model, samples = model.model, model.samples if samples is None else samples
+        check_model(model, lazy=True)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise UsageError(f"every must be a whole number of steps, at least 1; got {every!r}.")
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 2:
@@ -113,8 +118,8 @@ class Tracker:
         self.measured = 0
         self.scaler = scaler
         self._root, self._inner = model, unwrap(model)[0]
-        self._layers, self._rows, self._tokens = layers, rows, tokens
-        self._plan = recorder.Plan.of(DEFAULT if metrics is None else metrics)
+        self._layers, self._rows, self._tokens, self._axis = layers, rows, tokens, samples
+        self._plan = measurement.Plan.of(DEFAULT if metrics is None else metrics)
         find_taps(self._inner, layers)  # a pattern that matches nothing is said now
         self._order: dict[str, int] = {}
         self._notes: dict[str, None] = {}
@@ -123,7 +128,7 @@ class Tracker:
         self._due = 0
         self._now: Measurement | None = None
         self._region = False
-        self._store = recorder.Store()
+        self._store = measurement.Store()
         self._writers = as_writers(writers)
         self._hooks = [
             model.register_forward_pre_hook(_Hook(self._enter), with_kwargs=True),
@@ -149,7 +154,7 @@ class Tracker:
         the layers until ``end()`` belongs to the step.
         """
         with self._clock:
-            self._start(recorder.count_samples(inputs))
+            self._start((() if inputs is None else (inputs,), {}))
             self._region = True
 
     def end(self) -> None:
@@ -237,7 +242,7 @@ class Tracker:
     # The loop passes by
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if recorder.in_backward():  # a checkpointed model runs again inside the backward pass
+        if measurement.in_backward():  # a checkpointed model runs again inside the backward pass
             return
         with self._clock:
             if not (module.training and torch.is_grad_enabled()):
@@ -246,11 +251,17 @@ class Tracker:
                 return
             elif self._region:
                 if self._now is not None and self._now.samples is None:
-                    self._now.samples = recorder.count_samples((args, kwargs))
+                    self._now.samples = self._read((args, kwargs))
             else:
-                self._start(None, (args, kwargs))
+                self._start((args, kwargs))
 
-    def _start(self, samples: int | None, inputs: Any = None) -> None:
+    def _read(self, call: tuple[Any, Any]) -> Samples | None:
+        found = measurement.count_samples(self._inner, *call, self._axis)
+        for note in () if found is None else found.notes:
+            self.note(note)
+        return found
+
+    def _start(self, call: tuple[Any, Any]) -> None:
         self._last = time.perf_counter()
         if math.isnan(self._first):
             self._first = self._last
@@ -265,8 +276,7 @@ class Tracker:
         self._due = step - step % self.every + self.every
         try:
             taps = find_taps(self._inner, self._layers)
-            samples = recorder.count_samples(inputs) if samples is None else samples
-            self._now = Measurement(self, step, taps, samples)
+            self._now = Measurement(self, step, taps, self._read(call))
             self._now.begin()
         except Exception as error:
             self.note(f"step {step} was not measured: {type(error).__name__}: {error}")
@@ -274,7 +284,7 @@ class Tracker:
 
     def _exit(self, module: nn.Module, _args: Any, output: Any) -> None:
         now = self._now
-        if now is None or not now.open or recorder.in_backward():
+        if now is None or not now.open or measurement.in_backward():
             return
         with self._clock:
             if _calls_of(module) > 1:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from normscope.call.losses import Loss, loss_name
+from normscope.call.losses import Loss, LossLike
 from normscope.core.errors import UsageError, unknown
 from normscope.core.load import user_error
 from normscope.data.datasets import Batch
@@ -51,7 +51,7 @@ def race(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     warmup: int = 0,
-    loss: Loss = None,
+    loss: LossLike = None,
     seeds: int | Sequence[int] = 3,
     baseline: str | None = None,
     target_loss: float | None = None,
@@ -103,7 +103,7 @@ def race(
     where = device_of(device)
     about = {
         "epochs": epochs, "batch": batch, "optimiser": optimiser, "momentum": float(momentum), "nesterov": nesterov,
-        "weight_decay": float(weight_decay), "warmup": warmup, "loss": loss_name(loss, train.targets),
+        "weight_decay": float(weight_decay), "warmup": warmup, "loss": Loss.of(loss).settled(None, train.targets).name,
         "geometry": geometry, "probe_samples": probe_samples, "device": where.type,
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."), "data": train.fingerprint(),
         "test": None if tested is None else tested.fingerprint(),

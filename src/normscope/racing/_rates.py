@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from normscope.call.losses import loss_name
 from normscope.core.errors import UsageError, unknown
 from normscope.curvature import sharpness
 from normscope.training import Recipe, Samples, Training
@@ -118,15 +117,12 @@ def _from_sharpness(fraction: float, model: nn.Module, samples: Samples, recipe:
         )
     first = Training(copy.deepcopy(model), samples, recipe)
     batch = samples.take(first.batch(0))
-    loss = recipe.loss if callable(recipe.loss) else loss_name(recipe.loss, batch.targets)
     found = sharpness(
-        first.model, batch.inputs, batch.targets if callable(loss) else None, loss,
+        first.model, batch.inputs, batch.targets, recipe.loss,
         tol=1e-2, probes=0, compare_modes=False, mode="train", seed=recipe.seed,
     )  # fmt: skip
     names = {(False, False): "gradient descent", (True, False): "heavy ball", (True, True): "nesterov"}
     limit = found.rates(recipe.momentum, recipe.weight_decay)[names[bool(recipe.momentum), recipe.nesterov]]
-    if loss == "mse":  # sharpness() has 1/(2n) sum of squares; training torch's mean over n c entries
-        limit *= found.facts["outputs"] / 2
     if not math.isfinite(limit):
         raise UsageError("lr='sharpness' needs a loss that depends on the parameters; its curvature is 0. Give a rate.")
     return Rate(fraction * limit, f"{fraction:g} of the stability threshold", lambda_max=found.lambda_max)

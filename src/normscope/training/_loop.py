@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.call.losses import loss_name, loss_value
-from normscope.call.taps import first_tensor, no_trace
+from normscope.call.arguments import first_tensor
+from normscope.call.losses import COTANGENT, Loss
+from normscope.call.traceless import Traceless
 from normscope.core.errors import UsageError
 from normscope.training._recipe import OPTIMISERS, Recipe
 from normscope.training._samples import Samples, call, permutation
@@ -52,6 +53,7 @@ class Training:
         self._above = 0
         self._order: tuple[int, Tensor] | None = None
         self._plain: bool | None = None
+        self._criterion: Loss | None = None
         self._random = [torch.Generator(d).manual_seed(recipe.seed).get_state() for d in self._devices()]
 
     def advance(self, until: int, pause: Callable[[], bool] | None = None) -> None:
@@ -114,13 +116,12 @@ class Training:
         self.step += 1
 
     def _loss(self, whole: Any, targets: Tensor | None) -> Tensor:
-        """`loss_value` with all its checks at the first step; then, where it is nothing more, torch's cross-entropy."""
+        """`Loss.value` with all its checks at the first step; then, where it is nothing more, torch's cross-entropy."""
         if self._plain:
             return nn.functional.cross_entropy(whole, targets)  # type: ignore[arg-type]
-        output = first_tensor(whole)
-        if output is None:
-            raise UsageError(f"A loss needs an output tensor; the model returned {type(whole).__name__}.")
-        value = loss_value(self.recipe.loss, output, whole, targets)
+        if self._criterion is None:
+            self._criterion = criterion(self.recipe, whole, targets)
+        value = self._criterion.value(whole, targets)
         if self._plain is None:
             self._plain = self._is_plain(whole)
             if not value.requires_grad:
@@ -128,8 +129,8 @@ class Training:
         return value
 
     def _is_plain(self, whole: Any) -> bool:
-        targets, loss = self.samples.targets, self.recipe.loss
-        if callable(loss) or targets is None or loss_name(loss, targets) != "cross_entropy":
+        targets, loss = self.samples.targets, self._criterion
+        if loss is None or loss.kind != "cross_entropy" or loss.strict or targets is None or targets.is_floating_point():
             return False
         classes = isinstance(whole, Tensor) and whole.dim() == 2 and whole.dtype in (torch.float32, torch.float64)
         if not classes or targets.dim() != 1 or targets.dtype != torch.int64 or int(targets.min()) < 0:
@@ -179,16 +180,30 @@ def evaluate(model: nn.Module, samples: Samples, recipe: Recipe) -> dict[str, fl
     The mean of the losses of batches of 512, weighted by their samples.
     """
     total, right, counted = 0.0, 0, 0
-    with no_trace(model, mode="eval", seed=recipe.seed), torch.no_grad():
+
+    @torch.no_grad()
+    def work() -> None:
+        nonlocal total, right, counted
         for start in range(0, len(samples), EVALUATION_BATCH):
             part = samples.take(slice(start, start + EVALUATION_BATCH))
             whole = call(model, part.inputs)
             output, targets = first_tensor(whole), part.targets
-            assert output is not None
-            total += float(loss_value(recipe.loss, output, whole, targets)) * len(part)
-            if targets is not None and not targets.is_floating_point() and output.shape[:-1] == targets.shape:
+            total += float(criterion(recipe, whole, targets).value(whole, targets)) * len(part)
+            if output is not None and isinstance(targets, Tensor) and not targets.is_floating_point():
+                if output.shape[:-1] != targets.shape:
+                    continue
                 known = targets >= 0
                 right += int((output.argmax(-1) == targets)[known].sum())
                 counted += int(known.sum())
+
+    Traceless(model, mode="eval", seed=recipe.seed).run(work)
     found = {"loss": total / len(samples)}
     return found | ({"accuracy": right / counted} if counted else {})
+
+
+def criterion(recipe: Recipe, whole: Any, targets: Any) -> Loss:
+    """The recipe's loss, settled by what the model returns; there must be one."""
+    loss = Loss.of(recipe.loss).settled(whole, targets)
+    if loss.kind == COTANGENT and isinstance(whole, Tensor) and whole.dim():
+        raise UsageError("Training needs targets or a loss; got neither. Pass targets, or a model that returns its loss.")
+    return loss

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope.call.losses import Loss
+from normscope.call.losses import LossLike
 from normscope.core.errors import UsageError
 from normscope.core.registry import Registry
 
@@ -27,7 +27,7 @@ class Recipe:
         fewer samples). batch: samples a step.
     optimiser: ``sgd`` (with ``momentum``, ``nesterov``), ``adam`` or ``adamw``, torch's own.
     lr: learning rate after the warm-up, which raises it linearly: step s (from 0) uses lr min(1, (s + 1) / warmup).
-    loss: as for `normscope.probing.passes`. seed: of the order of the samples and of dropout.
+    loss: as for `normscope.probe`. seed: of the order of the samples and of dropout.
     explosion, patience: a run has diverged when a batch's loss is not finite, or is above ``explosion`` times the
         first one for ``patience`` steps in a row, or at the last step (10 and 20: chosen by us; large enough that a
         catapult, which rises and comes back within a few steps, is not one).
@@ -41,7 +41,7 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 0.0
     warmup: int = 0
-    loss: Loss = None
+    loss: LossLike = None
     seed: int = 0
     explosion: float = 10.0
     patience: int = 20

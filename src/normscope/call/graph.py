@@ -1,0 +1,36 @@
+"""What an autograd graph is made of, where that decides whether it can be differentiated as we do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from normscope.core.errors import UsageError
+
+
+class NoGradient(UsageError):
+    """Nothing that can be differentiated in: no parameter and no floating input reaches the loss."""
+
+
+def nodes(*tensors: Tensor) -> Iterator[Any]:
+    """Every node behind the tensors, each once."""
+    stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        yield node
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+
+
+def refuse_reentrant(*tensors: Tensor) -> None:
+    """``UsageError`` where a reentrant checkpoint hides parameters from ``autograd.grad``."""
+    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes(*tensors)):
+        raise UsageError(
+            "Reentrant checkpointing allows no look at single gradients. Switch checkpointing off to probe, or call "
+            "checkpoint with use_reentrant=False (Hugging Face: gradient_checkpointing_kwargs)."
+        )

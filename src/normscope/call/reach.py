@@ -1,0 +1,177 @@
+"""What a model holds: every container and tensor that a forward pass can reach from its modules."""
+
+from __future__ import annotations
+
+import functools
+import random
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+#: Packages whose objects are not looked into, modules apart: theirs, not the model's.
+_FOREIGN = ("torch", "numpy", "builtins", "threading", "logging", "_thread", "io", "weakref", "importlib", "types",
+            "lightning", "pytorch_lightning", "lightning_fabric", "polars", "concurrent", "multiprocessing")  # fmt: skip
+#: Objects looked at, at most (chosen by us: a ResNet-50 has 4000; a model that holds a data set must not hang).
+MOST = 200_000
+_LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.BuiltinFunctionType,
+           weakref.ref, torch.dtype, torch.device, torch.Size)  # fmt: skip
+
+
+@dataclass
+class Place:
+    """One container and what it held: ``write(items)`` puts items back into the very object."""
+
+    owner: Any
+    items: Any
+
+    def read(self) -> Any:
+        """What it holds now, as a plain copy."""
+        return _contents(self.owner)
+
+    def write(self, items: Any) -> None:
+        """Make it hold ``items``, unless it does: by identity, and for dictionaries in this order."""
+        owner = self.owner
+        if _same(self.read(), items):
+            return
+        if isinstance(owner, dict):
+            dict.clear(owner) if type(owner) is dict else owner.clear()
+            owner.update(items)
+        elif isinstance(owner, list):
+            owner[:] = items
+        elif isinstance(owner, set | deque):
+            owner.clear()
+            owner.update(items) if isinstance(owner, set) else owner.extend(items)
+        else:  # a closure's cell
+            try:
+                owner.cell_contents = items[0]
+            except IndexError:
+                del owner.cell_contents
+
+
+def _contents(owner: Any) -> Any:
+    if isinstance(owner, dict):
+        return dict(owner)
+    if isinstance(owner, types.CellType):
+        try:
+            return [owner.cell_contents]
+        except ValueError:  # empty
+            return []
+    return set(owner) if isinstance(owner, set) else list(owner)
+
+
+def _same(now: Any, then: Any) -> bool:
+    if isinstance(then, dict):
+        return len(now) == len(then) and all(
+            a is b and now[a] is then[b] for a, b in zip(now, then, strict=True)
+        )
+    if isinstance(then, set):
+        return now == then
+    return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+
+
+@dataclass
+class Reach:
+    """All that was found, each object once.
+
+    modules: also those in plain lists. places: containers, ``__dict__`` of objects among them. tensors: every tensor
+    that a place holds. tuples: those that hold a tensor, which must be rebuilt to hold another. generators: random
+    generators of the model's own, with their states. arrays: numpy arrays with copies.
+    """
+
+    modules: list[nn.Module] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    tuples: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    generators: list[tuple[Any, Any]] = field(default_factory=list)
+    arrays: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, roots: Iterable[Any]) -> Reach:
+        """Walk from the roots, without recursion."""
+        found, seen, keep = cls(), set[int](), []
+        stack = list(roots)
+        while stack and len(seen) < MOST:
+            item = stack.pop()
+            if isinstance(item, _LEAVES) or id(item) in seen:
+                continue
+            seen.add(id(item))
+            keep.append(item)
+            stack.extend(found._enter(item))
+        found._kept = keep  # type: ignore[attr-defined]  # an id is only an id while its object lives
+        return found
+
+    def _enter(self, item: Any) -> Iterator[Any]:
+        if isinstance(item, nn.Module):
+            self.modules.append(item)
+            yield item.__dict__
+        elif isinstance(item, Tensor):
+            self.tensors[id(item)] = item
+            if type(item) is not Tensor and getattr(item, "__dict__", None):
+                yield from (v for v in item.__dict__.values() if isinstance(v, Tensor))
+        elif isinstance(item, dict):
+            self.places.append(Place(item, _contents(item)))
+            yield from item.values()
+        elif isinstance(item, list | set | deque):
+            self.places.append(Place(item, _contents(item)))
+            yield from item
+        elif isinstance(item, tuple):
+            self.tuples[id(item)] = item
+            yield from item
+        elif isinstance(item, np.ndarray):
+            if item.dtype.kind in "biufc":
+                self.arrays.append((item, item.copy()))
+        elif isinstance(item, torch.Generator):
+            self.generators.append((item, item.get_state()))
+        elif isinstance(item, random.Random):
+            self.generators.append((item, item.getstate()))
+        elif isinstance(item, np.random.Generator | np.random.RandomState):
+            self.generators.append((item, _numpy_state(item)))
+        elif isinstance(item, types.FunctionType):
+            if not _foreign(item.__module__) and not (item.__module__ or "").startswith("normscope."):  # our own observers
+                yield from self._cells(item)
+        elif isinstance(item, types.MethodType):
+            yield item.__self__
+            yield item.__func__
+        elif isinstance(item, functools.partial):
+            yield from (item.func, item.args, item.keywords)
+        elif not _foreign(type(item).__module__) and hasattr(item, "__dict__"):
+            yield item.__dict__
+
+    def _cells(self, function: types.FunctionType) -> Iterator[Any]:
+        for cell in function.__closure__ or ():
+            place = Place(cell, _contents(cell))
+            self.places.append(place)
+            yield from place.items
+
+    def restore_randomness(self) -> None:
+        """Generators and arrays as they were."""
+        for generator, state in self.generators:
+            if isinstance(generator, torch.Generator):
+                if not torch.equal(generator.get_state(), state):
+                    generator.set_state(state)
+            elif isinstance(generator, random.Random):
+                generator.setstate(state)
+            elif isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = state
+            else:
+                generator.set_state(state)
+        for array, copy in self.arrays:
+            if array.shape == copy.shape and array.flags.writeable and array.tobytes() != copy.tobytes():
+                array[...] = copy
+
+
+def _numpy_state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state()
+
+
+def _foreign(module: str | None) -> bool:
+    return (module or "builtins").partition(".")[0] in _FOREIGN

@@ -1,0 +1,337 @@
+"""A training step as the user will take it: model, batch, loss and mode, read once and checked at the door."""
+
+from __future__ import annotations
+
+import dis
+import itertools
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.arguments import first_tensor, mapped, own_call, read_inputs, tensors
+from normscope.call.losses import COTANGENT, Loss, LossLike, what
+from normscope.call.samples import Samples, from_layout, is_sequence_first, read_samples
+from normscope.call.surroundings import Surroundings
+from normscope.call.traceless import Traceless, locked
+from normscope.core.errors import DoesNotRun, UsageError
+
+T = TypeVar("T")
+MODES = ("train", "eval")
+#: What torch's layers raise of a batch that they do not take; others are signals of its own, or the user's.
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError, KeyError)
+_TORCH = str(Path(torch.__file__).parent)
+_OURS = str(Path(__file__).parents[1])
+
+
+@dataclass(frozen=True, repr=False)
+class Step:
+    """One training step: what every verb reads its arguments into, and takes in a model's place.
+
+    model: any ``nn.Module``; what ``torch.compile`` or ``DataParallel`` wrapped around it is looked through.
+    inputs: a tensor is the one argument; a tuple or list the positional, a mapping the keyword arguments; another object
+        that holds tensors (a graph, a ``PackedSequence``) the one argument.
+    targets, loss: see `Loss`: a name, a torch module or function, a callable (outputs, targets), or nothing.
+    optimizer: the one that will train; ``train_step(model, optimizer, loss_fn, inputs, targets) -> loss``: the loop's body.
+    data, valid: a ``DataLoader`` or other iterable of batches, (inputs, targets) each or a dictionary; without ``inputs``
+        the first batch of ``data`` is the batch.
+    step: ``callable(model, batch) -> loss``, where the loss cannot be had from outputs; a dictionary of losses is summed.
+    mode: ``"train"``, ``"eval"``, or ``None``: each module as it is set.
+    samples: the axis of the inputs that runs over samples, where it is not the one the targets have.
+    seed: of every random number inside (dropout); the caller's streams are untouched.
+
+    Nothing is copied here, and nothing of the user's is ever changed: `run` puts everything back.
+    Raises ``UsageError`` for what is no model, batch, loss or mode; ``docs/inputs.md`` is the page of the rules.
+    """
+
+    model: nn.Module
+    inputs: Any = None
+    targets: Any = None
+    loss: LossLike = None
+    optimizer: torch.optim.Optimizer | None = field(default=None, kw_only=True)
+    data: Any = field(default=None, kw_only=True)
+    valid: Any = field(default=None, kw_only=True)
+    step: Callable[..., Any] | None = field(default=None, kw_only=True)
+    train_step: Callable[..., Any] | None = field(default=None, kw_only=True)
+    mode: str | None = field(default="train", kw_only=True)
+    samples: int | None = field(default=None, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    #: The model inside wrappers; the arguments of its call; the loss as read; what a reader must know.
+    root: nn.Module = field(init=False)
+    args: tuple[Any, ...] = field(init=False)
+    kwargs: dict[str, Any] = field(init=False)
+    criterion: Loss = field(init=False)
+    notes: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        check_model(self.model)
+        root, notes = unwrap(self.model)
+        if self.mode not in (None, *MODES):
+            raise UsageError(f"mode must be 'train', 'eval' or None (as the model is); got {self.mode!r}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise UsageError(f"seed must be a whole number; got {self.seed!r}. The default is 0.")
+        for name in ("step", "train_step"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise UsageError(f"{name} must be a callable; got {type(getattr(self, name)).__name__}.")
+        if self.optimizer is not None and not hasattr(self.optimizer, "param_groups"):
+            raise UsageError(f"optimizer must be a torch optimizer; got {type(self.optimizer).__name__}. Pass the object.")
+        for name in ("data", "valid"):
+            _check_batches(name, getattr(self, name))
+        put(self, "notes", notes)
+        put(self, "root", root)
+        put(self, "criterion", Loss.of(self.loss))
+        if self.inputs is None:
+            if self.data is None:
+                raise UsageError("inputs must be a batch; got None. Pass inputs, or data= with a loader of batches.")
+            if self.targets is not None:
+                raise UsageError("targets came without inputs. Pass both, or data= with pairs (inputs, targets).")
+            inputs, targets = read_batch(_pull(self.data, 1)[0])
+            put(self, "inputs", inputs)
+            put(self, "targets", targets)
+        if self.step is None and _is_lightning(root) and self.targets is None and self.loss is None and self.data is not None:
+            put(self, "step", lambda model, batch: model.training_step(batch, 0))
+            notes.append("the loss is that of the model's training_step")
+        if self.step is not None:
+            put(self, "args", (self.inputs,))
+            put(self, "kwargs", {})
+            if not any(True for _ in tensors(self.inputs)):
+                raise UsageError(f"inputs hold no tensor, so there is no batch; got {type(self.inputs).__name__}.")
+        else:
+            args, kwargs = read_inputs(root, self.inputs)
+            put(self, "args", args)
+            put(self, "kwargs", kwargs)
+        if self.samples is not None:
+            _ = self.rows
+
+    @classmethod
+    def of(
+        cls, model: Any, inputs: Any = None, targets: Any = None, loss: LossLike = None, *, mode: str | None = None,
+        seed: int = 0, **more: Any,
+    ) -> Step:  # fmt: skip
+        """The step that a verb was asked for: made from its arguments, or the ``Step`` that stands in the model's place.
+
+        What a verb is given beside a ``Step`` replaces that part of it.
+        """
+        more = {k: v for k, v in more.items() if v is not None}
+        if not isinstance(model, Step):
+            return cls(model, inputs, targets, loss, mode=mode, seed=seed, **more)
+        given = {"inputs": inputs, "targets": targets, "loss": loss, "mode": mode, "seed": seed or None, **more}
+        changed = {k: v for k, v in given.items() if v is not None}
+        return replace(model, **changed) if changed else model
+
+    def each(self) -> Iterator[Step]:
+        """A step for every batch of ``data``; this one where there is none."""
+        if self.data is None:
+            yield self
+            return
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ("inputs", "targets", "data")}
+        for batch in _pull(self.data):
+            inputs, targets = read_batch(batch)
+            yield Step(inputs=inputs, targets=targets, **rest)
+
+    @cached_property
+    def trace(self) -> Traceless:
+        """What runs the model without a trace."""
+        return Traceless(self.root, mode=self.mode, seed=self.seed)
+
+    @cached_property
+    def rows(self) -> Samples:
+        """How many samples there are, and along which axis."""
+        found = read_samples(self.root, self.args, self.kwargs, self.targets, self.samples)
+        found = self._from_layout() if found is None else found
+        self.notes.extend(n for n in found.notes if n not in self.notes)
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is: of its first parameter, else of its first buffer, else the inputs'."""
+        held = [*self.root.parameters(), *self.root.buffers(), *tensors((self.args, self.kwargs))]
+        return held[0].device
+
+    def run(self, work: Callable[[], T], given: Mapping[int, Tensor] | None = None) -> T:
+        """``work()`` with the model on copies of all it holds, everything put back at the end; see `Traceless`."""
+        return self.trace.run(work, given)
+
+    def arguments(self, *, grad: bool = False, dtype: torch.dtype | None = None) -> tuple[Any, Any, list[Tensor]]:
+        """Private copies of the arguments on the model's device, and the leaves of the floating ones if ``grad``."""
+        return own_call(self.args, self.kwargs, grad=grad, dtype=dtype, device=self.device)
+
+    def whole(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the model returns, or what ``step`` does; inside `run`.
+
+        An exception of the user's own code passes through with a note; one that torch raises in a layer is a ``UsageError``
+        that names the layer and what it got.
+        """
+        try:
+            return self.step(self.root, *args) if self.step is not None else self.root(*args, **kwargs)
+        except UsageError:
+            raise
+        except Exception as error:
+            if type(error).__module__.startswith("torch"):  # signals of its own, as of a checkpoint that has seen enough
+                raise
+            if not (isinstance(error, _REFUSALS) and _is_torchs(error)):
+                error.add_note(f"normscope: the model's forward raised this, in {where(error, self.root)}.")
+                raise
+            came = ", ".join(what(x) for x in list(tensors((self.args, self.kwargs)))[:4])
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise DoesNotRun(
+                f"The model must run on the inputs; {where(error, self.root)} raised {type(error).__name__}: {first} The inputs "
+                f"were {came}. Pass a batch as the model takes it in training."
+            ) from error
+
+    def value(self, whole: Any, targets: Any) -> Tensor:
+        """The loss of what the model returned."""
+        if self.step is not None:
+            return Loss("step").scalar(whole)
+        return self.criterion.settled(whole, targets).value(whole, targets, self.seed)
+
+    def settled(self, whole: Any, default: str = COTANGENT) -> Loss:
+        """The loss, now that it is known what the model returns."""
+        if self.step is not None:
+            name = getattr(self.step, "__name__", type(self.step).__name__)
+            return Loss("step" if name == "<lambda>" else name, "callable", call=lambda whole, _: whole)
+        return self.criterion.settled(whole, self.targets, default)
+
+    def own_targets(self) -> Any:
+        """Private copies of the targets, on the model's device."""
+        device = self.device
+        return mapped(self.targets, lambda x: x.detach().to(device, copy=True))
+
+    def _from_layout(self) -> Samples:
+        """One forward pass, to see what the first sequence-first module is given."""
+        seen: list[Tensor] = []
+
+        def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = first_tensor([*args, *kwargs.values()])
+            if x is not None and not seen:
+                seen.append(x.detach())
+
+        def work() -> None:
+            modules = [m for m in self.root.modules() if is_sequence_first(m)]
+            handles = [m.register_forward_pre_hook(look, with_kwargs=True) for m in modules]
+            try:
+                with torch.no_grad():
+                    args, kwargs, _ = self.arguments()
+                    self.whole(args, kwargs)
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        self.run(work)
+        found = [x for x in tensors((self.args, self.kwargs)) if x.dim() > 1]
+        found.sort(key=lambda x: not x.is_floating_point())
+        return from_layout(found[0], seen[0] if seen else None)
+
+    def __repr__(self) -> str:
+        came = ", ".join(what(x) for x in list(tensors((self.args, self.kwargs)))[:3])
+        loss = self.criterion.name or "its own or by the targets"
+        return f"Step({type(self.root).__name__} on {came}; loss {loss}, mode {self.mode})"
+
+
+def where(error: BaseException, root: nn.Module) -> str:
+    """The innermost module whose ``forward`` was under way when the error was raised, in words."""
+    names = {id(m): n for n, m in root.named_modules()}
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and names.get(id(module)):
+            return f"layer {names[id(module)]!r} ({type(module).__name__})"
+    return f"{type(root).__name__} itself"
+
+
+def _is_torchs(error: BaseException) -> bool:
+    """Whether torch raised the exception (a layer or an operation that refuses what it got), and no ``raise`` of the user's."""
+    tb, last = error.__traceback__, None
+    while tb is not None:
+        if not tb.tb_frame.f_code.co_filename.startswith(_OURS):  # an observer between the user and torch
+            last = tb
+        tb = tb.tb_next
+    if last is None:
+        return False
+    code = last.tb_frame.f_code
+    raised = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return code.co_filename.startswith(_TORCH) or (isinstance(error, RuntimeError) and not raised)
+
+
+def check_model(model: Any, *, lazy: bool = False) -> None:
+    """``UsageError`` for what is no model that can be run in Python on numbers; ``lazy``: shapes may still be unknown."""
+    if not isinstance(model, nn.Module):
+        name = getattr(model, "__name__", type(model).__name__)
+        hint = f" Pass {name}(...)." if isinstance(model, type) else ""
+        raise UsageError(f"model must be an nn.Module; got {name}.{hint}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(
+            f"model must be a Python module; got a TorchScript one ({type(model).__name__}). Pass the module that was scripted."
+        )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            if lazy:
+                continue
+            raise UsageError(f"{name!r} has no shape yet (a lazy module): run one forward pass first.")
+        if tensor.is_meta:
+            raise UsageError(f"{name!r} holds no numbers (meta device): load or initialize the model first.")
+    quantized = [n for n, m in model.named_modules() if type(m).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized"))]
+    if quantized:
+        raise UsageError(f"model must be in floating point; {quantized[0]!r} is quantized. Pass the model before conversion.")
+
+
+def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The model under ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``, and what was taken off."""
+    notes: list[str] = []
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model, notes
+        notes.append(f"{type(model).__name__} was looked through: the module inside it ran, eagerly, on one device")
+        model = inner
+
+
+def read_batch(batch: Any) -> tuple[Any, Any]:
+    """(inputs, targets) of what a loader gives: a pair, or a whole batch that goes to the model as it is."""
+    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
+        if len(batch) == 2:
+            return batch[0], batch[1]
+        if len(batch) == 1:
+            return batch[0], None
+        raise UsageError(
+            f"A batch of data must be (inputs, targets), one tensor, or a dictionary; got {len(batch)} parts. Pair them: "
+            "((x, z), targets), or pass step=lambda model, batch: ...."
+        )
+    return batch, None
+
+
+def _check_batches(name: str, data: Any) -> None:
+    if data is None:
+        return
+    if isinstance(data, Tensor | str | bytes | Mapping) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+        raise UsageError(f"{name} must be a DataLoader or a list of batches; got {type(data).__name__}. Pass [batch] for one.")
+    if hasattr(data, "__next__"):
+        raise UsageError(f"{name} must be read from its start each time; got an iterator. Pass the loader itself.")
+
+
+def _pull(data: Any, most: int | None = None) -> list[Any]:
+    """The first ``most`` batches (all), the loader's random streams and the caller's as they were afterwards."""
+    held = (getattr(data, "generator", None), getattr(getattr(data, "sampler", None), "generator", None))
+    generators = [g for g in held if isinstance(g, torch.Generator)]
+    with locked():
+        around, states = Surroundings(set()), [g.get_state() for g in generators]
+        try:
+            batches = list(itertools.islice(data, most))
+        finally:
+            around.restore()
+            for g, state in zip(generators, states, strict=True):
+                g.set_state(state)
+    if not batches:
+        raise UsageError("data must hold at least one batch; it is empty.")
+    return batches
+
+
+def _is_lightning(model: nn.Module) -> bool:
+    return any(c.__name__ == "LightningModule" for c in type(model).__mro__)

@@ -1,0 +1,110 @@
+"""What a forward pass can change outside the model: random streams, and torch's settings of thread and process."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+class Setting(NamedTuple):
+    """One switch: how to read it, and how to set it."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], Any]
+
+
+def _anomaly() -> tuple[bool, bool]:
+    return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _filter(filters: list[Any]) -> None:
+    warnings.filters[:] = filters  # type: ignore[index]
+    getattr(warnings, "_filters_mutated", lambda: None)()
+
+
+def _tf32() -> bool | None:
+    try:
+        return torch._C._get_cudnn_allow_tf32()
+    except RuntimeError:  # set through torch's newer switch, which does not mix with this one: the user's word counts
+        return None
+
+
+def _set_tf32(on: bool | None) -> None:
+    if on is not None:
+        torch._C._set_cudnn_allow_tf32(on)
+
+
+_attention = torch.backends.cuda
+_cudnn = torch.backends.cudnn
+#: Thread first, then process. Autocast belongs to a thread and a kind of device.
+SETTINGS: tuple[Setting, ...] = (
+    Setting(torch.is_grad_enabled, torch._C._set_grad_enabled),
+    Setting(_anomaly, lambda state: torch.autograd.set_detect_anomaly(*state)),
+    Setting(torch.get_default_dtype, torch.set_default_dtype),
+    Setting(torch.get_num_threads, torch.set_num_threads),
+    Setting(_deterministic, lambda state: torch.use_deterministic_algorithms(state[0], warn_only=state[1])),
+    Setting(lambda: list(warnings.filters), _filter),
+    Setting(_attention.flash_sdp_enabled, _attention.enable_flash_sdp),
+    Setting(_attention.mem_efficient_sdp_enabled, _attention.enable_mem_efficient_sdp),
+    Setting(_attention.math_sdp_enabled, _attention.enable_math_sdp),
+    Setting(_attention.cudnn_sdp_enabled, _attention.enable_cudnn_sdp),
+    Setting(torch._C._get_cudnn_deterministic, torch._C._set_cudnn_deterministic),
+    Setting(torch._C._get_cudnn_benchmark, torch._C._set_cudnn_benchmark),
+    Setting(torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+    Setting(_tf32, _set_tf32),
+    Setting(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    *[
+        Setting(lambda kind=kind: torch.is_autocast_enabled(kind), lambda on, kind=kind: torch.set_autocast_enabled(kind, on))  # type: ignore[misc]
+        for kind in ("cpu", "cuda")
+    ],
+    *[
+        Setting(lambda kind=kind: torch.get_autocast_dtype(kind), lambda dtype, kind=kind: torch.set_autocast_dtype(kind, dtype))  # type: ignore[misc]
+        for kind in ("cpu", "cuda")
+    ],
+)  # fmt: skip
+
+
+class Surroundings:
+    """The state of everything around a model, read at once; ``restore`` writes back what differs, any number of times."""
+
+    def __init__(self, devices: set[torch.device]) -> None:
+        self.settings = [setting.get() for setting in SETTINGS]
+        self.python = random.getstate()
+        self.numpy = np.random.get_state()  # noqa: NPY002 - the user's forward may draw from it
+        self.torch = torch.default_generator.get_state()
+        self.cuda = {d: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
+        self.mps = torch.mps.get_rng_state() if any(d.type == "mps" for d in devices) else None
+
+    def seed(self, seed: int) -> None:
+        """Start every stream a model may draw from at ``seed``: this CPU's and the model's devices', no others'."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every CUDA device too
+        for device in self.cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        if self.mps is not None:
+            torch.mps.manual_seed(seed)
+
+    def restore(self) -> None:
+        """Streams and settings as they were."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        torch.default_generator.set_state(self.torch)
+        for device, state in self.cuda.items():
+            torch.cuda.set_rng_state(state, device)
+        if self.mps is not None:
+            torch.mps.set_rng_state(self.mps)
+        for setting, was in zip(SETTINGS, self.settings, strict=True):
+            if setting.get() != was:
+                setting.set(was)

@@ -1,0 +1,198 @@
+"""Run a user's model and leave nothing behind: it works on copies of every tensor it holds, and gets its own back."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.reach import Place, Reach
+from normscope.call.surroundings import Surroundings
+
+T = TypeVar("T")
+#: One model runs at a time: torch's random streams and settings belong to the process.
+_LOCK = threading.RLock()
+#: Bytes of tensors that are neither parameters nor buffers and are copied (chosen by us: caches fit, data sets do not).
+_PLAIN_BYTES = 2**28
+
+
+def _new_lock() -> None:
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_new_lock)  # a child must not wait for a thread that it does not have
+
+
+def locked() -> threading.RLock:  # type: ignore[valid-type]
+    """The lock under which torch's random streams and settings may be changed for a while."""
+    return _LOCK
+
+
+class Traceless:
+    r"""A model to be run any number of times, each time as if it had not been.
+
+    Inside ``run`` every parameter, buffer and plain tensor that can be reached from the model (`Reach`) is replaced, by
+    identity and wherever it is held, by a copy; containers, attributes, flags, hooks, random streams and settings are
+    put back at the end. So a forward or backward pass may overwrite, grow, count or draw what it likes: the caller's
+    objects are never touched. An exception, an interrupt at any moment included, changes nothing of this: two guards
+    stand around the work, and an interrupt can hit only one of them.
+
+    mode: ``"train"``, ``"eval"``, or ``None``: each module as it is. seed: of the random streams inside.
+    Runs of several threads wait for each other.
+    """
+
+    def __init__(self, model: nn.Module, *, mode: str | None = None, seed: int = 0, dtype: torch.dtype | None = None):
+        self.model, self.mode, self.seed, self.dtype = model, mode, seed, dtype
+        #: Names of parameters that the last run itself wrote to (on the copies), and that it changed beyond undoing.
+        self.rewritten: tuple[str, ...] = ()
+        self.changed: tuple[str, ...] = ()
+
+    def run(self, work: Callable[[], T], given: Mapping[int, Tensor] | None = None) -> T:
+        """``work()`` with the model on copies.
+
+        given: what stands for a tensor instead of a copy of it, by ``id``. With ``dtype`` floating copies have it.
+        """
+        with _LOCK:
+            entry = _Entry(self, given or {})
+            with entry.guard, torch._C._InferenceMode(False), entry:
+                # Compiled modules exist only once dynamo was imported, and importing it takes seconds.
+                compiled = "torch._dynamo" in sys.modules
+                with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+                    return work()
+
+
+class _Entry:
+    """One run: what was there, and what stands in for it."""
+
+    def __init__(self, owner: Traceless, given: Mapping[int, Tensor]) -> None:
+        self.owner, self.given = owner, given
+        self.reach = Reach.of([owner.model])
+        self.guard = _Guard(self)
+        named = list(owner.model.named_parameters())
+        self.parameters = [(name, p, p._version if not p.is_inference() else 0, p.data_ptr()) for name, p in named]
+        devices = {p.device for _, p in named} | {b.device for b in owner.model.buffers()}
+        self.surroundings = Surroundings(devices)
+        self.touched = False
+        self.copies: dict[int, Tensor] = {}
+        self.addresses: dict[int, tuple[int, int]] = {}
+
+    def __enter__(self) -> None:
+        self.touched = True
+        owner = self.owner
+        self.surroundings.seed(owner.seed)
+        torch._C._set_grad_enabled(True)
+        registered = {id(t) for m in self.reach.modules for t in (*m._parameters.values(), *m._buffers.values())}
+        copies = self.copies = dict(self.given)
+        plain = 0
+        for key, tensor in self.reach.tensors.items():
+            if key in copies:
+                continue
+            if key not in registered:
+                plain += tensor.numel() * tensor.element_size()
+                if plain > _PLAIN_BYTES:
+                    continue
+            copies[key] = _copy(tensor, owner.dtype)
+        self.addresses = {id(p): (copies[id(p)]._version, copies[id(p)].data_ptr()) for _, p, *_ in self.parameters}
+        tuples = {key: _rebuilt(value, copies) for key, value in self.reach.tuples.items()}
+        for place in self.reach.places:
+            _substitute(place, copies, tuples)
+        if owner.mode is not None:
+            for module in owner.model.modules():  # the flag alone: a user's train() may do more than set it
+                module.training = owner.mode == "train"
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def _written(self, key: int) -> bool:
+        return (self.copies[key]._version, self.copies[key].data_ptr()) != self.addresses[key]
+
+    def restore(self) -> None:
+        """Everything as it was; idempotent."""
+        if not self.touched:
+            return
+        for place in self.reach.places:
+            place.write(place.items)
+        self.reach.restore_randomness()
+        self.surroundings.restore()
+        moved = {
+            name for name, p, version, address in self.parameters
+            if (0 if p.is_inference() else p._version) != version or p.data_ptr() != address
+        }  # fmt: skip
+        given = {name for name, p, *_ in self.parameters if id(p) in self.given}
+        self.owner.changed = tuple(sorted(moved - given))
+        self.owner.rewritten = tuple(
+            name for name, p, *_ in self.parameters
+            if name not in given and id(p) in self.addresses and self._written(id(p))
+        )  # fmt: skip
+        self.touched = False
+
+
+class _Guard:
+    """Stands around the entry: restores what an interrupt in the entry itself left undone."""
+
+    def __init__(self, entry: _Entry) -> None:
+        self.entry = entry
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.entry.restore()
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    value = tensor.detach().clone()
+    if dtype is not None and value.is_floating_point():
+        value = value.to(dtype)
+    if isinstance(tensor, nn.Parameter) and type(tensor) is nn.Parameter:
+        value = nn.Parameter(value, requires_grad=tensor.requires_grad)
+    elif tensor.requires_grad and tensor.is_leaf:
+        value.requires_grad_()
+    for name, more in getattr(tensor, "__dict__", {}).items():
+        setattr(value, name, more)
+    return value
+
+
+def _rebuilt(value: tuple[Any, ...], copies: Mapping[int, Tensor]) -> tuple[Any, ...]:
+    """The tuple with copies of its tensors; itself if it has none."""
+    if not any(id(item) in copies for item in value):
+        return value
+    items = [copies.get(id(item), item) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+def _substitute(place: Place, copies: Mapping[int, Tensor], tuples: Mapping[int, tuple[Any, ...]]) -> None:
+    def other(item: Any) -> Any:
+        return copies[id(item)] if id(item) in copies else tuples.get(id(item), item)
+
+    items = place.items
+    if isinstance(items, dict):
+        changed = {key: new for key, item in items.items() if (new := other(item)) is not item}
+        if changed:
+            owner = place.owner
+            for key, new in changed.items():
+                owner[key] = new
+        return
+    if isinstance(items, set):
+        if any(id(item) in copies for item in items):
+            place.write({other(item) for item in items})
+        return
+    fresh = [other(item) for item in items]
+    if any(a is not b for a, b in zip(fresh, items, strict=True)):
+        place.write(fresh)
+
+
+def simple(model: nn.Module) -> bool:
+    """Whether a backward pass through the model can run none of the user's code: only torch's modules and ours, no hooks."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return all(
+        type(m).__module__.startswith(("torch.nn.modules.", "normscope.")) and not any(getattr(m, h) for h in hooks)
+        for m in model.modules()
+    )
