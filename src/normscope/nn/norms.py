@@ -1,14 +1,98 @@
-"""Normalization taken apart: recentre, rescale, affine; over the batch, or over the features of one sample."""
+"""Normalization taken apart: recentre, rescale, affine; over the batch, or over the features of one sample.
+
+`ALGEBRA` has the rule of every norm that a `Spec` may name. `make_norm` makes the module, `normalize` does the same to arrays,
+and theory reads off the rule what it must know of a norm: none of them has a copy of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from normscope.core.errors import unknown
-from normscope.core.spec import NORMS
+from normscope.core.registry import Registry
 from normscope.nn._fold import fold as _fold
+
+#: Added to a mean square inside the root, as torch has it.
+EPS = 1e-5
+
+
+def groups_of(features: int) -> int:
+    """Groups of the group norm: the largest of 32, 16, ... that divides and leaves four features a group.
+
+    A group of one feature is its own mean, and two leave the sign of their difference: in an MLP both erase.
+    """
+    return next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0 and (features // g >= 4 or g == 1))
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The rule of a norm: what it subtracts and divides by.
+
+    over: ``batch``: statistics of each feature over samples (and positions); ``features``: of each sample, over groups of
+        features; ``""``: none.
+    recenter: subtract the mean. rescale: divide by the root of the mean square (of what is left) plus eps.
+    groups: how many groups that many features make, for ``over="features"``.
+    """
+
+    over: str
+    recenter: bool
+    rescale: bool
+    groups: Callable[[int], int] = lambda features: 1
+
+    @property
+    def recenters_batch(self) -> bool:
+        """Does every feature leave it with mean zero over the batch?"""
+        return self.over == "batch" and self.recenter
+
+    @property
+    def rescales_batch(self) -> bool:
+        """Does it divide every feature by its size over the batch?"""
+        return self.over == "batch" and self.rescale
+
+
+#: The norms of ``core.spec.NORMS``, by name.
+ALGEBRA: Registry[Norm] = Registry("norm")
+ALGEBRA.add("none", Norm("", False, False))
+ALGEBRA.add("batch", Norm("batch", True, True))
+ALGEBRA.add("batch_rescale", Norm("batch", False, True))
+ALGEBRA.add("batch_recenter", Norm("batch", True, False))
+ALGEBRA.add("layer", Norm("features", True, True))
+ALGEBRA.add("rms", Norm("features", False, True))
+ALGEBRA.add("group", Norm("features", True, True, groups_of))
+
+
+def normalize(z: NDArray[Any], name: str, eps: float = EPS, *, is_centred: bool = False) -> NDArray[Any]:
+    """The norm of this name over Z (runs, d, n), samples last, in place; a feature or sample that is zero stays zero.
+
+    is_centred: the mean that it would subtract is zero already.
+    """
+    norm = ALGEBRA[name]
+    if not norm.over:
+        return z
+    groups = norm.groups(z.shape[1])
+    parts = z if norm.over == "batch" else z.reshape(len(z), groups, -1, z.shape[-1])
+    axis = -1 if norm.over == "batch" else 2
+    if norm.recenter and not is_centred:
+        parts -= parts.mean(axis, keepdims=True)
+    if norm.rescale:
+        sums = np.einsum("rij,rij->ri" if norm.over == "batch" else "rgij,rgij->rgj", parts, parts)
+        parts *= np.expand_dims(_reciprocal_root(sums / parts.shape[axis], eps), axis)
+    return parts.reshape(z.shape)
+
+
+def _reciprocal_root(squares: NDArray[Any], eps: float) -> NDArray[Any]:
+    """1 / sqrt(squares + eps); 0 where that is 1/0, so that a dead feature stays dead instead of NaN."""
+    if eps:
+        squares = squares + squares.dtype.type(eps)
+    root = np.sqrt(squares)
+    return np.divide(1, root, out=np.zeros_like(root), where=root > 0)
 
 
 class BatchNorm(nn.Module):
@@ -37,7 +121,7 @@ class BatchNorm(nn.Module):
         recenter: bool = True,
         rescale: bool = True,
         affine: bool = True,
-        eps: float = 1e-5,
+        eps: float = EPS,
         momentum: float = 0.1,
         track_running_stats: bool = True,
     ) -> None:
@@ -107,7 +191,7 @@ class RMSNorm(nn.Module):
     Over dimension 1, whatever follows it (torch's ``nn.RMSNorm`` works on the last dimensions only).
     """
 
-    def __init__(self, features: int, *, affine: bool = True, eps: float = 1e-5) -> None:
+    def __init__(self, features: int, *, affine: bool = True, eps: float = EPS) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(features)) if affine else None
@@ -178,20 +262,13 @@ class NormalizeOutputs(nn.Module):
         return _fold(self, scale, shift, inputs)
 
 
-def make_norm(name: str, features: int, *, affine: bool = True, eps: float = 1e-5) -> nn.Module:
-    """The module of a norm's name (see ``Spec.norm``); ``group`` takes the largest of 32, 16, ... that divides."""
-    if name == "none":
+def make_norm(name: str, features: int, *, affine: bool = True, eps: float = EPS) -> nn.Module:
+    """The module of a norm's name (see `ALGEBRA`)."""
+    norm = ALGEBRA[name]
+    if not norm.over:
         return nn.Identity()
-    if name in ("batch", "batch_rescale", "batch_recenter"):
-        return BatchNorm(
-            features, recenter=name != "batch_rescale", rescale=name != "batch_recenter", affine=affine, eps=eps
-        )
-    if name == "layer":
-        return nn.GroupNorm(1, features, eps=eps, affine=affine)
-    if name == "rms":
+    if norm.over == "batch":
+        return BatchNorm(features, recenter=norm.recenter, rescale=norm.rescale, affine=affine, eps=eps)
+    if not norm.recenter:
         return RMSNorm(features, affine=affine, eps=eps)
-    if name == "group":
-        # A group of one feature is its own mean, and two leave the sign of their difference: in an MLP both erase.
-        groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0 and (features // g >= 4 or g == 1))
-        return nn.GroupNorm(groups, features, eps=eps, affine=affine)
-    raise unknown("norm", name, NORMS)
+    return nn.GroupNorm(norm.groups(features), features, eps=eps, affine=affine)

@@ -21,9 +21,9 @@ from normscope.core.spec import Spec
 from normscope.linalg import Array, contrasts
 from normscope.nn.nets import init_weights_
 from normscope.theory._layer import (
-    ROW_LOCAL,
     apply_layer,
     is_linear_vanilla,
+    is_row_local,
     is_scale_free,
     output_is_centred,
     recentres_first,
@@ -55,7 +55,7 @@ def method_of(spec: Spec) -> str:
 
 def is_spectral(spec: Spec, eps: float) -> bool:
     """Does the law of the spectrum depend on the spectrum alone? Then the samples may be rotated at will."""
-    plain = spec.activation == "identity" and spec.norm in ROW_LOCAL and not spec.bias and spec.skip is None
+    plain = spec.activation == "identity" and is_row_local(spec) and not spec.bias and spec.skip is None
     return plain and method_of(spec) == "gaussian" and not eps
 
 
@@ -113,7 +113,7 @@ class Group:
             spec = self._into_contrasts(spec)
         self.spec = spec
         self.basis = contrasts(self.samples) if output_is_centred(spec) else None
-        row_local = spec.norm in ROW_LOCAL
+        row_local = is_row_local(spec)
         large = spec.width * self.samples * 8 > _HELD and not self.keeps_rows
         self.streams_rows = row_local and large and self.method == "gaussian"
         per_chunk = max(64, _CHUNK // (8 * self.samples * runs))  # rows
@@ -314,6 +314,8 @@ class Group:
         self.log_scale += np.log(size)
         self.factor /= size[:, None, None]
         self.gram /= (size**2)[:, None, None]
+        if self.rows is not None:
+            self.rows /= size[:, None, None]
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
         key = f"{name}{np.dtype(dtype).char}"

@@ -18,13 +18,13 @@ from normscope.core.errors import UsageError
 from normscope.core.spec import Spec
 from normscope.gaussian import product_moment
 from normscope.linalg import Array
+from normscope.nn.norms import ALGEBRA
 from normscope.theory._start import checked_spec, read_start
 from normscope.theory.gradients import backward
 from normscope.theory.grams import WideLayer, check_wide
 
 #: Norms with known order parameters, and what they do to (q_1, q_2) and to the back-propagated signal.
 _HIDDEN = ("none", "batch", "batch_recenter", "layer", "rms", "group")
-_CENTRING = ("batch", "batch_recenter")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def order_parameters(
     for layer in range(depth - 1, -1, -1):
         qtilde.insert(0, gains[layer + 1] * qtilde[0] * slopes[layer])
     fan_in = np.array([inputs or spec.width] + [spec.width] * depth, dtype=float)
-    centred = tuple([spec.norm in _CENTRING] * depth + [False])
+    centred = tuple([ALGEBRA[spec.norm].recenters_batch] * depth + [False])
     a, b, c = np.array(q).T, np.array(qhat).T, np.array(qtilde).T
     return OrderParameters(a[0], a[1], b[0], b[1], c[0], c[1], fan_in, centred, spec.bias is not None)
 
@@ -139,7 +139,7 @@ def _normalized(q: Array, norm: str) -> tuple[Array, float]:
     """(q_1, q_2) behind the norm, and the factor on the back-propagated signal."""
     if norm == "none":
         return q, 1.0
-    if norm in ("layer", "rms", "group"):
+    if ALGEBRA[norm].over == "features":
         return np.array([1.0, q[1] / q[0]]), float(1 / q[0])
     spread = q[0] - q[1]
     if norm == "batch_recenter":
@@ -162,7 +162,7 @@ def wide_ntk(
     """
     spec, start = checked_spec(spec, "wide_ntk"), read_start(gram, inputs, "wide_ntk")
     check_wide(spec)
-    if spec.norm.startswith("batch"):
+    if ALGEBRA[spec.norm].over == "batch":
         raise UsageError(f"wide_ntk() needs samples that do not see each other; norm={spec.norm!r} couples them.")
     layer = WideLayer(spec)
     grams = [start.gram]
@@ -268,7 +268,7 @@ def fisher_statistics(
             p,
             notes,
         )
-    if spec.output_norm in _CENTRING:
+    if ALGEBRA[spec.output_norm].recenters_batch:
         v, lost = (1.0, 1) if spec.output_norm == "batch_recenter" else (float(o.q1[-1] - o.q2[-1]), 2)
         trace = c * (1 - lost / n) * (k1 - k2) / v
         lower, upper = (k1 - k2) / (n * v), math.sqrt(c / n) * (k1 - k2) / v

@@ -13,16 +13,15 @@ import numpy as np
 
 from normscope.gaussian import activation, product_moment, second_moment
 from normscope.linalg import Array, centred
+from normscope.nn.norms import ALGEBRA
 from normscope.theory.grams import WideLayer, _tilted, normalized
-
-_RESCALING = ("batch", "batch_rescale")
 
 
 def backward(layer: WideLayer, gram: Array, outer: Array) -> Array:
     """Gradient moment before the layer from the one after it (``outer``); ``gram``: the layer's input. All (n, n)."""
-    spec, c = layer.spec, layer.covariance(gram)
-    if spec.norm in _RESCALING:
-        recenter = spec.norm == "batch"
+    spec, c, norm = layer.spec, layer.covariance(gram), ALGEBRA[layer.spec.norm]
+    if norm.rescales_batch:
+        recenter = norm.recenter
         rank = np.linalg.matrix_rank(centred(c) if recenter else c, tol=1e-12 * np.trace(c), hermitian=True)
         if rank <= 2:  # E 1/sigma^2 is infinite with two degrees of freedom
             return np.full_like(outer, math.inf)
@@ -31,9 +30,9 @@ def backward(layer: WideLayer, gram: Array, outer: Array) -> Array:
     elif spec.norm_first:
         t = normalized(c, spec.norm)
         inner = outer * product_moment(spec.activation, t, derivative=True)
-        inner = centred(inner) if spec.norm == "batch_recenter" else inner / _scales(c, spec.norm)
+        inner = centred(inner) if norm.recenters_batch else inner / _scales(c, spec.norm)
     else:
-        scaled = centred(outer) if spec.norm == "batch_recenter" else outer / _scales(_after(layer, c), spec.norm)
+        scaled = centred(outer) if norm.recenters_batch else outer / _scales(_after(layer, c), spec.norm)
         inner = scaled * product_moment(spec.activation, c, derivative=True)
     if spec.skip is not None:
         return np.asarray(inner * (1 + (spec.skip * layer.gain) ** 2))
@@ -46,13 +45,14 @@ def _after(layer: WideLayer, c: Array) -> Array:
 
     q = np.diagonal(c)
     squares = second_moment(layer.spec.activation, q)
-    if layer.spec.norm in ("layer", "group"):
+    norm = ALGEBRA[layer.spec.norm]
+    if norm.over == "features" and norm.recenter:
         squares = squares - np.square(mean(layer.spec.activation, q))
     return np.diag(squares)
 
 
 def _scales(c: Array, norm: str) -> Array | float:
-    if norm not in ("layer", "group", "rms"):
+    if ALGEBRA[norm].over != "features":
         return 1.0
     scale = np.sqrt(np.diagonal(c))
     return np.outer(scale, scale)
@@ -87,7 +87,7 @@ def _through_rows(layer: WideLayer, c: Array, outer: Array) -> Array:
     """The same average over quasi-random neurons, for any activation and either order."""
     spec, n = layer.spec, len(c)
     phi = activation(spec.activation)
-    recenter = spec.norm == "batch"
+    recenter = ALGEBRA[spec.norm].recenter
     u = layer.rows(c)
     x = u if spec.norm_first else phi.phi(u)
     if recenter:

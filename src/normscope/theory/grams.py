@@ -17,9 +17,9 @@ from normscope.core.errors import UsageError
 from normscope.core.spec import Spec
 from normscope.gaussian import activation, half_plane, mean, product_moment
 from normscope.linalg import Array, centred
+from normscope.nn.norms import ALGEBRA
 from normscope.theory._layer import apply_layer, recentres_first
 
-_RESCALING = ("batch", "batch_rescale")
 _LAWS_WITHOUT_MEAN = ("gaussian", "uniform", "orthogonal", "xavier", "xavier_normal", "torch")
 
 
@@ -104,18 +104,18 @@ class WideLayer:
 
     def forward(self, gram: Array) -> Array:
         """G' from G, both (n, n)."""
-        spec, c = self.spec, self.covariance(gram)
+        spec, c, norm = self.spec, self.covariance(gram), ALGEBRA[self.spec.norm]
         phi = activation(spec.activation)
-        if spec.norm in _RESCALING:
+        if norm.rescales_batch:
             if phi.homogeneous and recentres_or_plain(spec):
                 assert phi.slope is not None
-                return batch_norm_gram(c, phi.slope, recenter=spec.norm == "batch")
+                return batch_norm_gram(c, phi.slope, recenter=norm.recenter)
             h = apply_layer(self.rows(c)[None], spec, 0.0)[0]
             return np.asarray(h.T @ h / len(h))
         if spec.norm_first:
             return product_moment(spec.activation, normalized(c, spec.norm))
         kernel = product_moment(spec.activation, c)
-        if spec.norm in ("layer", "group"):
+        if norm.over == "features" and norm.recenter:
             m = mean(spec.activation, np.diagonal(c))
             kernel = kernel - np.outer(m, m)
         return normalized(kernel, spec.norm)
@@ -129,10 +129,10 @@ class WideLayer:
 
 
 def normalized(c: Array, norm: str) -> Array:
-    """Covariance after a norm that only centres over the batch, or scales each sample (layer, group, rms)."""
-    if norm == "batch_recenter":
+    """Covariance after a norm that only centres over the batch, or scales each sample; its groups are large."""
+    if ALGEBRA[norm].recenters_batch:
         return centred(c)
-    if norm in ("layer", "group", "rms"):
+    if ALGEBRA[norm].over == "features":
         scale = np.sqrt(np.diagonal(c).clip(0))
         outer = np.outer(scale, scale)
         return np.divide(c, outer, out=np.zeros_like(c), where=outer > 0)
@@ -146,7 +146,9 @@ def recentres_or_plain(spec: Spec) -> bool:
 
 def needs_points(spec: Spec) -> bool:
     """Is there no integral in closed or one-dimensional form for this layer's Gram map?"""
-    return spec.norm in _RESCALING and not (activation(spec.activation).homogeneous and recentres_or_plain(spec))
+    return ALGEBRA[spec.norm].rescales_batch and not (
+        activation(spec.activation).homogeneous and recentres_or_plain(spec)
+    )
 
 
 def check_wide(spec: Spec) -> None:
@@ -156,7 +158,7 @@ def check_wide(spec: Spec) -> None:
             f"predict() needs random weights of mean zero; weights={spec.weights!r} are not. "
             "Use simulate() at finite width."
         )
-    if spec.skip is not None and (spec.activation != "identity" or spec.norm in _RESCALING):
+    if spec.skip is not None and (spec.activation != "identity" or ALGEBRA[spec.norm].rescales_batch):
         raise UsageError(
             "With a skip connection the recursion closes on Gram matrices only for activation 'identity' without batch "
             f"rescaling; got activation={spec.activation!r}, norm={spec.norm!r}. Use simulate() at finite width."

@@ -13,6 +13,7 @@ from normscope.core.errors import UsageError
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
 from normscope.linalg import Array, contrasts
+from normscope.nn.norms import ALGEBRA
 from normscope.theory._measures import Batch, chosen_metrics, evaluate
 from normscope.theory._start import Start, checked_spec, read_start
 from normscope.theory.gradients import backward
@@ -61,11 +62,11 @@ def predict(
     began = time.perf_counter()
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_wide(spec)
-    if spec.norm in ("batch", "batch_rescale", "batch_recenter") and start.samples < 2:
+    if ALGEBRA[spec.norm].over == "batch" and start.samples < 2:
         raise UsageError("Batch norm needs at least 2 samples; got 1.")
     names = chosen_metrics(metrics)
     n, sampled = start.samples, needs_points(spec)
-    rows = sampled or (gradients and spec.norm in ("batch", "batch_rescale") and spec.activation != "identity")
+    rows = sampled or (gradients and ALGEBRA[spec.norm].rescales_batch and spec.activation != "identity")
     sets: list[Array | None] = list(quasi_normals(n, log2_points, _REPLICATES, seed)) if rows else [None]
     layers = [WideLayer(spec, points) for points in sets]
     chains, factors = _forward(spec, start, layers if sampled else layers[:1])
@@ -112,7 +113,7 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
 @np.errstate(over="ignore", invalid="ignore")
 def _forward(spec: Spec, start: Start, layers: Sequence[WideLayer]) -> tuple[list[Array], Array | None]:
     """Grams (depth + 1, n, n) of each replicate; and factors, where the small directions are known better than that."""
-    if spec.norm in ("batch", "batch_rescale") and spec.activation == "identity" and not spec.bias:
+    if ALGEBRA[spec.norm].rescales_batch and spec.activation == "identity" and not spec.bias:
         grams, factors = _linear_batch_norm(spec, start)
         return [grams], factors
     chains = []
@@ -134,7 +135,7 @@ def _linear_batch_norm(spec: Spec, start: Start) -> tuple[Array, Array]:
     """
     n = start.samples
     basis = (
-        contrasts(n) if spec.norm == "batch" else np.eye(n)
+        contrasts(n) if ALGEBRA[spec.norm].recenter else np.eye(n)
     )  # so that rounding cannot feed the direction of the mean
     _, sigma, vectors = np.linalg.svd(start.factor @ basis, full_matrices=False)
     if not sigma[0] > 1e-14 * np.abs(start.factor).max():

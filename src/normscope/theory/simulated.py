@@ -17,6 +17,7 @@ from normscope.core.errors import UsageError
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
 from normscope.linalg import Array
+from normscope.nn.norms import ALGEBRA
 from normscope.theory import _checkpoint
 from normscope.theory._chain import Group, is_spectral
 from normscope.theory._measures import SPECTRAL, Batch, chosen_metrics, evaluate, need_factors
@@ -65,7 +66,7 @@ def simulate(
     every: layers between two records; layer 0 (the input) and the last layer are always there.
     normals: "float64", or "float32": faster draws and products where the batch is well conditioned (tails beyond 5.8
         standard deviations are cut), all algebra on the n x n side in float64.
-    eps: added to variances inside norms; the papers have 0, torch 1e-5.
+    eps: added to variances inside norms; the papers have 0, the modules of ``build`` ``normscope.nn.norms.EPS`` (1e-5).
     progress: called with (layers done, layers in all) now and then.
     checkpoint: a file to resume from if it exists, and to write every few thousand layers; a deeper spec continues
         it.
@@ -85,7 +86,7 @@ def simulate(
         raise UsageError(f"normals must be 'float64' or 'float32'; got {normals!r}.")
     if not eps >= 0:
         raise UsageError(f"eps must be >= 0; got {eps!r}.")
-    if start.samples < 2 and spec.norm.startswith("batch"):
+    if start.samples < 2 and ALGEBRA[spec.norm].over == "batch":
         raise UsageError("Batch norm needs at least 2 samples; got 1.")
     if generator is not None:
         seed = int(torch.randint(2**31, (), generator=generator))
@@ -145,7 +146,7 @@ def simulated_grams(
     Memory: all chains at once, O(seeds d n). Raises ``UsageError`` as `simulate` does, before the first layer.
     """
     spec, start = checked_spec(spec, "simulated_grams"), read_start(gram, inputs, "simulated_grams")
-    if start.samples < 2 and spec.norm.startswith("batch"):
+    if start.samples < 2 and ALGEBRA[spec.norm].over == "batch":
         raise UsageError("Batch norm needs at least 2 samples; got 1.")
     which = _seeds(seeds)
     return _grams([Group(spec, start, part, entropy=seed) for part in _parts(which, spec, start)], spec.depth)
