@@ -50,6 +50,8 @@ class Functions(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if kwargs.get("sparse") and func in (F.embedding, F.embedding_bag):
+            kwargs["sparse"] = False  # the same map; sparse gradients have no second derivative
         if func is F.batch_norm:
             self._batch_norm(*args, **kwargs)
             return func(*args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,12 @@ def nodes(*tensors: Tensor) -> Iterator[Any]:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 stack.append(parent)
+
+
+def unreached(leaves: Sequence[Tensor], *tensors: Tensor) -> list[int]:
+    """Which of the leaves no path leads to from the tensors, by position."""
+    there = {id(node.variable) for node in nodes(*tensors) if hasattr(node, "variable")}
+    return [i for i, leaf in enumerate(leaves) if id(leaf) not in there]
 
 
 def refuse_reentrant(*tensors: Tensor) -> None:

@@ -80,6 +80,7 @@ class _Entry:
         devices = {p.device for _, p in named} | {b.device for b in owner.model.buffers()}
         self.surroundings = Surroundings(devices)
         self.touched = False
+        self.dictionaries = {id(m.__dict__) for m in self.reach.modules}
         self.copies: dict[int, Tensor] = {}
         self.addresses: dict[int, tuple[int, int]] = {}
 
@@ -110,6 +111,13 @@ class _Entry:
     def __exit__(self, *_: object) -> None:
         self.restore()
 
+    def _made(self, place: Place) -> dict[str, Tensor]:
+        """Tensors that the pass left as attributes of a module where none was: its last features, say. They stay, as they
+        would after the user's own call, without their graph.
+        """
+        found = {k: v for k, v in place.read().items() if isinstance(v, Tensor) and k not in place.items}
+        return {k: v if v.grad_fn is None else v.detach() for k, v in found.items()}
+
     def _written(self, key: int) -> bool:
         return (self.copies[key]._version, self.copies[key].data_ptr()) != self.addresses[key]
 
@@ -118,7 +126,7 @@ class _Entry:
         if not self.touched:
             return
         for place in self.reach.places:
-            place.write(place.items)
+            place.write(place.items | self._made(place) if id(place.owner) in self.dictionaries else place.items)
         self.reach.restore_randomness()
         self.surroundings.restore()
         moved = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, tensors
 from normscope.call.functional import Functions, refuse_untrained
-from normscope.call.graph import nodes, refuse_reentrant
+from normscope.call.graph import nodes, refuse_reentrant, unreached
 from normscope.call.losses import CALLABLE, OWN, Loss, by_class, cast_targets, class_axis, what
 from normscope.call.step import Step
 from normscope.call.taps import normalizers, untrained_statistics
@@ -90,6 +90,7 @@ class Batch:
         self._slope: tuple[list[Tensor], list[Tensor]] | None = None
         self.saved_bytes, self.positions = 0, 1
         self.functional_norms = False
+        self.unreached: list[str] = []
         if step.step is not None:
             self.loss = step.settled(None)
             return
@@ -283,6 +284,7 @@ class Batch:
             self.saved_bytes = sum(seen.values())
             if out.requires_grad:
                 refuse_reentrant(out)
+                self.unreached = [self.names[i] for i in unreached(leaves, out)]
         if self.keep and not self.options.checkpoint:
             self._graph = (out, leaves)
         return out, leaves
@@ -300,11 +302,7 @@ class Batch:
             with in_full_precision(self.device):
                 return work()
 
-        def guarded() -> tuple[Any, ...]:
-            with LinearBackward():
-                return work()
-
-        return self._exactly(guarded)
+        return self._exactly(work)
 
     def vjp(self, v: Tensor) -> Tensor:
         """J^T v: (n c, k) -> (p, k)."""

@@ -76,5 +76,11 @@ class Batches:
         facts = self.parts[0].facts()
         sizes = dict(zip(self.parts[0].names, self.parts[0].sizes, strict=True))
         more = {"batches": len(self.parts), "samples": sum(part.step.rows.n for part in self.parts), "parameter_sizes": sizes}
+        lost = list(dict.fromkeys(name for part in self.parts for name in part.unreached))
         notes = list(dict.fromkeys(note for part in self.parts for note in part.notes))
-        return {**facts, **more, "loss": self.loss.name, "notes": notes}
+        if lost:
+            notes.append(
+                f"{len(lost)} of {len(sizes)} parameter tensors do not reach the outputs, so their curvature is 0: "
+                f"{', '.join(lost[:6])}{', ...' if len(lost) > 6 else ''}"
+            )
+        return {**facts, **more, "unreached": lost, "loss": self.loss.name, "notes": notes}

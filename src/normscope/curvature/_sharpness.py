@@ -183,6 +183,8 @@ def sharpness(
     if descent and top.largest > 0:
         rates = [x * 2 / top.largest for x in (0.5, 1.0, 2.0)]
         runs = descend(step, rates=rates, steps=descent, **options)
+    if facts["unreached"]:
+        warnings.append(next(n for n in facts["notes"] if "do not reach" in n))
     if not top.converged:
         warnings.append(
             f"lambda_max has not converged: it may be off by {float(top.errors[0]):.2g}. Raise tol or max_products."

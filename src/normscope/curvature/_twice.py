@@ -22,18 +22,30 @@ CONVOLUTIONS: dict[Callable[..., Any], int] = {torch.conv1d: 1, torch.conv2d: 2,
 class LinearBackward(TorchFunctionMode):
     """Inside, convolutions and batch norms in training mode are the ones of this file: for J^T v and J w only.
 
-    Second derivatives in the parameters through them would be wrong without a word.
+    Second derivatives in the parameters through them would be wrong without a word. Where the model checkpoints a part of
+    itself, torch's own run: that part runs again inside the backward pass, where no mode reaches it, and must do the same.
     """
+
+    def __enter__(self) -> Any:
+        self._outer = _hooks()
+        return super().__enter__()
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if (func in CONVOLUTIONS or func is F.batch_norm) and _hooks() != self._outer:
+            return func(*args, **kwargs)
         if func in CONVOLUTIONS:
             return _convolution(func, *args, **kwargs)
         if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _hooks() -> Any:
+    """The saved-tensor hooks in force, which a checkpoint sets."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def _convolution(

@@ -91,6 +91,13 @@ class LinearMap:
             self, shape=self.shape[::-1], apply=self.adjoint, adjoint=self.apply, outer=self.inner, inner=self.outer
         )
 
+    def __neg__(self) -> LinearMap:
+        """The map times -1: without a factor, because -A A^T is no Gram matrix."""
+        return LinearMap(
+            self.shape, lambda x: -self.apply(x), lambda x: -self.adjoint(x), self.dtype, self.device,
+            note=f"minus {self.note}" if self.note else "", facts=self.facts,
+        )  # fmt: skip
+
     def __matmul__(self, x: Tensor) -> Tensor:
         return self.matvec(x) if x.dim() == 1 else self.matmat(x)
 

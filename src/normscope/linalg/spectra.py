@@ -111,6 +111,7 @@ def spectrum(
     method: str = "auto",
     start: Tensor | None = None,
     largest: bool = True,
+    which: str | None = None,
     trace: bool = False,
     density: bool = False,
     probes: int = 8,
@@ -121,7 +122,7 @@ def spectrum(
 ) -> Spectrum:
     """Eigenvalues of a symmetric map with residuals, and on demand its trace and density with standard errors.
 
-    k: how many extremal eigenvalues; ``largest=False`` takes the other end.
+    k: how many extremal eigenvalues; ``largest=False`` takes the other end, and so does ``which="smallest"``.
     tol: relative error wanted of each eigenvalue.
     method: ``auto`` takes the smaller of the matrix and its dual; then ``dense`` if that is small, else, where the map
         knows directions that hold its top eigenvectors, ``screened`` (Lanczos from the one that a part of the batch
@@ -132,10 +133,21 @@ def spectrum(
     """
     if method not in METHODS:
         raise unknown("method of spectrum", method, METHODS)
+    if not isinstance(a, LinearMap):
+        raise UsageError(
+            f"spectrum() needs a LinearMap; got {type(a).__name__}. Use fisher(), hessian() or ntk(), or eigvalsh for an array."
+        )
     if a.shape[0] != a.shape[1]:
         raise UsageError(f"spectrum() needs a square symmetric map; this one is {a.shape}. Use fisher() or ntk().")
-    if k < 1:
-        raise UsageError(f"spectrum() needs k >= 1; got {k}.")
+    if which is not None:
+        if which not in ("largest", "smallest"):
+            raise unknown("end of the spectrum", which, ("largest", "smallest"))
+        largest = which == "largest"
+    for name, value, least in (("k", k, 1), ("probes", probes, 0), ("steps", steps, 1), ("max_products", max_products, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UsageError(f"spectrum() needs {name} to be a whole number >= {least}; got {value!r}. Leave it out for the default.")
+    if not (isinstance(tol, int | float) and not isinstance(tol, bool) and 0 <= tol < 1):
+        raise UsageError(f"tol must be a relative error in [0, 1); got {tol!r}. The default is 1e-3.")
     g, side = smaller_side(a)
     size, null = g.shape[0], 1 - g.shape[0] / a.shape[0]
     chosen = _choose(g, method, k, start, largest)
