@@ -13,6 +13,7 @@ import torch
 
 from normscope import Spec, build, measure, predict, simulate
 from normscope.core.spec import NORMS
+from normscope.nn.nets import weight_scale
 from normscope.nn.norms import ALGEBRA, EPS, groups_of, make_norm, normalize
 from normscope.theory import predicted_grams, simulated_grams
 
@@ -224,3 +225,36 @@ def test_a_prediction_knows_no_width(norm, width):
     }
     last = infinite(norm, width)[-1]
     assert found[DEPTH, "participation_rank"] == pytest.approx(np.trace(last) ** 2 / np.sum(last**2), rel=1e-9)
+
+
+# The other rules of a layer that predictions and chains share with the modules: the laws of the weights, and the skip
+
+
+WIDER, SAME, NARROWER = 784, 64, 16
+LAWS = ("gaussian", "uniform", "orthogonal", "xavier", "xavier_normal", "torch")
+
+
+@pytest.mark.parametrize("features", [WIDER, SAME, NARROWER])
+@pytest.mark.parametrize("weights", LAWS)
+def test_the_scale_of_a_law_is_that_of_its_weights(weights, features):
+    spec = Spec(depth=1, width=64, weights=weights)
+    nets = (build(spec, features, seed=s, dtype=torch.float64) for s in range(20))
+    drawn = torch.cat([net.layers[0].linear.weight.detach().flatten() for net in nets]).square() * features
+    spread = 0 if weights == "orthogonal" else float(drawn.std()) / len(drawn) ** 0.5
+    assert abs(float(drawn.mean()) - weight_scale(spec, features, 64) ** 2) <= K * spread + 1e-9
+
+
+@pytest.mark.parametrize("features", [WIDER, SAME, NARROWER])
+@pytest.mark.parametrize("weights", LAWS)
+@pytest.mark.parametrize("skip", [None, 0.5])
+def test_a_chain_on_inputs_of_another_width_is_as_predicted(weights, features, skip):
+    spec = Spec(depth=2, width=64, weights=weights, activation="identity", skip=skip)
+    x = batch(features)
+    found = np.stack(list(simulated_grams(spec, inputs=x, seeds=400))[1:], 1)
+    off = np.abs(found.mean(0) - predicted_grams(spec, inputs=x)[1:])
+    assert (off <= K * error(found) + 1e-9).all()  # linear: no correction for the width
+
+
+def test_a_gram_passes_no_skip_in_the_first_layer():
+    spec, gram = Spec(depth=1, width=64, activation="identity", skip=0.5), np.eye(SAMPLES)
+    np.testing.assert_allclose(predicted_grams(spec, gram)[1], gram)

@@ -181,6 +181,15 @@ def _is_readout(model: nn.Module, module: nn.Module) -> bool:
     return module is readout or any(m is module for m in readout.modules())  # type: ignore[union-attr]
 
 
+def weight_scale(spec: Spec, fan_in: int, fan_out: int) -> float:
+    """Standard deviation of a weight times sqrt(fan_in), of the laws with mean zero; see `init_weights_`, which draws them."""
+    if spec.weights in ("xavier", "xavier_normal"):
+        return spec.effective_gain * math.sqrt(2 * fan_in / (fan_in + fan_out))
+    if spec.weights == "orthogonal":
+        return spec.effective_gain * math.sqrt(fan_in / max(fan_in, fan_out))
+    return 1 / math.sqrt(3) if spec.weights == "torch" else spec.effective_gain
+
+
 @torch.no_grad()
 def init_weights_(module: nn.Linear | nn.Conv2d, spec: Spec, generator: torch.Generator, gain: float | None) -> None:
     """Draw one layer's weight and bias from the law of the spec, in place (see ``spec.WEIGHTS``)."""

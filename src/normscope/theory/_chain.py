@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from normscope.core.spec import Spec
 from normscope.linalg import Array, contrasts
-from normscope.nn.nets import init_weights_
+from normscope.nn.nets import init_weights_, weight_scale
 from normscope.theory._layer import (
     apply_layer,
     is_linear_vanilla,
@@ -209,10 +209,8 @@ class Group:
     def _law(self) -> tuple[Array, type]:
         """Rows g @ product have the law of W H + b; and the precision that the product deserves."""
         spec = self.spec
-        gain = spec.effective_gain
-        if spec.weights == "xavier_normal":
-            fan_in = self.features or spec.width
-            gain *= math.sqrt(2 * fan_in / (fan_in + spec.width))
+        is_haar = self.method == "haar"
+        gain = spec.effective_gain if is_haar else weight_scale(spec, self.features or spec.width, spec.width)
         product = gain * self.factor
         if self.method == "gaussian" and spec.bias:
             # b_k 1 is one more Gaussian direction: W H + b 1^T has row covariance gain^2 G + bias^2 1 1^T.

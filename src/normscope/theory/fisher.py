@@ -18,6 +18,7 @@ from normscope.core.errors import UsageError
 from normscope.core.spec import Spec
 from normscope.gaussian import product_moment
 from normscope.linalg import Array
+from normscope.nn.nets import weight_scale
 from normscope.nn.norms import ALGEBRA
 from normscope.theory._start import checked_spec, read_start
 from normscope.theory.gradients import backward
@@ -114,9 +115,10 @@ def order_parameters(
     if not abs(overlap) <= second_moment:
         raise UsageError(f"overlap must lie within +-second_moment; got {overlap!r} and {second_moment!r}.")
     depth = spec.depth
-    sw2 = 1 / 3 if spec.weights == "torch" else spec.effective_gain**2
     sb2 = 0.0 if spec.weights == "torch" else (spec.bias or 0.0) ** 2
-    gains = [sw2] * depth + [(1.0 if readout_gain is None else readout_gain) ** 2]
+    fan_ins = [inputs or spec.width] + [spec.width] * (depth - 1)
+    gains = [weight_scale(spec, fan_in, spec.width) ** 2 for fan_in in fan_ins]
+    gains.append((1.0 if readout_gain is None else readout_gain) ** 2)
     qhat, q, slopes = [np.array([second_moment, overlap])], [], []
     for layer in range(depth + 1):
         q.append(gains[layer] * qhat[-1] + sb2)
@@ -129,7 +131,7 @@ def order_parameters(
     qtilde = [np.ones(2)]
     for layer in range(depth - 1, -1, -1):
         qtilde.insert(0, gains[layer + 1] * qtilde[0] * slopes[layer])
-    fan_in = np.array([inputs or spec.width] + [spec.width] * depth, dtype=float)
+    fan_in = np.array([*fan_ins, spec.width], dtype=float)
     centred = tuple([ALGEBRA[spec.norm].recenters_batch] * depth + [False])
     a, b, c = np.array(q).T, np.array(qhat).T, np.array(qtilde).T
     return OrderParameters(a[0], a[1], b[0], b[1], c[0], c[1], fan_in, centred, spec.bias is not None)
@@ -165,16 +167,17 @@ def wide_ntk(
     if ALGEBRA[spec.norm].over == "batch":
         raise UsageError(f"wide_ntk() needs samples that do not see each other; norm={spec.norm!r} couples them.")
     layer = WideLayer(spec)
+    layers = [layer.reading(features or start.features)] + [layer] * (spec.depth - 1)
     grams = [start.gram]
-    for _ in range(spec.depth):
+    for layer in layers:
         grams.append(layer.forward(grams[-1]))
     ones, bias = np.ones_like(start.gram), float(spec.bias is not None)
     kernel = spec.width * grams[-1] + bias
     upper = (1.0 if readout_gain is None else readout_gain) ** 2 * ones
     for at in range(spec.depth, 0, -1):
         fan_in = spec.width if at > 1 else features or start.features or spec.width
-        upper = backward(layer, grams[at - 1], upper)
-        kernel = kernel + upper / layer.gain**2 * (fan_in * grams[at - 1] + bias)
+        upper = backward(layers[at - 1], grams[at - 1], upper)
+        kernel = kernel + upper / layers[at - 1].gain ** 2 * (fan_in * grams[at - 1] + bias)
     return kernel
 
 

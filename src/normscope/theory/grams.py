@@ -7,7 +7,7 @@ $C = g^2 G + b^2 11^T$. Then $G' = E\, h h^T$, $h$ = norm and activation of $u$.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from normscope.core.errors import UsageError
 from normscope.core.spec import Spec
 from normscope.gaussian import activation, half_plane, mean, product_moment
 from normscope.linalg import Array, centred
+from normscope.nn.nets import weight_scale
 from normscope.nn.norms import ALGEBRA
 from normscope.theory._layer import apply_layer, recentres_first
 
@@ -80,17 +81,24 @@ def _tilted(values: Array) -> tuple[Array, Array]:
 class WideLayer:
     """One infinitely wide layer of a spec.
 
+    fan_in: features that it reads, if not as many as it has.
     points: for norms and activations without a closed form, (m, n) quasi-random standard normals that average over
         neurons.
     """
 
     spec: Spec
     points: Array | None = None
+    fan_in: int | None = None
+
+    def reading(self, features: int | None) -> WideLayer:
+        """The first layer of a chain whose input has so many features; ``None``: only its Gram is known. See `Spec.skip`."""
+        spec = self.spec if features == self.spec.width else replace(self.spec, skip=None)
+        return replace(self, spec=spec, fan_in=features)
 
     @cached_property
     def gain(self) -> float:
         """Standard deviation of a weight times sqrt(fan_in)."""
-        return 1 / math.sqrt(3) if self.spec.weights == "torch" else self.spec.effective_gain
+        return weight_scale(self.spec, self.fan_in or self.spec.width, self.spec.width)
 
     @cached_property
     def bias(self) -> float:

@@ -47,9 +47,10 @@ def predict(
         gradient's second moments (`normscope.theory.gradients`), gradient independence assumed, from loss gradients
         of equal size that are independent between samples at the last layer.
 
-    spec: an MLP; weights i.i.d. of mean zero or orthogonal; ``spec.width`` enters only the unit of `sigma_min`; eps
-        is 0.
-    gram: (n, n) Gram $X X^T$ / features of n samples, or inputs (n, features); ``inputs``: X itself.
+    spec: an MLP; weights i.i.d. of mean zero or orthogonal; eps is 0. ``spec.width`` enters only the unit of `sigma_min`,
+        and the first layer's weights where their law and the number of features of ``inputs`` say so.
+    gram: (n, n) Gram $X X^T$ / features of n samples, or inputs (n, features); ``inputs``: X itself. Only inputs as wide
+        as the spec pass a skip connection in the first layer, as in ``simulate``.
     metrics: as in ``simulate``; ``gradients``: the backward recursion too.
 
     Returns a `Profile` of source ``predicted``: the metrics of every layer (0: the input); and with signal
@@ -80,7 +81,7 @@ def predict(
                 tables[i][name][0] = value[0]
     records = _activation_records(tables)
     if gradients:
-        runs = [_backward(layer, chains[i if sampled else 0]) for i, layer in enumerate(layers)]
+        runs = [_backward(layer, chains[i if sampled else 0], start.features) for i, layer in enumerate(layers)]
         records += _gradient_records(runs)
     facts: dict[str, Any] = {
         "samples": n,
@@ -118,12 +119,12 @@ def _forward(spec: Spec, start: Start, layers: Sequence[WideLayer]) -> tuple[lis
         return [grams], factors
     chains = []
     for layer in layers:
-        steps = [start.gram]
+        steps, first = [start.gram], layer.reading(start.features)
         while len(steps) <= spec.depth:
-            steps.append(layer.forward(steps[-1]))
+            steps.append((first if len(steps) == 1 else layer).forward(steps[-1]))
             if not np.isfinite(steps[-1]).all():
                 raise UsageError(f"The recursion overflows at layer {len(steps) - 1}; lower the gain ({layer.gain:g}).")
-            if np.abs(steps[-1] - steps[-2]).max() <= 1e-16 * np.abs(steps[-1]).max():
+            if len(steps) > 2 and np.abs(steps[-1] - steps[-2]).max() <= 1e-16 * np.abs(steps[-1]).max():
                 steps += [steps[-1]] * (spec.depth + 1 - len(steps))
         chains.append(np.stack(steps))
     return chains, None
@@ -150,12 +151,12 @@ def _linear_batch_norm(spec: Spec, start: Start) -> tuple[Array, Array]:
     return grams, factors
 
 
-def _backward(layer: WideLayer, grams: Array) -> tuple[Array, Array]:
+def _backward(layer: WideLayer, grams: Array, features: int | None) -> tuple[Array, Array]:
     """log of the squared gradient norm at layers 0..depth relative to the last, and growth of the norm per layer."""
     depth, n = len(grams) - 1, grams.shape[1]
     pi, log = np.eye(n), np.zeros(depth + 1)
     for at in range(depth, 0, -1):
-        pi = backward(layer, grams[at - 1], pi)
+        pi = backward(layer if at > 1 else layer.reading(features), grams[at - 1], pi)
         size = np.trace(pi) / n
         if not math.isfinite(size) or size <= 0:
             log[:at] = math.inf if not size <= 0 else -math.inf
