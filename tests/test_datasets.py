@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from normscope import datasets
 from normscope.core.errors import UsageError
+from normscope.data import datasets
 from normscope.data.datasets import CHECKSUMS, DATASETS, describe, load
 
 REAL = os.environ.get("NORMSCOPE_DATA_DIR")

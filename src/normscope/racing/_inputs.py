@@ -91,7 +91,7 @@ def samples_of(data: Batch | Samples | tuple[Any, Any]) -> Samples:
     if isinstance(data, tuple) and len(data) == 2:
         return Samples(*data)
     raise UsageError(
-        f"data must be a Batch (normscope.datasets.load) or a pair (inputs, targets); got a {type(data).__name__}."
+        f"data must be a Batch (normscope.data.datasets.load) or a pair (inputs, targets); got a {type(data).__name__}."
     )
 
 
