@@ -202,9 +202,7 @@ def test_what_a_killed_writer_left_is_found_by_its_name(tmp_path: Path) -> None:
 ROOT = Path(normscope.__file__).parent
 
 
-@pytest.mark.parametrize(
-    "sign", ["mkstemp", "NamedTemporaryFile", ".write_text(", ".write_bytes(", '.part"']
-)
+@pytest.mark.parametrize("sign", ["mkstemp", "NamedTemporaryFile", ".write_text(", ".write_bytes(", '.part"'])
 def test_there_is_one_writer(sign: str) -> None:
     assert [str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py") if sign in p.read_text()] == []
 
