@@ -152,7 +152,7 @@ def _advice(model: nn.Module, inputs: Any, wrong: str) -> str:
         came = f"got {len(inputs)} positional arguments"
         hint = f"A model whose one argument is a {type(inputs).__name__} takes it as ({type(inputs).__name__},): inputs=(x,)."
         if len(inputs) == 2 and len(names) == 1:
-            hint = "If this is a batch (inputs, targets), pass both: inputs, targets. " + hint
+            hint = "If it is a batch: inputs, targets = batch; several batches come as data=. " + hint
     elif isinstance(inputs, Mapping):
         came, hint = f"got the keywords {', '.join(map(str, inputs))}", "Name them as forward does."
     else:

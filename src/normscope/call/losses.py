@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.call.arguments import first_tensor, mapped
+from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.core.errors import UsageError, unknown
 
 LossLike = Any  # str | Callable[[Any, Any], Tensor] | nn.Module | Loss | None; Any, for the users' own types
@@ -118,8 +118,15 @@ class Loss:
             given = whole
             if isinstance(self.call, nn.modules.loss._Loss) and not isinstance(whole, Tensor):
                 given = self._output(whole)
-            return self.scalar(self.call(given, targets))
+            try:
+                value = self.call(given, targets)
+            except Exception as error:
+                error.add_note(f"normscope: the loss {self.name} raised this.")
+                raise
+            return self.scalar(value)
         output = self._output(whole)
+        if output.is_complex() and self.kind != COTANGENT:
+            raise UsageError(f"{self.name} compares real numbers; the model returned {what(output)}. Return its parts or its size.")
         if self.kind == COTANGENT:
             if not output.dim():
                 return output
@@ -130,7 +137,7 @@ class Loss:
             return self._as_torch(output, targets)
         wanted = self.read(output, targets)
         if self.kind == "cross_entropy":
-            logits, wanted = by_class(output, targets), wanted.flatten(0, -2) if _soft(wanted) else wanted.flatten()
+            logits, wanted = by_class(output, targets, self.strict), wanted.flatten(0, -2) if _soft(wanted) else wanted.flatten()
             return self._module(logits)(logits.float() if logits.dtype in _HALF else logits, wanted)
         if self.kind == "squared_error":
             return (output - wanted).square().sum() / (2 * rows_in(output))
@@ -150,12 +157,18 @@ class Loss:
 
     def read(self, output: Tensor, targets: Any) -> Tensor:
         """The targets as this loss, given by name, reads them for these outputs: checked, in the outputs' dtype."""
+        check_targets(targets)
         if not isinstance(targets, Tensor):
             raise UsageError(f"loss={self.name!r} needs a tensor of targets; got {what(targets)}. Pass targets=....")
         targets = targets.detach().to(output.device)
         if self.kind in ("cross_entropy", "nll"):
             return _classes(self, output, targets)
         if self.kind in _ALIKE:
+            if targets.is_complex() or output.is_complex():
+                raise UsageError(
+                    f"{self.name} compares real numbers; got outputs {what(output)} and targets {what(targets)}. Pass "
+                    "torch.view_as_real of both."
+                )
             floating = targets.is_floating_point()
             if not floating and self.kind != "bce_with_logits" and targets.shape != output.shape:
                 targets = _one_hot(self, output, targets)
@@ -175,17 +188,22 @@ class Loss:
 
     def notes(self, whole: Any, targets: Any) -> list[str]:
         """What a reader must know about how the targets were read."""
+        if self.kind == CALLABLE and isinstance(whole, Mapping) and self.call is not None and _own_losses(whole):
+            return [f"the loss is the sum of {' + '.join(map(str, whole))}"] if len(whole) > 1 else []
         output = first_tensor(whole)
-        if output is None or not isinstance(targets, Tensor) or self.kind not in MODULES:
+        torchs = isinstance(self.call, nn.modules.loss._Loss) and not isinstance(self.call, _OF_CLASSES)
+        if output is None or not isinstance(targets, Tensor) or not (self.kind in MODULES or torchs):
             return []
         said = []
-        if self.strict and self.kind in _ALIKE and output.shape != targets.shape and _broadcasts(output, targets):
+        if (torchs or (self.strict and self.kind in _ALIKE)) and output.shape != targets.shape and _broadcasts(output, targets):
             said.append(
                 f"outputs {tuple(output.shape)} and targets {tuple(targets.shape)} have different shapes and broadcast in "
                 f"{self.name}: every output is compared with every target"
             )
-        if self.strict:
+        if self.strict or torchs:
             return said
+        if self.kind == "cross_entropy" and output.dim() > 2:
+            said.append(f"classes were read along axis {class_axis(output, targets)} of the outputs {tuple(output.shape)}")
         if self.kind == "cross_entropy" and not _soft(targets) and not targets.is_floating_point():
             if targets.shape == output.shape:
                 said.append("integer targets of the outputs' shape were read as one-hot rows")
@@ -210,6 +228,7 @@ class Loss:
         return self.module.to(like.device, dtype)
 
     def _as_torch(self, output: Tensor, targets: Any) -> Tensor:
+        check_targets(targets)
         if not isinstance(targets, Tensor):
             raise UsageError(f"{type(self.module).__name__} needs a tensor of targets; got {what(targets)}. Pass targets.")
         wanted = targets.detach().to(output.device)
@@ -230,35 +249,47 @@ class Loss:
             ) from error
 
 
+#: Losses of torch's whose targets have another shape than the outputs.
+_OF_CLASSES = (nn.NLLLoss, nn.CrossEntropyLoss, nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.CTCLoss)
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def by_class(output: Tensor, targets: Any = None) -> Tensor:
+def by_class(output: Tensor, targets: Any = None, torchs: bool = False) -> Tensor:
     """Outputs as rows (n, c): each position of (m, positions, c), or of (m, c, ...) as images have it, is a sample.
 
-    The class axis is the last where the targets have the outputs' shape without it, else the second where they have it so;
-    without targets the second of images (m, c, h, w) and the last of all others. Outputs (n,) are one column.
+    The class axis is the one without which the outputs have the targets' shape; where two axes do, and without targets, the
+    second of images (m, c, h, w) and the last of all others. ``torchs``: always the second, as torch's own losses have it.
+    Outputs (n,) are one column.
     """
     if output.dim() == 1:
         return output[:, None]
-    axis = class_axis(output, targets)
+    axis = class_axis(output, targets, torchs)
     return output.movedim(axis, -1).flatten(0, -2)
 
 
-def class_axis(output: Tensor, targets: Any = None) -> int:
+def class_axis(output: Tensor, targets: Any = None, torchs: bool = False) -> int:
     """The axis of the outputs that runs over classes; see `by_class`."""
     last = output.dim() - 1
-    if isinstance(targets, Tensor) and targets.dim() == last and last > 1:
-        if output.shape[:-1] == targets.shape:
-            return last
-        if output.shape[:1] + output.shape[2:] == targets.shape:
-            return 1
-    return 1 if output.dim() == 4 else last
+    usual = 1 if output.dim() == 4 or (torchs and last > 1) else last
+    if not torchs and isinstance(targets, Tensor) and targets.dim() == last and last > 1:
+        fits = [a for a in (1, last) if output.shape[:a] + output.shape[a + 1 :] == targets.shape]
+        return fits[0] if len(fits) == 1 else usual
+    return usual
 
 
 def rows_in(output: Tensor) -> int:
     """Samples n of outputs (n, c), (m, positions, c) or (m, c, h, w)."""
     return output.numel() // (output.shape[class_axis(output)] if output.dim() > 1 else 1) if output.dim() else 1
+
+
+def check_targets(targets: Any) -> None:
+    """``UsageError`` for tensors among the targets that no loss here can read."""
+    for x in tensors(targets):
+        if x.is_meta:
+            raise UsageError(f"targets must hold numbers; got a meta tensor of shape {tuple(x.shape)}. Pass a real batch.")
+        if x.layout is not torch.strided or x.is_nested:
+            kind = "nested" if x.is_nested else "sparse"
+            raise UsageError(f"targets must be dense tensors; got a {kind} one of {x.dtype}. Pass targets.to_dense().")
 
 
 def _soft(targets: Tensor) -> bool:
@@ -316,10 +347,14 @@ def _one_hot(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
     )
     if output.dim() != 2 or targets.shape != output.shape[:1] or not known:
         raise UsageError(
-            f"{loss.name} with class targets needs targets (n,) from 0 to c - 1 for outputs (n, c); got {what(targets)} for "
-            f"outputs {what(output)}. Pass floating-point targets of the outputs' shape."
+            f"{loss.name} with class targets needs targets (n,) from 0 to c - 1 for outputs (n, c); got {what(targets)} "
+            f"from {_ends(targets)} for outputs {what(output)}. Pass floating-point targets of the outputs' shape."
         )
     return F.one_hot(targets.long(), output.shape[1])
+
+
+def _ends(targets: Tensor) -> str:
+    return f"{int(targets.min())} to {int(targets.max())}" if targets.numel() else "nothing"
 
 
 def _own_losses(whole: Any) -> list[tuple[str, Tensor]] | None:

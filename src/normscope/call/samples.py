@@ -111,8 +111,10 @@ def read_samples(
     deep = [x for x in found if x.dim() > (2 if floating else 1)]
     square = bool(deep) and deep[0].shape[0] == deep[0].shape[1]
     if wanted is not None:
-        if wanted in lengths and not (first and square and deep[0].shape[0] == wanted):
-            return Samples(wanted, 0, sequence_first=first)
+        both = square and deep[0].shape[0] == wanted and deep[0].dim() == (3 if floating else 2)
+        if wanted in lengths and not (first and both):
+            note = f"axes 0 and 1 of the inputs both have the targets' {wanted} rows; axis 0 was taken (samples= decides)"
+            return Samples(wanted, 0, sequence_first=first, notes=(note,) if both else ())
         if any(x.shape[1] == wanted for x in deep[:1]) and wanted not in lengths:
             note = f"axis 1 of the inputs runs over the samples: the targets have {wanted} rows (samples= decides)"
             return Samples(wanted, 1, sequence_first=True, notes=(note,))
@@ -120,9 +122,12 @@ def read_samples(
         return None
     if wanted is None or wanted == n:
         return Samples(n, 0, sequence_first=first)
+    other = n
+    if wanted % n:  # pooled: the targets and the outputs have the samples, the layers before them rows of their own
+        n, wanted = wanted, n
     note = (
-        f"the inputs have {n} rows and the targets {wanted}: layers with {n} rows are measured over these, layers with {wanted} "
-        "rows over those (samples= names the axis)"
+        f"the inputs have {other} rows and the targets {length(targets)}: layers with {n} rows are measured over these samples, layers "
+        f"with {wanted} over those (samples= names the axis)"
     )
     return Samples(n, 0, rows=wanted, sequence_first=first, notes=(note,))
 

@@ -61,12 +61,14 @@ class Step:
     mode: str | None = field(default="train", kw_only=True)
     samples: int | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
-    #: The model inside wrappers; the arguments of its call; the loss as read; what a reader must know.
+    #: The model inside wrappers; the arguments of its call; the loss as read; what a reader must know;
+    #: whether inputs were given, so that this batch is all there is.
     root: nn.Module = field(init=False)
     args: tuple[Any, ...] = field(init=False)
     kwargs: dict[str, Any] = field(init=False)
     criterion: Loss = field(init=False)
     notes: list[str] = field(init=False)
+    alone: bool = field(init=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -83,6 +85,7 @@ class Step:
             raise UsageError(f"optimizer must be a torch optimizer; got {type(self.optimizer).__name__}. Pass the object.")
         for name in ("data", "valid"):
             _check_batches(name, getattr(self, name))
+        put(self, "alone", self.inputs is not None)
         put(self, "notes", notes)
         put(self, "root", root)
         put(self, "criterion", Loss.of(self.loss))
@@ -91,14 +94,15 @@ class Step:
                 raise UsageError("inputs must be a batch; got None. Pass inputs, or data= with a loader of batches.")
             if self.targets is not None:
                 raise UsageError("targets came without inputs. Pass both, or data= with pairs (inputs, targets).")
-            inputs, targets = read_batch(_pull(self.data, 1)[0])
+            batch = _pull(self.data, 1)[0]
+            inputs, targets = (batch, None) if self._whole(root) else read_batch(batch)
             put(self, "inputs", inputs)
             put(self, "targets", targets)
-        if self.step is None and _is_lightning(root) and self.targets is None and self.loss is None and self.data is not None:
+        if self.step is None and self._whole(root):
             put(self, "step", lambda model, batch: model.training_step(batch, 0))
             notes.append("the loss is that of the model's training_step")
         if self.step is not None:
-            put(self, "args", (self.inputs,))
+            put(self, "args", (self.inputs if self.targets is None else (self.inputs, self.targets),))
             put(self, "kwargs", {})
             if not any(True for _ in tensors(self.inputs)):
                 raise UsageError(f"inputs hold no tensor, so there is no batch; got {type(self.inputs).__name__}.")
@@ -108,6 +112,10 @@ class Step:
             put(self, "kwargs", kwargs)
         if self.samples is not None:
             _ = self.rows
+
+    def _whole(self, root: nn.Module) -> bool:
+        """Whether batches go as they are to ``step``, or to the ``training_step`` of a Lightning module with no other loss."""
+        return self.step is not None or (self.loss is None and self.targets is None and _is_lightning(root))
 
     @classmethod
     def of(
@@ -121,18 +129,22 @@ class Step:
         more = {k: v for k, v in more.items() if v is not None}
         if not isinstance(model, Step):
             return cls(model, inputs, targets, loss, mode=mode, seed=seed, **more)
-        given = {"inputs": inputs, "targets": targets, "loss": loss, "mode": mode, "seed": seed or None, **more}
+        if inputs is not None or more.get("data") is not None:
+            raise UsageError(
+                "A Step has its own batch; other inputs came beside it. Pass the Step alone, or dataclasses.replace(step, inputs=...)."
+            )
+        given = {"targets": targets, "loss": loss, "mode": mode, "seed": seed or None, **more}
         changed = {k: v for k, v in given.items() if v is not None}
         return replace(model, **changed) if changed else model
 
     def each(self) -> Iterator[Step]:
-        """A step for every batch of ``data``; this one where there is none."""
-        if self.data is None:
+        """A step for every batch of ``data``; this one alone where it has inputs of its own."""
+        if self.alone:
             yield self
             return
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ("inputs", "targets", "data")}
         for batch in _pull(self.data):
-            inputs, targets = read_batch(batch)
+            inputs, targets = (batch, None) if self.step is not None else read_batch(batch)
             yield Step(inputs=inputs, targets=targets, **rest)
 
     @cached_property
@@ -170,20 +182,13 @@ class Step:
         """
         try:
             return self.step(self.root, *args) if self.step is not None else self.root(*args, **kwargs)
-        except UsageError:
-            raise
         except Exception as error:
             if type(error).__module__.startswith("torch"):  # signals of its own, as of a checkpoint that has seen enough
                 raise
             if not (isinstance(error, _REFUSALS) and _is_torchs(error)):
                 error.add_note(f"normscope: the model's forward raised this, in {where(error, self.root)}.")
                 raise
-            came = ", ".join(what(x) for x in list(tensors((self.args, self.kwargs)))[:4])
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise DoesNotRun(
-                f"The model must run on the inputs; {where(error, self.root)} raised {type(error).__name__}: {first} The inputs "
-                f"were {came}. Pass a batch as the model takes it in training."
-            ) from error
+            raise refusal_of(error, self.root, (self.args, self.kwargs)) from error
 
     def value(self, whole: Any, targets: Any) -> Tensor:
         """The loss of what the model returned."""
@@ -232,6 +237,24 @@ class Step:
         came = ", ".join(what(x) for x in list(tensors((self.args, self.kwargs)))[:3])
         loss = self.criterion.name or "its own or by the targets"
         return f"Step({type(self.root).__name__} on {came}; loss {loss}, mode {self.mode})"
+
+
+def refusal_of(error: BaseException, root: nn.Module, given: Any) -> DoesNotRun:
+    """The error for a layer of torch's that refuses a batch: which layer, what it got, what torch says, what came in."""
+    module, got = None, ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        inner = frame.f_locals.get("self")
+        if isinstance(inner, nn.Module) and frame.f_code.co_name == "forward":
+            module, got = inner, ", ".join(what(v) for k, v in frame.f_locals.items() if k != "self" and isinstance(v, Tensor))
+    shown = f" got {got};" if module is not None and got else ""
+    came = ", ".join(what(x) for x in list(tensors(given))[:4])
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    bytes_in = any(not (x.is_floating_point() or x.is_complex()) for x in tensors(given))
+    cast = " Integers into a layer of floating-point weights: pass inputs.float(), scaled." if bytes_in else ""
+    return DoesNotRun(
+        f"The model must run on the inputs; {where(error, root)}{shown} refuses them (torch: {said}). The inputs were {came}. "
+        f"Pass a batch as the model takes it in training.{cast}"
+    )
 
 
 def where(error: BaseException, root: nn.Module) -> str:
@@ -324,6 +347,9 @@ def _pull(data: Any, most: int | None = None) -> list[Any]:
         around, states = Surroundings(set()), [g.get_state() for g in generators]
         try:
             batches = list(itertools.islice(data, most))
+        except Exception as error:
+            error.add_note("normscope: reading data raised this.")
+            raise
         finally:
             around.restore()
             for g, state in zip(generators, states, strict=True):

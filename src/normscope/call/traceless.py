@@ -76,7 +76,7 @@ class _Entry:
         self.reach = Reach.of([owner.model])
         self.guard = _Guard(self)
         named = list(owner.model.named_parameters())
-        self.parameters = [(name, p, p._version if not p.is_inference() else 0, p.data_ptr()) for name, p in named]
+        self.parameters = [(name, p, *_mark(p)) for name, p in named]
         devices = {p.device for _, p in named} | {b.device for b in owner.model.buffers()}
         self.surroundings = Surroundings(devices)
         self.touched = False
@@ -100,7 +100,7 @@ class _Entry:
                 if plain > _PLAIN_BYTES:
                     continue
             copies[key] = _copy(tensor, owner.dtype)
-        self.addresses = {id(p): (copies[id(p)]._version, copies[id(p)].data_ptr()) for _, p, *_ in self.parameters}
+        self.addresses = {id(p): _mark(copies[id(p)]) for _, p, *_ in self.parameters}
         tuples = {key: _rebuilt(value, copies) for key, value in self.reach.tuples.items()}
         for place in self.reach.places:
             _substitute(place, copies, tuples)
@@ -119,7 +119,7 @@ class _Entry:
         return {k: v if v.grad_fn is None else v.detach() for k, v in found.items()}
 
     def _written(self, key: int) -> bool:
-        return (self.copies[key]._version, self.copies[key].data_ptr()) != self.addresses[key]
+        return _mark(self.copies[key]) != self.addresses[key]
 
     def restore(self) -> None:
         """Everything as it was; idempotent."""
@@ -131,7 +131,7 @@ class _Entry:
         self.surroundings.restore()
         moved = {
             name for name, p, version, address in self.parameters
-            if (0 if p.is_inference() else p._version) != version or p.data_ptr() != address
+            if _mark(p) != (version, address)
         }  # fmt: skip
         given = {name for name, p, *_ in self.parameters if id(p) in self.given}
         self.owner.changed = tuple(sorted(moved - given))
@@ -153,6 +153,11 @@ class _Guard:
 
     def __exit__(self, *_: object) -> None:
         self.entry.restore()
+
+
+def _mark(tensor: Tensor) -> tuple[int, int]:
+    """What changes when a tensor is written to."""
+    return 0 if tensor.is_inference() else tensor._version, tensor.data_ptr()
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -59,7 +59,9 @@ class Batch:
     outputs that it depends on, side by side.
     """
 
-    def __init__(self, step: Step, options: Options, keep: bool = True, default: str = "squared_error") -> None:
+    def __init__(
+        self, step: Step, options: Options, keep: bool = True, default: str = "squared_error", outputs: bool = True
+    ) -> None:
         self.step, self.model, self.options, self.keep, self.default = step, step.root, options, keep, default
         _refuse_untrained(step)
         named = select(self.model, options.parameters)
@@ -91,12 +93,14 @@ class Batch:
         self.saved_bytes, self.positions = 0, 1
         self.functional_norms = False
         self.unreached: list[str] = []
-        if step.step is not None:
-            self.loss = step.settled(None)
+        self.loss = step.settled(None) if step.step is not None else step.criterion
+        if not outputs:
             return
         out, _ = self.graph(measure=True)
         self.value = out.detach()
         self.n, self.c = self.value.shape
+        if not self.n or not self.c:
+            raise UsageError(f"Curvature needs at least one sample and one output; the model returned {tuple(self.value.shape)}.")
         if not out.requires_grad:
             raise UsageError(
                 "The outputs do not depend differentiably on the chosen parameters "
@@ -142,6 +146,7 @@ class Batch:
     def _loss_of(self, whole: Any) -> Tensor:
         if self.step.step is None:
             self.loss = self._settled(whole)
+            self.notes += [n for n in self.loss.notes(whole, self.targets) if n not in self.notes]
         return self.loss.value(self._chosen(whole), self.targets, self.step.seed)
 
     def _settled(self, whole: Any) -> Loss:
@@ -149,6 +154,7 @@ class Batch:
         if loss.strict and loss.kind == "mse":
             out = first_tensor(whole)
             if out is not None and isinstance(self.targets, Tensor) and out.shape != self.targets.shape:  # it broadcasts
+                self.notes += [n for n in loss.notes(whole, self.targets) if n not in self.notes]
                 loss = Loss(loss.name, CALLABLE, call=loss.value)
         return loss
 
@@ -159,6 +165,8 @@ class Batch:
     def _outputs(self, whole: Any) -> Tensor:
         """The outputs as (n, c)."""
         self.loss = self._settled(whole)
+        if self.raw is None:
+            self.notes += [n for n in self.loss.notes(whole, self.targets) if n not in self.notes]
         picked = self.options.outputs
         if picked is None and self.loss.kind in (CALLABLE, OWN):
             heads = self._used(whole)
@@ -166,7 +174,7 @@ class Batch:
                 self.positions = 1
                 rows = len(heads[0]) if all(len(h) == len(heads[0]) for h in heads) else 1
                 return torch.cat([h.reshape(rows, -1) for h in heads], 1)
-        out, self.positions = tidy(whole, picked, self.targets)
+        out, self.positions = tidy(whole, picked, self.targets, self.torchs)
         if self.raw is None:
             returned = first_tensor(whole) if picked is None else out
             self.raw = None if returned is None else returned.detach()
@@ -196,6 +204,11 @@ class Batch:
                     "Gauss-Newton matrix. Use hessian(), which needs the loss alone."
                 )
         return [found[i] for i in self._heads]
+
+    @property
+    def torchs(self) -> bool:
+        """Whether classes lie where torch's own loss has them."""
+        return self.loss.strict and self.loss.kind == "cross_entropy"
 
     def slopes(self) -> tuple[list[Tensor], list[Tensor]]:
         """The outputs that the loss depends on, and the loss gradient in them with its own graph."""
@@ -239,14 +252,14 @@ class Batch:
         if self.options.outputs is not None:
             return [column.reshape(heads[0].shape)]
         if len(heads) == 1:
-            return [_unrowed(column.reshape(self.n, self.c), heads[0], self.targets)]
+            return [_unrowed(column.reshape(self.n, self.c), heads[0], self.targets, self.torchs)]
         parts = column.reshape(self.n, self.c).split([h.numel() // self.n for h in heads], 1)
         return [part.reshape(h.shape) for part, h in zip(parts, heads, strict=True)]
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         if self.options.outputs is not None or len(parts) > 1:
             return torch.cat([p.reshape(self.n, -1) for p in parts], 1).reshape(-1)
-        return by_class(parts[0], self.targets).reshape(-1)
+        return by_class(parts[0], self.targets, self.torchs).reshape(-1)
 
     def graph(self, measure: bool = False) -> tuple[Tensor, list[Tensor]]:
         """The outputs with their backward graph, and the leaves; kept for the next product if ``keep``."""
@@ -531,7 +544,7 @@ def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if half or (device.type == "mps" and dtype == torch.float64) else dtype
 
 
-def tidy(whole: Any, outputs: Outputs = None, targets: Any = None) -> tuple[Tensor, int]:
+def tidy(whole: Any, outputs: Outputs = None, targets: Any = None, torchs: bool = False) -> tuple[Tensor, int]:
     """The outputs as (n, c), then the chosen columns; the second value is the number of positions a sample, or 1.
 
     Of outputs (m, positions, c), as of a language model, or (m, c, height, width), as of a segmentation, each position is a
@@ -552,7 +565,7 @@ def tidy(whole: Any, outputs: Outputs = None, targets: Any = None) -> tuple[Tens
             f"{tuple(out.shape)}. Say {cure}."
         )
     first = len(out)
-    out = by_class(out, targets)
+    out = by_class(out, targets, torchs)
     positions = max(1, len(out) // max(first, 1))
     if outputs is not None and not callable(outputs):
         index = outputs if isinstance(outputs, slice) else torch.as_tensor(list(outputs), device=out.device)
@@ -565,11 +578,11 @@ def tidy(whole: Any, outputs: Outputs = None, targets: Any = None) -> tuple[Tens
     return out, positions
 
 
-def _unrowed(rows: Tensor, like: Tensor, targets: Any) -> Tensor:
+def _unrowed(rows: Tensor, like: Tensor, targets: Any, torchs: bool) -> Tensor:
     """`by_class` undone: rows (n, c) in the shape of the outputs."""
     if like.dim() == 1:
         return rows[:, 0]
-    axis = class_axis(like, targets)
+    axis = class_axis(like, targets, torchs)
     moved = like.movedim(axis, -1).shape
     return rows.reshape(moved).movedim(-1, axis)
 

@@ -31,7 +31,7 @@ def other_modes(
     """
     if not (normalizers(step.root) or functional):
         return {}, {}, []
-    several = step.data is not None
+    several = not step.alone
     mode = step.mode or ("train" if step.root.training else "eval")
     name = f"{mode}, mean over batches" if several else f"{mode}, whole batch"
     values, errors = {name: here.largest}, {name: float(here.errors[0])}
@@ -50,7 +50,7 @@ def other_modes(
         if tensors:
             whole = torch.cat([p.inputs for p in parts])
             targets = None if parts[0].targets is None else torch.cat([p.targets for p in parts])
-            add("train, whole batch", replace(step, inputs=whole, targets=targets, data=None))
+            add("train, whole batch", replace(step, inputs=whole, targets=targets, data=None, loss=step.loss))
     other = "eval" if mode == "train" else "train"
     try:
         add(other, replace(step, mode=other))

@@ -114,7 +114,7 @@ def _softmax(loss: Loss, out: Tensor, raw: Tensor, targets: Any) -> Form:
     if loss.strict:
         assert isinstance(module, nn.CrossEntropyLoss)
         loss.value(raw, targets)  # torch's own checks of targets
-        y = targets if not targets.is_floating_point() or targets.dim() < 2 else by_class(targets)
+        y = targets if not targets.is_floating_point() or targets.dim() < 2 else by_class(targets, torchs=True)
         y = y.to(out.dtype) if y.is_floating_point() else y.reshape(-1)
         weight = out.new_ones(c) if module.weight is None else module.weight.to(out)
         smooth, ignore, reduction = module.label_smoothing, module.ignore_index, module.reduction

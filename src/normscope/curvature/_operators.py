@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.call.graph import refuse_reentrant
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.core.errors import UsageError, unknown
@@ -160,7 +161,7 @@ def hessian(
     """
     at = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples, step=step)
     options = make_options(parameters, outputs=outputs, dtype=dtype, memory=memory)
-    parts = [Batch(one, options, default="none") for one in at.each()]
+    parts = [Batch(one, options, default="none", outputs=False) for one in at.each()]
     counts = [part.step.rows.n if len(parts) > 1 else 1 for part in parts]
     first, p = parts[0], parts[0].p
     graphs: list[tuple[list[Tensor], Tensor] | None] = [None] * len(parts)
@@ -171,6 +172,7 @@ def hessian(
             part = parts[i]
             leaves = [t.clone().requires_grad_() for t in part.theta]
             value = part.loss_at(leaves)
+            refuse_reentrant(value)
             if not value.requires_grad:
                 raise UsageError("The loss does not depend differentiably on the chosen parameters, so it has no Hessian.")
             grads = part.backward(value, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
@@ -197,7 +199,8 @@ def hessian(
     with torch.inference_mode(False), torch.enable_grad():
         graph(0)  # a loss that cannot be is told now
     sizes = dict(zip(first.names, first.sizes, strict=True))
-    facts = {**first.facts(), "batches": len(parts), "parameter_sizes": sizes, "kind": "hessian", "loss": first.loss.name}
+    notes = list(dict.fromkeys(note for part in parts for note in part.notes))
+    facts = {**first.facts(), "notes": notes, "batches": len(parts), "parameter_sizes": sizes, "kind": "hessian", "loss": first.loss.name}
     note = f"Hessian of {first.loss.name}"
     return LinearMap((p, p), product, product, first.dtype, first.device, note=note, facts=facts)
 

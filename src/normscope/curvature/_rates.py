@@ -96,7 +96,8 @@ def trained_batch(
     """The one batch of a short descent, with a loss to go down on."""
     about = {k: options.pop(k) for k in ("mode", "seed", "samples") if k in options}
     step = Step.of(model, inputs, targets, loss, **about)
-    f = Batch(step, make_options(**options), keep=False, default="none")
+    f = Batch(step, make_options(**options), keep=False, default="none", outputs=False)
+    f.loss_at(f.theta)  # settles the loss
     if f.loss.kind == "none" or (f.loss.kind in ("mse", "cross_entropy", "squared_error") and step.targets is None):
         raise UsageError(f"{what} needs targets for its loss; got None. Pass targets=....")
     return f

@@ -161,7 +161,7 @@ def sharpness(
     if not budget >= 0:
         raise UsageError(f"budget must be a number of seconds >= 0; got {budget!r}. Use math.inf for everything.")
     step = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples)
-    if descent and (step.targets is None or step.data is not None):
+    if descent and (step.targets is None or not step.alone):
         raise UsageError("sharpness(descent=...) needs targets and one batch. Pass both, or leave descent away.")
     a = fisher(step, **options)
     found = _Found.of(a, tol, probes, budget, step.seed, progress)
@@ -176,7 +176,7 @@ def sharpness(
     spent = found.products
     if compare_modes and named:
         modes, errors, warnings = other_modes(step, facts["functional_norms"], top, 10 * tol, purse, options)
-    if what_if and named and step.data is None:
+    if what_if and named and step.alone:
         table, more, products = variants(step, 10 * tol, options)
         errors, spent = {**errors, **more}, spent + products
     runs: tuple[Descent, ...] = ()

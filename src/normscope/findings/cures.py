@@ -35,13 +35,14 @@ USUAL_RATE = 0.1
 
 
 def cure(
-    model: nn.Module, how: str, inputs: Any, targets: Any = None, *, seed: int = 0, loss: LossLike = None
-) -> nn.Module:
+    model: nn.Module | Step, how: str, inputs: Any = None, targets: Any = None, *, seed: int = 0, loss: LossLike = None,
+    data: Any = None, samples: int | None = None,
+) -> nn.Module:  # fmt: skip
     """Give a model weights (or a norm) with which it can train: the same model, changed in place.
 
     how: a name of ``normscope.init.CURES``; several joined by ``+`` are applied in turn (``"orthogonal+center-outputs"``);
         or ``"auto"``: the best of `rank_cures` on this batch.
-    inputs, targets, loss: a batch as in `diagnose`; most cures look at the inputs only.
+    model, inputs, targets, loss, data, samples: as in `diagnose`; most cures look at the inputs only.
     seed: of every random choice; equal seeds give bit-identical weights.
 
     Returns the model; for ``center-outputs`` and ``last-batch-norm`` the module that wraps it. Nothing but the weights and
@@ -50,18 +51,24 @@ def cure(
     Raises ``UsageError`` for an unknown name, fewer than 2 samples, values that are not finite (naming the layer), or a
     model without a layer to treat; then the model is as before.
     """
-    return treat(model, how, inputs, targets, seed=seed, loss=loss).model
+    return treat(model, how, inputs, targets, seed=seed, loss=loss, data=data, samples=samples).model
 
 
 def treat(
-    model: nn.Module, how: str, inputs: Any, targets: Any = None, *, seed: int = 0, loss: LossLike = None
-) -> Treatment:
+    model: nn.Module | Step, how: str, inputs: Any = None, targets: Any = None, *, seed: int = 0, loss: LossLike = None,
+    data: Any = None, samples: int | None = None,
+) -> Treatment:  # fmt: skip
     """`cure`, with the account of what was done to which layer."""
+    parts = parts_of(how)
+    at = Step.of(model, inputs, targets, loss, mode="train", seed=seed, data=data, samples=samples)
+    if at.targets is not None or at.criterion.kind:
+        _check_loss(at)
     if how == "auto":
-        how = rank_cures(model, inputs, targets, seed=seed, loss=loss)[0].name
-    treatment = Treatment(model)
-    for part in parts_of(how):
-        done = part.apply(treatment.model, inputs, targets, torch.Generator().manual_seed(seed))
+        how = rank_cures(at.root, at.inputs, at.targets, seed=seed, loss=at.loss)[0].name
+        parts = parts_of(how)
+    treatment = Treatment(model.model if isinstance(model, Step) else model)
+    for part in parts:
+        done = part.apply(treatment.model, at, at.targets, torch.Generator().manual_seed(seed))
         treatment = Treatment(
             done.model,
             tuple(dict.fromkeys((*treatment.treated, *done.treated))),
@@ -69,6 +76,18 @@ def treat(
             tuple(dict.fromkeys((*treatment.notes, *done.notes))),
         )
     return treatment
+
+
+@torch.no_grad()
+def _check_loss(at: Step) -> None:
+    """The ``UsageError`` that every verb raises of these targets and this loss, before anything is changed."""
+
+    def work() -> None:
+        args, kwargs, _ = at.arguments()
+        whole = at.whole(args, kwargs)
+        at.settled(whole).value(whole, at.own_targets(), at.seed)
+
+    at.run(work)
 
 
 def parts_of(how: str) -> list[Cure]:
@@ -221,9 +240,8 @@ def _kept(model: nn.Module, inputs: Any, deepest: str, seed: int) -> float:
 def _lambda_max(model: nn.Module, inputs: Any, targets: Any, loss: LossLike, seed: int) -> float:
     """Largest eigenvalue of the Fisher matrix of the loss to about 5 %; NaN where it is not defined."""
     options: dict[str, Any] = {"tol": 0.05, "probes": 0, "compare_modes": False, "mode": "train", "seed": seed}
-    chosen = "mse" if targets is None and loss is None else loss  # torch's mean, whatever the targets will be
     try:
-        return sharpness(model, inputs, targets, chosen, **options).lambda_max
+        return sharpness(model, inputs, targets, loss, **options).lambda_max
     except (UsageError, ValueError, RuntimeError):
         return math.nan
 

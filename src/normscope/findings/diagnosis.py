@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import tensors
 from normscope.call.graph import NoGradient
-from normscope.call.losses import COTANGENT, LossLike
+from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.core.errors import UsageError
 from normscope.core.faces import show
@@ -192,9 +192,7 @@ def _curvature(at: Step, lr: float | None, facts: dict[str, Any]) -> Sharpness |
     from normscope.curvature import last_layer, sharpness
     from normscope.linalg import spectrum
 
-    one = replace(at, data=None)
-    if one.targets is None and not one.criterion.kind:  # of torch's mean squared error, whatever the targets will be
-        one = replace(one, loss="mse") if facts["loss"] == COTANGENT else one
+    one = at if at.alone else replace(at, data=None)
     try:
         found = sharpness(one, probes=4, compare_modes=False)
     except (UsageError, MemoryError) as error:
@@ -204,7 +202,7 @@ def _curvature(at: Step, lr: float | None, facts: dict[str, Any]) -> Sharpness |
     facts["notes"] += [n for n in found.facts["notes"] if n not in facts["notes"]]
     if lr is not None:
         facts["learning_rate"] = lr
-    if found.loss in ("mse", "cross_entropy"):
+    if found.loss in ("mse", "cross_entropy", "squared_error"):
         facts["lambda_max_centred"] = float(spectrum(last_layer(one, None, "center"), tol=0.02).eigenvalues[0])
         if len(at.args) == 1 and isinstance(at.args[0], Tensor) and at.mode == "train":
             from normscope.theory import predicted_sharpness
@@ -212,7 +210,7 @@ def _curvature(at: Step, lr: float | None, facts: dict[str, Any]) -> Sharpness |
             softmax = found.loss == "cross_entropy"
             expected = at.run(lambda: predicted_sharpness(at.root, at.args[0], softmax))
             if expected is not None:  # torch's mean squared error is 2/c times half the summed one
-                facts["lambda_max_predicted"] = expected * (1 if softmax else 2 / found.facts["outputs"])
+                facts["lambda_max_predicted"] = expected * (2 / found.facts["outputs"] if found.loss == "mse" else 1)
     return found
 
 

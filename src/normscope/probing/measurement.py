@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, length
 from normscope.call.samples import Samples, read_samples
+from normscope.call.step import Step
 from normscope.call.taps import Tap, observed
 from normscope.geometry.metrics import METRICS, Metric
 from normscope.probing.recorder import (
@@ -247,9 +248,8 @@ def count_samples(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     if not any(length(v) for v in (*args, *kwargs.values())):
         return None
     found = read_samples(model, args, kwargs, None, axis)
-    if found is None:  # only the targets could tell, and a tracker sees none
-        n = next(n for v in (*args, *kwargs.values()) if (n := length(v)))
-        found = Samples(n, sequence_first=True, notes=(f"axis 0 of the inputs ({n}) was taken for the samples (samples= decides)",))
+    if found is None:  # only the model's layout can tell: one pass that leaves no trace
+        found = Step(model, args if args else kwargs, mode=None).rows
     return found if found.n else None
 
 

@@ -68,9 +68,9 @@ class Recorder:
         self.seen.append(seen)
         return seen
 
-    def look_back(self, seen: Seen, grad: Tensor) -> None:
-        """Keep the gradient with respect to an output: of several backward passes the first."""
-        if seen.gradient_norm is not None:
+    def look_back(self, seen: Seen, grad: Tensor | None) -> None:
+        """Keep the gradient with respect to an output: of several backward passes the first; ``None`` where none came."""
+        if seen.gradient_norm is not None or grad is None:
             return
         with torch.autocast(grad.device.type, enabled=False):
             rows = self.rows(seen.tap, grad) if self.angles and has_angles(seen.tap) else None

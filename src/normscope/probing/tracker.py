@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from normscope.call.arguments import tensors
 from normscope.call.samples import Samples
 from normscope.call.step import Step, check_model, unwrap
 from normscope.call.taps import find_taps
@@ -127,6 +128,7 @@ class Tracker:
         self._first = self._last = math.nan
         self._due = 0
         self._now: Measurement | None = None
+        self._known: tuple[Any, Samples | None] | None = None
         self._region = False
         self._store = measurement.Store()
         self._writers = as_writers(writers)
@@ -256,7 +258,10 @@ class Tracker:
                 self._start((args, kwargs))
 
     def _read(self, call: tuple[Any, Any]) -> Samples | None:
+        if self._known is not None and self._known[0] == _shapes(call):
+            return self._known[1]
         found = measurement.count_samples(self._inner, *call, self._axis)
+        self._known = _shapes(call), found
         for note in () if found is None else found.notes:
             self.note(note)
         return found
@@ -338,6 +343,10 @@ def _close_at_exit(tracker: Tracker) -> Callable[[], None]:
 
     atexit.register(close)
     return close
+
+
+def _shapes(call: tuple[Any, Any]) -> list[tuple[int, ...]]:
+    return [tuple(x.shape) for x in tensors(call)]
 
 
 def _calls_of(module: nn.Module) -> int:
