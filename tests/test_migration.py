@@ -74,6 +74,17 @@ def leads_somewhere(path):
     return True
 
 
+def test_what_the_source_names_by_module_and_function_is_there():
+    """Tasks and faces go by ``module:function``; no import would tell that a module has moved."""
+    named = {
+        found
+        for path in Path(normscope.__file__).parent.rglob("*.py")
+        for found in re.findall(r'"(normscope(?:\.\w+)+:\w+)"', path.read_text())
+    }
+    assert "normscope.claims.verification:cell" in named
+    assert [found for found in named if not leads_somewhere(found.replace(":", "."))] == []
+
+
 def test_a_path_that_leads_nowhere_is_seen():
     assert leads_somewhere("normscope.findings.cures.treat")
     assert not leads_somewhere("normscope.cure.treat")
