@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, finite_number, unknown, whole_number
 from normscope.core.records import Profile, Record
 from normscope.core.spec import Spec
 from normscope.sweeping import TASKS
@@ -72,15 +72,10 @@ def _check(spec: Spec, fewest: int, **given: Any) -> None:
     if data is not None and not set(":/\\.") & set(data):
         DATASETS[data.lower().replace("_", "-")]
     for name, least in (("batch", 1), ("n", fewest), ("steps", 0), ("seed", 0), ("average_from", 0)):
-        value = given.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise UsageError(f"{name} must be a whole number >= {least}; got {value!r}.")
-    if not 0 < given.get("tol", 0.5) < 1:
-        raise UsageError(f"tol must be a relative error above 0 and below 1; got {given['tol']!r}.")
-    for name in ("lr",):
-        value = given.get(name, 1)
-        if not isinstance(value, int | float) or not value > 0:
-            raise UsageError(f"{name} must be a number > 0; got {value!r}.")
+        if given.get(name) is not None:
+            whole_number(name, given[name], least)
+    finite_number("tol", given.get("tol", 0.5), above=0, below=1)
+    finite_number("lr", given.get("lr", 1), above=0)
     if data is None and given.get("cosine") is not None and not -1 <= given["cosine"] <= 1:
         raise UsageError(f"cosine must lie in [-1, 1]; got {given['cosine']!r}.")
     if given.get("loss", "mse") not in ("mse", "cross_entropy"):

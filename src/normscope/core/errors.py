@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -19,6 +23,7 @@ class DoesNotRun(UsageError, RuntimeError):
 
 #: Names that a message lists.
 MOST = 40
+_HOLDS = {">=": operator.ge, ">": operator.gt, "<": operator.lt}
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
@@ -28,3 +33,53 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     more = f", and {len(names) - MOST} more" if len(names) > MOST else ""
     return UsageError(f"There is no {kind} {str(name)!r}.{hint} Known: {', '.join(names[:MOST])}{more}.")
+
+
+def whole_number(name: str, value: Any, least: int = 0, do: str = "Leave it out for the default.") -> int:
+    """``value`` as an ``int``, numpy's too; ``UsageError`` for what is no whole number (``True``, 2.0) or below ``least``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise UsageError(f"{name} must be a whole number >= {least}; got {shown(value)}. {do}")
+    return operator.index(value)
+
+
+def seed_of(value: Any, name: str = "seed") -> int:
+    """A seed as an ``int``: of those that torch's and numpy's generators both take."""
+    seed = whole_number(name, value)
+    if seed >= 2**64:
+        raise UsageError(
+            f"{name} must be below 2**64, which is as much as a generator takes; got {seed}. Leave it out for 0."
+        )
+    return seed
+
+
+def seeds_of(value: Any) -> tuple[int, ...]:
+    """Which seeds: so many from 0, or those given, all different."""
+    many = isinstance(value, numbers.Integral)
+    if not many and (isinstance(value, str) or not isinstance(value, Iterable)):
+        raise UsageError(
+            f"seeds must be a whole number >= 1, or the seeds themselves; got {shown(value)}. Pass seeds=3 or [0, 1]."
+        )
+    given = range(whole_number("seeds", value, 1)) if many else value
+    found = tuple(seed_of(seed, "Each of the seeds") for seed in given)
+    if not found or len(set(found)) < len(found):
+        raise UsageError(f"seeds must be at least one, and different ones; got {shown(value)}. Pass seeds=3 or [0, 1].")
+    return found
+
+
+def finite_number(
+    name: str, value: Any, *, least: float | None = None, above: float | None = None, below: float | None = None,
+    do: str = "Leave it out for the default.",
+) -> float:  # fmt: skip
+    """``value``, an ``int`` or a ``float``; ``UsageError`` for another thing, for NaN, infinity, and out of bounds."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    sides = [(sign, bound) for sign, bound in ((">=", least), (">", above), ("<", below)) if bound is not None]
+    if not (real and -math.inf < value < math.inf and all(_HOLDS[sign](value, bound) for sign, bound in sides)):
+        bounds = " and".join(f" {sign} {bound:g}" for sign, bound in sides)
+        raise UsageError(f"{name} must be a finite number{bounds}; got {shown(value)}. {do}")
+    return value if isinstance(value, int | float) else float(value)
+
+
+def shown(value: object) -> str:
+    """A value in a message: as it is written, or its type where that is long."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"

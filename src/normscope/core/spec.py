@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, finite_number, unknown, whole_number
 
 NORMS = ("none", "batch", "batch_rescale", "batch_recenter", "layer", "rms", "group")
 #: Torch's lower-case names. ``leaky_relu`` has slope 0.01 unless written ``leaky_relu(0.2)``.
@@ -61,29 +60,18 @@ class Spec:
     family: str = "mlp"
 
     def __post_init__(self) -> None:
-        for field, least in (("depth", 1), ("width", 1)):
-            value = getattr(self, field)
-            if not isinstance(value, bool | float | str) and hasattr(value, "__index__"):
-                value = operator.index(value)  # numpy's whole numbers
-                object.__setattr__(self, field, value)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UsageError(f"Spec.{field} must be a whole number >= {least}; got {value!r}.")
-        if self.outputs is not None and (
-            not isinstance(self.outputs, int) or isinstance(self.outputs, bool) or self.outputs < 1
-        ):
-            raise UsageError(f"Spec.outputs must be a whole number >= 1 or None; got {self.outputs!r}.")
+        for field in ("depth", "width", "outputs"):
+            if (value := getattr(self, field)) is not None or field != "outputs":
+                object.__setattr__(self, field, whole_number(f"Spec.{field}", value, 1))  # numpy's become Python's
         for field, known in (("norm", NORMS), ("output_norm", NORMS), ("weights", WEIGHTS), ("family", FAMILIES)):
             value = getattr(self, field)
             if not isinstance(value, str) or value not in known:
                 raise unknown(field, value, known)
         activation_slope(self.activation)
         for field in ("skip", "gain", "bias"):
-            value = getattr(self, field)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if value is not None and not number:
-                raise UsageError(f"Spec.{field} must be a finite number or None; got {value!r}.")
-            if number and field != "skip" and value < 0:
-                raise UsageError(f"Spec.{field} must be a number >= 0 or None; got {value!r}.")
+            if (value := getattr(self, field)) is not None:
+                least = None if field == "skip" else 0
+                object.__setattr__(self, field, finite_number(f"Spec.{field}", value, least=least))
         if not isinstance(self.norm_first, bool):
             raise UsageError(f"Spec.norm_first must be True or False; got {self.norm_first!r}.")
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, shown
 from normscope.core.registry import Registry
+from normscope.core.tensors import check_plain
 from normscope.geometry.statistic import Statistic
 
 
@@ -68,26 +70,50 @@ def register(
     return enrol
 
 
-def measure(x: Float[Tensor, "n ..."], metrics: Iterable[str] | None = None) -> dict[str, float]:
+def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = None) -> dict[str, float]:
     """Metrics of one representation.
 
-    x: (n, ...), batch first; everything after the first axis is one sample's features, the second axis (the last
-        of three) counts as the units. Any floating dtype, any device; integers are taken as numbers.
+    x: (n, ...), batch first, or what ``torch.as_tensor`` makes one of; everything after the first axis is one sample's
+        features, the second axis (the last of three) counts as the units. Any floating dtype, any device; integers are
+        taken as numbers.
     metrics: names; default all metrics of representations.
 
     Returns name -> value, in float64, NaN where the value is undefined (a batch of one has no pairs).
-    Raises ``UsageError`` for an empty batch or an unknown name.
+    Raises ``UsageError`` for an empty batch, what is no dense tensor of numbers, or an unknown name.
     """
-    if not isinstance(x, Tensor):
-        x = torch.as_tensor(x)
-    if x.dim() == 0:
-        raise UsageError("measure() needs a tensor of shape (n, ...), batch first; got a scalar.")
-    if isinstance(metrics, str):
-        metrics = [metrics]
-    names = [m.name for m in METRICS.values() if m.signal == "activation"] if metrics is None else list(metrics)
+    x = _read(x)
+    names = [m.name for m in METRICS.values() if m.signal == "activation"] if metrics is None else metric_names(metrics)
     chosen = [METRICS[name] for name in names]
     statistic = Statistic.of(x, exact=True, units=unit_axis(x))
     return {m.name: m(statistic) for m in chosen}
+
+
+def _read(x: Any) -> Tensor:
+    """A representation, (n, ...): a tensor, an array, or lists of numbers."""
+    needs = "measure() needs a tensor of numbers of shape (n, ...), batch first"
+    if not isinstance(x, Tensor):
+        try:
+            x = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            said = str(error).splitlines()[0]
+            raise UsageError(
+                f"{needs}; got a {type(x).__name__} (torch: {said}). Pass an array, or rows of equal length."
+            ) from None
+    check_plain("What measure() takes", x)
+    if x.dim() == 0:
+        raise UsageError(f"{needs}; got a scalar. Give it an axis of samples.")
+    return x
+
+
+def metric_names(metrics: str | Iterable[str], *more: str) -> list[str]:
+    """The names asked for, each once, all known; ``more``: names beside those of `METRICS`."""
+    try:
+        names = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
+    except TypeError:
+        raise UsageError(
+            f"metrics must be a name or several; got {shown(metrics)}. Pass metrics=['rms', 'sigma_min']."
+        ) from None
+    return [name if name in more else METRICS[name].name for name in names]
 
 
 def unit_axis(x: Tensor) -> int:

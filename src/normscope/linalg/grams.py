@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from normscope.core.errors import UsageError
+from normscope.core.tensors import check_plain
 
 Array = NDArray[np.float64]
 
@@ -43,9 +47,13 @@ def checked_inputs(inputs: object, name: str = "inputs") -> Array:
     return x.reshape(len(x), -1)
 
 
-def _numbers(value: object, name: str) -> Array:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+def _numbers(value: Any, name: str) -> Array:
+    if isinstance(value, Tensor):
+        check_plain(name, value)
+        value = value.detach().cpu()
+        value = value.double().numpy() if value.is_floating_point() else value.numpy()
+    if np.iscomplexobj(value):
+        raise UsageError(f"{name} must be real numbers; got complex ones. Pass real and imaginary parts side by side.")
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):

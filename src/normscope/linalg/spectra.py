@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, finite_number, seed_of, unknown, whole_number
 from normscope.linalg.eigen import Progress, Ritz, from_directions, lanczos, orthonormalise
 from normscope.linalg.maps import LinearMap, gram
 from normscope.linalg.traces import Estimate, moments, rademacher
@@ -143,15 +143,13 @@ def spectrum(
         if which not in ("largest", "smallest"):
             raise unknown("end of the spectrum", which, ("largest", "smallest"))
         largest = which == "largest"
-    for name, value, least in (("k", k, 1), ("probes", probes, 0), ("steps", steps, 1), ("max_products", max_products, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UsageError(f"spectrum() needs {name} to be a whole number >= {least}; got {value!r}. Leave it out for the default.")
-    if not (isinstance(tol, int | float) and not isinstance(tol, bool) and 0 <= tol < 1):
-        raise UsageError(f"tol must be a relative error in [0, 1); got {tol!r}. The default is 1e-3.")
+    k, probes, steps = whole_number("k", k, 1), whole_number("probes", probes, 0), whole_number("steps", steps, 1)
+    max_products = whole_number("max_products", max_products, 1)
+    finite_number("tol", tol, least=0, below=1, do="It is a relative error; the default is 1e-3.")
+    generator = torch.Generator().manual_seed(seed_of(seed))
     g, side = smaller_side(a)
     size, null = g.shape[0], 1 - g.shape[0] / a.shape[0]
     chosen = _choose(g, method, k, start, largest)
-    generator = torch.Generator().manual_seed(seed)
     if chosen == "dense":
         return _dense(a, g, side, largest, density)
     spent, gap = 0.0, None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, seed_of, shown, whole_number
 from normscope.core.spec import Spec
+from normscope.core.tensors import floating_dtype
 from normscope.nn.activations import make_activation
 from normscope.nn.norms import make_norm
 
@@ -145,7 +146,7 @@ def _readout(spec: Spec, features: int) -> nn.Module:
 
 def build(
     spec: Spec,
-    inputs: int | tuple[int, ...] | None = None,
+    inputs: int | Sequence[int] | None = None,
     *,
     seed: int = 0,
     generator: torch.Generator | None = None,
@@ -158,7 +159,10 @@ def build(
     seed, generator: where the weights come from (the generator wins); torch's global stream is left alone.
     dtype: of the parameters; default torch's default dtype. The module is in training mode.
     """
-    shape = (inputs,) if isinstance(inputs, int) else inputs
+    if not isinstance(spec, Spec):
+        raise UsageError(f"build() needs a Spec; got {shown(spec)}. Pass normscope.Spec(depth=..., width=...).")
+    shape, dtype = _shape(inputs), torch.get_default_dtype() if dtype is None else floating_dtype(dtype)
+    seed = seed_of(seed)
     if spec.family == "mlp":
         make, features = MLP, math.prod(shape) if shape else spec.width
     else:
@@ -168,12 +172,19 @@ def build(
     generator = generator if generator is not None else torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the global stream
         model = make(spec, features)
-    model.to(dtype or torch.get_default_dtype())
+    model.to(dtype)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             readout = isinstance(module, nn.Linear) and _is_readout(model, module)
             init_weights_(module, spec, generator, gain=1.0 if readout else None)
     return model
+
+
+def _shape(inputs: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The shape of one sample; empty where it is left to the spec."""
+    sizes = () if inputs is None else inputs if isinstance(inputs, tuple | list) else (inputs,)
+    do = "It is a number of features, or the shape of one sample: (3, 32, 32)."
+    return tuple(whole_number("inputs", size, 1, do) for size in sizes)
 
 
 def _is_readout(model: nn.Module, module: nn.Module) -> bool:

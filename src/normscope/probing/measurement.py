@@ -14,7 +14,7 @@ from normscope.call.arguments import first_tensor, length
 from normscope.call.samples import Samples, read_samples
 from normscope.call.step import Step
 from normscope.call.taps import Tap, observed
-from normscope.geometry.metrics import METRICS, Metric
+from normscope.geometry.metrics import METRICS, Metric, metric_names
 from normscope.probing.recorder import (
     RELATIVE_GRADIENT,
     Recorder,
@@ -64,7 +64,7 @@ class Plan:
         """From names, or ``"all"``."""
         if metrics == "all":
             metrics = [*METRICS, RELATIVE_GRADIENT]
-        names = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
+        names = metric_names(metrics, RELATIVE_GRADIENT)
         chosen = [METRICS[name] for name in names if name != RELATIVE_GRADIENT]
         activation, gradient = (tuple(m for m in chosen if m.signal == s) for s in ("activation", "gradient"))
         return cls(activation, gradient, RELATIVE_GRADIENT in names, any(map(asks_for_eigenvalues, activation)))
@@ -162,7 +162,9 @@ class Measurement:
             if not self.finished and p not in self._weights:
                 self.backward_came = True
                 norms = self._weights
-                self._safely("a parameter", grad, lambda: norms.update({p: (frobenius(self._unscaled(grad)), frobenius(p))}))
+                self._safely(
+                    "a parameter", grad, lambda: norms.update({p: (frobenius(self._unscaled(grad)), frobenius(p))})
+                )
 
         return keep
 
@@ -243,7 +245,9 @@ class Store:
         return pl.concat([part() for part in self._parts])
 
 
-def count_samples(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axis: int | None) -> Samples | None:
+def count_samples(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axis: int | None
+) -> Samples | None:
     """The samples of a call's arguments, as far as these tell; ``None`` if they hold no tensor with an axis."""
     if not any(length(v) for v in (*args, *kwargs.values())):
         return None
@@ -256,4 +260,3 @@ def count_samples(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
 def in_backward() -> bool:
     """Whether this runs inside a backward pass, as the second forward pass of checkpointing does."""
     return torch._C._current_graph_task_id() != -1  # what torch.utils.checkpoint itself asks
-

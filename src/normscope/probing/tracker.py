@@ -19,7 +19,7 @@ from normscope.call.arguments import tensors
 from normscope.call.samples import Samples
 from normscope.call.step import Step, check_model, unwrap
 from normscope.call.taps import find_taps
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, shown, whole_number
 from normscope.probing import measurement
 from normscope.probing.measurement import Measurement
 from normscope.probing.writers import Writer, as_writers, write_whole
@@ -106,14 +106,13 @@ class Tracker:
         scaler: Any = None,
     ) -> None:
         if isinstance(model, Step):
-            model, samples = model.model, model.samples if samples is None else samples
+            samples = model.samples if samples is None else samples
+            model = model.model
         check_model(model, lazy=True)
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise UsageError(f"every must be a whole number of steps, at least 1; got {every!r}.")
-        if isinstance(rows, bool) or not isinstance(rows, int) or rows < 2:
-            raise UsageError(f"rows must be at least 2, because a Gram matrix compares samples; got {rows!r}.")
+        every = whole_number("every", every, 1, "It counts steps; the default is 100.")
+        rows = whole_number("rows", rows, 2, "A Gram matrix compares samples; the default is 128.")
         if by not in ("forward", "step"):
-            raise UsageError(f"by must be 'forward' or 'step'; got {by!r}.")
+            raise UsageError(f"by must be 'forward' or 'step'; got {shown(by)}. Leave it out for 'forward'.")
         self.every, self.by = every, by
         self.steps = 0
         self.measured = 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, unknown, whole_number
 from normscope.sweeping.grid import Grid
 from normscope.sweeping.ranges import axis
 from normscope.sweeping.task import Task
@@ -144,9 +144,7 @@ def kinds_of(task: str) -> dict[str, str]:
 
 def checked_seeds(seeds: Any) -> int | None:
     """A number of seeds >= 1."""
-    if seeds is not None and (not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1):
-        raise UsageError(f"seeds must be how many there are, a whole number >= 1; got {seeds!r}.")
-    return seeds
+    return None if seeds is None else whole_number("seeds", seeds, 1, "It is how many there are.")
 
 
 def checked_plot(plot: Plot) -> Plot:

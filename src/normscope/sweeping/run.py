@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, finite_number, whole_number
 from normscope.sweeping import _work
 from normscope.sweeping._files import Held
 from normscope.sweeping._work import Done, Job
@@ -92,15 +92,12 @@ def sweep(
 
 def _check(**options: Any) -> None:
     for name, value in options.items():
-        least = 0 if name == "retries" else None
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        whole = name == "timeout" or isinstance(value, int)
-        fine = number and whole and (value >= 0 if least == 0 else value > 0)
-        if value is None and name != "retries":
-            continue
-        if not fine:
-            kind = "a number" if name == "timeout" else "a whole number"
-            raise UsageError(f"{name} must be {kind} {'>= 0' if least == 0 else '> 0'}; got {value!r}.")
+        if name == "retries":
+            whole_number(name, value, 0)
+        elif name == "timeout" and value is not None:
+            finite_number(name, value, above=0, do="It is in seconds; leave it out for no limit.")
+        elif value is not None:
+            whole_number(name, value, 1)
 
 
 def _prepare(store: Store) -> None:

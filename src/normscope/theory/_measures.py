@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from normscope.geometry.metrics import METRICS
+from normscope.geometry.metrics import METRICS, metric_names
 from normscope.geometry.statistic import FLOAT64_RATIO, Statistic
 from normscope.linalg import Array, centred
 
@@ -157,7 +157,6 @@ def need_factors(metrics: Sequence[str]) -> bool:
     return any(name not in _GRAM_ONLY for name in metrics)
 
 
-def chosen_metrics(metrics: Sequence[str] | None) -> tuple[str, ...]:
+def chosen_metrics(metrics: str | Iterable[str] | None) -> tuple[str, ...]:
     """The names, checked; ``None`` means ``DEFAULT_METRICS``."""
-    names = DEFAULT_METRICS if metrics is None else tuple(metrics)
-    return tuple(METRICS[name].name for name in names)
+    return tuple(metric_names(DEFAULT_METRICS if metrics is None else metrics))

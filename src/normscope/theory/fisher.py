@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, whole_number
 from normscope.core.spec import Spec
 from normscope.gaussian import product_moment
 from normscope.linalg import Array
@@ -239,8 +239,7 @@ def fisher_statistics(
     """
     if spec.outputs is None:
         raise UsageError("Fisher statistics need outputs: give the Spec a readout, outputs=C.")
-    if not isinstance(samples, int) or samples < 2:
-        raise UsageError(f"samples must be a whole number >= 2; got {samples!r}.")
+    samples = whole_number("samples", samples, 2, "A second moment compares samples.")
     o = order_parameters(spec, inputs=inputs, second_moment=second_moment, overlap=overlap, readout_gain=readout_gain)
     n, c = samples, spec.outputs
     k1, k2 = o.kernels

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, seed_of, whole_number
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
 from normscope.linalg import Array, contrasts
@@ -34,7 +34,7 @@ def predict(
     gram: Any = None,
     *,
     inputs: Any = None,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     gradients: bool = True,
     log2_points: int = 12,
     seed: int = 0,
@@ -66,6 +66,7 @@ def predict(
     if ALGEBRA[spec.norm].over == "batch" and start.samples < 2:
         raise UsageError("Batch norm needs at least 2 samples; got 1.")
     names = chosen_metrics(metrics)
+    log2_points, seed = _options(log2_points, seed)
     n, sampled = start.samples, needs_points(spec)
     rows = sampled or (gradients and ALGEBRA[spec.norm].rescales_batch and spec.activation != "identity")
     sets: list[Array | None] = list(quasi_normals(n, log2_points, _REPLICATES, seed)) if rows else [None]
@@ -104,11 +105,17 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
     """The Grams of the recursion themselves, (depth + 1, n, n), Gram = X X^T / features; averages over replicates."""
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_wide(spec)
+    log2_points, seed = _options(log2_points, seed)
     sets: list[Array | None] = (
         list(quasi_normals(start.samples, log2_points, _REPLICATES, seed)) if needs_points(spec) else [None]
     )
     chains, _ = _forward(spec, start, [WideLayer(spec, points) for points in sets])
     return np.asarray(np.mean(chains, axis=0))
+
+
+def _options(log2_points: int, seed: int) -> tuple[int, int]:
+    do = "2**log2_points neurons are averaged; the default is 12."
+    return whole_number("log2_points", log2_points, 0, do), seed_of(seed)
 
 
 @np.errstate(over="ignore", invalid="ignore")

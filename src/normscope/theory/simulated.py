@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, finite_number, seed_of, seeds_of, shown, whole_number
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
 from normscope.linalg import Array
@@ -43,7 +42,7 @@ def simulate(
     seeds: int | Iterable[int] = 1,
     seed: int = 0,
     generator: torch.Generator | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     every: int = 1,
     normals: str = "float64",
     eps: float = 0.0,
@@ -79,13 +78,11 @@ def simulate(
     began = time.perf_counter()
     spec, start = checked_spec(spec, "simulate"), read_start(gram, inputs)
     names = chosen_metrics(metrics)
-    which = _seeds(seeds)
-    if not isinstance(every, int) or every < 1:
-        raise UsageError(f"every must be a whole number of layers >= 1; got {every!r}.")
+    which, seed = list(seeds_of(seeds)), seed_of(seed)
+    every = whole_number("every", every, 1)
+    eps = finite_number("eps", eps, least=0)
     if normals not in ("float64", "float32"):
-        raise UsageError(f"normals must be 'float64' or 'float32'; got {normals!r}.")
-    if not eps >= 0:
-        raise UsageError(f"eps must be >= 0; got {eps!r}.")
+        raise UsageError(f"normals must be 'float64' or 'float32'; got {shown(normals)}. Leave it out for 'float64'.")
     if start.samples < 2 and ALGEBRA[spec.norm].over == "batch":
         raise UsageError("Batch norm needs at least 2 samples; got 1.")
     if generator is not None:
@@ -148,8 +145,8 @@ def simulated_grams(
     spec, start = checked_spec(spec, "simulated_grams"), read_start(gram, inputs, "simulated_grams")
     if start.samples < 2 and ALGEBRA[spec.norm].over == "batch":
         raise UsageError("Batch norm needs at least 2 samples; got 1.")
-    which = _seeds(seeds)
-    return _grams([Group(spec, start, part, entropy=seed) for part in _parts(which, spec, start)], spec.depth)
+    which = list(seeds_of(seeds))
+    return _grams([Group(spec, start, part, entropy=seed_of(seed)) for part in _parts(which, spec, start)], spec.depth)
 
 
 def _grams(groups: list[Group], depth: int) -> Iterator[Array]:
@@ -161,16 +158,6 @@ def _grams(groups: list[Group], depth: int) -> Iterator[Array]:
                     g.step()
             now = np.concatenate([g.gram * np.exp(2 * g.log_scale)[:, None, None] for g in groups])
         yield now
-
-
-def _seeds(seeds: int | Iterable[int]) -> list[int]:
-    try:
-        which = list(range(seeds)) if isinstance(seeds, int) else [operator.index(s) for s in seeds]
-    except TypeError:
-        which = []
-    if not which or len(set(which)) != len(which) or min(which) < 0:
-        raise UsageError(f"seeds must be a number of chains >= 1, or distinct whole numbers >= 0; got {seeds!r}.")
-    return which
 
 
 def _parts(seeds: list[int], spec: Spec, start: Start) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from normscope.call.losses import LossLike
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, finite_number, seed_of, whole_number
 from normscope.core.registry import Registry
 
 Parameters = Iterable[nn.Parameter]
@@ -48,18 +47,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _ = OPTIMISERS[self.optimiser]
-        for name, least in (("epochs", 1), ("batch", 1), ("warmup", 0), ("patience", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UsageError(f"{name} must be a whole number >= {least}; got {value!r}.")
-        if not (_number(self.lr) and self.lr > 0):
-            raise UsageError(f"A learning rate must be a positive number; got {self.lr!r}.")
-        if not (_number(self.momentum) and 0 <= self.momentum < 1):
-            raise UsageError(f"momentum must lie in [0, 1); got {self.momentum!r}.")
-        if not (_number(self.weight_decay) and self.weight_decay >= 0):
-            raise UsageError(f"weight_decay must be a number >= 0; got {self.weight_decay!r}.")
-        if not (_number(self.explosion) and self.explosion > 1):
-            raise UsageError(f"explosion must be a number above 1; got {self.explosion!r}.")
+        least = {"epochs": 1, "batch": 1, "warmup": 0, "patience": 1}
+        within: dict[str, dict[str, Any]] = {
+            "lr": {"above": 0}, "momentum": {"least": 0, "below": 1}, "weight_decay": {"least": 0}, "explosion": {"above": 1},
+        }  # fmt: skip
+        checked: dict[str, float] = {name: whole_number(name, getattr(self, name), n) for name, n in least.items()}
+        checked |= {name: finite_number(name, getattr(self, name), **bounds) for name, bounds in within.items()}
+        for name, value in (checked | {"seed": seed_of(self.seed)}).items():  # numpy's numbers become Python's
+            object.__setattr__(self, name, value)
         if self.momentum and self.optimiser != "sgd":
             raise UsageError(f"momentum belongs to sgd; {self.optimiser} has its own. Leave it away.")
         if self.nesterov and not self.momentum:
@@ -87,7 +82,3 @@ def adam(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimizer:
 def adamw(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW with torch's defaults, but the recipe's (decoupled) weight decay."""
     return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

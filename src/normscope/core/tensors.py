@@ -1,0 +1,34 @@
+"""What tensors and dtypes an argument may be, said in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope.core.errors import UsageError, shown
+
+
+def check_plain(name: str, *found: Tensor) -> None:
+    """``UsageError`` for a tensor that is not a dense array of numbers: on the meta device, sparse, nested or quantized."""
+    for x in found:
+        if x.is_nested:
+            raise UsageError(f"{name} must be plain tensors; got a nested one. Pass x.to_padded_tensor(0.0).")
+        if x.layout is not torch.strided:
+            raise UsageError(
+                f"{name} must be dense tensors; got a sparse one of shape {tuple(x.shape)}. Pass x.to_dense()."
+            )
+        if x.is_quantized:
+            raise UsageError(f"{name} must not be quantized; got {x.dtype}. Pass x.dequantize().")
+        if x.is_meta:
+            raise UsageError(f"{name} must hold numbers; got a meta tensor of shape {tuple(x.shape)}. Pass a real one.")
+
+
+def floating_dtype(value: Any) -> torch.dtype:
+    """The ``dtype=`` that was asked for; ``UsageError`` for what is no real floating one."""
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise UsageError(
+            f"dtype must be a floating torch dtype; got {shown(value)}. Use torch.float64 or torch.float32."
+        )
+    return value
