@@ -287,7 +287,7 @@ def misshapen(seed):
         ({"a": 3}, {}, "it is a int"),
         ({"a": lambda seed: 3}, {}, "must return an nn.Module"),
         ({"a": fails}, {}, "Building variant 'a' with seed 0 failed .* no such layer"),
-        ({"a": misshapen}, {}, "first step of variant 'a' failed .*shapes cannot be multiplied"),
+        ({"a": misshapen}, {}, r"Variant 'a': .*Linear.* float32 \(16, 6\).*\(torch: .*shapes cannot be multiplied"),
         ({"a": nn.ReLU()}, {}, "'a'.*nothing to train"),
         (None, {"batch": 100}, "at most 70"),
         (None, {"optimiser": "adma"}, "Did you mean 'adam'"),
@@ -304,7 +304,11 @@ def misshapen(seed):
         (None, {"loss": "msee"}, "Did you mean 'mse'"),
         (None, {"epochs": 0}, "epochs"),
         (None, {"device": "abacus"}, "device must be one that works"),
-        (None, {"test": (X[:, :5], Y)}, "first step of variant 'a' failed .*shapes cannot be multiplied"),
+        (
+            None,
+            {"test": (X[:, :5], Y)},
+            r"Variant 'a' on the test samples: .*layer '0' \(Linear\) got float32 \(2, 5\)",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(tmp_path, variants, changes, says):

@@ -94,7 +94,7 @@ def test_finished_runs_are_not_run_again(tmp_path):
     first = race({"one": lambda seed: Counted()}, DATA, **CALM, out=tmp_path)
     Counted.calls = 0
     second = race({"one": lambda seed: Counted()}, DATA, **CALM, out=tmp_path)
-    assert Counted.calls == 2  # the step and the look that show that the variant works
+    assert Counted.calls == 3  # the trial, the step and the look that show that the variant works
     assert second.table.equals(first.table)
 
 

@@ -6,8 +6,8 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from normscope.call.losses import Loss, LossLike
-from normscope.core.errors import UsageError, unknown
+from normscope.call.losses import OWN, Loss, LossLike
+from normscope.call.step import check_model
+from normscope.core.errors import UsageError, finite_number, seeds_of, unknown, whole_number
 from normscope.core.load import user_error
+from normscope.core.tensors import floating_dtype
 from normscope.data.datasets import Batch
 from normscope.racing._folder import Folder
-from normscope.racing._inputs import Plan, Variant, device_of, names_of, samples_of, seeds_of
+from normscope.racing._inputs import Plan, Variant, device_of, names_of, samples_of
 from normscope.racing._progress import Bar, Interrupted, Watcher, interruptible
 from normscope.racing._rates import Rate, Rule, choose, rules
 from normscope.racing._result import Race
 from normscope.racing._run import Run, Tests, geometry_steps, on
-from normscope.training import Recipe, Samples, Training, evaluate
+from normscope.training import Recipe, Samples, Training, try_out
 
 if TYPE_CHECKING:
     import os
@@ -67,7 +69,8 @@ def race(
 
     variants: name -> function of the seed that returns a fresh module (it may draw from torch's global stream, which
         then starts from the seed), or a module, of which each seed trains a copy.
-    data, test: a `Batch`, or a pair (inputs, targets). Without ``test`` there is no test accuracy.
+    data, test: a `Batch`, or a pair (inputs, targets): tensors with a row a sample, or dicts or tuples of these. Without
+        ``test`` there is no test accuracy.
     lr: a number; ``"search"`` or ``"search:0.01,0.1"``: pilot runs of at most 100 steps with the first seed, and the
         rate with the lowest loss at their end (mean over the last fifth) wins; ``"sharpness"`` or ``"sharpness:0.5"``:
         that share of the stability threshold 2 / lambda_max, with the optimiser's momentum, on the first batch in
@@ -84,10 +87,16 @@ def race(
 
     A run that diverges stops and is counted as diverged. Training is in training mode; accuracy is measured in eval
     mode with running statistics. Exactly resumed runs are bit-equal on a CPU with the same number of threads.
+    ``facts["notes"]`` say how the first batch was read, where that is not torch's way.
     Raises ``UsageError`` (nothing of the race has run yet), ``Interrupted`` on Ctrl-C.
     """
     names = names_of(variants)
     numbers = seeds_of(seeds)
+    if target_loss is not None:
+        target_loss = finite_number("target_loss", target_loss, do="Leave it out for half way down.")
+    checkpoint_every = finite_number(
+        "checkpoint_every", checkpoint_every, least=0, do="It is in seconds; the default is 30."
+    )
     if baseline is not None and baseline not in variants:
         raise unknown("variant", baseline, names)
     train, tested = samples_of(data), None if test is None else samples_of(test)
@@ -96,29 +105,31 @@ def race(
         weight_decay=weight_decay, warmup=warmup, loss=loss, seed=numbers[0],
     )  # fmt: skip
     if geometry is None:
-        geometry = min(12, 4 + len(train) // batch * epochs // 50)
-    for what, value, least in (("geometry", geometry, 0), ("probe_samples", probe_samples, 2)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UsageError(f"{what} must be a whole number >= {least}; got {value!r}.")
+        geometry = min(12, 4 + len(train) // recipe.batch * recipe.epochs // 50)
+    geometry = whole_number("geometry", geometry, 0)
+    probe_samples = whole_number(
+        "probe_samples", probe_samples, 2, "A Gram matrix compares samples; the default is 64."
+    )
     where = device_of(device)
+    dtype = None if dtype is None else floating_dtype(dtype)
     about = {
-        "epochs": epochs, "batch": batch, "optimiser": optimiser, "momentum": float(momentum), "nesterov": nesterov,
-        "weight_decay": float(weight_decay), "warmup": warmup, "loss": Loss.of(loss).settled(None, train.targets).name,
-        "geometry": geometry, "probe_samples": probe_samples, "device": where.type,
+        "epochs": recipe.epochs, "batch": recipe.batch, "optimiser": optimiser, "momentum": float(recipe.momentum),
+        "nesterov": nesterov, "weight_decay": float(recipe.weight_decay), "warmup": recipe.warmup,
+        "loss": Loss.of(loss).settled(None, train.targets, OWN).name, "geometry": geometry,
+        "probe_samples": probe_samples, "device": where.type,
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."), "data": train.fingerprint(),
         "test": None if tested is None else tested.fingerprint(),
     }  # fmt: skip
     watcher = progress if isinstance(progress, Watcher) else Bar() if progress else Watcher()
-    contest = _Contest(
-        dict(variants), numbers, recipe, rules(lr, names), train.to(where, dtype),
-        None if tested is None else tested.to(where, dtype), about, where, dtype, watcher,
-        None if out is None else Folder(Path(out)), geometry, probe_samples, checkpoint_every,
-    )  # fmt: skip
+    rates, folder = rules(lr, names), None if out is None else Folder(Path(out))
     facts = {"baseline": baseline or names[0], "target_loss": target_loss}
-    try:
+    with torch.inference_mode(False), torch.enable_grad(), closing(watcher):
+        contest = _Contest(
+            dict(variants), numbers, recipe, rates, train.to(where, dtype),
+            None if tested is None else tested.to(where, dtype), about, where, dtype, watcher, folder, geometry,
+            probe_samples, checkpoint_every,
+        )  # fmt: skip
         return contest.run(facts)
-    finally:
-        watcher.close()
 
 
 @dataclass
@@ -219,24 +230,32 @@ class _Contest:
                     raise user_error(f"Building variant {name!r} with seed {seed}", error) from error
         if not isinstance(model, nn.Module):
             raise UsageError(f"Variant {name!r} must return an nn.Module; it returned a {type(model).__name__}.")
+        with _told(f"Variant {name!r}"):
+            check_model(model)
         return model.to(device=self.device, dtype=self.dtype)
 
     def _describe(self, name: str, tests: Tests) -> dict[str, Any]:
         """Build the first seed's model, try all that will be done with it, and say what tells it from another."""
         model = self._first[name] = self._build(name, self.seeds[0])
         try:
-            one = Training(copy.deepcopy(model), self.train, self.recipe)
-            one.advance(1)
+            with _told(f"Variant {name!r}"):
+                one = Training(copy.deepcopy(model), self.train, self.recipe)
+                notes = try_out(model, self.train.take(one.batch(0)), self.recipe, mode="train")
             if self.test is not None:
-                evaluate(one.model, self.test.take(slice(0, 2)), self.recipe)
-            if tests.geometry and math.isfinite(one.losses[0]):
-                start = time.perf_counter()
-                tests.look(one.model, self.recipe)
-                self._look_seconds[name] = time.perf_counter() - start
-        except UsageError as error:
-            raise UsageError(f"Variant {name!r}: {error}") from None
+                with _told(f"Variant {name!r} on the test samples"):
+                    try_out(model, self.test.take(slice(0, 2)), self.recipe, mode="eval")
+            with _told(f"Variant {name!r}"):
+                one.advance(1)
+                if tests.geometry and math.isfinite(one.losses[0]):
+                    start = time.perf_counter()
+                    tests.look(one.model, self.recipe)
+                    self._look_seconds[name] = time.perf_counter() - start
+        except UsageError:
+            raise
         except Exception as error:
             raise user_error(f"The first step of variant {name!r}", error) from error
+        for note in notes:
+            self._note(f"{name}, first batch: {note}")
         if not math.isfinite(one.losses[0]):
             raise UsageError(
                 f"The first loss of variant {name!r} (seed {self.seeds[0]}) must be finite; it is {one.losses[0]}. "
@@ -331,3 +350,12 @@ class _Contest:
         return Interrupted(
             f"Stopped; everything so far is in {self.folder.path}. The same call with it goes on from here."
         )
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """A ``UsageError`` inside says where it was."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error

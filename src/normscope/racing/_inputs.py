@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, shown
 from normscope.data.datasets import Batch
 from normscope.racing._rates import Rate
 from normscope.training import Samples
@@ -43,7 +43,10 @@ class Plan:
 def names_of(variants: Mapping[str, Variant]) -> list[str]:
     """The names of the variants, in order; each must be a module or a function of the seed."""
     if not isinstance(variants, Mapping) or not variants:
-        raise UsageError("variants must be a mapping of at least one name to a module or a function of the seed.")
+        raise UsageError(
+            "variants must be a mapping of at least one name to a module or a function of the seed; got "
+            f"{shown(variants)}. Pass {{'plain': net}}."
+        )
     for name, make in variants.items():
         if not isinstance(name, str) or not name:
             raise UsageError(f"The name of a variant must be a non-empty string; got {name!r}.")
@@ -53,21 +56,6 @@ def names_of(variants: Mapping[str, Variant]) -> list[str]:
                 "Write lambda seed: Net()."
             )
     return list(variants)
-
-
-def seeds_of(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """A number of seeds, or which ones, as different whole numbers."""
-    numbers = tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
-    if (
-        not isinstance(numbers, Sequence)
-        or isinstance(numbers, str)
-        or not numbers
-        or len(set(numbers)) != len(numbers)
-    ):
-        raise UsageError(f"seeds must be a number >= 1 or different whole numbers; got {seeds!r}.")
-    if any(not isinstance(s, int) or isinstance(s, bool) or s < 0 for s in numbers):
-        raise UsageError(f"seeds must be whole numbers >= 0; got {seeds!r}.")
-    return tuple(numbers)
 
 
 def device_of(name: str | torch.device) -> torch.device:

@@ -160,11 +160,4 @@ def table(variant: str, seed: int, rows: Sequence[Row], every: int) -> polars.Da
 def on(samples: Samples, count: int) -> Samples:
     """``count`` of the samples (all, if there are fewer): the same for every variant and seed."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:count].sort().values
-    return samples.take(order.to(_device(samples)))
-
-
-def _device(samples: Samples) -> torch.device:
-    first = samples.inputs
-    while not isinstance(first, torch.Tensor):
-        first = next(iter(first.values() if isinstance(first, dict) else first))
-    return first.device
+    return samples.take(order.to(samples.device))

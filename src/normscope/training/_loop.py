@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor
-from normscope.call.losses import COTANGENT, Loss
+from normscope.call.losses import COTANGENT, Loss, class_axis
+from normscope.call.step import Step
 from normscope.call.traceless import Traceless
 from normscope.core.errors import UsageError
 from normscope.training._recipe import OPTIMISERS, Recipe
@@ -115,10 +116,10 @@ class Training:
         self._pending.append(loss.detach())
         self.step += 1
 
-    def _loss(self, whole: Any, targets: Tensor | None) -> Tensor:
+    def _loss(self, whole: Any, targets: Any) -> Tensor:
         """`Loss.value` with all its checks at the first step; then, where it is nothing more, torch's cross-entropy."""
         if self._plain:
-            return nn.functional.cross_entropy(whole, targets)  # type: ignore[arg-type]
+            return nn.functional.cross_entropy(whole, targets)
         if self._criterion is None:
             self._criterion = criterion(self.recipe, whole, targets)
         value = self._criterion.value(whole, targets)
@@ -130,7 +131,9 @@ class Training:
 
     def _is_plain(self, whole: Any) -> bool:
         targets, loss = self.samples.targets, self._criterion
-        if loss is None or loss.kind != "cross_entropy" or loss.strict or targets is None or targets.is_floating_point():
+        if loss is None or loss.kind != "cross_entropy" or loss.strict:
+            return False
+        if not isinstance(targets, Tensor) or targets.is_floating_point():
             return False
         classes = isinstance(whole, Tensor) and whole.dim() == 2 and whole.dtype in (torch.float32, torch.float64)
         if not classes or targets.dim() != 1 or targets.dtype != torch.int64 or int(targets.min()) < 0:
@@ -188,12 +191,14 @@ def evaluate(model: nn.Module, samples: Samples, recipe: Recipe) -> dict[str, fl
             part = samples.take(slice(start, start + EVALUATION_BATCH))
             whole = call(model, part.inputs)
             output, targets = first_tensor(whole), part.targets
-            total += float(criterion(recipe, whole, targets).value(whole, targets)) * len(part)
-            if output is not None and isinstance(targets, Tensor) and not targets.is_floating_point():
-                if output.shape[:-1] != targets.shape:
-                    continue
+            loss = criterion(recipe, whole, targets)
+            total += float(loss.value(whole, targets)) * len(part)
+            if output is None or output.dim() < 2 or not isinstance(targets, Tensor) or targets.is_floating_point():
+                continue
+            named = output.argmax(class_axis(output, targets, loss.strict))
+            if named.shape == targets.shape:
                 known = targets >= 0
-                right += int((output.argmax(-1) == targets)[known].sum())
+                right += int((named == targets)[known].sum())
                 counted += int(known.sum())
 
     Traceless(model, mode="eval", seed=recipe.seed).run(work)
@@ -201,9 +206,31 @@ def evaluate(model: nn.Module, samples: Samples, recipe: Recipe) -> dict[str, fl
     return found | ({"accuracy": right / counted} if counted else {})
 
 
+def try_out(model: nn.Module, samples: Samples, recipe: Recipe, *, mode: str) -> list[str]:
+    """What a reader must know of how these samples are read; the model is untouched.
+
+    Raises the ``UsageError`` that every verb raises of a model that does not run on them, or has no loss there.
+    """
+    step = Step(model, samples.inputs, samples.targets, recipe.loss, mode=mode, seed=recipe.seed)
+    notes: list[str] = []
+
+    @torch.no_grad()
+    def work() -> None:
+        args, kwargs, _ = step.arguments()
+        whole, targets = step.whole(args, kwargs), step.own_targets()
+        loss = criterion(recipe, whole, targets)
+        loss.value(whole, targets)
+        notes.extend(loss.notes(whole, targets))
+
+    step.run(work)
+    return notes
+
+
 def criterion(recipe: Recipe, whole: Any, targets: Any) -> Loss:
     """The recipe's loss, settled by what the model returns; there must be one."""
     loss = Loss.of(recipe.loss).settled(whole, targets)
-    if loss.kind == COTANGENT and isinstance(whole, Tensor) and whole.dim():
-        raise UsageError("Training needs targets or a loss; got neither. Pass targets, or a model that returns its loss.")
+    if loss.kind == COTANGENT:
+        raise UsageError(
+            "Training needs targets or a loss; got neither. Pass targets, or a model that returns its loss."
+        )
     return loss

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from normscope.core.errors import UsageError
+from normscope.call.arguments import mapped, read_inputs, tensors
+from normscope.core.errors import UsageError, shown
+from normscope.core.tensors import check_plain
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """``inputs``: a tensor (n, ...), or a dict or tuple of tensors with n rows each; ``targets`` (n, ...) or ``None``."""
+    """``inputs`` and ``targets`` (or ``None``): tensors (n, ...), or any structure of tensors with n rows each."""
 
     inputs: Any
-    targets: Tensor | None = None
+    targets: Any = None
 
     def __post_init__(self) -> None:
+        _check("inputs", self.inputs)
+        if self.targets is not None:
+            _check("targets", self.targets)
         leaves = self._tensors()
-        if not leaves or len({len(x) if x.dim() else 0 for x in leaves}) != 1 or not len(self):
+        if len({len(x) if x.dim() else 0 for x in leaves}) != 1 or not len(self):
             shapes = [tuple(x.shape) for x in leaves]
-            raise UsageError(f"Samples need inputs and targets of n >= 1 rows each; their shapes are {shapes}.")
+            raise UsageError(
+                f"Samples need inputs and targets of n >= 1 rows each; their shapes are {shapes}. Pass one row a sample."
+            )
         for x in leaves:
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
                 raise UsageError("The samples must be finite numbers; there are NaN or infinite ones. Clean the data.")
@@ -36,9 +44,8 @@ class Samples:
     def take(self, index: Tensor | slice) -> Samples:
         """The rows of an index, unchecked."""
         part = object.__new__(Samples)
-        inputs = self.inputs[index] if isinstance(self.inputs, Tensor) else _map(lambda x: x[index], self.inputs)
-        object.__setattr__(part, "inputs", inputs)
-        object.__setattr__(part, "targets", None if self.targets is None else self.targets[index])
+        for name in ("inputs", "targets"):
+            object.__setattr__(part, name, mapped(getattr(self, name), lambda x: x[index]))
         return part
 
     def to(self, device: torch.device, dtype: torch.dtype | None) -> Samples:
@@ -47,7 +54,12 @@ class Samples:
         def moved(x: Tensor) -> Tensor:
             return x.to(device, dtype if x.is_floating_point() else None)
 
-        return Samples(_map(moved, self.inputs), None if self.targets is None else moved(self.targets))
+        return Samples(mapped(self.inputs, moved), mapped(self.targets, moved))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the samples are."""
+        return self._tensors()[0].device
 
     def fingerprint(self) -> str:
         """Shapes, types and every byte, as ``60000x1x28x28 float32 1f2e...``: equal for equal samples only."""
@@ -60,9 +72,7 @@ class Samples:
         return f"{shape} {str(first.dtype).removeprefix('torch.')} {digest.hexdigest()[:12]}"
 
     def _tensors(self) -> list[Tensor]:
-        found: list[Tensor] = []
-        _map(found.append, (self.inputs, () if self.targets is None else self.targets))
-        return found
+        return list(tensors((self.inputs, self.targets)))
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
@@ -71,16 +81,27 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(key))
 
 
-def call(model: Callable[..., Any], inputs: Any) -> Any:
-    """``model`` on inputs: a dict is keyword arguments, a tuple or list positional ones."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+def call(model: nn.Module, inputs: Any) -> Any:
+    """``model`` on inputs, read as every verb reads them: a dict is keyword arguments, a tuple or list positional ones."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    args, kwargs = read_inputs(model, inputs)
+    return model(*args, **kwargs)
 
 
-def _map(change: Callable[[Tensor], Any], tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _map(change, value) for key, value in tree.items()}
-    if isinstance(tree, tuple | list):
-        return tuple(_map(change, value) for value in tree)
-    return change(tree) if isinstance(tree, Tensor) else tree
+def _check(name: str, value: Any) -> None:
+    """``UsageError`` for what holds no rows that can be taken one by one."""
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    for item in (value, *inside):
+        if not isinstance(item, Tensor) and hasattr(item, "__array__") and hasattr(item, "dtype"):
+            raise UsageError(f"{name} must be tensors; got a {type(item).__name__}. Pass torch.as_tensor of it.")
+        if isinstance(item, PackedSequence):
+            raise UsageError(
+                f"{name} must have one row a sample; got a PackedSequence. Pass it padded, with its lengths."
+            )
+    found = list(tensors(value))
+    if not found:
+        raise UsageError(
+            f"{name} must be tensors of n >= 1 rows each; got {shown(value)}, in which there is none. Pass torch.as_tensor of it."
+        )
+    check_plain(name, *found)
