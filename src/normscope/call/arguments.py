@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import DoesNotRun, UsageError
 
 #: Where the outputs lie in what a model returns, when it is no tensor; then the first floating tensor.
 OUTPUT_KEYS = ("logits", "last_hidden_state", "out")
@@ -77,21 +77,23 @@ def read_inputs(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[st
     argument where the model has no arguments of these names; any other object that holds tensors the one argument.
     Raises ``UsageError`` for what is no batch, and for arguments that ``forward`` does not take.
     """
-    if isinstance(inputs, PackedSequence) or (isinstance(inputs, tuple) and hasattr(inputs, "_fields")) or isinstance(inputs, Tensor):
+    if (
+        isinstance(inputs, PackedSequence)
+        or (isinstance(inputs, tuple) and hasattr(inputs, "_fields"))
+        or isinstance(inputs, Tensor)
+    ):
         args, kwargs = (inputs,), {}
     elif isinstance(inputs, tuple | list):
-        args, kwargs = tuple(inputs), {}
+        args = tuple(inputs)
     elif isinstance(inputs, Mapping):
         args, kwargs = (), dict(inputs)
         if _refusal(model, args, kwargs) and not _refusal(model, (inputs,), {}):
             args, kwargs = (inputs,), {}
-    elif _is_batch(inputs):
-        args, kwargs = (inputs,), {}
-    else:
+    elif not _is_batch(inputs):
         raise _no_batch(inputs)
     _check_tensors(args, kwargs)
     if wrong := _refusal(model, args, kwargs):
-        raise UsageError(_advice(model, inputs, wrong))
+        raise DoesNotRun(_advice(model, inputs, wrong))
     return args, kwargs
 
 
@@ -129,7 +131,9 @@ def _check_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if x.is_quantized:
             raise UsageError(f"inputs must not be quantized; got {x.dtype}. Pass x.dequantize().")
         if x.is_meta:
-            raise UsageError(f"inputs must hold numbers; got a meta tensor of shape {tuple(x.shape)}. Pass a real batch.")
+            raise UsageError(
+                f"inputs must hold numbers; got a meta tensor of shape {tuple(x.shape)}. Pass a real batch."
+            )
 
 
 def _refusal(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
@@ -217,4 +221,3 @@ def length(value: Any) -> int | None:
     if isinstance(value, Mapping):
         return next((n for v in value.values() if (n := length(v)) is not None), None)
     return next((len(x) for x in tensors(value) if x.dim()), None)
-

@@ -52,6 +52,8 @@ class Functions(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if kwargs.get("sparse") and func in (F.embedding, F.embedding_bag):
             kwargs["sparse"] = False  # the same map; sparse gradients have no second derivative
+        if func is torch._weight_norm:  # its second derivative on a CPU takes the norms for constants (torch 2.13)
+            return _weight_norm(*args, **kwargs)
         if func is F.batch_norm:
             self._batch_norm(*args, **kwargs)
             return func(*args, **kwargs)
@@ -66,7 +68,9 @@ class Functions(TorchFunctionMode):
             if any(True for _ in module.parameters()):  # a module without any is an activation itself
                 self.seen(module, func.__name__.strip("_"), kind, out, [])
         else:
-            self.seen(module, func.__name__.strip("_"), PRODUCTS[func], out, [a for a in args if isinstance(a, nn.Parameter)])
+            self.seen(
+                module, func.__name__.strip("_"), PRODUCTS[func], out, [a for a in args if isinstance(a, nn.Parameter)]
+            )
         return out
 
     def _batch_norm(
@@ -83,6 +87,12 @@ class Functions(TorchFunctionMode):
                 self.untrained(module)
         elif module not in self.drift and input.dim() > 1:
             self.drift[module] = drift_of(input, running_mean, running_var)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / |v|, the norm over all axes but ``dim``."""
+    axes = [i for i in range(v.dim()) if i != dim % v.dim()] if dim != -1 else list(range(v.dim()))
+    return v * (g / torch.linalg.vector_norm(v, dim=axes, keepdim=True))
 
 
 def drift_of(x: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5) -> float:

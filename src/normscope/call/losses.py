@@ -75,7 +75,9 @@ class Loss:
         if isinstance(module, nn.Module) and type(module) in kinds:
             kind = kinds[type(module)]
             plain = getattr(module, "reduction", "mean")
-            return cls(kind if plain == "mean" else f"{kind} ({plain})", kind, module=copy.deepcopy(module), strict=True)
+            return cls(
+                kind if plain == "mean" else f"{kind} ({plain})", kind, module=copy.deepcopy(module), strict=True
+            )
         name = getattr(loss, "__name__", type(loss).__name__)
         return cls("loss" if name == "<lambda>" else name, CALLABLE, call=loss)
 
@@ -88,7 +90,9 @@ class Loss:
         """The loss of this step: the model's own if none was given and it returns one, else by the targets, else ``default``."""
         if self.kind:
             if self.kind in MODULES and targets is None and self.kind not in ("mse", "cross_entropy", "squared_error"):
-                raise UsageError(f"loss={self.name!r} needs targets; got None. Pass targets, or leave the loss away too.")
+                raise UsageError(
+                    f"loss={self.name!r} needs targets; got None. Pass targets, or leave the loss away too."
+                )
             return self
         if (own := _own_losses(whole)) is not None:
             names = [name for name, _ in own if name]
@@ -126,7 +130,9 @@ class Loss:
             return self.scalar(value)
         output = self._output(whole)
         if output.is_complex() and self.kind != COTANGENT:
-            raise UsageError(f"{self.name} compares real numbers; the model returned {what(output)}. Return its parts or its size.")
+            raise UsageError(
+                f"{self.name} compares real numbers; the model returned {what(output)}. Return its parts or its size."
+            )
         if self.kind == COTANGENT:
             if not output.dim():
                 return output
@@ -137,7 +143,10 @@ class Loss:
             return self._as_torch(output, targets)
         wanted = self.read(output, targets)
         if self.kind == "cross_entropy":
-            logits, wanted = by_class(output, targets, self.strict), wanted.flatten(0, -2) if _soft(wanted) else wanted.flatten()
+            logits, wanted = (
+                by_class(output, targets, self.strict),
+                wanted.flatten(0, -2) if _soft(wanted) else wanted.flatten(),
+            )
             return self._module(logits)(logits.float() if logits.dtype in _HALF else logits, wanted)
         if self.kind == "squared_error":
             return (output - wanted).square().sum() / (2 * rows_in(output))
@@ -145,7 +154,11 @@ class Loss:
 
     def scalar(self, value: Any) -> Tensor:
         """What a callable returned, as a scalar: a dict of losses is summed."""
-        if isinstance(value, Mapping) and value and all(isinstance(v, Tensor) and v.numel() == 1 for v in value.values()):
+        if (
+            isinstance(value, Mapping)
+            and value
+            and all(isinstance(v, Tensor) and v.numel() == 1 for v in value.values())
+        ):
             return torch.stack([v.reshape(()) for v in value.values()]).sum()
         if not (isinstance(value, Tensor) and value.numel() == 1):
             raise UsageError(
@@ -195,7 +208,11 @@ class Loss:
         if output is None or not isinstance(targets, Tensor) or not (self.kind in MODULES or torchs):
             return []
         said = []
-        if (torchs or (self.strict and self.kind in _ALIKE)) and output.shape != targets.shape and _broadcasts(output, targets):
+        if (
+            (torchs or (self.strict and self.kind in _ALIKE))
+            and output.shape != targets.shape
+            and _broadcasts(output, targets)
+        ):
             said.append(
                 f"outputs {tuple(output.shape)} and targets {tuple(targets.shape)} have different shapes and broadcast in "
                 f"{self.name}: every output is compared with every target"
@@ -203,13 +220,17 @@ class Loss:
         if self.strict or torchs:
             return said
         if self.kind == "cross_entropy" and output.dim() > 2:
-            said.append(f"classes were read along axis {class_axis(output, targets)} of the outputs {tuple(output.shape)}")
+            said.append(
+                f"classes were read along axis {class_axis(output, targets)} of the outputs {tuple(output.shape)}"
+            )
         if self.kind == "cross_entropy" and not _soft(targets) and not targets.is_floating_point():
             if targets.shape == output.shape:
                 said.append("integer targets of the outputs' shape were read as one-hot rows")
             elif bool((targets < 0).any()):
                 said.append(f"{int((targets < 0).sum())} negative targets of {targets.numel()} were ignored")
-        elif self.kind in ("mse", "squared_error") and not targets.is_floating_point() and targets.shape != output.shape:
+        elif (
+            self.kind in ("mse", "squared_error") and not targets.is_floating_point() and targets.shape != output.shape
+        ):
             said.append("integer targets were read as one-hot rows")
         return said
 
@@ -230,7 +251,9 @@ class Loss:
     def _as_torch(self, output: Tensor, targets: Any) -> Tensor:
         check_targets(targets)
         if not isinstance(targets, Tensor):
-            raise UsageError(f"{type(self.module).__name__} needs a tensor of targets; got {what(targets)}. Pass targets.")
+            raise UsageError(
+                f"{type(self.module).__name__} needs a tensor of targets; got {what(targets)}. Pass targets."
+            )
         wanted = targets.detach().to(output.device)
         if wanted.is_floating_point() and wanted.dtype != output.dtype:
             wanted = wanted.to(output.dtype)
@@ -286,7 +309,9 @@ def check_targets(targets: Any) -> None:
     """``UsageError`` for tensors among the targets that no loss here can read."""
     for x in tensors(targets):
         if x.is_meta:
-            raise UsageError(f"targets must hold numbers; got a meta tensor of shape {tuple(x.shape)}. Pass a real batch.")
+            raise UsageError(
+                f"targets must hold numbers; got a meta tensor of shape {tuple(x.shape)}. Pass a real batch."
+            )
         if x.layout is not torch.strided or x.is_nested:
             kind = "nested" if x.is_nested else "sparse"
             raise UsageError(f"targets must be dense tensors; got a {kind} one of {x.dtype}. Pass targets.to_dense().")
@@ -366,7 +391,7 @@ def _own_losses(whole: Any) -> list[tuple[str, Tensor]] | None:
     if scalar(whole):
         return [("", whole)]
     found = whole.get("loss") if isinstance(whole, Mapping) else getattr(whole, "loss", None)
-    if scalar(found):
+    if isinstance(found, Tensor) and scalar(found):
         return [("", found)]
     if isinstance(whole, Mapping) and whole:
         losses = [(str(k), v) for k, v in whole.items() if scalar(v) and "loss" in str(k).lower()]
@@ -395,4 +420,8 @@ def with_loss(loss: Loss, name: str) -> Loss:
 
 def what(value: Any) -> str:
     """A value in the words of an error: dtype and shape of a tensor, else its type."""
-    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    return (
+        f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else type(value).__name__
+    )

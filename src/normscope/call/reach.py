@@ -68,9 +68,7 @@ def _contents(owner: Any) -> Any:
 
 def _same(now: Any, then: Any) -> bool:
     if isinstance(then, dict):
-        return len(now) == len(then) and all(
-            a is b and now[a] is then[b] for a, b in zip(now, then, strict=True)
-        )
+        return len(now) == len(then) and all(a is b and now[a] is then[b] for a, b in zip(now, then, strict=True))
     if isinstance(then, set):
         return now == then
     return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
@@ -134,7 +132,9 @@ class Reach:
         elif isinstance(item, np.random.Generator | np.random.RandomState):
             self.generators.append((item, _numpy_state(item)))
         elif isinstance(item, types.FunctionType):
-            if not _foreign(item.__module__) and not (item.__module__ or "").startswith("normscope."):  # our own observers
+            if not _foreign(item.__module__) and not (item.__module__ or "").startswith(
+                "normscope."
+            ):  # our own observers
                 yield from self._cells(item)
         elif isinstance(item, types.MethodType):
             yield item.__self__

@@ -113,7 +113,9 @@ def read_samples(
     if wanted is not None:
         both = square and deep[0].shape[0] == wanted and deep[0].dim() == (3 if floating else 2)
         if wanted in lengths and not (first and both):
-            note = f"axes 0 and 1 of the inputs both have the targets' {wanted} rows; axis 0 was taken (samples= decides)"
+            note = (
+                f"axes 0 and 1 of the inputs both have the targets' {wanted} rows; axis 0 was taken (samples= decides)"
+            )
             return Samples(wanted, 0, sequence_first=first, notes=(note,) if both else ())
         if any(x.shape[1] == wanted for x in deep[:1]) and wanted not in lengths:
             note = f"axis 1 of the inputs runs over the samples: the targets have {wanted} rows (samples= decides)"

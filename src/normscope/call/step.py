@@ -82,7 +82,9 @@ class Step:
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise UsageError(f"{name} must be a callable; got {type(getattr(self, name)).__name__}.")
         if self.optimizer is not None and not hasattr(self.optimizer, "param_groups"):
-            raise UsageError(f"optimizer must be a torch optimizer; got {type(self.optimizer).__name__}. Pass the object.")
+            raise UsageError(
+                f"optimizer must be a torch optimizer; got {type(self.optimizer).__name__}. Pass the object."
+            )
         for name in ("data", "valid"):
             _check_batches(name, getattr(self, name))
         put(self, "alone", self.inputs is not None)
@@ -142,7 +144,11 @@ class Step:
         if self.alone:
             yield self
             return
-        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ("inputs", "targets", "data")}
+        rest = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.init and f.name not in ("inputs", "targets", "data")
+        }
         for batch in _pull(self.data):
             inputs, targets = (batch, None) if self.step is not None else read_batch(batch)
             yield Step(inputs=inputs, targets=targets, **rest)
@@ -183,7 +189,9 @@ class Step:
         try:
             return self.step(self.root, *args) if self.step is not None else self.root(*args, **kwargs)
         except Exception as error:
-            if type(error).__module__.startswith("torch"):  # signals of its own, as of a checkpoint that has seen enough
+            if type(error).__module__.startswith(
+                "torch"
+            ):  # signals of its own, as of a checkpoint that has seen enough
                 raise
             if not (isinstance(error, _REFUSALS) and _is_torchs(error)):
                 error.add_note(f"normscope: the model's forward raised this, in {where(error, self.root)}.")
@@ -245,7 +253,10 @@ def refusal_of(error: BaseException, root: nn.Module, given: Any) -> DoesNotRun:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         inner = frame.f_locals.get("self")
         if isinstance(inner, nn.Module) and frame.f_code.co_name == "forward":
-            module, got = inner, ", ".join(what(v) for k, v in frame.f_locals.items() if k != "self" and isinstance(v, Tensor))
+            module, got = (
+                inner,
+                ", ".join(what(v) for k, v in frame.f_locals.items() if k != "self" and isinstance(v, Tensor)),
+            )
     shown = f" got {got};" if module is not None and got else ""
     came = ", ".join(what(x) for x in list(tensors(given))[:4])
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -298,9 +309,15 @@ def check_model(model: Any, *, lazy: bool = False) -> None:
             raise UsageError(f"{name!r} has no shape yet (a lazy module): run one forward pass first.")
         if tensor.is_meta:
             raise UsageError(f"{name!r} holds no numbers (meta device): load or initialize the model first.")
-    quantized = [n for n, m in model.named_modules() if type(m).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized"))]
+    quantized = [
+        n
+        for n, m in model.named_modules()
+        if type(m).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized"))
+    ]
     if quantized:
-        raise UsageError(f"model must be in floating point; {quantized[0]!r} is quantized. Pass the model before conversion.")
+        raise UsageError(
+            f"model must be in floating point; {quantized[0]!r} is quantized. Pass the model before conversion."
+        )
 
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -333,8 +350,12 @@ def read_batch(batch: Any) -> tuple[Any, Any]:
 def _check_batches(name: str, data: Any) -> None:
     if data is None:
         return
-    if isinstance(data, Tensor | str | bytes | Mapping) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
-        raise UsageError(f"{name} must be a DataLoader or a list of batches; got {type(data).__name__}. Pass [batch] for one.")
+    if isinstance(data, Tensor | str | bytes | Mapping) or not (
+        isinstance(data, Iterable) or hasattr(data, "__getitem__")
+    ):
+        raise UsageError(
+            f"{name} must be a DataLoader or a list of batches; got {type(data).__name__}. Pass [batch] for one."
+        )
     if hasattr(data, "__next__"):
         raise UsageError(f"{name} must be read from its start each time; got an iterator. Pass the loader itself.")
 

@@ -30,7 +30,7 @@ def _new_lock() -> None:
 os.register_at_fork(after_in_child=_new_lock)  # a child must not wait for a thread that it does not have
 
 
-def locked() -> threading.RLock:  # type: ignore[valid-type]
+def locked() -> threading.RLock:
     """The lock under which torch's random streams and settings may be changed for a while."""
     return _LOCK
 
@@ -80,6 +80,8 @@ class _Entry:
         devices = {p.device for _, p in named} | {b.device for b in owner.model.buffers()}
         self.surroundings = Surroundings(devices)
         self.touched = False
+        #: Storages of the tensors that stand for themselves: a pass may give them others (``.data =``).
+        self.storages = {id(p): p.detach() for _, p in named if self.given.get(id(p)) is p}
         self.dictionaries = {id(m.__dict__) for m in self.reach.modules}
         self.copies: dict[int, Tensor] = {}
         self.addresses: dict[int, tuple[int, int]] = {}
@@ -111,6 +113,13 @@ class _Entry:
     def __exit__(self, *_: object) -> None:
         self.restore()
 
+    def _same_storages(self) -> None:
+        for _, p, *_ in self.parameters:
+            storage = self.storages.get(id(p))
+            if storage is not None and p.data_ptr() != storage.data_ptr():
+                storage.copy_(p.detach())
+                p.data = storage
+
     def _made(self, place: Place) -> dict[str, Tensor]:
         """Tensors that the pass left as attributes of a module where none was: its last features, say. They stay, as they
         would after the user's own call, without their graph.
@@ -127,6 +136,7 @@ class _Entry:
             return
         for place in self.reach.places:
             place.write(place.items | self._made(place) if id(place.owner) in self.dictionaries else place.items)
+        self._same_storages()
         self.reach.restore_randomness()
         self.surroundings.restore()
         moved = {
@@ -153,6 +163,25 @@ class _Guard:
 
     def __exit__(self, *_: object) -> None:
         self.entry.restore()
+
+
+class Kept:
+    """For long work on copies of models, in a ``with kept, kept:`` (an interrupt can hit one exit only): what the models
+    hold in containers and closures, settings and random streams are as before at the end. Tensors are not copied.
+    """
+
+    def __init__(self, *models: Any) -> None:
+        self.reach = Reach.of(models)
+        self.surroundings = Surroundings(set())
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for place in self.reach.places:
+            place.write(place.items)
+        self.reach.restore_randomness()
+        self.surroundings.restore()
 
 
 def _mark(tensor: Tensor) -> tuple[int, int]:

@@ -44,9 +44,13 @@ class Options:
         if self.route not in ROUTES:
             raise unknown("route", self.route, ROUTES)
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
-            raise UsageError(f"dtype must be a floating torch dtype; got {self.dtype!r}. Use torch.float64 or torch.float32.")
+            raise UsageError(
+                f"dtype must be a floating torch dtype; got {self.dtype!r}. Use torch.float64 or torch.float32."
+            )
         if self.memory is not None and not (isinstance(self.memory, int | float) and self.memory >= 0):
-            raise UsageError(f"memory must be a number of bytes >= 0; got {self.memory!r}. Leave it out for half of what is free.")
+            raise UsageError(
+                f"memory must be a number of bytes >= 0; got {self.memory!r}. Leave it out for half of what is free."
+            )
 
 
 class Batch:
@@ -59,6 +63,7 @@ class Batch:
     outputs that it depends on, side by side.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self, step: Step, options: Options, keep: bool = True, default: str = "squared_error", outputs: bool = True
     ) -> None:
@@ -69,12 +74,16 @@ class Batch:
         self.originals = [p for _, p in named]
         self.device = step.device
         if any(p.is_complex() for p in self.model.parameters()):
-            raise UsageError("Curvature needs real parameters; this model has complex ones. Write them as pairs of real numbers.")
+            raise UsageError(
+                "Curvature needs real parameters; this model has complex ones. Write them as pairs of real numbers."
+            )
         self.dtype = options.dtype or working_dtype(self.originals[0].dtype, self.device)
         self.theta = [p.detach().to(self.dtype) for p in self.originals]
         self.sizes = [p.numel() for p in self.theta]
         self.p = sum(self.sizes)
-        mixed = {t.dtype for t in (*self.model.parameters(), *self.model.buffers()) if t.is_floating_point()} != {self.dtype}
+        mixed = {t.dtype for t in (*self.model.parameters(), *self.model.buffers()) if t.is_floating_point()} != {
+            self.dtype
+        }
         self.cast = self.dtype if mixed or options.dtype is not None else None
         self.trace = Traceless(self.model, mode=step.mode, seed=step.seed, dtype=self.cast)
         self.targets = cast_targets(step.targets, self.device, self.cast)
@@ -100,7 +109,9 @@ class Batch:
         self.value = out.detach()
         self.n, self.c = self.value.shape
         if not self.n or not self.c:
-            raise UsageError(f"Curvature needs at least one sample and one output; the model returned {tuple(self.value.shape)}.")
+            raise UsageError(
+                f"Curvature needs at least one sample and one output; the model returned {tuple(self.value.shape)}."
+            )
         if not out.requires_grad:
             raise UsageError(
                 "The outputs do not depend differentiably on the chosen parameters "
@@ -153,7 +164,9 @@ class Batch:
         loss = self.step.settled(whole, self.default)
         if loss.strict and loss.kind == "mse":
             out = first_tensor(whole)
-            if out is not None and isinstance(self.targets, Tensor) and out.shape != self.targets.shape:  # it broadcasts
+            if (
+                out is not None and isinstance(self.targets, Tensor) and out.shape != self.targets.shape
+            ):  # it broadcasts
                 self.notes += [n for n in loss.notes(whole, self.targets) if n not in self.notes]
                 loss = Loss(loss.name, CALLABLE, call=loss.value)
         return loss
@@ -227,7 +240,8 @@ class Batch:
                     value = self.loss.value(whole, self.targets, self.step.seed)
                 return heads, list(torch.autograd.grad(value, heads, create_graph=True))
 
-        leaves = [p.clone().requires_grad_() for p in self.theta]
+        with torch.inference_mode(False):
+            leaves = [p.clone().requires_grad_() for p in self.theta]
         heads, slopes = self.run(leaves, work)
         if self.keep:
             self._slope = heads, slopes
@@ -265,7 +279,8 @@ class Batch:
         """The outputs with their backward graph, and the leaves; kept for the next product if ``keep``."""
         if self._graph is not None:
             return self._graph
-        leaves = [p.clone().requires_grad_() for p in self.theta]
+        with torch.inference_mode(False):
+            leaves = [p.clone().requires_grad_() for p in self.theta]
         seen: dict[int, int] = {}
         own = {p.data_ptr() for p in leaves}
 
@@ -308,11 +323,12 @@ class Batch:
 
     def backward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """``torch.autograd.grad``; where the user's code may run in it (checkpointing), with the model as in the forward pass."""
+
         def work() -> tuple[Any, ...]:
             return torch.autograd.grad(*args, **kwargs)
 
         if not self.late:
-            with in_full_precision(self.device):
+            with torch.inference_mode(False), in_full_precision(self.device):
                 return work()
 
         return self._exactly(work)
@@ -331,9 +347,7 @@ class Batch:
         else:
             result = torch.empty(len(columns), self.p, dtype=self.dtype, device=self.device)
             for column, row in zip(columns, result, strict=True):
-                grads = self.backward(
-                    out, leaves, column, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
+                grads = self.backward(out, leaves, column, retain_graph=True, allow_unused=True, materialize_grads=True)
                 for part, grad in zip(row.split(self.sizes), grads, strict=True):
                     part.copy_(grad.reshape(-1))
         if not self._checked and self._pair is None:
@@ -343,9 +357,7 @@ class Batch:
     def _batched(self, out: Tensor, leaves: list[Tensor], columns: Tensor) -> Tensor | None:
         """All columns in one vectorised backward pass, for nets so small that overhead is what counts."""
         try:
-            grads = self.backward(
-                out, leaves, columns, retain_graph=True, allow_unused=True, is_grads_batched=True
-            )
+            grads = self.backward(out, leaves, columns, retain_graph=True, allow_unused=True, is_grads_batched=True)
         except RuntimeError:  # an op without a batching rule
             return None
         rows = [
@@ -444,7 +456,10 @@ class Batch:
                 self._linear = self._twice = None
             try:
                 image = self._push(column)
-            except (NotImplementedError, RuntimeError) as error:  # an op without a second derivative, or without a forward one
+            except (
+                NotImplementedError,
+                RuntimeError,
+            ) as error:  # an op without a second derivative, or without a forward one
                 said.append(f"no {_WAYS[route]} here ({str(error).splitlines()[0][:120]})")
                 continue
             if agree(v, image, pulled, column):
@@ -505,16 +520,17 @@ def in_full(device: torch.device) -> None:
 
 @contextmanager
 def in_full_precision(device: torch.device) -> Iterator[None]:
-    """Whole float32 in a backward pass outside a run."""
+    """The same precision in a backward pass outside a run."""
     before = torch.backends.cudnn.allow_tf32 if device.type == "cuda" else False
-    if not before:
-        yield
-        return
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    with torch.autocast(device.type, enabled=False):
+        if not before:
+            yield
+            return
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
 
 
 def select(model: nn.Module, patterns: str | Sequence[str] | None) -> list[tuple[str, nn.Parameter]]:
@@ -557,9 +573,13 @@ def tidy(whole: Any, outputs: Outputs = None, targets: Any = None, torchs: bool 
             "Pick the tensor: outputs=lambda out: out.last_hidden_state[:, 0]."
         )
     if out.is_complex() or not out.is_floating_point():
-        raise UsageError(f"Curvature needs real floating-point outputs; the model returned {what(out)}. Return the scores.")
+        raise UsageError(
+            f"Curvature needs real floating-point outputs; the model returned {what(out)}. Return the scores."
+        )
     if out.dim() not in (1, 2, 3, 4):
-        cure = {0: "outputs=lambda out: the scores behind the loss"}.get(out.dim(), "outputs=lambda out: out.flatten(1)")
+        cure = {0: "outputs=lambda out: the scores behind the loss"}.get(
+            out.dim(), "outputs=lambda out: out.flatten(1)"
+        )
         raise UsageError(
             "Curvature needs outputs of shape (n, c), (n, positions, c) or (n, c, height, width); the model returned "
             f"{tuple(out.shape)}. Say {cure}."

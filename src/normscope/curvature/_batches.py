@@ -41,8 +41,10 @@ class Batches:
     def form(self) -> Form:
         """The loss as the matrices need it, for all batches; its targets checked batch by batch."""
         if not self.loss.named:
-            raise UsageError(f"This needs the loss by name: mse, cross_entropy or squared_error; got {self.loss.name!r}.")
-        forms = [Form.of(part.loss, part.value, part.raw, part.targets) for part in self.parts]
+            raise UsageError(
+                f"This needs the loss by name: mse, cross_entropy or squared_error; got {self.loss.name!r}."
+            )
+        forms = [Form.of(p.loss, p.value, p.value if p.raw is None else p.raw, p.targets) for p in self.parts]
         return forms[0] if len(forms) == 1 else Form.stacked(forms)
 
     def curve(self, tangents: Tensor) -> Tensor:
@@ -75,7 +77,11 @@ class Batches:
         """How the numbers came about."""
         facts = self.parts[0].facts()
         sizes = dict(zip(self.parts[0].names, self.parts[0].sizes, strict=True))
-        more = {"batches": len(self.parts), "samples": sum(part.step.rows.n for part in self.parts), "parameter_sizes": sizes}
+        more = {
+            "batches": len(self.parts),
+            "samples": sum(part.step.rows.n for part in self.parts),
+            "parameter_sizes": sizes,
+        }
         lost = list(dict.fromkeys(name for part in self.parts for name in part.unreached))
         notes = list(dict.fromkeys(note for part in self.parts for note in part.notes))
         if lost:

@@ -40,7 +40,7 @@ def chain_gram(f: Batch) -> Callable[[], Float[Tensor, "m m"]] | None:
     )
     held = [p for m in linear for p in m.parameters()]
     alone = len({id(p) for p in held}) == len(held) == len(list(f.model.parameters()))
-    flat = (f.step.args[0].dim() == 2 or type(modules[0]) is nn.Flatten)
+    flat = f.step.args[0].dim() == 2 or type(modules[0]) is nn.Flatten
     hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in f.model.modules())
     if not (linear and plain and alone and flat) or hooked:
         return None

@@ -104,11 +104,11 @@ def fisher(
     if kind not in KINDS:
         raise unknown("kind of fisher", kind, KINDS)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise UsageError(f"draws must be a whole number >= 1; got {draws!r}. It counts sets of targets of kind='monte_carlo'.")
+        raise UsageError(
+            f"draws must be a whole number >= 1; got {draws!r}. It counts sets of targets of kind='monte_carlo'."
+        )
     step = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples)
-    options = make_options(
-        parameters, outputs=outputs, dtype=dtype, route=route, memory=memory, checkpoint=checkpoint
-    )
+    options = make_options(parameters, outputs=outputs, dtype=dtype, route=route, memory=memory, checkpoint=checkpoint)
     f = Batches(step, options, what="fisher()")
     facts = {**f.facts(), "kind": kind}
     if not f.loss.named:
@@ -174,14 +174,24 @@ def hessian(
             value = part.loss_at(leaves)
             refuse_reentrant(value)
             if not value.requires_grad:
-                raise UsageError("The loss does not depend differentiably on the chosen parameters, so it has no Hessian.")
+                raise UsageError(
+                    "The loss does not depend differentiably on the chosen parameters, so it has no Hessian."
+                )
             grads = part.backward(value, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
             known = leaves, torch.cat([g.reshape(-1) for g in grads]) * (counts[i] / sum(counts))
             if part.keep:
                 graphs[i] = known
         return known
 
+    tested = False
+
     def product(x: Tensor) -> Tensor:
+        nonlocal tested
+        if not tested and x.shape[1]:
+            tested = True
+            z = torch.randn(p, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+            both = product(torch.cat([x[:, :1], z], 1))
+            _check_symmetry(x[:, 0], z[:, 0], both[:, 0], both[:, 1])
         with torch.inference_mode(False), torch.enable_grad():
             x = x.clone() if x.is_inference() else x
             out = torch.zeros(x.shape[1], p, dtype=first.dtype, device=first.device)
@@ -200,7 +210,14 @@ def hessian(
         graph(0)  # a loss that cannot be is told now
     sizes = dict(zip(first.names, first.sizes, strict=True))
     notes = list(dict.fromkeys(note for part in parts for note in part.notes))
-    facts = {**first.facts(), "notes": notes, "batches": len(parts), "parameter_sizes": sizes, "kind": "hessian", "loss": first.loss.name}
+    facts = {
+        **first.facts(),
+        "notes": notes,
+        "batches": len(parts),
+        "parameter_sizes": sizes,
+        "kind": "hessian",
+        "loss": first.loss.name,
+    }
     note = f"Hessian of {first.loss.name}"
     return LinearMap((p, p), product, product, first.dtype, first.device, note=note, facts=facts)
 
@@ -209,6 +226,18 @@ def make_options(parameters: str | Iterable[str] | None = None, **more: Any) -> 
     """``Options`` from keyword arguments."""
     names = parameters if parameters is None or isinstance(parameters, str) else tuple(parameters)
     return Options(parameters=names, **more)
+
+
+def _check_symmetry(x: Tensor, z: Tensor, hx: Tensor, hz: Tensor) -> None:
+    """A Hessian is symmetric; where <z, H x> is not <x, H z> some op's second derivative is at fault."""
+    x, z, hx, hz = (v.double() for v in (x, z, hx, hz))
+    loose = 1e-2 if hx.dtype is torch.float32 else 1e-3
+    allowed = loose * (x.norm() * hz.norm() + z.norm() * hx.norm()) / len(x) ** 0.5
+    if bool(((z @ hx - x @ hz).abs() > allowed)):
+        raise UsageError(
+            f"A Hessian must be symmetric; this one is not (<z, H x> = {float(z @ hx):.6g}, <x, H z> = {float(x @ hz):.6g}): an op of "
+            "the model has a wrong second derivative, as one marked once_differentiable. Write it from differentiable ops."
+        )
 
 
 def _note(loss: str, kind: str) -> str:

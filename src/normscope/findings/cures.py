@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ def cure(
     seed: of every random choice; equal seeds give bit-identical weights.
 
     Returns the model; for ``center-outputs`` and ``last-batch-norm`` the module that wraps it. Nothing but the weights and
-    biases of the treated layers changes. ``normscope.findings.cures.treat`` takes the same arguments and also says which layers were
-    treated, and why others were not.
+    biases of the treated layers changes. ``normscope.findings.cures.treat`` takes the same arguments and also says which
+    layers were treated, and why others were not.
     Raises ``UsageError`` for an unknown name, fewer than 2 samples, values that are not finite (naming the layer), or a
     model without a layer to treat; then the model is as before.
     """
@@ -64,7 +64,7 @@ def treat(
     if at.targets is not None or at.criterion.kind:
         _check_loss(at)
     if how == "auto":
-        how = rank_cures(at.root, at.inputs, at.targets, seed=seed, loss=at.loss)[0].name
+        how = rank_cures(at)[0].name
         parts = parts_of(how)
     treatment = Treatment(model.model if isinstance(model, Step) else model)
     for part in parts:
@@ -179,10 +179,12 @@ class Reading:
 
 
 def read(
-    model: nn.Module, inputs: Any, targets: Any = None, loss: LossLike = None, *, curvature: bool = True, seed: int = 0
-) -> Reading:
+    model: nn.Module | Step, inputs: Any = None, targets: Any = None, loss: LossLike = None, *, curvature: bool = True,
+    seed: int = 0,
+) -> Reading:  # fmt: skip
     """Measure a model on a batch, in training mode; nothing is changed."""
-    found = diagnose(model, inputs, targets, loss, theory=False, seed=seed)
+    at = Step.of(model, inputs, targets, loss, mode="train", seed=seed)
+    found = diagnose(at, theory=False)
     view = View(found.profile)
     ranks = [r.value for r in view.alike("participation_rank")]
     gaps = [r.value for r in view.alike("orthogonality_gap")]
@@ -196,10 +198,10 @@ def read(
         least=min(ranks, key=lambda r: -math.inf if math.isnan(r) else r),
         deepest=ranks[-1],
         gap=gaps[-1],
-        kept=_kept(model, inputs, view.alike("participation_rank")[-1].name, seed),
+        kept=_kept(at, view.alike("participation_rank")[-1].name),
         gradient_growth=slopes[0] / slopes[-1] if slopes and slopes[-1] else math.nan,
         gradient_spread=max(slopes) / small if slopes and small else math.inf,
-        lambda_max=_lambda_max(model, inputs, targets, loss, seed) if curvature else math.nan,
+        lambda_max=_lambda_max(at) if curvature else math.nan,
         codes=tuple(dict.fromkeys(f.code for f in found.findings if f.severity != "info")),
         errors=severities.count("error"),
         warnings=severities.count("warning"),
@@ -207,9 +209,8 @@ def read(
     )
 
 
-def _kept(model: nn.Module, inputs: Any, deepest: str, seed: int) -> float:
+def _kept(at: Step, deepest: str) -> float:
     """Centred alignment (CKA) of the input, or the first layer where that is no floating tensor, and the named layer."""
-    at = Step.of(model, inputs, mode="train", seed=seed)
     grams: dict[str, Tensor] = {}
 
     def centred(rows: Tensor) -> Tensor:
@@ -237,11 +238,10 @@ def _kept(model: nn.Module, inputs: Any, deepest: str, seed: int) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
-def _lambda_max(model: nn.Module, inputs: Any, targets: Any, loss: LossLike, seed: int) -> float:
+def _lambda_max(at: Step) -> float:
     """Largest eigenvalue of the Fisher matrix of the loss to about 5 %; NaN where it is not defined."""
-    options: dict[str, Any] = {"tol": 0.05, "probes": 0, "compare_modes": False, "mode": "train", "seed": seed}
     try:
-        return sharpness(model, inputs, targets, loss, **options).lambda_max
+        return sharpness(at, tol=0.05, probes=0, compare_modes=False).lambda_max
     except (UsageError, ValueError, RuntimeError):
         return math.nan
 
@@ -270,8 +270,8 @@ class Trial:
 
 
 def rank_cures(
-    model: nn.Module,
-    inputs: Any,
+    model: nn.Module | Step,
+    inputs: Any = None,
     targets: Any = None,
     *,
     fresh: tuple[Any, Any] | None = None,
@@ -284,6 +284,7 @@ def rank_cures(
 ) -> list[Trial]:
     """Try cures on copies of the model and rank them by what is measured, the best first.
 
+    model, inputs, targets, loss: a batch as in `cure`.
     fresh: (inputs, targets) to measure on, better than the batch that the cures have seen.
     candidates: names as for `cure`. The best of them is tried together with ``center-outputs`` as well.
     seconds: start no further candidate after that long. curvature: measure lambda_max too.
@@ -292,8 +293,10 @@ def rank_cures(
     decides. The model as it is stays first unless a cure has fewer errors or is better by `LEAST_GAIN`. Controls are
     shown and never first.
     """
-    _check_differ(inputs if fresh is None else fresh[0])
-    _check_differ(inputs)
+    at = Step.of(model, inputs, targets, loss, mode="train", seed=seed)
+    on = _fresh(at, fresh)
+    _check_differ(on.inputs)
+    _check_differ(at.inputs)
     begin = time.monotonic()
     trials: list[Trial] = []
 
@@ -303,13 +306,13 @@ def rank_cures(
             return
         if progress is not None:
             progress(name)
-        trials.append(_try(model, name, inputs, targets, fresh, loss, curvature, seed))
+        trials.append(_try(name, at, on, curvature))
 
     for name in candidates:
         attempt(name)
     best = min(trials, key=lambda t: t.key)
     sharp = best.reading is not None and best.reading.terms["sharpness"] > 0
-    if sharp and "center-outputs" not in best.name and not off_centre(targets):
+    if sharp and "center-outputs" not in best.name and not off_centre(at.targets):
         attempt("center-outputs" if best.name == "none" else f"{best.name}+center-outputs")
     ranked = sorted(trials, key=lambda t: t.key)
     if ranked[0].reading is None:
@@ -336,14 +339,16 @@ def _check_differ(inputs: Any) -> None:
         )
 
 
-def _try(
-    model: nn.Module, name: str, inputs: Any, targets: Any, fresh: tuple[Any, Any] | None, loss: LossLike, curvature: bool,
-    seed: int,
-) -> Trial:  # fmt: skip
+def _fresh(at: Step, fresh: tuple[Any, Any] | None) -> Step:
+    """The step that is measured: on the samples that the cures have not seen, if there are some."""
+    return at if fresh is None else replace(at, inputs=fresh[0], targets=fresh[1], data=None)
+
+
+def _try(name: str, at: Step, on: Step, curvature: bool) -> Trial:
     control, start = any(part.control for part in parts_of(name)), time.monotonic()
     try:
-        treated = treat(_copy(model), name, inputs, targets, seed=seed, loss=loss).model
-        reading = read(treated, *(fresh or (inputs, targets)), loss, curvature=curvature, seed=seed)
+        treated = treat(replace(at, model=_copy(at.model)), name, seed=at.seed).model
+        reading = read(replace(on, model=treated), curvature=curvature)
     except UsageError as error:
         return Trial(name, control, time.monotonic() - start, None, str(error))
     return Trial(name, control, time.monotonic() - start, reading)
@@ -385,9 +390,9 @@ class Course:
 
 
 def follow(
-    model: nn.Module,
+    model: nn.Module | Step,
     how: str,
-    inputs: Any,
+    inputs: Any = None,
     targets: Any = None,
     *,
     fresh: tuple[Any, Any] | None = None,
@@ -399,24 +404,24 @@ def follow(
     """`cure` a model and measure it before and after, on ``fresh`` = (inputs, targets) if given; arguments as `rank_cures`."""
     say = progress or (lambda _name: None)
     parts_of(how)
-    on = fresh or (inputs, targets)
+    at = Step.of(model, inputs, targets, loss, mode="train", seed=seed)
+    on = _fresh(at, fresh)
     trials: list[Trial] = []
     if how == "auto":
-        trials = rank_cures(
-            model, inputs, targets, fresh=fresh, loss=loss, curvature=curvature, seed=seed, progress=progress
-        )
+        trials = rank_cures(at, fresh=fresh, curvature=curvature, progress=progress)
         how = trials[0].name
     say("before")
-    before = read(model, *on, loss, curvature=curvature, seed=seed)
+    before = read(on, curvature=curvature)
     say(how)
     start = time.monotonic()
-    treatment = treat(model, how, inputs, targets, seed=seed, loss=loss)
+    treatment = treat(at, how, seed=at.seed)
     facts = {
         "seconds": time.monotonic() - start,
+        "loss": before.diagnosis.facts["loss"],
         "measured_on": "fresh samples" if fresh else "the batch of the cure",
-        "samples": Step.of(model, inputs).rows.n,
-        "samples_measured": Step.of(model, on[0]).rows.n,
+        "samples": at.rows.n,
+        "samples_measured": on.rows.n,
     }
     say("after")
-    after = read(treatment.model, *on, loss, curvature=curvature, seed=seed)
+    after = read(replace(on, model=treatment.model), curvature=curvature)
     return Course(how, treatment, before, after, tuple(trials), facts)

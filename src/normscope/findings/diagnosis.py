@@ -207,10 +207,9 @@ def _curvature(at: Step, lr: float | None, facts: dict[str, Any]) -> Sharpness |
         if len(at.args) == 1 and isinstance(at.args[0], Tensor) and at.mode == "train":
             from normscope.theory import predicted_sharpness
 
-            softmax = found.loss == "cross_entropy"
-            expected = at.run(lambda: predicted_sharpness(at.root, at.args[0], softmax))
-            if expected is not None:  # torch's mean squared error is 2/c times half the summed one
-                facts["lambda_max_predicted"] = expected * (2 / found.facts["outputs"] if found.loss == "mse" else 1)
+            expected = at.run(lambda: predicted_sharpness(at.root, at.args[0], found.loss))
+            if expected is not None:
+                facts["lambda_max_predicted"] = expected
     return found
 
 

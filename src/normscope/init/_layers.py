@@ -90,7 +90,9 @@ def survey(model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
         elif weight is None:
             left[name] = "its weight is computed from other parameters"
         elif weight.is_inference():
-            raise UsageError(f"{name!r} was made in inference mode and cannot be changed; make the model outside of it, or copy it.")
+            raise UsageError(
+                f"{name!r} was made in inference mode and cannot be changed; make the model outside of it, or copy it."
+            )
         elif not weight.requires_grad:
             left[name] = "its weight is frozen (requires_grad is off)"
         elif weight.is_meta or not weight.is_floating_point():

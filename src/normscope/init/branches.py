@@ -180,7 +180,9 @@ class _Look:
             x = seen[0] if seen else out
             if x is None or not x.requires_grad or not wanted:
                 return None
-            direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(self.step.seed), dtype=torch.float64)
+            direction = torch.randn(
+                x.shape, generator=torch.Generator().manual_seed(self.step.seed), dtype=torch.float64
+            )
             return list(torch.autograd.grad(x, [*wanted, *entries], direction.to(x), allow_unused=True))
 
         norms = [Layer("", m) for m in self.step.root.modules() if isinstance(getattr(m, "weight", None), Tensor)]  # type: ignore[arg-type]

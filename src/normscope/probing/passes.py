@@ -136,12 +136,16 @@ def _refuse_untrained(root: nn.Module, mode: str | None) -> None:
 def _notes(at: Step, taps: list[Tap], found: Collection, layers: Any) -> list[str]:
     """What a reader must know about what was measured."""
     notes = [
-        *[f"parameter {n} was changed in place by the forward pass itself; it was put back" for n in at.trace.rewritten],
-        *[f"parameter {n} was changed in place by the forward pass itself; that was not undone" for n in at.trace.changed],
+        *[
+            f"parameter {n} was changed in place by the forward pass itself; it was put back"
+            for n in at.trace.rewritten
+        ],
+        *[
+            f"parameter {n} was changed in place by the forward pass itself; that was not undone"
+            for n in at.trace.changed
+        ],
     ]
-    frozen = [
-        name for name, m in normalizers(at.root) if not m.training and at.mode == "train" and at.root.training
-    ]
+    frozen = [name for name, m in normalizers(at.root) if not m.training and at.mode == "train" and at.root.training]
     if frozen:
         notes.append(
             f"in eval mode inside a model in training mode, but measured in training mode ({len(frozen)} norms, the first is "
@@ -250,9 +254,7 @@ def _differentiate(
     refuse_reentrant(value)
     grads = torch.autograd.grad(value, wanted, allow_unused=True)
     out.loss, out.loss_name = value.item(), loss.name
-    out.weights = {
-        n: (_norm(g), _norm(p)) for (n, p), g in zip(named, grads, strict=False) if g is not None
-    }
+    out.weights = {n: (_norm(g), _norm(p)) for (n, p), g in zip(named, grads, strict=False) if g is not None}
     for leaf, grad in zip(leaves, grads[len(named) :], strict=True):
         if grad is not None and leaf is entry and first is not None:
             recorder.look_back(first, grad)
@@ -294,7 +296,9 @@ def _note_drift(
 
 def _records(seen: Seen, metrics: list[Metric], found: Collection, root: nn.Module) -> Iterable[Record]:
     tap = seen.tap
-    here = Record(layer=seen.layer, metric="", value=0.0, name=tap.name, call=seen.call, kind=tap.kind if seen.layer else "input")
+    here = Record(
+        layer=seen.layer, metric="", value=0.0, name=tap.name, call=seen.call, kind=tap.kind if seen.layer else "input"
+    )
     for signal, name, value in numbers(seen, metrics):
         yield here._replace(metric=name, value=value, signal=signal)
     wanted = {m.name for m in metrics}
