@@ -93,7 +93,7 @@ def critical(name: str, m: int, last: str, inner: str, seed: int) -> dict[str, f
     f64 = torch.float64
     model = net([m, m, m, 2], seed, hidden=inner, last=last, dtype=f64, **NETS[name])
     targets = torch.randn(m, 2, generator=torch.Generator().manual_seed(20_000 + seed), dtype=f64)
-    found = curvature.critical_rate(model, data(m, m, seed, dtype=f64), targets, steps=15, tol=0.01)
+    found = curvature.critical_rate(model, data(m, m, seed, dtype=f64), targets, "squared_error", steps=15, tol=0.01)
     return {"eta_c": found.rate, "margin": found.margin}
 
 

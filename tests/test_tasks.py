@@ -70,7 +70,7 @@ def test_train_is_plain_gradient_descent_where_it_has_no_batches():
         r = h @ v.T - y
         losses.append((r**2).sum() / 24)
         w, v = w - 0.05 * (v.T @ r.T @ x) / 12, v - 0.05 * (r.T @ h) / 12
-    found = tasks.train(**given, data=None, n=12, loss="mse", lr=0.05, steps=20, batch=None, seed=7)
+    found = tasks.train(**given, data=None, n=12, loss="squared_error", lr=0.05, steps=20, batch=None, seed=7)
     assert found["initial_loss"] == pytest.approx(losses[0], rel=1e-4)
     assert found["final_loss"] == pytest.approx(losses[-1], rel=1e-3)
     assert found["loss_ratio"] == pytest.approx(losses[-1] / losses[0], rel=1e-3)

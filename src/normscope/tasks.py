@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["TASKS", "phase", "predict", "probe", "sharpness", "simulate", "train"]
 
 _LAYERS = ("last", "all")
+_LOSSES = ("squared_error", "mse", "cross_entropy")
 #: The weights' stream is not the data's.
 _WEIGHTS = 0x5EED
 #: A loss that has fallen below this share of its first value counts as trained (chosen by us).
@@ -78,8 +79,8 @@ def _check(spec: Spec, fewest: int, **given: Any) -> None:
     finite_number("lr", given.get("lr", 1), above=0)
     if data is None and given.get("cosine") is not None and not -1 <= given["cosine"] <= 1:
         raise UsageError(f"cosine must lie in [-1, 1]; got {given['cosine']!r}.")
-    if given.get("loss", "mse") not in ("mse", "cross_entropy"):
-        raise unknown("loss", given["loss"], ("mse", "cross_entropy"))
+    if given.get("loss", "mse") not in _LOSSES:
+        raise unknown("loss", given["loss"], _LOSSES)
 
 
 @spec_task
@@ -136,7 +137,7 @@ def probe(
 @spec_task
 def sharpness(
     spec: Spec, *, model: str | None = None, n: int = 64, data: str | None = None, data_dir: str | None = None,
-    loss: str = "mse", tol: float = 1e-3, seed: int = 0,
+    loss: str = "squared_error", tol: float = 1e-3, seed: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     """Largest eigenvalue of the batch's Fisher matrix, and the learning rate it allows (`normscope.sharpness`)."""
     from normscope.curvature import sharpness as run
@@ -162,7 +163,8 @@ def train(
     (1 if the loss has halved), ``diverged`` (1 if it is above its first value), ``accuracy``. A run that
     `normscope.training` calls diverged, or that ends above ten times its first loss, has infinite loss.
 
-    batch: samples a step; ``None``: all (gradient descent). loss: ``cross_entropy``, or ``mse``, $\frac1{2n}\sum\|f-y\|^2$.
+    batch: samples a step; ``None``: all (gradient descent). loss: ``cross_entropy``, torch's ``mse``, or ``squared_error``,
+    $\frac1{2n}\sum\|f-y\|^2$.
     data: a data set by name; ``None``: standard Gaussian samples and targets.
     """
     net, samples = _net(spec, model, n, data, data_dir, seed, readout=True)
@@ -203,20 +205,21 @@ def _trained(
     """The outcome of a few steps of SGD (`normscope.training`)."""
     import torch
 
+    from normscope.call.losses import Loss
     from normscope.call.traceless import Traceless
     from normscope.training import Recipe, Samples, Training
 
     inputs, targets = data.inputs, data.targets
-    value, wanted = _objective(loss, targets, data.classes)
+    _check_targets(loss, targets)
     size = min(batch or len(inputs), len(inputs))
     epochs = max(1, math.ceil(steps / (len(inputs) // size)))
-    recipe = Recipe(epochs=epochs, batch=size, lr=lr, momentum=momentum, loss=value, seed=seed)
-    run = Training(net, Samples(inputs, wanted), recipe)
+    recipe = Recipe(epochs=epochs, batch=size, lr=lr, momentum=momentum, loss=loss, seed=seed)
+    run, value = Training(net, Samples(inputs, targets), recipe), Loss.of(loss).value
     look = torch.no_grad()(lambda: net(inputs))
-    initial = float(value(Traceless(net, mode="train", seed=seed).run(look), wanted))
+    initial = float(value(Traceless(net, mode="train", seed=seed).run(look), targets))
     run.advance(steps)
     outputs = Traceless(net, mode="train", seed=seed).run(look)
-    final = float(value(outputs, wanted))
+    final = float(value(outputs, targets))
     if run.diverged is not None or not final <= recipe.explosion * initial:
         final = math.inf
     found = {
@@ -231,21 +234,13 @@ def _trained(
     return found
 
 
-def _objective(
-    loss: str, targets: Tensor | None, classes: int | None
-) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
-    from torch.nn import functional as F
-
+def _check_targets(loss: str, targets: Tensor | None) -> None:
     if targets is None:
         raise UsageError(
             "Training needs targets; the data has none. Choose another, or data = None for random targets."
         )
-    if loss == "mse":
-        wanted = F.one_hot(targets, classes or -1).float() if not targets.is_floating_point() else targets
-        return (lambda out, y: (out - y).square().sum() / (2 * len(y))), wanted
-    if targets.is_floating_point():
+    if loss == "cross_entropy" and targets.is_floating_point():
         raise UsageError("cross_entropy needs data with classes; these have real targets. Use loss = 'mse'.")
-    return F.cross_entropy, targets
 
 
 def _net(

@@ -77,19 +77,14 @@ def read_inputs(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[st
     argument where the model has no arguments of these names; any other object that holds tensors the one argument.
     Raises ``UsageError`` for what is no batch, and for arguments that ``forward`` does not take.
     """
-    if (
-        isinstance(inputs, PackedSequence)
-        or (isinstance(inputs, tuple) and hasattr(inputs, "_fields"))
-        or isinstance(inputs, Tensor)
-    ):
-        args, kwargs = (inputs,), {}
-    elif isinstance(inputs, tuple | list):
+    args: tuple[Any, ...] = (inputs,)
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, Mapping):
+        if not _refusal(model, (), inputs) or _refusal(model, args, {}):
+            args, kwargs = (), dict(inputs)
+    elif isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):  # a named tuple is one argument
         args = tuple(inputs)
-    elif isinstance(inputs, Mapping):
-        args, kwargs = (), dict(inputs)
-        if _refusal(model, args, kwargs) and not _refusal(model, (inputs,), {}):
-            args, kwargs = (inputs,), {}
-    elif not _is_batch(inputs):
+    elif not isinstance(inputs, Tensor | tuple) and not _is_batch(inputs):
         raise _no_batch(inputs)
     _check_tensors(args, kwargs)
     if wrong := _refusal(model, args, kwargs):

@@ -43,8 +43,8 @@ def jacobian(
     sample i including its path through the batch statistics. Columns follow ``named_parameters()``, shared ones once.
     Of outputs (m, positions, c), as of a language model, or (m, c, height, width), each position is a sample: n = m positions.
 
-    inputs: the argument (tensor), the positional arguments (tuple) or the keyword arguments (dictionary) of the model; a
-        *list* holds several batches, each with its own statistics, whose rows are stacked.
+    model, inputs, data, samples: a `Step`, or what one is made of (``docs/inputs.md``); ``data`` holds several batches, each with
+        its own statistics, whose rows are stacked.
     parameters: name patterns (``"layers.3"``, ``"*.bias"``) of the parameters to differentiate in; default all trainable.
     outputs: columns to keep (indices or a slice), or a function from what the model returns to (n, c) or (m, positions, c).
     mode: ``train``, ``eval``, or ``None``: each module as it is; batch norm in eval mode that has seen no batch is refused.
@@ -87,17 +87,18 @@ def fisher(
 ) -> LinearMap:
     r"""Fisher information, equal to the Gauss-Newton matrix, (p, p), per sample, of the whole-batch function.
 
-    ``mse``: $F = \frac1n \sum_i \sum_k \nabla f_k(i)\, \nabla f_k(i)^T = J^T J / n$, the Gauss-Newton matrix of
-    $E = \frac1{2n}\sum_i\|f(i)-y(i)\|^2$ (for torch's ``MSELoss()``, $(2/c)E$, pass that module as ``loss``: $(2/c) F$).
-    ``cross_entropy``: $F = \frac1n \sum_i J_i^T (\mathrm{diag}\,g_i - g_i g_i^T) J_i$ with $g_i$ = softmax of $f(i)$.
-    A callable ``loss`` (outputs, targets) -> scalar: $J^T (\nabla_f^2\, \mathrm{loss}) J$ with its own normalization.
+    ``squared_error`` (without targets the default): $F = \frac1n \sum_i \sum_k \nabla f_k(i)\, \nabla f_k(i)^T = J^T J / n$, the
+    Gauss-Newton matrix of $E = \frac1{2n}\sum_i\|f(i)-y(i)\|^2$; torch's ``mse``, $(2/c)E$: $(2/c) F$.
+    ``cross_entropy``: $F = \frac1n \sum_i J_i^T (\mathrm{diag}\,g_i - g_i g_i^T) J_i$ with $g_i$ = softmax of $f(i)$; class
+    weights, ignored targets, smoothing and the reduction of torch's module weight the rows.
+    Any other loss, the model's own too: $J^T (\nabla_f^2\, \mathrm{loss}) J$ with its own normalization, f the outputs it uses.
 
     kind: ``ggn`` (the above, exact), ``empirical``: $\frac1n\sum_i g_i g_i^T$ with the gradients $g_i$ of the samples'
-        losses at the targets (not a Fisher information; needs ``targets``), ``monte_carlo``: the same at ``samples`` sets of
+        losses at the targets (not a Fisher information; needs ``targets``), ``monte_carlo``: the same at ``draws`` sets of
         targets drawn from the model's own predictive law with ``seed``, unbiased for ``ggn``.
-    targets: needed by ``empirical`` and by most callables; otherwise only checked.
-    inputs: as in ``jacobian``; for a *list* of batches (targets: a list too) this is the exact matrix of the sum over batches
-        divided by the total n, each batch coupled inside itself. It depends on how the data is cut into batches.
+    targets: needed by ``empirical`` and by losses without a name; otherwise they choose the loss, and are checked.
+    data: the exact matrix of the sum over the batches divided by the total n, each coupled inside itself: it depends on how
+        the data is cut into batches.
 
     Other arguments, errors and guarantees: ``jacobian``. The map's ``factor`` A (p, n c) has A A^T = F.
     """
@@ -230,13 +231,14 @@ def make_options(parameters: str | Iterable[str] | None = None, **more: Any) -> 
 
 def _check_symmetry(x: Tensor, z: Tensor, hx: Tensor, hz: Tensor) -> None:
     """A Hessian is symmetric; where <z, H x> is not <x, H z> some op's second derivative is at fault."""
-    x, z, hx, hz = (v.double() for v in (x, z, hx, hz))
     loose = 1e-2 if hx.dtype is torch.float32 else 1e-3
+    x, z, hx, hz = (v.double() for v in (x, z, hx, hz))
     allowed = loose * (x.norm() * hz.norm() + z.norm() * hx.norm()) / len(x) ** 0.5
-    if bool(((z @ hx - x @ hz).abs() > allowed)):
+    one, other = float(z @ hx), float(x @ hz)
+    if not abs(one - other) <= allowed:
         raise UsageError(
-            f"A Hessian must be symmetric; this one is not (<z, H x> = {float(z @ hx):.6g}, <x, H z> = {float(x @ hz):.6g}): an op of "
-            "the model has a wrong second derivative, as one marked once_differentiable. Write it from differentiable ops."
+            f"A Hessian must be symmetric; this one is not (<z, H x> = {one:.6g}, <x, H z> = {other:.6g}): an op of the model has a "
+            "wrong second derivative. Write it from differentiable ops."
         )
 
 

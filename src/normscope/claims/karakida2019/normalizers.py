@@ -279,7 +279,7 @@ def replicas(run: Run, width: int, samples: int, swap: bool = False) -> Iterator
         model = net(Kind(sb2=0.1, last=last), width, 2, run.generator(0))
         whole = spectrum(fisher(model, x), method="dense").largest
         for size in (5, 10, 20) if last == "batch_recenter" else (5,):
-            ratio = spectrum(fisher(model, list(x.split(size))), method="dense").largest / whole
+            ratio = spectrum(fisher(model, data=list(x.split(size))), method="dense").largest / whole
             ratio = 1 / ratio if swap else ratio
             name = f"{last}, {size} samples a replica, over the whole batch"
             yield at_most(name, ratio, 1 + 1e-5) if last == "batch_recenter" else at_least(name, ratio, 2)

@@ -113,7 +113,7 @@ def critical_rate_claim(
 def _critical(run: Run, kind: Kind, width: int, r: int) -> CriticalRate:
     model = net(kind, width, 2, run.generator(100 * r + width))
     x, y = batch(run, width, width, 7000 + 100 * r + width), batch(run, width, 2, 90_000 + 100 * r + width)
-    return critical_rate(model, x, y, tol=0.04)
+    return critical_rate(model, x, y, "squared_error", tol=0.04)
 
 
 @PAPER.claim(
@@ -134,7 +134,7 @@ def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Ev
             model = net(kind, m, 1, run.generator(10 * m + r), torch.float64)
             x, y = batch(run, m, m, 7 + 10 * m + r, torch.float64), batch(run, m, 1, 5000 + 10 * m + r, torch.float64)
             limit = 2 / own.top(m, m)
-            low, high = descend(model, x, y, rates=[limit / 3, 6 * limit], steps=steps)
+            low, high = descend(model, x, y, "squared_error", rates=[limit / 3, 6 * limit], steps=steps)
             below, above = below + low.exceeded, above + high.exceeded
     count = 3 * len(widths)
     line = [2 / own.top(m, m) for m in widths]
