@@ -317,6 +317,19 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path, variants, changes, 
         race(made, (X, Y), **CALM | changes)
 
 
+def test_how_the_first_batch_was_read_is_in_the_notes():
+    found = race({"a": net(), "b": net()}, (X, Y), **CALM | {"loss": "mse"})
+    assert found.facts["notes"] == [f"{v}, first batch: integer targets were read as one-hot rows" for v in "ab"]
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_race_trains_where_gradients_are_off(off):
+    model = net()
+    on = race({"a": model}, (X, Y), **CALM)
+    with off():
+        assert values(race({"a": model}, (X, Y), **CALM).table, "a", 0) == values(on.table, "a", 0)
+
+
 @pytest.mark.parametrize(("data", "says"), [("digits", "a Batch"), ((X, Y[:3]), "rows each"), ((X,), "a pair")])
 def test_bad_data_is_refused(data, says):
     with pytest.raises(UsageError, match=says):

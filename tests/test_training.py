@@ -276,11 +276,57 @@ def test_a_class_beyond_the_outputs_is_told_at_the_first_step_wherever_it_stands
         (torch.ones(3, 1), torch.ones(2), "rows each"),
         (torch.ones(0, 1), None, "n >= 1"),
         ("text", None, "n >= 1"),
+        (torch.ones(3, 1).numpy(), None, "ndarray"),
+        ({"x": torch.ones(3, 1), "z": torch.ones(3, 1).numpy()}, None, "ndarray"),
+        (torch.ones(3, 1), ["a", "b", "c"], "'a', 'b', 'c'"),
+        (torch.ones(3, 1), torch.ones(3, 1).to_sparse(), "targets must be dense"),
+        (nn.utils.rnn.pack_sequence([torch.ones(2, 1), torch.ones(1, 1)]), None, "PackedSequence"),
     ],
 )
 def test_bad_samples_are_refused(inputs, targets, says):
     with pytest.raises(UsageError, match=says):
         Samples(inputs, targets)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda y: {"kind": y}, lambda y: (y, y[:, None]), lambda y: [y]], ids=["dict", "tuple", "list"]
+)
+def test_targets_of_any_structure_are_taken_by_rows(samples, wrap):
+    held = Samples(samples.inputs, wrap(samples.targets))
+    rows = torch.tensor([3, 0, 69])
+    part = held.take(rows)
+    assert type(part.targets) is type(held.targets)
+    assert torch.equal(tensor_of(part.targets), samples.targets[rows])
+    assert tensor_of(held.to(torch.device("cpu"), torch.float64).targets).dtype == torch.int64
+    assert held.fingerprint() != Samples(samples.inputs).fingerprint()
+
+
+def tensor_of(targets):
+    return targets["kind"] if isinstance(targets, dict) else targets[0]
+
+
+def test_a_loss_of_several_targets_is_that_of_the_plain_loop(samples):
+    def loss(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets["kind"]) + outputs.square().mean()
+
+    mine, theirs = net(), net()
+    run = Training(
+        mine, Samples(samples.inputs, {"kind": samples.targets}), Recipe(epochs=1, batch=16, lr=0.1, loss=loss)
+    )
+    run.advance(run.steps)
+    expected = plain_loop(
+        theirs, samples.inputs, samples.targets, lambda p: torch.optim.SGD(p, 0.1), epochs=1, batch=16, seed=0,
+        loss=lambda out, y: loss(out, {"kind": y}),
+    )  # fmt: skip
+    assert run.losses == expected
+
+
+def test_the_accuracy_of_images_is_that_of_their_class_axis():
+    model, x = nn.Conv2d(2, 3, 1), torch.randn(6, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        classes = model(x).argmax(1)
+    classes[:, 0] = (classes[:, 0] + 1) % 3  # a fifth is wrong
+    assert evaluate(model, Samples(x, classes), Recipe())["accuracy"] == pytest.approx(0.8)
 
 
 def test_a_fingerprint_sees_one_changed_number(samples):
