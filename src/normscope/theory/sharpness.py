@@ -15,15 +15,17 @@ from normscope.theory.recognise import spec_of
 STANDS_OUT = 5.0
 
 
-def predicted_sharpness(model: nn.Module, inputs: Tensor, cross_entropy: bool) -> float | None:
+def predicted_sharpness(model: nn.Module, inputs: Tensor, loss: str) -> float | None:
     r"""$\lambda_{max}$ of the whole batch's Fisher matrix at infinite width, or ``None`` where no formula applies.
 
-    inputs: (n, ...), of which only the second moment and the mean overlap enter. cross_entropy: of the mean softmax
-        cross-entropy at equal class probabilities; else of $F = \frac1n \sum \nabla f \nabla f^T$ (half the summed squared
-        error). A plain MLP with a linear readout that `spec_of` recognises; leading order in the width, so good to 10-20 %
-        at a width of 100 (fluctuations of a single net are as large). ``None`` too where the network is nearly centred, such as
-        tanh on centred data: its largest eigenvalue is the edge of the bulk, which this formula does not give.
+    inputs: (n, ...), of which only the second moment and the mean overlap enter. loss: ``cross_entropy``, the mean at equal
+        class probabilities; ``squared_error``, $F = \frac1n \sum \nabla f \nabla f^T$; ``mse``, torch's, 2/c of that; no other
+        loss has a formula. A plain MLP with a linear readout that `spec_of` recognises; leading order in the width, so good to
+        10-20 % at a width of 100 (fluctuations of a single net are as large). ``None`` too where the network is nearly centred,
+        such as tanh on centred data: its largest eigenvalue is the edge of the bulk, which this formula does not give.
     """
+    if loss not in ("cross_entropy", "squared_error", "mse"):
+        return None
     spec = spec_of(model)
     readouts = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if spec is None or spec.outputs is None or spec.output_norm != "none" or inputs.dim() < 2 or len(inputs) < 2:
@@ -45,8 +47,8 @@ def predicted_sharpness(model: nn.Module, inputs: Tensor, cross_entropy: bool) -
         alike, common = found.order.kernels
         if not n * common > STANDS_OUT * (alike - common):
             return None
-        if not cross_entropy:
-            return float(found.lambda_max)
+        if loss != "cross_entropy":
+            return float(found.lambda_max) * (2 / spec.outputs if loss == "mse" else 1)
         return float(softmax_outliers(found.order, np.full((n, spec.outputs), 1 / spec.outputs))[1][0])
     except UsageError:
         return None
