@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from normscope.core.errors import UsageError
-from normscope.core.load import call_object, load_object
+from normscope.core.load import Crashed, call_object, is_theirs, load_object, user_error, value_of
 
 
 @pytest.fixture
@@ -204,4 +204,134 @@ def test_a_call_that_raises_shows_the_users_line(here):
 
 def test_an_object_that_is_not_callable_is_refused(here):
     write(here / "net.py", "x = 1\n")
-    assert "must be a callable that takes no arguments; it is a int" in message("net.py:x", call_object)
+    assert "must be a callable; it is a int" in message("net.py:x", call_object)
+
+
+# Arguments
+
+MAKE = """
+def make(depth, norm='none', **rest):
+    return depth, norm, rest
+
+class Net:
+    def __init__(self, width: int = 4):
+        self.width = width
+"""
+
+
+def test_arguments_reach_the_callable(here):
+    write(here / "net.py", MAKE)
+    assert call_object("net.py:make,depth=3,norm=batch,bias=none") == (3, "batch", {"bias": None})
+
+
+def test_arguments_reach_a_callable_of_a_package(here):
+    write(here / "mine" / "__init__.py", MAKE)
+    assert call_object("mine:make,depth=3") == (3, "none", {})
+
+
+def test_a_class_takes_arguments(here):
+    write(here / "net.py", MAKE)
+    assert call_object("net.py:Net,width=9").width == 9
+
+
+def test_a_value_may_hold_a_colon_and_an_equals_sign(here):
+    write(here / "net.py", MAKE)
+    assert call_object("net.py:make,depth=1,at=C:/x=2") == (1, "none", {"at": "C:/x=2"})
+
+
+def test_a_path_may_hold_a_comma(here):
+    write(here / "a,b=1" / "net.py", MAKE)
+    assert call_object("a,b=1/net.py:make,depth=3") == (3, "none", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("-3", -3), ("0.5", 0.5), ("1e-3", 1e-3), ("true", True), ("False", False), ("None", None),
+     ("batch", "batch"), ("", ""), ("3x3", "3x3")],
+)  # fmt: skip
+def test_a_value_is_read_as_what_it_looks_like(text, value):
+    assert (value_of(text), type(value_of(text))) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("net.py:make,dept=3", ["(depth, norm='none', **rest)", "missing a required argument: 'depth'"]),
+        ("net.py:make", ["missing a required argument: 'depth'", "Write net.py:make,depth=VALUE."]),
+        ("net.py:Net,widht=3", ["(width: 'int' = 4)", "unexpected keyword argument 'widht'", "Did you mean 'width'?"]),
+        ("net.py:Net,zzz=3", ["unexpected keyword argument 'zzz'", "Write net.py:Net,width=VALUE."]),
+        ("net.py:plain,x=1", ["takes, ()", "Write net.py:plain."]),
+        ("net.py:make,depth", ["key=value; got 'depth' in 'net.py:make,depth'"]),
+        ("net.py:make,", ["key=value; got ''"]),
+        ("net.py:make,=3", ["key=value; got '=3'"]),
+        ("net.py:make,depth=1,depth=2", ["'depth' stands twice"]),
+    ],
+)
+def test_wrong_arguments_are_told_with_those_that_it_takes(here, name, says):
+    write(here / "net.py", "from __future__ import annotations\n" + MAKE + "\ndef plain():\n    return 1\n")
+    told = message(name, call_object)
+    assert [s for s in says if s not in told] == []
+
+
+# Whose fault it is
+
+
+def raised(name, how=call_object):
+    with pytest.raises(UsageError) as caught:
+        how(name)
+    return type(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["1 / 0\n", "x = = 1\n", "import no_such_thing\n", "def make():\n    1 / 0\n", "def make():\n    exit(1)\n"]
+)
+def test_what_the_users_code_raises_is_a_crash(here, text):
+    write(here / "net.py", text)
+    assert raised("net.py:make") is Crashed
+
+
+@pytest.mark.parametrize("name", ["nix.py:make", "no_such_thing:make", "net.py:mkae", "net.py:x", "net.py:make,y=1"])
+def test_a_wrong_name_is_no_crash(here, name):
+    write(here / "net.py", "x = 1\ndef make():\n    pass\n")
+    assert raised(name) is UsageError
+
+
+def test_a_usage_error_in_the_users_code_stays_one_and_has_their_line(here):
+    write(here / "net.py", "import normscope\ndef make():\n    return normscope.Spec(depth=0)\n")
+    assert raised("net.py:make") is UsageError
+    assert f"at {here / 'net.py'}:3 with UsageError: Spec.depth" in message("net.py:make", call_object)
+
+
+def caught(call):
+    try:
+        call()
+    except Exception as error:
+        return error
+
+
+def test_an_error_is_theirs_when_their_code_was_running(here):
+    write(here / "net.py", "import json\ndef make():\n    json.loads('{')\n")
+    make = load_object("net.py:make")
+    assert is_theirs(caught(make)) is True  # this test's own frame is theirs too, so:
+    error = caught(make)
+    error.__traceback__ = error.__traceback__.tb_next
+    assert is_theirs(error) is True
+
+
+def test_an_error_of_torch_or_of_normscope_alone_is_not_theirs():
+    import torch
+
+    from normscope.core.spec import parse
+
+    for call in (lambda: torch.nn.Linear(2, 3)(torch.ones(5)), lambda: parse("x")):
+        error = caught(call)
+        error.__traceback__ = error.__traceback__.tb_next.tb_next  # without this test's own frames
+        assert is_theirs(error) is False
+
+
+def test_notes_and_advice_follow_the_error():
+    error = ValueError("odd")
+    error.add_note("normscope: it was in layer 3")
+    assert str(user_error("Running it", error, "do this.")) == (
+        "Running it failed with ValueError: odd. It was in layer 3. Do this."
+    )

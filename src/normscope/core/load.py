@@ -1,26 +1,33 @@
-"""Python objects by name, ``package.module:name`` or ``path/to/file.py:name``, and whose line an error comes from."""
+"""Python objects by name, ``package.module:name`` or ``path/to/file.py:name,key=value``, and whose line an error is from."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import importlib.util
+import inspect
 import os
+import re
 import sys
 import sysconfig
 import traceback
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from normscope.core.errors import UsageError
 
 #: A file is executed once for each content it has had: ``{path: (content, module)}``.
 _FILES: dict[Path, tuple[bytes, ModuleType]] = {}
-_OURS = ("<frozen ", os.path.join(os.path.dirname(__file__), ""))
+_OURS = ("<", os.path.join(os.fspath(Path(__file__).parents[1]), ""))
 _STANDARD = tuple(os.path.join(sysconfig.get_path(key), "") for key in ("stdlib", "platstdlib"))
+
+
+class Crashed(UsageError):
+    """The user's own code raised: nothing that was asked for is wrong. The command line exits with code 3."""
 
 
 def load_object(name: str) -> object:
@@ -42,34 +49,107 @@ def load_object(name: str) -> object:
 
 
 def call_object(name: str) -> object:
-    """``load_object(name)()``: what the callable returns when called with no arguments.
+    """What a callable returns: that of ``load_object(name)``, called with the keyword arguments written after the name.
 
-    Imports made inside the call find the same files as those at the top of its module.
-    Raises ``UsageError``: all that ``load_object`` raises; not callable; an exception in the call, shown with its line.
+    ``net.py:make,depth=3,norm=batch``: values are read by `value_of`. Imports made inside the call find the same files as
+    those at the top of its module.
+    Raises ``UsageError``: all that ``load_object`` raises; not callable; arguments that it does not take (it names those
+    that it does). ``Crashed``: an exception in the call, shown with its line.
     """
+    called, given = callable_object(name)
+    with _importable(_folder(_parts(split_arguments(name)[0])[0])):
+        try:
+            return called(**given)
+        except (Exception, SystemExit) as error:
+            raise user_error(f"Calling {name}", error) from error
+
+
+def callable_object(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The callable of ``net.py:make,depth=3`` and its keyword arguments, which it takes: nothing is called."""
+    name, given = split_arguments(name)
     called = load_object(name)
     if not callable(called):
-        raise UsageError(f"{name} must be a callable that takes no arguments; it is a {type(called).__name__}.")
-    with _importable(_folder(_parts(name)[0])):
+        raise UsageError(f"{name} must be a callable; it is a {type(called).__name__}.")
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # built in, without a signature
+        return called, given
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise UsageError(_wrong_arguments(name, signature, given, error)) from None
+    return called, given
+
+
+def _wrong_arguments(name: str, signature: inspect.Signature, given: Mapping[str, Any], error: TypeError) -> str:
+    known = signature.parameters
+    near = [close for key in given if key not in known for close in difflib.get_close_matches(key, known, n=1)]
+    hint = f"Did you mean {near[0]!r}?" if near else f"Write {name}{f',{next(iter(known))}=VALUE' if known else ''}."
+    takes = ", ".join(map(str, known.values()))
+    return f"{name} must be called with arguments that it takes, ({takes}): {error}. {hint}"
+
+
+def split_arguments(name: str) -> tuple[str, dict[str, Any]]:
+    """``net.py:make,depth=3`` -> (``net.py:make``, {depth: 3}). Raises ``UsageError`` for what is not ``key=value``."""
+    found = re.fullmatch(r"(.*?:[^\W\d][\w.]*),(.*)", str(name))
+    if found is None:
+        return str(name), {}
+    return found[1], arguments_of(found[2].split(","), str(name))
+
+
+def arguments_of(items: list[str], name: str) -> dict[str, Any]:
+    """``["depth=3", "norm=batch"]`` as keyword arguments; ``name``: where they stand."""
+    given: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"An argument is written key=value; got {item!r} in {name!r}.")
+        if key in given:
+            raise UsageError(f"An argument is given once; {key!r} stands twice in {name!r}.")
+        given[key] = value_of(value)
+    return given
+
+
+def value_of(text: str) -> Any:
+    """A value as the command line has it: a whole number, a number, true, false, none, or the text itself."""
+    for read in (int, float):
         try:
-            return called()
-        except (Exception, SystemExit) as error:
-            raise user_error(f"Calling {name} with no arguments", error) from error
+            return read(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def user_error(doing: str, error: BaseException) -> UsageError:
-    """``UsageError`` for an exception in the user's own code: its type, its message, and their innermost file:line.
+def user_error(doing: str, error: BaseException, advice: str = "") -> UsageError:
+    """``Crashed`` for an exception in the user's own code: its type, its message, and their innermost file:line.
 
-    doing: what normscope did when it was raised, the start of a sentence: ``Importing net.py``.
+    doing: what normscope did when it was raised, the start of a sentence: ``Importing net.py``. The exception's notes
+    and ``advice`` follow. A ``UsageError``, raised by what they called of normscope, stays one.
     """
-    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError) and error.filename:
-        frames.append((error.filename, error.lineno or 0))
-    frames = [f for f in frames if not f[0].startswith(_OURS)]
+    frames = [f for f in _frames(error) if not f[0].startswith(_OURS)]
     own = [f for f in frames if not _foreign(f[0])] or frames
     where = f" at {own[-1][0]}:{own[-1][1]}" if own else ""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return UsageError(f"{doing} failed{where} with {said}")
+    notes = [n.removeprefix("normscope: ") for n in getattr(error, "__notes__", [])]
+    more = [f"{n[:1].upper()}{n[1:].rstrip('.')}." for n in (*notes, advice) if n]
+    told = f"{doing} failed{where} with {said}"
+    kind = UsageError if isinstance(error, UsageError) else Crashed
+    return kind(" ".join([f"{told.rstrip('.')}.", *more]) if more else told)
+
+
+def is_theirs(error: BaseException) -> bool:
+    """Whether code that is neither Python's, torch's nor normscope's was running when an exception was raised."""
+    torch = os.path.join(os.path.dirname(getattr(sys.modules.get("torch"), "__file__", None) or "torch"), "")
+    files = [f for f, _ in _frames(error) if not f.startswith((*_OURS, torch))]
+    return any(_installed(f) or not f.startswith(_STANDARD) for f in files)
+
+
+def _frames(error: BaseException) -> list[tuple[str, int]]:
+    """(file, line) of every call that was under way, the innermost last."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 0))
+    return frames
 
 
 def _parts(name: str) -> tuple[str, list[str]]:
@@ -118,7 +198,11 @@ def _elsewhere(name: str, folder: Path) -> bool:
 
 def _foreign(file: str) -> bool:
     """Whether a source file is normscope's, Python's, or an installed package's: not the user's own."""
-    return file.startswith((*_OURS, *_STANDARD)) or "site-packages" in file or "dist-packages" in file
+    return file.startswith((*_OURS, *_STANDARD)) or _installed(file)
+
+
+def _installed(file: str) -> bool:
+    return "site-packages" in file or "dist-packages" in file
 
 
 def _take(names: set[str]) -> dict[str, ModuleType]:
