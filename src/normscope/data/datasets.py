@@ -74,6 +74,7 @@ def load(
     seed: int = 0,
     flatten: bool = False,
     check: bool = True,
+    samples: int = 0,
 ) -> Batch:
     """A batch of the data set, the file or the callable that ``name`` names.
 
@@ -93,6 +94,8 @@ def load(
         ones; the global generator is not used). ``None`` keeps all, in stored order.
     flatten: inputs as rows, (n, d).
     check: compare MD5 checksums where they are published; turn off for files that you re-encoded.
+    samples: the axis of the inputs that runs over samples, 1 for (time, samples, features). Without ``n`` what a callable
+        returns is not counted: which of its axes has the samples may be for the model to say (a graph, pooled rows).
 
     Raises ``UsageError``: unknown name (nearest offered); no ``data_dir``; missing, truncated or corrupt file; wrong
     checksum; a pickle with more than arrays in it (refused, nothing executed); n < 1 or more than there are; no
@@ -104,13 +107,13 @@ def load(
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
         raise UsageError(f"n must be a whole number of samples >= 1, or None for all; got {n!r}.")
     batch, called = _found(name, data_dir, split, check)
-    total = _count(batch, ragged=called and n is None)
+    total = _count(batch, samples, ragged=called and n is None)
     inputs, targets = batch.inputs, batch.targets
     if n is not None:
         if n > total:
             raise UsageError(f"n must be at most {total}, all samples of {name} ({split}); got {n}. Ask for fewer.")
         chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
-        inputs = _map(lambda leaf: leaf[chosen] if isinstance(leaf, Tensor) else leaf, inputs)
+        inputs = _map(lambda leaf: leaf.index_select(samples, chosen) if isinstance(leaf, Tensor) else leaf, inputs)
         targets = None if targets is None else targets[chosen]
     if not called:
         inputs = _scaled(inputs)
@@ -304,18 +307,19 @@ def _pick(content: Mapping[str, Any], split: str, name: str) -> tuple[Any, Any]:
     return rest, None if targets is None else content[targets]
 
 
-def _count(batch: Batch, ragged: bool) -> int:
-    """n, the same for all inputs and the targets; ``ragged`` allows other inputs to have other first axes."""
+def _count(batch: Batch, axis: int, ragged: bool) -> int:
+    """n, the same for all inputs and the targets; ``ragged``: whichever axes have it is not looked at."""
     shapes = [tuple(leaf.shape) for leaf in _leaves(batch.inputs)]
-    counts = {shape[:1] for shape in (shapes[:1] if ragged else shapes)}
+    counts = {shape[axis : axis + 1] for shape in (shapes[:1] if ragged else shapes)}
     if () in counts or (0,) in counts or len(counts) > 1:
         raise UsageError(
-            f"The inputs of {batch.name} must have the same n >= 1 samples on axis 0; their shapes are {shapes}."
+            f"The inputs of {batch.name} must have the same n >= 1 samples on axis {axis}; their shapes are {shapes}."
         )
-    if batch.targets is not None and tuple(batch.targets.shape[:1]) != shapes[0][:1]:
+    n = shapes[0][axis]
+    if not ragged and batch.targets is not None and tuple(batch.targets.shape[:1]) != (n,):
         got = f"targets {tuple(batch.targets.shape)} for inputs {shapes[0]}"
         raise UsageError(f"{batch.name} must have one target a sample; it has {got}.")
-    return len(batch)
+    return n
 
 
 def _targets(values: Any, name: str) -> Tensor | None:
