@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from normscope.call.step import Step
 from normscope.core import spec as _spec
 from normscope.core.errors import UsageError, unknown
-from normscope.core.load import call_object, load_object
+from normscope.core.load import arguments_of, call_object, callable_object, load_object, split_arguments
 from normscope.core.registry import Registry
 from normscope.data.datasets import Batch
 from normscope.nn import build
@@ -25,28 +27,69 @@ SOURCES: Registry[Callable[[str, Batch | None, int], nn.Module]] = Registry("kin
 def load_model(name: str, batch: Batch | None = None, *, seed: int = 0) -> nn.Module:
     """The model of a name, with random weights drawn from ``seed``; torch's global stream is left alone.
 
+    As `load_step`; refuses a ``Step``, or a dictionary of its fields, for what trains or measures models alone.
+    """
+    parts = load_step(name, batch, seed=seed)
+    model: nn.Module = parts.pop("model")
+    if parts:
+        raise UsageError(
+            f"{name} must return an nn.Module here, where models share data and loss; it returns a Step or a dict of its fields "
+            f"({', '.join(parts)}). Return its model, and name data and loss by options."
+        )
+    return model
+
+
+def load_step(name: str, batch: Batch | None = None, *, seed: int = 0) -> dict[str, Any]:
+    """The fields of the ``Step`` that a name stands for, ``model`` among them, its random weights drawn from ``seed``.
+
     ``mlp:...``, ``vgg:...``, ``resnet:...``: built-in nets; the sample's shape and the number of classes come from
     ``batch``. ``transformers:CONFIG-OR-DIR[,key=value...]``, ``timm:NAME``, ``torchvision:NAME``: built from their
-    configuration, nothing is downloaded. ``package.module:callable`` or ``path/file.py:callable``: called without
-    arguments, must return an ``nn.Module`` (a module class or instance serves too).
+    configuration, nothing is downloaded. ``package.module:callable[,key=value...]`` or
+    ``path/file.py:callable[,key=value...]``: what the callable returns, an ``nn.Module``, a ``Step`` or a dictionary of its
+    fields (an instance of these serves too).
     Raises ``UsageError`` naming what is missing.
     """
     source, rest = _source(name)
+    if source:
+        with _seeded(seed):
+            return {"model": SOURCES[source](rest, batch, seed)}
     with _seeded(seed):
-        return SOURCES[source](rest, batch, seed) if source else _user_model(name)
+        found = _instance(name)
+    if found is None:
+        with _seeded(seed):  # anew: a file that draws numbers is imported once, its callable called often
+            found = call_object(name)
+    return _parts(name, found)
 
 
 def check_model(name: str, *, seed: int = 0) -> None:
-    """Raise the ``UsageError`` of `load_model` for a wrong name or field; nothing is built.
+    """Raise the ``UsageError`` of `load_step` for a wrong name, field or argument; nothing is built.
 
-    A user's file or module is imported, as `load_model` would, once.
+    A user's file or module is imported, as `load_step` would, once.
     """
     source, rest = _source(name)
     with _seeded(seed):
         if not source:
-            _user_object(name)
+            _ = callable_object(name) if _instance(name) is None else None
         elif source in CHECKS:
             CHECKS[source](rest)
+
+
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether the model's ``forward`` has an argument of this name."""
+    return argument in _arguments(model)
+
+
+def required(model: nn.Module) -> int:
+    """How many arguments the model's ``forward`` cannot do without."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return sum(p.default is p.empty and p.kind not in kinds for p in _arguments(model).values())
+
+
+def _arguments(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # built in, without a signature
+        return {}
 
 
 def _source(name: str) -> tuple[str, str]:
@@ -58,7 +101,7 @@ def _source(name: str) -> tuple[str, str]:
         raise unknown(
             "model", name, [f"{s}:..." for s in SOURCES] + ["package.module:callable", "path/file.py:callable"]
         )
-    if "=" in rest and "." not in prefix:  # fields of a built-in net, its family misspelt
+    if "=" in rest.partition(",")[0] and "." not in prefix:  # fields of a built-in net, its family misspelt
         raise unknown("built-in net", prefix, SOURCES)
     return "", name
 
@@ -71,21 +114,36 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _user_object(name: str) -> object:
-    thing = load_object(name)
-    if not callable(thing):
-        raise UsageError(f"{name} must be a callable that returns an nn.Module; it is a {type(thing).__name__}.")
-    return thing
+def _instance(name: str) -> Any:
+    """The module, ``Step`` or dictionary that the user's file holds under this name; ``None`` for what is to be called."""
+    plain, given = split_arguments(name)
+    found = load_object(plain)
+    made = isinstance(found, nn.Module | Step | Mapping)
+    if made and given:
+        raise UsageError(f"Arguments go to a callable; {plain} is a {type(found).__name__}. Write {plain}.")
+    return found if made else None
 
 
-def _user_model(name: str) -> nn.Module:
-    thing = _user_object(name)
-    if isinstance(thing, nn.Module):
-        return thing
-    model = call_object(name)
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{name} must return an nn.Module; it returned a {type(model).__name__}.")
-    return model
+def _parts(name: str, found: Any) -> dict[str, Any]:
+    """What the user's callable returned, as fields of a ``Step``; those that say nothing are left out."""
+    known = [f.name for f in fields(Step) if f.init]
+    if isinstance(found, Step):
+        batch = () if found.alone else ("inputs", "targets")  # the first of its data
+        found = {key: getattr(found, key) for key in known if key not in batch}
+    if isinstance(found, nn.Module):
+        return {"model": found}
+    if not isinstance(found, Mapping):
+        raise UsageError(
+            f"{name} must return an nn.Module, a normscope.Step or a dict of its fields; it returned a "
+            f"{type(found).__name__}. Return {{'model': model, 'inputs': x, 'targets': y, 'loss': loss}}."
+        )
+    for key in found:
+        if key not in known:
+            raise unknown("field of Step", key, known)
+    if not isinstance(found.get("model"), nn.Module):
+        got = type(found["model"]).__name__ if "model" in found else "none"
+        raise UsageError(f"The dict that {name} returns must have an nn.Module under 'model'; it has {got}. Add it.")
+    return {key: value for key, value in found.items() if value is not None or key == "mode"}
 
 
 def _built_in(family: str) -> Callable[[str, Batch | None, int], nn.Module]:
@@ -151,12 +209,7 @@ def _transformers_config(rest: str) -> tuple[Any, Any]:
     """The library and the config of ``gpt2,n_layer=2``."""
     hub = _imported("transformers")
     name, *changes = rest.split(",")
-    options = {}
-    for change in changes:
-        key, eq, value = change.partition("=")
-        if not eq:
-            raise UsageError(f"A change of a transformers config is written key=value; got {change!r}.")
-        options[key] = _number(value)
+    options = arguments_of(changes, f"transformers:{rest}")
     try:
         if "/" in name or name.startswith("."):
             config = hub.AutoConfig.from_pretrained(name, local_files_only=True, **options)
@@ -207,18 +260,9 @@ CHECKS: dict[str, Callable[[str], object]] = {
 }
 
 
-def _number(text: str) -> Any:
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-
-
 def synthetic(name: str, *, n: int, seed: int = 0) -> Batch:
     """A made-up batch without targets: ``random:3x32x32`` (standard normal samples of that shape), or
-    ``tokens:32x50257`` (length x vocabulary: uniform token ids under the key ``input_ids``).
+    ``tokens:32x50257`` (length x vocabulary: uniform token ids, a tensor (n, length)).
     """
     kind, _, rest = name.partition(":")
     generator = torch.Generator().manual_seed(seed)
@@ -235,7 +279,7 @@ def synthetic(name: str, *, n: int, seed: int = 0) -> Batch:
         raise UsageError(f"A batch needs at least one sample; got n = {n}.")
     if kind == "tokens":
         ids = torch.randint(sizes[1], (n, sizes[0]), generator=generator)
-        return Batch({"input_ids": ids}, None, name, None)
+        return Batch(ids, None, name, None)
     try:
         return Batch(torch.randn(n, *sizes, generator=generator), None, name, None)
     except (RuntimeError, TypeError, OverflowError) as error:
