@@ -4,8 +4,10 @@ import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 
 import numpy as np
@@ -356,7 +358,7 @@ def test_every_entry_of_a_list_has_a_line(run):
     assert [(kind, name) for kind in names for name, text in lists[kind].items() if not text] == []
 
 
-# Misuse: exit code 2, one message on standard error, nothing written
+# Misuse: exit code 2, one message on standard error, nothing written. A crash of the user's own code: the same with 3
 
 
 class Evil:
@@ -364,12 +366,12 @@ class Evil:
         return os.system, ("touch pwned",)
 
 
-def misuse(run, here, *args):
-    """The message of a misuse; checks the promises of every one of them."""
+def misuse(run, here, *args, wanted=2):
+    """The message of a misuse (or, with 3, of a crash of the user's); checks the promises of every one of them."""
     before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     code, out, err = run("diagnose", *args, "--csv", "out.csv", "--html", "out.html")
     after = {p: p.read_bytes() for p in here.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    assert (code, out.strip(), "Traceback" in err, after) == (2, "", False, before)
+    assert (code, out.strip(), "Traceback" in err, after) == (wanted, "", False, before)
     assert (err.startswith("error: "), err.count("error: ")) == (True, 1)
     return err
 
@@ -386,10 +388,7 @@ MISUSE = {
     "missing attribute": (["net.py:mak"], "'make'"),
     "no module returned": (["net.py:number"], "int"),
     "no callable": (["net.py:constant"], "int"),
-    "raises": (["net.py:raises"], "no weights today"),
     "needs arguments": (["net.py:needs"], "width"),
-    "raises in forward": (["net.py:Broken"], "my own mistake"),
-    "raises in forward, after": (["net.py:Broken"], "after layer 'first'"),
     "wrong shape": (["net.py:make", "--data", "random:3x5x5"], "(128, 3, 5, 5)"),
     "wrong shape, cured": (["net.py:make", "--data", "random:3x5x5"], "--data"),
     "images wanted": (["vgg:depth=4", "--data", "random:64"], "images"),
@@ -451,6 +450,7 @@ def bad_files(here):
     bad = rng.normal(size=(16, 6))
     bad[4, 2] = np.nan
     np.savez(here / "nan.npz", x=bad)
+    (here / "crash.py").write_text("1 / 0\n")
     (here / "sums").mkdir()
     for name in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"):
         (here / "sums" / name).write_bytes(b"\x1f\x8b wrong")
@@ -461,6 +461,52 @@ def bad_files(here):
 def test_misuse_is_one_clear_message(run, bad_files, case):
     args, says = MISUSE[case]
     assert says in misuse(run, bad_files, *args)
+
+
+CRASHES = {
+    "the file": (["crash.py:make"], "crash.py:1 with ZeroDivisionError"),
+    "the callable": (["net.py:raises"], "net.py:12 with ValueError: no weights today"),
+    "the forward": (
+        ["net.py:Broken"],
+        "net.py:24 with RuntimeError: my own mistake. The model's forward raised this, in",
+    ),
+    "the forward, on what": (["net.py:Broken"], "Running net.py:Broken on digits (float32 (128, 1, 8, 8)) failed"),
+    "the forward, what to do": (["net.py:Broken"], "--data random:3x32x32, tokens:12x50257, a file, or file.py:fn"),
+    "the data": (["net.py:make", "--data", "net.py:raises"], "Calling net.py:raises failed"),
+    "the loss": (["net.py:make", "--loss", "crash.py:loss"], "crash.py:1 with ZeroDivisionError"),
+    "second of two": ([SMALL, "net.py:raises"], "no weights today"),
+}
+
+
+@pytest.mark.parametrize("case", CRASHES)
+def test_a_crash_of_the_users_code_is_one_clear_message_and_exit_code_3(run, bad_files, case):
+    args, says = CRASHES[case]
+    assert says in misuse(run, bad_files, *args, wanted=3)
+
+
+@pytest.mark.parametrize("command", ["sharpness", "cure", "race"])
+def test_a_model_that_crashes_is_told_alike_by_every_command(run, here, command):
+    code, out, err = run(command, "net.py:Broken")
+    assert (code, out.strip(), err.count("error: "), "Traceback" in err) == (3, "", 1, False)
+    assert "Running net.py:Broken on digits" in err
+    assert "net.py:24 with RuntimeError: my own mistake" in err
+
+
+@pytest.mark.parametrize("command", ["diagnose", "sharpness", "cure"])
+def test_a_model_that_does_not_take_the_data_is_told_alike_by_every_command(run, here, command):
+    code, out, err = run(command, "net.py:make", "--data", "random:3x5x5", "-n", 8)
+    assert (code, out.strip(), err.count("error: "), "Traceback" in err) == (2, "", 1, False)
+    assert err.startswith("error: net.py:make does not run on random:3x5x5. ")
+    assert err.rstrip().endswith("a file, or file.py:fn that returns (inputs, targets).")
+
+
+def test_what_is_unexpected_is_a_traceback_one_message_and_exit_code_3(run, monkeypatch):
+    import importlib
+
+    monkeypatch.setattr(importlib.import_module("normscope.cli.diagnose"), "check_lr", lambda lr: [][0])
+    code, out, err = run("diagnose", SMALL)
+    assert (code, out, "Traceback" in err) == (3, "", True)
+    assert err.splitlines()[-1].startswith("error: Something unexpected happened in normscope: IndexError.")
 
 
 def test_a_pickle_with_code_is_not_run(run, bad_files):
@@ -531,6 +577,55 @@ def test_python_m_normscope_runs():
     assert json.loads(process("-m", "normscope", "explain", "NS101", "--json").stdout)["code"] == "NS101"
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("list",),
+        ("list", "--json"),
+        ("explain", "NS101"),
+        ("--help",),
+        ("diagnose", "--help"),
+        ("diagnose", SMALL, "-n", "8"),
+    ],
+    ids=" ".join,
+)
+def test_a_broken_pipe_is_quiet_and_exit_code_141(args):
+    args = [sys.executable, "-m", "normscope", *args]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as done:
+        done.stdout.close()
+        assert done.stderr.read() == ""
+    assert done.returncode == 141
+
+
+def test_files_are_written_though_nobody_reads_what_is_printed(tmp_path):
+    args = [sys.executable, "-m", "normscope", "diagnose", SMALL, "-n", "8", "--csv", "a.csv"]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as done:
+        done.stdout.close()
+    assert (done.returncode, (tmp_path / "a.csv").exists()) == (141, True)
+
+
+SLOW = """
+import time
+
+def make():
+    open("started", "w").close()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("command", ["diagnose", "sharpness", "cure"])
+def test_ctrl_c_is_one_word_and_exit_code_130(tmp_path, command):
+    (tmp_path / "slow.py").write_text(SLOW)
+    args = [sys.executable, "-m", "normscope", command, "slow.py:make"]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as done:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.05)
+            assert done.poll() is None
+        done.send_signal(signal.SIGINT)
+        out, err = done.communicate(timeout=30)
+    assert (done.returncode, out, err) == (130, "", "stopped.\n")
+
+
 def test_a_process_ends_with_one_line_on_misuse(tmp_path):
     done = process("-m", "normscope", "diagnose", "nonsense", cwd=tmp_path, code=2)
     assert (done.stdout, done.stderr.count("\n")) == ("", 1)
@@ -588,15 +683,26 @@ def test_the_library_refuses_such_a_rate_too():
 
 
 @pytest.mark.parametrize(
-    "last", ["mlp:dept=4", "mpl", "mlpp:depth=3", "net.py:mkae", "no.py:make", "net.py:constant", "transformers:gpt22"]
+    "last",
+    [
+        "mlp:dept=4",
+        "mpl",
+        "mlpp:depth=3",
+        "net.py:mkae",
+        "no.py:make",
+        "net.py:constant",
+        "transformers:gpt22",
+        "net.py:make,depth=3",
+        "net.py:needs",
+    ],
 )
 def test_a_slip_in_the_last_model_is_told_before_the_first_is_measured(run, here, monkeypatch, last):
     import importlib
 
     if last.startswith("transformers"):
         pytest.importorskip("transformers")
-    command = importlib.import_module("normscope.cli.diagnose")
-    monkeypatch.setattr(command, "load_named", lambda *_: pytest.fail("a model was loaded"))
+    shared = importlib.import_module("normscope.cli._shared")
+    monkeypatch.setattr(shared, "load_step", lambda *_, **__: pytest.fail("a model was loaded"))
     assert run("diagnose", SMALL, last)[0] == 2
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 from normscope.core.errors import UsageError
+from normscope.core.load import Crashed
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; a ``UsageError`` is one message on standard error and exit code 2."""
-    from rich.markup import escape
+    """Run the command line; what ends it is one message on standard error and an exit code.
 
+    0: fine. 1: a check failed (``--fail-on``, a claim, cells of a sweep). 2: misuse or bad input. 3: the user's script or
+    model raised an exception of its own, or something unexpected happened here. 130: Ctrl-C. 141: a broken pipe.
+    """
     # A command enrols itself when its file is imported.
     from normscope.cli import (  # noqa: F401
+        _app,
         cure,
         diagnose,
         explain,
@@ -23,13 +28,21 @@ def main(args: list[str] | None = None) -> None:
         sweep,
         verify,
     )
-    from normscope.cli._app import app, errors
 
     try:
-        app(args=args)
+        try:
+            _app.app(args=args)
+        finally:
+            sys.stdout.flush()  # a reader that is gone is noticed now, not while Python ends
     except UsageError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+        _app.say(str(error))
+        sys.exit(_app.CRASHED if isinstance(error, Crashed) else 2)
+    except (SystemExit, BrokenPipeError) as stop:
+        if not _app.is_broken_pipe(stop):
+            raise
+        _app.let_go()
+        sys.exit(_app.BROKEN_PIPE)
+    except Exception as error:  # a fault of ours, whatever it is
+        traceback.print_exc()
+        _app.say(f"Something unexpected happened in normscope: {type(error).__name__}. Please report the lines above.")
+        sys.exit(_app.CRASHED)

@@ -1,18 +1,37 @@
-"""The typer application, and what every command shares: one clear line for bad input, exit code 2."""
+"""The typer application, and what every command shares: how it ends, and how it prints."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+#: Exit codes beside 0 (fine), 1 (a check failed) and 2 (misuse or bad input, the parser's code too).
+CRASHED, INTERRUPTED, BROKEN_PIPE = 3, 130, 141
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for; older versions of typer end Ctrl-C with exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            say_stopped(stop)
+            raise typer.Exit(INTERRUPTED) from None
+
 
 app = typer.Typer(
     name="normscope",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +58,28 @@ def _main(
 
 console = Console(emoji=False)  # ":x:" in a name is no picture
 errors = Console(stderr=True, emoji=False)
+
+
+def say(text: str) -> None:
+    """One message on standard error, as it is."""
+    errors.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+def say_stopped(stop: KeyboardInterrupt) -> None:
+    """What Ctrl-C left behind, by the notes of the interrupt."""
+    told = " ".join(["stopped.", *getattr(stop, "__notes__", [])])
+    errors.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def is_broken_pipe(stop: BaseException) -> bool:
+    """Whether nobody reads standard output any more: typer and rich make an exit of it, with code 1."""
+    return isinstance(stop, BrokenPipeError) or isinstance(stop.__context__, BrokenPipeError)
+
+
+def let_go() -> None:
+    """What is still in the buffer of standard output goes nowhere, quietly."""
+    with contextlib.suppress(OSError, ValueError):  # no real file behind it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
 
 
 def print_json(data: Any) -> None:

@@ -1,63 +1,168 @@
-"""What the commands that take a model share: the names of models and data, devices, types."""
+"""What the commands that take a model share: the step that model, data and loss make together, and what stops it."""
 
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from normscope.core.errors import UsageError, unknown
+from normscope.call.arguments import mapped, tensors
+from normscope.call.losses import LOSSES, what
+from normscope.call.step import Step
+from normscope.core.errors import DoesNotRun, UsageError, unknown
+from normscope.core.load import Crashed, call_object, is_theirs, load_object, user_error
+from normscope.core.spec import FAMILIES
 from normscope.data.datasets import Batch, load
-from normscope.data.models import fitting_data, load_model, synthetic
+from normscope.data.models import fitting_data, load_step, required, synthetic, takes
 
-#: Samples of a batch when none were asked for.
-BATCH = 128
-MODEL_HELP = (
-    "mlp:depth=32,norm=batch (also vgg:, resnet:), path/to/file.py:callable, package.module:callable, "
-    "transformers:gpt2, timm:NAME, torchvision:NAME."
-)
-DATA_HELP = (
-    "digits (bundled), mnist, fashion-mnist, cifar10 (with --data-dir), a .npz / .safetensors / .pt file, "
-    "package.module:callable, random:3x32x32 or tokens:32x50257. Default: digits, or what a library's config asks for."
-)
+#: Samples of a batch when none were asked for; of a library's model, at 224 x 224 or 32 tokens, 128 would take minutes.
+BATCH, LIBRARY_BATCH = 128, 16
+#: What stands for the data's name where a Step brings its batch.
+OWN = "its own batch"
+FITS = "give data that fits it: --data random:3x32x32, tokens:12x50257, a file, or file.py:fn that returns (inputs, targets)."
+SEVERAL = "give it several inputs: --data file.py:fn that returns ((x, t), targets), or a callable that returns a Step with them."
+CHANGE = "change the batch that it brings, or give another: --data random:3x32x32, a file, or file.py:fn."
 
 
-def load_named(
-    name: str, data: str | None, data_dir: Path | None, n: int | None, seed: int
-) -> tuple[Batch, torch.nn.Module]:
-    """The model, and the batch that was named or that fits it."""
-    if data is None:
-        if name.partition(":")[0] in ("mlp", "vgg", "resnet"):
-            batch = read_batch("digits", None, n, seed)
-            return batch, load_model(name, batch, seed=seed)
-        model = load_model(name, None, seed=seed)
-        # A library's model at 224 x 224 or 32 tokens: 16 samples tell, 128 would take minutes.
-        made_up = fitting_data(model)
-        batch = (
-            synthetic(made_up, n=16 if n is None else n, seed=seed) if made_up else read_batch("digits", None, n, seed)
-        )
-        return batch, model
-    if data.partition(":")[0] in ("random", "tokens"):
-        batch = synthetic(data, n=BATCH if n is None else n, seed=seed)
-    else:
-        batch = read_batch(data, data_dir, n, seed)
-    return batch, load_model(name, batch, seed=seed)
+@dataclass(frozen=True)
+class Given:
+    """The options that say how a model is looked at."""
+
+    data: str | None = None
+    data_dir: Path | None = None
+    n: int | None = None
+    loss: str | None = None
+    samples: int | None = None
+    mode: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str | None = None
+    #: How many batches of that size are wanted, in one.
+    times: int = 1
+
+    def step(self, name: str) -> tuple[Step, str]:
+        """The step of a MODEL, what it brings replaced by what was given; and the name of its data."""
+        where, dtype, loss = device_named(self.device), dtype_named(self.dtype), loss_named(self.loss)
+        batch, parts = self._loaded(name)
+        model = parts["model"] = parts["model"].to(device=where, dtype=dtype)
+        if loss is not None and "step" in parts:
+            raise UsageError(
+                f"--loss would have no use: {name} brings step=, which gives the loss. Leave one of them out."
+            )
+        options = {"loss": loss, "samples": self.samples, "mode": self.mode, "seed": self.seed or None}
+        parts |= {key: value for key, value in options.items() if value is not None}
+        if batch is not None:
+            parts = {key: value for key, value in parts.items() if key not in ("inputs", "targets", "data")}
+            parts |= _handed_over(model, batch, "loss" in parts)
+        if dtype is not None and "data" in parts:
+            raise UsageError(
+                f"--dtype is for one batch; {name} brings data=. Make its batches in {self.dtype}, or give inputs."
+            )
+
+        def cast(x: torch.Tensor) -> torch.Tensor:
+            return x.to(where, dtype if x.is_floating_point() else None)
+
+        parts["inputs"] = mapped(parts.get("inputs"), cast)
+        source = OWN if batch is None else batch.name
+        with running(name, source, parts):
+            return Step(**parts) if batch is None else _made(parts), source
+
+    def _loaded(self, name: str) -> tuple[Batch | None, dict[str, Any]]:
+        """The batch that was named or that fits, ``None`` where the step brings its own; and the fields of the step."""
+        built_in = name.partition(":")[0] in FAMILIES
+        batch = self._batch(self.data or "digits", BATCH) if self.data is not None or built_in else None
+        parts = load_step(name, batch, seed=self.seed)
+        if batch is None and not parts.keys() & {"inputs", "data"}:
+            made_up = fitting_data(parts["model"])
+            batch = self._batch(made_up, LIBRARY_BATCH) if made_up else self._batch("digits", BATCH)
+        if batch is None and self.n is not None:
+            raise UsageError(
+                f"--batch is for data that is named; {name} brings its own batch. Leave it out, or give --data."
+            )
+        return batch, parts
+
+    def _batch(self, data: str, usual: int) -> Batch:
+        """``n`` samples; where n was left open, as many as usual, or all of a smaller file."""
+        n = self.times * (usual if self.n is None else self.n)
+        if data.partition(":")[0] in ("random", "tokens"):
+            return synthetic(data, n=n, seed=self.seed)
+        options: dict[str, Any] = {"seed": self.seed, "samples": self.samples or 0}
+        try:
+            return load(data, self.data_dir, n=n, **options)
+        except UsageError as error:
+            if n == self.n or isinstance(error, Crashed):
+                raise
+            return load(data, self.data_dir, n=self.n, **options)  # there are not so many
 
 
-def read_batch(data: str, data_dir: Path | None, n: int | None, seed: int) -> Batch:
-    """``n`` samples; where n was left open, `BATCH` of them, or all of a smaller file."""
-    if n is not None:
-        return load(data, data_dir, n=n, seed=seed)
+def _handed_over(model: torch.nn.Module, batch: Batch, chosen: bool) -> dict[str, Any]:
+    """Inputs and targets as the model takes them: labels go to a model that makes its own loss of them."""
+    inputs, targets = batch.inputs, batch.targets
+    if isinstance(inputs, Mapping) and targets is not None and not chosen and takes(model, "labels"):
+        inputs, targets = {**inputs, "labels": targets}, None
+    return {"inputs": inputs, "targets": targets}
+
+
+def _made(parts: dict[str, Any]) -> Step:
+    """The step; a Lightning module without another loss gets the pair as one batch."""
+    if parts["targets"] is None:
+        return Step(**parts)
+    rest = {key: value for key, value in parts.items() if key not in ("inputs", "targets")}
+    whole = Step(**rest, data=[(parts["inputs"], parts["targets"])])
+    return whole if whole.step is not None else replace(whole, data=None)
+
+
+@contextmanager
+def running(name: str, data: str, parts: Step | Mapping[str, Any], fits: str = FITS) -> Iterator[None]:
+    """Whatever stops a model on its data is told with both names and what to do; ``parts``: the step, or its fields."""
+    model, inputs = (parts.model, parts.inputs) if isinstance(parts, Step) else (parts["model"], parts.get("inputs"))
+    advice = CHANGE if data == OWN else SEVERAL if required(model) > 1 else fits
     try:
-        return load(data, data_dir, n=BATCH, seed=seed)
+        yield
+    except DoesNotRun as error:
+        raise UsageError(f"{name} does not run on {data}. {error} {advice[0].upper()}{advice[1:]}") from error
     except UsageError:
-        batch = load(data, data_dir, seed=seed)
-        if len(batch) >= BATCH:
+        raise
+    except MemoryError as error:
+        raise UsageError(f"{name} on {data} must fit in memory; it does not. Take fewer samples: --batch.") from error
+    except Exception as error:
+        if not is_theirs(error):
             raise
-        return batch
+        came = ", ".join(what(x) for x in list(tensors(inputs))[:4])
+        doing = f"Running {name} on {data}{f' ({came})' if came else ''}"
+        raise user_error(doing, error, f"If the data is the cause, {advice}") from error
+
+
+@torch.no_grad()
+def check_runs(step: Step) -> None:
+    """One forward pass, for what stops the model to be told before anything is done."""
+
+    def work() -> None:
+        args, kwargs, _ = step.arguments()
+        step.whole(args, kwargs)
+
+    step.run(work)
+
+
+def loss_named(name: str | None) -> Any:
+    """A loss as the library takes it: a name, or the callable or module that ``file.py:fn`` names, a class called."""
+    if name is None or name in LOSSES:
+        return name
+    if ":" not in name:
+        raise unknown("loss", name, [*LOSSES, "file.py:fn", "package.module:fn"])
+    found = load_object(name)
+    if isinstance(found, type):
+        found = call_object(name)
+    if not callable(found):
+        raise UsageError(
+            f"--loss must be a callable (outputs, targets), a torch loss module or its class; {name} is a {type(found).__name__}."
+        )
+    return found
 
 
 def device_named(name: str) -> torch.device:
@@ -78,17 +183,6 @@ def dtype_named(name: str | None) -> torch.dtype | None:
     if name is not None and name not in known:
         raise unknown("dtype", name, known)
     return known[name] if name else None
-
-
-def moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Tensors in any structure on a device, floating ones in a dtype."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, dict):
-        return {k: moved(v, device, dtype) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(moved(v, device, dtype) for v in value)
-    return value
 
 
 def check_lr(lr: float | None) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
+from normscope.call.arguments import mapped, tensors
+from normscope.call.step import Step
+from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
-from normscope.cli._shared import BATCH, DATA_HELP, MODEL_HELP, device_named, dtype_named, load_named, moved, quiet
+from normscope.cli._shared import BATCH, Given, check_runs, quiet, running
 from normscope.core.errors import UsageError
 from normscope.findings.cures import Course, Reading, Trial, follow, parts_of
 
@@ -34,62 +38,53 @@ ROWS = {
 
 @app.command()
 def cure(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")],
+    model: option.Model,
     how: Annotated[
         str,
         typer.Option(help="A cure (normscope list cures), several joined by +, or auto: try them and take the best."),
     ] = "auto",
     out: Annotated[Path | None, typer.Option(help="Write the cured model's state dict as .safetensors.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file of --out if it exists.")] = False,
-    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
+    data: option.Data = None,
+    data_dir: option.DataDir = None,
     n: Annotated[
         int | None,
         typer.Option("--batch", "-n", help="Samples for the cure; as many others are measured. Default 128, or 16."),
     ] = None,
-    loss: Annotated[str | None, typer.Option(help="mse or cross_entropy; default by the targets.")] = None,
+    loss: option.LossName = None,
+    samples: option.Axis = None,
     curvature: Annotated[bool, typer.Option("--sharpness/--no-sharpness", help="Measure lambda_max too.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the weights, the batch, dropout and the cure.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    seed: option.Seed = 0,
+    device: option.Device = "cpu",
+    dtype: option.Dtype = None,
+    json: option.Json = False,
 ) -> None:
     """Give a model weights with which it can train, and show what changed.
 
-    Half of the samples are for the cure, the other half for the measurements before and after. Exit code 0: fine, 2: misuse.
+    Half of the samples are for the cure, the other half for the measurements before and after. Exit code 0: fine, 2: misuse,
+    3: the model crashed.
     """
     parts_of(how)
     if n is not None and n < 2:
         raise UsageError(f"-n must be at least 2, because a cure compares samples; got {n}. The default is {BATCH}.")
     if out is not None:
         _check_out(out, force)
-    where, kind = device_named(device), dtype_named(dtype)
-    batch, net = _load(model, data, data_dir, n, seed)
-    net.to(device=where, dtype=kind)
-    inputs, targets = moved(batch.inputs, where, kind), moved(batch.targets, where, None)
-    own, fresh = _halves(inputs, targets)
-    with console.status("") if not json else quiet() as status:
+    given = Given(data, data_dir, n, loss, samples, None, seed, device, dtype, times=2)
+    step, source = given.step(model)
+    with console.status("") if not json else quiet() as status, running(model, source, step):
 
-        def progress(step: str) -> None:
+        def progress(name: str) -> None:
             if status is not None:
-                status.update(f"{step} ...")
+                status.update(f"{name} ...")
 
-        try:
-            course = follow(net, how, *own, fresh=fresh, loss=loss, curvature=curvature, seed=seed, progress=progress)
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"{model} could not be run on {batch.name}. {type(error).__name__}: {error}. Choose data that fits the model "
-                "with --data, for instance random:3x32x32."
-            ) from error
-    written = _save(course, out, model, batch.name, seed) if out is not None else None
+        check_runs(step)
+        own, fresh = _halves(step)
+        course = follow(own, how, fresh=fresh, curvature=curvature, progress=progress)
+    written = _save(course, out, model, source, seed) if out is not None else None
     if json:
-        print_json({"model": model, "data": batch.name, **course.to_dict(), "out": written})
+        print_json({"model": model, "data": source, **course.to_dict(), "out": written})
         return
-    console.print(
-        f"[bold]{escape(model)}[/] on {escape(batch.name)}: cure [bold]{escape(course.how)}[/]", highlight=False
-    )
+    console.print(f"[bold]{escape(model)}[/] on {escape(source)}: cure [bold]{escape(course.how)}[/]", highlight=False)
     if course.trials:
         _show_trials(course)
     _show(course, n)
@@ -98,34 +93,22 @@ def cure(
         console.print(_how_to_load(course, written), soft_wrap=True, highlight=False, markup=False)
 
 
-def _load(model: str, data: str | None, data_dir: Path | None, n: int | None, seed: int) -> tuple[Any, torch.nn.Module]:
-    """The model, and twice the samples that were asked for, or all that there are."""
-    known = data is not None or model.partition(":")[0] in ("mlp", "vgg", "resnet")
-    if n is None and not known:
-        return load_named(model, data, data_dir, None, seed)
-    try:
-        return load_named(model, data, data_dir, 2 * (BATCH if n is None else n), seed)
-    except UsageError:
-        return load_named(model, data, data_dir, n, seed)
+def _halves(step: Step) -> tuple[Step, tuple[Any, Any] | None]:
+    """The batch cut in two along its samples; whole, and nothing fresh, where it cannot be cut or is under 4 samples."""
+    n, axis = step.rows.n, step.rows.axis
+    inputs, targets = list(tensors(step.inputs)), list(tensors(step.targets))
+    whole = [*(x.shape[axis : axis + 1] for x in inputs), *(x.shape[:1] for x in targets)]
+    if n < 4 or step.step is not None or any(size != (n,) for size in whole):
+        return step, None
 
+    def part(of: slice) -> tuple[Any, Any]:
+        def cut(x: Tensor) -> Tensor:
+            return x[(slice(None),) * axis + (of,)]
 
-def _halves(inputs: Any, targets: Any) -> tuple[tuple[Any, Any], tuple[Any, Any] | None]:
-    """The batch cut in two along its first axis; whole, and nothing fresh, where that is under 4 samples."""
-    from normscope.call.arguments import length
+        return mapped(step.inputs, cut), mapped(step.targets, lambda x: x[of])
 
-    n = length(inputs) or 0
-    if n < 4:
-        return (inputs, targets), None
-    cut = n // 2
-    return (_part(inputs, 0, cut, n), _part(targets, 0, cut, n)), (_part(inputs, cut, n, n), _part(targets, cut, n, n))
-
-
-def _part(value: Any, a: int, b: int, n: int) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value[a:b] if value.dim() and len(value) == n else value
-    if isinstance(value, dict):
-        return {k: _part(v, a, b, n) for k, v in value.items()}
-    return tuple(_part(v, a, b, n) for v in value) if isinstance(value, tuple | list) else value
+    (first, wanted), fresh = part(slice(n // 2)), part(slice(n // 2, n))
+    return replace(step, inputs=first, targets=wanted, data=None), fresh
 
 
 def _check_out(out: Path, force: bool) -> None:
@@ -217,8 +200,10 @@ def _show(course: Course, asked: int | None) -> None:
     fresh = course.facts["measured_on"] == "fresh samples"
     short = f" ({asked} + {asked} were asked for; there are not so many)" if asked is not None and own < asked else ""
     console.print(
-        f"cured on {own} samples, measured on {f'{others} others' if fresh else 'the same'}{short}", highlight=False
-    )
+        f"cured on {own} samples, measured on {f'{others} others' if fresh else 'the same'}{short}; "
+        f"loss {course.facts['loss']}",
+        highlight=False, markup=False,
+    )  # fmt: skip
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
+from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
 from normscope.cli._outputs import attempt, check_outputs, tables
-from normscope.cli._shared import DATA_HELP, MODEL_HELP, check_lr, device_named, dtype_named, load_named, moved, quiet
+from normscope.cli._shared import Given, check_lr, quiet, running
 from normscope.core.errors import UsageError, unknown
 from normscope.core.files import write
-from normscope.data.datasets import Batch
 from normscope.data.models import check_model
 from normscope.findings import RULES
 from normscope.findings.diagnosis import Diagnosis, content
@@ -22,17 +22,13 @@ from normscope.findings.diagnosis import diagnose as run
 
 @app.command()
 def diagnose(
-    models: Annotated[list[str], typer.Argument(help=MODEL_HELP, metavar="MODEL...")],
-    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
-    n: Annotated[
-        int | None,
-        typer.Option(
-            "--batch", "-n", help="Samples in the batch. Default 128, all if there are fewer; 16 for a library's model."
-        ),
-    ] = None,
-    loss: Annotated[str | None, typer.Option(help="mse or cross_entropy; default by the targets.")] = None,
-    mode: Annotated[str, typer.Option(help="train: batch norm uses the batch; eval must be asked for.")] = "train",
+    models: option.Models,
+    data: option.Data = None,
+    data_dir: option.DataDir = None,
+    n: option.Count = None,
+    loss: option.LossName = None,
+    samples: option.Axis = None,
+    mode: option.Mode = None,
     layers: Annotated[list[str] | None, typer.Option(help="Glob pattern of module paths; may be repeated.")] = None,
     tokens: Annotated[bool, typer.Option(help="Count the tokens of sequences as samples.")] = False,
     theory: Annotated[bool, typer.Option(help="Draw the infinite-width prediction beside a plain MLP.")] = True,
@@ -40,13 +36,13 @@ def diagnose(
         bool, typer.Option("--sharpness", help="Measure lambda_max and the largest stable learning rate too.")
     ] = False,
     lr: Annotated[float | None, typer.Option(help="A learning rate to hold against it; implies --sharpness.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights, the batch and dropout.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report as one self-contained HTML file.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write every number as CSV.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write every number as parquet.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print facts, findings and layers as JSON.")] = False,
+    seed: option.Seed = 0,
+    device: option.Device = "cpu",
+    dtype: option.Dtype = None,
+    html: option.Html = None,
+    csv: option.Csv = None,
+    parquet: option.Parquet = None,
+    json: option.Json = False,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(help="warning, error or a code such as NS101: exit with 1 if it was found; may be repeated."),
@@ -54,7 +50,7 @@ def diagnose(
 ) -> None:
     """Show layer by layer what a network does to a batch, what is wrong with it, and why.
 
-    Several models are compared in one report. Exit code 0: fine, 1: --fail-on fired, 2: misuse.
+    Several models are compared in one report. Exit code 0: fine, 1: --fail-on fired, 2: misuse, 3: the model crashed.
     """
     _check_fail_on(fail_on or [])
     check_outputs(html=html, csv=csv, parquet=parquet)
@@ -63,18 +59,17 @@ def diagnose(
     check_lr(lr)
     for name in models if len(models) > 1 else ():  # a slip in the last is told before the first is measured
         check_model(name, seed=seed)
-    where, kind = device_named(device), dtype_named(dtype)
+    given = Given(data, data_dir, n, loss, samples, mode, seed, device, dtype)
+    options: dict[str, Any] = {
+        "layers": layers or None, "tokens": tokens, "theory": theory, "curvature": curvature, "lr": lr,
+    }  # fmt: skip
     diagnoses = []
     for name in models:
         with console.status(f"probing {name} ...") if not json else quiet():
-            batch, model = load_named(name, data, data_dir, n, seed)
-            model.to(device=where, dtype=kind)
-            inputs, targets = moved(batch.inputs, where, kind), moved(batch.targets, where, None)
-            options = {
-                "mode": mode, "layers": layers or None, "tokens": tokens, "theory": theory, "curvature": curvature,
-                "lr": lr, "seed": seed,
-            }  # fmt: skip
-            diagnoses.append(_diagnosed(name, model, inputs, targets, batch, loss, options))
+            step, source = given.step(name)
+            with running(name, source, step):
+                found = run(step, label=name, **options)
+            diagnoses.append(replace(found, facts={**found.facts, "data": source}))
     report = content(diagnoses)
     written, lost = _write(report, html, csv, parquet)  # before anything is printed: a closed pipe must not lose them
     if json:
@@ -91,30 +86,6 @@ def diagnose(
         raise lost
     if _failed(diagnoses, fail_on or []):
         raise typer.Exit(1)
-
-
-def _diagnosed(
-    name: str,
-    model: torch.nn.Module,
-    inputs: Any,
-    targets: Any,
-    batch: Batch,
-    loss: str | None,
-    options: dict[str, Any],
-) -> Diagnosis:
-    try:
-        found = run(model, inputs, targets, loss, label=name, **options)
-    except UsageError:
-        raise
-    except Exception as error:
-        notes = " ".join(note.removeprefix("normscope: ") for note in getattr(error, "__notes__", []))
-        shape = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
-        raise UsageError(
-            f"{name} could not be run on {batch.name} (inputs {shape}). {type(error).__name__}: {error}. {notes} "
-            "Choose data that fits the model with --data, for instance random:3x32x32."
-        ) from error
-    found.facts["data"] = batch.name  # type: ignore[index]
-    return found
 
 
 def _check_fail_on(wanted: list[str]) -> None:

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
 from normscope.core.errors import unknown
 from normscope.core.registry import Registry
@@ -20,7 +21,7 @@ from normscope.geometry.metrics import METRICS
 @app.command()
 def explain(
     code: Annotated[str, typer.Argument(help="A finding's code, such as NS101.")],
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    json: option.Json = False,
 ) -> None:
     """Explain a finding: what is measured, the formula, the threshold, what to do, the reference."""
     rule = RULES[code.upper()]
@@ -108,7 +109,7 @@ def list_(
         str | None,
         typer.Argument(help="findings, metrics, models, datasets, norms, activations, weights, cures, claims."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    json: option.Json = False,
 ) -> None:
     """List what there is: findings, metrics, models, data sets, norms, activations, weights, cures, claims."""
     if what is not None and what not in LISTS:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
 from normscope.core.errors import UsageError
 from normscope.core.records import Profile
@@ -34,13 +35,13 @@ def predict(
     n: Annotated[int, typer.Option("--batch", "-n", help="Samples in the batch.")] = 16,
     cosine: Annotated[float | None, typer.Option(help="Start from samples with this cosine to one another.")] = None,
     data: Annotated[str | None, typer.Option(help="Start from data: digits, or a file (see diagnose).")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
+    data_dir: option.DataDir = None,
     simulate: Annotated[int, typer.Option(metavar="SEEDS", help="Also simulate this many chains of the width.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the start, the simulation and quasi-random averages.")] = 0,
     every: Annotated[int, typer.Option(help="Layers between two simulated records.")] = 1,
     html: Annotated[Path | None, typer.Option(help="Write plots and table as one self-contained HTML file.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write every number as CSV.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+    csv: option.Csv = None,
+    json: option.Json = False,
 ) -> None:
     """Follow a batch through infinitely wide layers, forwards and backwards; chains of finite width beside it.
 

@@ -12,9 +12,11 @@ from typing import Annotated
 import torch
 import typer
 
-from normscope.cli._app import app, console, print_json
+from normscope.call.step import Step
+from normscope.cli import _options as option
+from normscope.cli._app import INTERRUPTED, app, console, print_json
 from normscope.cli._outputs import attempt, check_outputs, tables
-from normscope.cli._shared import MODEL_HELP, device_named, dtype_named
+from normscope.cli._shared import check_runs, device_named, dtype_named, loss_named, running
 from normscope.core.errors import UsageError, unknown
 from normscope.data.datasets import DATASETS, Batch, load
 from normscope.data.models import load_model
@@ -23,20 +25,19 @@ from normscope.racing import Bar, Interrupted, Race, Watcher
 from normscope.racing import race as run
 from normscope.training import permutation
 
-#: Exit code of a program that Ctrl-C stopped.
-_INTERRUPTED = 130
+FITS = "give data that fits it: --data with a data set, a file, or file.py:fn that returns (inputs, targets)."
 
 
 @app.command()
 def race(
-    models: Annotated[list[str], typer.Argument(help=MODEL_HELP, metavar="MODEL...")],
+    models: option.Models,
     cures: Annotated[
         str | None, typer.Option(help="Cures of each model, with commas: none,orthogonal,rank,bn,identity.")
     ] = None,
     data: Annotated[str, typer.Option(help="digits (bundled), mnist, fashion-mnist, cifar10, a file, a callable.")] = (
         "digits"
     ),
-    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
+    data_dir: option.DataDir = None,
     samples: Annotated[int | None, typer.Option(help="Training samples; default all.")] = None,
     test_samples: Annotated[int | None, typer.Option(help="Test samples; default all, 0 for no test.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 3,
@@ -55,7 +56,7 @@ def race(
     warmup: Annotated[
         int, typer.Option(metavar="STEPS", help="Raise the learning rate linearly over these steps.")
     ] = 0,
-    loss: Annotated[str | None, typer.Option(help="mse or cross_entropy; default by the targets.")] = None,
+    loss: option.LossName = None,
     seeds: Annotated[int, typer.Option(help="Runs of each variant: seeds 0, 1, ...")] = 3,
     baseline: Annotated[str | None, typer.Option(help="The variant to compare with; default the first.")] = None,
     target_loss: Annotated[float | None, typer.Option(help="Count the steps to this loss; default half way down.")] = (
@@ -66,35 +67,35 @@ def race(
         typer.Option(help="Look at the layers at so many steps, 0 for never; default 12, fewer in a short race."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder that keeps everything; the same command resumes.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,
+    device: option.Device = "cpu",
+    dtype: option.Dtype = None,
     html: Annotated[Path | None, typer.Option(help="Write curves and table as one self-contained HTML file.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write every number as CSV.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write every number as parquet.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print settings and the final table as JSON.")] = False,
+    csv: option.Csv = None,
+    parquet: option.Parquet = None,
+    json: option.Json = False,
 ) -> None:
     """Train models, or cures of a model, side by side on the same batches: which trains, and is the difference real?
 
-    Exit code 0: raced, 1: every run of every variant diverged, 2: misuse, 130: stopped with Ctrl-C.
+    Exit code 0: raced, 1: every run of every variant diverged, 2: misuse, 3: a model crashed, 130: stopped with Ctrl-C.
     """
     check_outputs(html=html, csv=csv, parquet=parquet)
     if html is not None:
         from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
     if target_loss is not None and not 0 < target_loss < math.inf:
         raise UsageError(f"--target-loss must be a loss above 0; got {target_loss}. Leave it out for half way down.")
-    where, kind = device_named(device), dtype_named(dtype)
+    where, kind, criterion = device_named(device), dtype_named(dtype), loss_named(loss)
     train, test = _data(data, data_dir, samples, test_samples)
     variants = _variants(models, cures, train, batch)
     try:
         found = run(
             variants, train, test, epochs=epochs, batch=batch, lr=_rates(lr or ["0.01"], list(variants)),
             optimiser=optimiser, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, warmup=warmup,
-            loss=loss, seeds=seeds, baseline=baseline, target_loss=target_loss, geometry=geometry, out=out,
+            loss=criterion, seeds=seeds, baseline=baseline, target_loss=target_loss, geometry=geometry, out=out,
             device=where, dtype=kind, progress=Watcher() if json else Bar(),
         )  # fmt: skip
     except Interrupted as stopped:
         typer.echo(str(stopped), err=True)
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     title = f"Race of {models[0]}" if len(models) == 1 and cures else f"Race of {len(variants)} variants"
     found = Race(found.table, {**found.facts, "title": f"{title} on {train.name}"})
 
@@ -160,10 +161,12 @@ def _maker(model: str, how: str, train: Batch, batch: int) -> Callable[[int], to
     def make(seed: int) -> torch.nn.Module:
         # A name may stand for one module object; the next seed must not find it trained.
         net = copy.deepcopy(load_model(model, train, seed=seed))
-        if how == "none":
-            return net
         first = permutation(seed, 0, len(train))[:batch]  # the first batch of the race
         part = _rows(train, first)
+        with running(model, part.name, {"model": net, "inputs": part.inputs}, FITS):
+            check_runs(Step(net, part.inputs, part.targets))
+        if how == "none":
+            return net
         try:
             return cure(net, how, part.inputs, part.targets, seed=seed)
         except UsageError as error:

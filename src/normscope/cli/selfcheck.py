@@ -8,7 +8,9 @@ from typing import Annotated
 import torch
 import typer
 
+from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
+from normscope.cli._shared import device_named
 from normscope.core.errors import unknown
 from normscope.curvature import selfcheck as run
 
@@ -17,10 +19,10 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @app.command()
 def selfcheck(
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    device: option.Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float64",
     seed: Annotated[int, typer.Option(help="Of the small nets that are used.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+    json: option.Json = False,
 ) -> None:
     """Check forward and reverse mode through batch and layer norm on this torch, device and dtype.
 
@@ -29,8 +31,6 @@ def selfcheck(
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    from normscope.cli._shared import device_named
-
     checks = run(device_named(device), DTYPES[dtype], seed)
     failed = [c for c in checks if c.relied_on and c.status != "exact"]
     if json:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+from torch import Tensor
 
-from normscope.cli._app import app, console, print_json
-from normscope.cli._shared import DATA_HELP, MODEL_HELP, check_lr, device_named, dtype_named, load_named, moved, quiet
+from normscope.call.step import Step
+from normscope.cli import _options as option
+from normscope.cli._app import app, console, errors, print_json
+from normscope.cli._shared import Given, check_lr, quiet, running
 from normscope.core.errors import UsageError
 from normscope.curvature import Sharpness, stable_rates
 from normscope.curvature import sharpness as run
@@ -21,36 +21,32 @@ from normscope.curvature import sharpness as run
 
 @app.command()
 def sharpness(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")],
+    model: option.Model,
     lr: Annotated[float | None, typer.Option(help="A learning rate to judge; exit code 1 if it is too large.")] = None,
     momentum: Annotated[float, typer.Option(help="Of heavy ball, Nesterov and EMA momentum.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="Adds to the curvature.")] = 0.0,
     optimiser: Annotated[str, typer.Option(help="gd, heavy-ball, nesterov or ema: what --lr belongs to.")] = "gd",
-    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
-    n: Annotated[
-        int | None,
-        typer.Option(
-            "--batch", "-n", help="Samples in the batch. Default 128, all if there are fewer; 16 for a library's model."
-        ),
-    ] = None,
-    loss: Annotated[str | None, typer.Option(help="mse (1/2n sum of squares) or cross_entropy.")] = None,
-    mode: Annotated[str, typer.Option(help="train: batch norm uses the batch; eval must be asked for.")] = "train",
+    data: option.Data = None,
+    data_dir: option.DataDir = None,
+    n: option.Count = None,
+    loss: option.LossName = None,
+    samples: option.Axis = None,
+    mode: option.Mode = None,
     tol: Annotated[float, typer.Option(help="Relative error wanted of lambda_max.")] = 1e-3,
     what_if: Annotated[bool, typer.Option(help="Also with each norm put after the last layer.")] = False,
     descent: Annotated[int, typer.Option(help="Steps of a descent check at 0.5, 1 and 2 times the rate.")] = 0,
     budget: Annotated[
         float, typer.Option(help="Seconds for what lies beside lambda_max: moments, other modes.")
     ] = 60.0,
-    seed: Annotated[int, typer.Option(help="Of the weights, the batch and dropout.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    seed: option.Seed = 0,
+    device: option.Device = "cpu",
+    dtype: option.Dtype = None,
+    json: option.Json = False,
 ) -> None:
     """Measure lambda_max of the whole batch's Fisher matrix, and the largest stable learning rate 2 / lambda_max.
 
-    2 / lambda_max is where linearised gradient descent turns unstable; nets may catapult past it. Exit code 0: fine,
-    1: --lr is above the threshold, 2: misuse.
+    It belongs to the loss that is printed with it. 2 / lambda_max is where linearised gradient descent turns unstable; nets
+    may catapult past it. Exit code 0: fine, 1: --lr is above the threshold, 2: misuse, 3: the model crashed.
     """
     names = {"gd": "gradient descent", "heavy-ball": "heavy ball", "nesterov": "nesterov", "ema": "ema momentum"}
     if optimiser not in names:
@@ -59,32 +55,25 @@ def sharpness(
     stable_rates(1.0, momentum, weight_decay)  # refuses what it cannot use before the solve, not after
     if descent < 0:
         raise UsageError(f"--descent must be a number of steps >= 0; got {descent}. 0 leaves the check out.")
-    where, kind = device_named(device), dtype_named(dtype)
-    batch, net = load_named(model, data, data_dir, n, seed)
-    net.to(device=where, dtype=kind)
-    inputs, targets = moved(batch.inputs, where, kind), moved(batch.targets, where, None)
-    chosen = loss or ("cross_entropy" if targets is None or not targets.is_floating_point() else "mse")
-    with _Bar() if not json else quiet() as bar:
+    step, source = Given(data, data_dir, n, loss, samples, mode, seed, device, dtype).step(model)
+    if step.step is not None:
+        raise UsageError(
+            f"sharpness needs the outputs of the model; {model} gives a loss alone, by step= or its training_step. Pass --loss "
+            "for a Lightning module, or return inputs, targets and loss in the place of step=."
+        )
+    with _Bar() if not json else quiet() as bar, running(model, source, step):
         progress = None if bar is None else bar.update
-        found = _run(model, net, inputs, targets, chosen, mode, tol, what_if, descent, budget, seed, progress)
+        found = run(step, tol=tol, what_if=what_if, descent=descent, budget=budget, progress=progress)
+        expected = _expected(step, found)
     rates = found.rates(momentum, weight_decay)
-    expected = _expected(net, inputs, chosen, mode)
     limit = rates[names[optimiser]]
     above = lr is not None and lr > limit
     if json:
         verdict = {"lr": lr, "optimiser": names[optimiser], "limit": limit, "stable": not above} if lr else {}
-        print_json(
-            {
-                "model": model,
-                "data": batch.name,
-                **found.to_dict(),
-                "rates": rates,
-                "lambda_max_predicted": expected,
-                **verdict,
-            }
-        )
+        about = {"model": model, "data": source, **found.to_dict()}
+        print_json({**about, "rates": rates, "lambda_max_predicted": expected, **verdict})
     else:
-        console.print(f"[bold]{model}[/] on {batch.name}", highlight=False)
+        console.print(f"{model} on {source}", highlight=False, markup=False)
         console.print(str(found), highlight=False, markup=False, soft_wrap=True)
         if expected is not None:
             console.print(
@@ -114,9 +103,8 @@ class _Bar:
 
     def __enter__(self) -> _Bar:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self._bar = RichProgress(
-            *columns, TextColumn("{task.fields[left]}"), console=Console(stderr=True), transient=True
-        )
+        left = TextColumn("{task.fields[left]}")
+        self._bar = RichProgress(*columns, left, console=errors, transient=True, disable=not errors.is_terminal)
         self._task = self._bar.add_task("preparing", total=None, left="")
         self._bar.start()
         self._before = time.monotonic()
@@ -138,50 +126,10 @@ class _Bar:
         self._bar.stop()
 
 
-def _expected(net: torch.nn.Module, inputs: Any, loss: str, mode: str) -> float | None:
+def _expected(step: Step, found: Sharpness) -> float | None:
     """The prediction beside the measurement, for a plain MLP in training mode."""
     from normscope.theory import predicted_sharpness
 
-    if mode != "train" or not isinstance(inputs, torch.Tensor) or loss not in ("mse", "cross_entropy"):
+    if step.mode != "train" or len(step.args) != 1 or not isinstance(step.args[0], Tensor):
         return None
-    return predicted_sharpness(net, inputs, loss == "cross_entropy")
-
-
-def _run(
-    name: str, net: torch.nn.Module, inputs: Any, targets: Any, loss: str, mode: str, tol: float, what_if: bool,
-    descent: int, budget: float, seed: int, progress: Any,
-) -> Sharpness:  # fmt: skip
-    with torch.no_grad():
-        classes = None if targets is None or targets.is_floating_point() or loss != "mse" else int(targets.max()) + 1
-    if classes is not None:
-        targets = torch.nn.functional.one_hot(targets, max(classes, _width(net, inputs))).to(
-            next(net.parameters()).dtype
-        )
-    try:
-        return run(
-            net,
-            inputs,
-            targets,
-            loss,
-            tol=tol,
-            what_if=what_if,
-            descent=descent,
-            budget=budget,
-            seed=seed,
-            progress=progress,
-            mode=mode,
-        )
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"{name} could not be run on this batch. {type(error).__name__}: {error}. Choose data that fits the model "
-            "with --data, for instance random:3x32x32."
-        ) from error
-
-
-def _width(net: torch.nn.Module, inputs: Any) -> int:
-    """Number of outputs, without a trace on the model."""
-    from normscope.curvature import jacobian
-
-    return int(jacobian(net, inputs, mode="train").facts["outputs"])
+    return step.run(lambda: predicted_sharpness(step.root, step.args[0], found.loss))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normscope.cli._app import app, console, errors, print_json
+from normscope.cli import _options as option
+from normscope.cli._app import INTERRUPTED, app, console, errors, print_json, say_stopped
 from normscope.core.errors import UsageError
 from normscope.sweeping import Grid, Store, SweepStopped, plan
 from normscope.sweeping import sweep as run
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _EXTRA = {"ignore_unknown_options": True}
+#: A comma between models, not between a model's arguments (``net.py:make,depth=3,timm:resnet18``).
+_NEXT_MODEL = re.compile(r",(?=[^,=]*:)")
 
 
 @app.command(context_settings=_EXTRA, epilog=f"Axes: --PARAMETER {HELP}. Parameters: those of the task.")
@@ -53,12 +57,12 @@ def sweep(
     dry_run: Annotated[bool, typer.Option(help="Only say how many cells there are, and which are done.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write plots and numbers as one self-contained HTML file.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write the plots as one picture.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write every number as CSV.")] = None,
+    csv: option.Csv = None,
     metrics: Annotated[
         str | None, typer.Option("--plot", help="Metrics to draw, a,b,c. Default: the main ones.")
     ] = None,
     kind: Annotated[str | None, typer.Option(help="lines, heat or auto (both where they fit).")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    json: option.Json = False,
 ) -> None:
     """Run a task on every cell of a grid; kept, resumed and drawn.
 
@@ -122,7 +126,8 @@ def _axes(words: list[str], task: str) -> dict[str, Any]:
         name = name.replace("-", "_")
         if name in found:
             raise UsageError(f"An axis is given once; --{name} stands twice. Join its values with commas.")
-        values = axis(value, f"--{name}", kinds.get(name, ""))
+        named = name == "model" and ":" in value
+        values = _NEXT_MODEL.split(value) if named else axis(value, f"--{name}", kinds.get(name, ""))
         found[name] = values if len(values) > 1 else values[0]
     return found
 
@@ -188,10 +193,8 @@ def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool)
                     timeout=e.timeout, memory=plan.size(e.memory), retry_failed=retry_failed, progress=tell,
                 )  # fmt: skip
         except KeyboardInterrupt as stop:
-            errors.print(
-                " ".join(["stopped.", *getattr(stop, "__notes__", [])]), markup=False, highlight=False, soft_wrap=True
-            )
-            raise typer.Exit(130) from None
+            say_stopped(stop)
+            raise typer.Exit(INTERRUPTED) from None
         except SweepStopped as stop:
             errors.print(str(stop), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None

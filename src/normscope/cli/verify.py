@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from normscope.cli._app import app, console, print_json
+from normscope.cli import _options as option
+from normscope.cli._app import INTERRUPTED, app, console, print_json
 from normscope.cli._outputs import attempt, check_outputs
 from normscope.cli._shared import device_named
 from normscope.core.errors import UsageError
@@ -40,7 +41,7 @@ def verify(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would run, with the estimated cost.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    json: option.Json = False,
 ) -> None:
     """Check the statements of the four papers: measured, compared, each with a control that must come out the other way.
 
@@ -75,7 +76,7 @@ def verify(
             f"Verdicts so far are in {store}; the same command goes on" if store else "Nothing was kept: pass --store"
         )
         typer.echo(f"Stopped. {kept}.", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     written, lost = attempt({out: found.save, html: found.to_html})
     if json:
         print_json(summary(found))

@@ -1,0 +1,49 @@
+"""Options that several commands have, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from normscope.call.losses import LOSSES
+
+MODEL_HELP = (
+    "mlp:depth=32,norm=batch (also vgg:, resnet:), transformers:gpt2, timm:NAME, torchvision:NAME, or a callable, "
+    "path/to/file.py:make or package.module:make, with arguments make,depth=3: it returns a module, a normscope.Step or a "
+    "dict of its fields."
+)
+DATA_HELP = (
+    "digits (bundled), mnist, fashion-mnist, cifar10 (with --data-dir), a .npz / .safetensors / .pt file, "
+    "package.module:callable, random:3x32x32 or tokens:32x50257. Default: that of the Step, digits, or what a library's "
+    "config asks for."
+)
+LOSS_HELP = (
+    f"{', '.join(LOSSES)}, or file.py:fn, package.module:fn: a callable (outputs, targets), a torch loss module or its class. "
+    "Default: the model's own, else by the targets."
+)
+
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
+Models = Annotated[list[str], typer.Argument(help=MODEL_HELP, metavar="MODEL...")]
+Data = Annotated[str | None, typer.Option(help=DATA_HELP)]
+DataDir = Annotated[Path | None, typer.Option(help="Folder that holds the data set.")]
+Count = Annotated[
+    int | None,
+    typer.Option(
+        "--batch", "-n", help="Samples in the batch. Default 128, all if there are fewer; 16 for a library's model."
+    ),
+]
+LossName = Annotated[str | None, typer.Option("--loss", help=LOSS_HELP)]
+Mode = Annotated[str | None, typer.Option(help="train (default): batch norm uses the batch; eval must be asked for.")]
+Axis = Annotated[
+    int | None,
+    typer.Option("--samples", metavar="AXIS", min=0, help="Axis of the inputs that runs over samples; default found."),
+]
+Seed = Annotated[int, typer.Option(help="Of the weights, the batch and dropout.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+Html = Annotated[Path | None, typer.Option(help="Write the report as one self-contained HTML file.")]
+Csv = Annotated[Path | None, typer.Option(help="Write every number as CSV.")]
+Parquet = Annotated[Path | None, typer.Option(help="Write every number as parquet.")]
