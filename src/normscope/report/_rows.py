@@ -14,8 +14,8 @@ from normscope.report._layers import Layer
 #: Facts, in order: key -> name. What is not here is not shown.
 _FACTS = {
     "mode": "mode", "data": "data", "batch_size": "batch size", "shape": "last hidden batch", "loss": "loss",
-    "lambda_max": "λ_max (Fisher)", "max_stable_lr": "largest stable rate", "lambda_max_predicted": "λ_max, theory",
-    "lambda_max_centred": "λ_max, outputs centred",
+    "curvature_loss": "loss of λ_max", "lambda_max": "λ_max (Fisher)", "max_stable_lr": "largest stable rate",
+    "lambda_max_predicted": "λ_max, theory", "lambda_max_centred": "λ_max, outputs centred",
     "dtype": "dtype", "device": "device", "layers": "layers", "parameters": "parameters", "seconds": "seconds",
     "torch": "torch", "normscope": "normscope",
 }  # fmt: skip
@@ -95,6 +95,7 @@ def conditions(fact: Mapping[str, Any]) -> list[str]:
         ("mode", "{} mode", str),
         ("data", "{}", str),
         ("batch_size", "batch {}", str),
+        ("loss", "loss {}", str),
         ("dtype", "{}", str),
         ("device", "{}", str),
         ("parameters", "{} parameters", _count),
