@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from normscope.core.records import Profile, Record
 from normscope.core.registry import Registry
@@ -54,7 +55,7 @@ class Rule:
                 severity=hit.severity or self.severity,
                 title=self.title,
                 layer=hit.at.layer if hit.at else None,
-                name=hit.at.name if hit.at else "",
+                name=hit.at.name if hit.at else hit.name,
                 metric=hit.metric,
                 value=hit.value,
                 threshold=hit.threshold,
@@ -67,7 +68,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class Hit:
-    """Evidence for a rule: the record where it starts, the number that crossed the threshold, and a sentence."""
+    """Evidence for a rule: the record where it starts (or the module's ``name``), the number that crossed the threshold,
+    and a sentence."""
 
     at: Record | None
     metric: str
@@ -75,6 +77,7 @@ class Hit:
     threshold: float
     evidence: str
     severity: str = ""
+    name: str = ""
 
 
 RULES: Registry[Rule] = Registry("finding code")
@@ -92,11 +95,35 @@ def rule(
     return enrol
 
 
+#: Families in the order in which they are read where several are equally severe: a cause before what follows from it.
+CAUSES = ("NS8", "NS6", "NS7", "NS11", "NS406", "NS40", "NS1", "NS2", "NS3", "NS4", "NS5", "NS9")
+
+
 def find(profile: Profile) -> list[Finding]:
-    """All findings on one measured profile: errors first, then by layer."""
+    """All findings on one measured profile: errors first, causes before their consequences, then by layer.
+
+    Where data, wiring, loss or who sees whom are at fault, what geometry, gradients and rates show may follow from that: it
+    comes after, and is said to.
+    """
     view = View(profile)
     found = [f for r in RULES.values() for f in r.findings(view)]
-    return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.code, f.layer or 0))
+    cause = any(_family(f.code) <= 4 and f.severity != "info" for f in found)
+    if cause:
+        found = [f for f in found if f.code not in AFTERWARDS]
+
+    def key(f: Finding) -> tuple[bool, int, int, str, int]:
+        family = _family(f.code)
+        return cause and family > 4, SEVERITIES.index(f.severity), family, f.code, f.layer or 0
+
+    return sorted(found, key=key)
+
+
+#: Rates are judged only where wiring, loss and data are clean.
+AFTERWARDS = ("NS402", "NS403", "NS407")
+
+
+def _family(code: str) -> int:
+    return next(i for i, start in enumerate(CAUSES) if code.startswith(start))
 
 
 #: Layers of one role from which on they alone are compared (chosen by us).
@@ -110,6 +137,15 @@ class View:
         self.profile = profile
         self.facts = profile.facts
         self.samples = int(profile.facts.get("batch_size", 0))
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """One section of the check-up (`normscope.findings.checkup`); empty where it did not run."""
+        found: Mapping[str, Any] = self.facts.get("checkup", {}).get(name, {})
+        return found
+
+    def given(self, name: str) -> bool:
+        """Whether the step came with an ``optimizer``, ``data``, ``valid`` or ``train_step``."""
+        return name in self.facts.get("checkup", {}).get("given", ())
 
     def curve(self, metric: str, signal: str = "activation") -> list[Record]:
         """Records of one metric in the order of execution, with the input and the output."""

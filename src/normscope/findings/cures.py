@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, tensors
 from normscope.call.losses import LossLike
-from normscope.call.step import Step
+from normscope.call.step import Step, copied
 from normscope.call.taps import Tap, find_taps, observed
+from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, unknown
 from normscope.curvature import sharpness
 from normscope.findings import View
@@ -54,6 +54,7 @@ def cure(
     return treat(model, how, inputs, targets, seed=seed, loss=loss, data=data, samples=samples).model
 
 
+@alone
 def treat(
     model: nn.Module | Step, how: str, inputs: Any = None, targets: Any = None, *, seed: int = 0, loss: LossLike = None,
     data: Any = None, samples: int | None = None,
@@ -347,20 +348,11 @@ def _fresh(at: Step, fresh: tuple[Any, Any] | None) -> Step:
 def _try(name: str, at: Step, on: Step, curvature: bool) -> Trial:
     control, start = any(part.control for part in parts_of(name)), time.monotonic()
     try:
-        treated = treat(replace(at, model=_copy(at.model)), name, seed=at.seed).model
+        treated = treat(replace(at, model=copied(at.model)), name, seed=at.seed).model
         reading = read(replace(on, model=treated), curvature=curvature)
     except UsageError as error:
         return Trial(name, control, time.monotonic() - start, None, str(error))
     return Trial(name, control, time.monotonic() - start, reading)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
-        raise UsageError(
-            f"Candidates are tried on copies, and this model cannot be copied ({str(error).splitlines()[0]}). Name a cure."
-        ) from error
 
 
 @dataclass(frozen=True)

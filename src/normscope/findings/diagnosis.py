@@ -20,6 +20,8 @@ from normscope.core.errors import UsageError
 from normscope.core.faces import show
 from normscope.core.records import Profile
 from normscope.findings import Finding, find
+from normscope.findings.checkup import check_up
+from normscope.findings.checkup.data import cleaned, finite, read
 from normscope.probing.passes import probe
 
 if TYPE_CHECKING:
@@ -80,10 +82,30 @@ class Diagnosis:
         worst = [f for f in self.findings if f.severity == "error"] or [
             f for f in self.findings if f.severity == "warning"
         ]
+        seen, unseen = self._looked_at()
+        aside = f" ({'; '.join(unseen)})" if unseen else ""
         if not worst:
-            return "Nothing found that stands in the way of training."
-        names = ", ".join(dict.fromkeys(f.title + (f" from layer {f.layer}" if f.layer else "") for f in worst))
-        return f"{'Will hardly train as it is' if worst[0].severity == 'error' else 'At risk'}: {names}."
+            return f"Nothing found in {seen}{aside}."
+        names = ", ".join(dict.fromkeys(f.title + _place(f) for f in worst))
+        return f"{'Will hardly train as it is' if worst[0].severity == 'error' else 'At risk'}: {names}. Looked at {seen}{aside}."
+
+    def _looked_at(self) -> tuple[str, list[str]]:
+        """The families of checks that ran, in words, and what could not be looked at."""
+        checkup: Mapping[str, Any] = self.profile.facts.get("checkup", {})
+        gradients = any(r.signal == "gradient" for r in self.profile.records)
+        seen = ["geometry", *(["gradients"] if gradients else [])]
+        seen += ["wiring"] if "wiring" in checkup else []
+        seen += ["loss"] if "task" in checkup.get("loss", {}) else []
+        seen += ["data"] if "data" in checkup else []
+        seen += ["optimizer"] if checkup.get("update") else []
+        given = checkup.get("given", [])
+        unseen = [] if "optimizer" in given else ["no optimizer given"]
+        unseen += [] if gradients else ["no gradient"]
+        unseen += [] if not gradients or "task" in checkup.get("loss", {}) else ["the loss is no function of outputs and targets"]
+        unseen += [f"could not look at {k}" for k in checkup.get("left_out", {})]
+        unseen += [] if "trial" in checkup else ["no trial run"]
+        words = f"{', '.join(seen[:-1])} and {seen[-1]}" if len(seen) > 1 else seen[0]
+        return words, unseen
 
     def content(self) -> Content:
         """The tables a report reads."""
@@ -110,6 +132,12 @@ class Diagnosis:
     def __repr__(self) -> str:
         codes = ", ".join(f"{f.code} {f.severity}" for f in self.findings) or "no findings"
         return f"Diagnosis({self.label}: {codes}; {self.facts.get('layers', 0)} layers, {self.facts.get('mode')} mode)"
+
+
+def _place(finding: Finding) -> str:
+    if finding.layer:
+        return f" from layer {finding.layer}"
+    return f" ({finding.name})" if finding.name else ""
 
 
 def diagnose(
@@ -143,10 +171,12 @@ def diagnose(
     curvature: measure the largest eigenvalue of the whole batch's Fisher matrix too, with and without centred outputs
         (about ten more passes; rules NS4xx). lr: a learning rate to hold against it; implies ``curvature``.
     label: the model's name in reports; default its class.
+    optimizer, data, valid, train_step: each switches on the checks that it makes possible: of what the optimizer holds and what
+        its step does (on copies), of every batch (64 at most), of training beside validation, of the order of the loop's calls.
 
     The model is left as it was, bit for bit.
-    Raises ``UsageError`` for fewer than two samples, for NaN or infinity in the inputs, and in the parameters (which
-    parameter, and the first layer whose output it reaches).
+    Raises ``UsageError`` for fewer than two samples, for NaN or infinity in the inputs (with ``data``: a finding), and in the
+    parameters (which parameter, and the first layer whose output it reaches).
     """
     if lr is not None and not (isinstance(lr, int | float) and not isinstance(lr, bool) and 0 < lr < math.inf):
         raise UsageError(f"lr must be a positive number; got {lr!r}. Leave it out to judge no rate.")
@@ -159,17 +189,24 @@ def diagnose(
         step=step, train_step=train_step,
     )  # fmt: skip
     model = at.root
+    notes: list[str] = []
+    batches = read(at, at.data) if at.data is not None else []
+    broken = finite(at, batches) if at.data is not None else {}
+    if broken:
+        at = cleaned(at)
+        notes.append("inputs and targets that are not finite were replaced by 0 for all other checks")
     _check_inputs(at)
-    notes = []
     look = partial(probe, layers=layers, tokens=tokens)
     try:
         profile = look(at, backward=True)
     except NoGradient:
-        if at.targets is not None or at.criterion.kind or at.step is not None:
+        frozen = not any(p.requires_grad for p in model.parameters())
+        if not frozen and (at.targets is not None or at.criterion.kind or at.step is not None):
             raise
         notes.append("no parameter and no floating input takes a gradient: the backward pass was left out")
         profile = look(at, backward=False)
     _check_parameters(model, profile)
+    profile.facts["checkup"] = check_up(at, broken, batches)  # type: ignore[index]
     label = label or type(model).__name__
     facts = {"label": label, **profile.facts, "notes": [*profile.facts["notes"], *notes]}
     fisher = None

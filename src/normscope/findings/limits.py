@@ -35,9 +35,12 @@ def small_batch(view: View) -> Iterator[Hit]:
 def non_finite(view: View) -> Iterator[Hit]:
     """A layer's output, or the gradient that reaches it, holds NaN or infinity; the first such layer is named.
 
-    For activations that is the first in the forward pass, for gradients the first on the way back. NaN in the input or
+    For activations that is the first in the forward pass, for gradients the first on the way back; the loss itself may be the
+    first (the logarithm of zero), and a batch norm's running statistics may hold NaN, which shows in eval mode only. NaN in the input or
     in the parameters is reported as an error in the input, not as a finding.
     """
+    loss, name = view.facts.get("loss_value", 0.0), view.facts.get("loss", "none")
+    buffers = view.section("wiring").get("broken_buffers", [])
     activations = [r for r in view.curve("mean_norm") if math.isnan(r.value)]
     gradients = [r for r in view.curve("gradient_norm", "gradient") if math.isnan(r.value)]
     if activations:
@@ -45,3 +48,9 @@ def non_finite(view: View) -> Iterator[Hit]:
     elif gradients:
         text = f"the gradient is not finite at {where(gradients[-1])}, though the activations are"
         yield Hit(gradients[-1], "gradient_norm", math.nan, math.inf, text)
+    elif name != "none" and not math.isfinite(loss):
+        text = f"the loss {name} is {loss} at the first step, though activations and gradients are finite"
+        yield Hit(None, "loss_value", math.nan, math.inf, text)
+    if buffers:
+        text = f"the buffer {buffers[0]} holds NaN or infinity: in eval mode the outputs are not finite"
+        yield Hit(None, "buffer", math.nan, math.inf, text, name=buffers[0].rpartition(".")[0])

@@ -1,0 +1,252 @@
+"""The data: every batch that was given, the inputs as the first layer gets them, the targets, training beside validation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.arguments import first_tensor, mapped, tensors
+from normscope.call.step import Step, _pull, read_batch
+from normscope.findings.checkup.scene import Scene
+
+#: Batches read at most, and seconds after which no more are read (chosen by us: a static check must stay one).
+MOST, SECONDS = 64, 2.0
+
+
+def read(at: Step, source: Any, most: int = MOST) -> list[tuple[Tensor, Tensor | None]]:
+    """(first input tensor, targets) of the first batches; random streams as they were."""
+    if source is None:
+        return []
+    start = time.perf_counter()
+
+    def some() -> Any:
+        for batch in itertools.islice(source, most):
+            yield batch
+            if time.perf_counter() - start > SECONDS:
+                return
+
+    class Source:
+        generator = getattr(source, "generator", None)
+        sampler = getattr(source, "sampler", None)
+
+        def __iter__(self) -> Any:
+            return some()
+
+    out = []
+    for batch in _pull(Source()):
+        inputs, targets = (batch, None) if at.step is not None else read_batch(batch)
+        found = list(tensors(inputs))
+        x = next((t for t in found if t.is_floating_point()), found[0] if found else None)
+        if x is not None and x.dim():
+            t = targets if isinstance(targets, Tensor) else first_tensor(targets) if targets is not None else None
+            out.append((x.detach(), None if t is None else t.detach()))
+    return out
+
+
+def finite(at: Step, batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
+    """Where the first values lie that are not finite: in which batch, column and share of the rows."""
+    own = next((t for t in tensors((at.args, at.kwargs)) if t.is_floating_point()), None)
+    everything = [(-1, own, at.targets if isinstance(at.targets, Tensor) else None)]
+    everything += [(i, x, t) for i, (x, t) in enumerate(batches)]
+    bad: dict[str, Any] = {}
+    rows = wrong_rows = 0
+    for i, x, t in everything:
+        for what, v in (("inputs", x), ("targets", t)):
+            if v is None or not v.is_floating_point() or not v.dim() or not len(v):
+                continue
+            wrong = ~torch.isfinite(v)
+            if what == "inputs" and i >= 0:
+                rows += len(v)
+                wrong_rows += int(wrong.reshape(len(v), -1).any(1).sum())
+            if not bool(wrong.any()):
+                continue
+            at_first = wrong.nonzero()[0].tolist()
+            kind = "NaN" if bool(v.isnan().any()) else "an infinite value"
+            columns = sorted(set(wrong.nonzero()[:, -1].tolist())) if v.dim() > 1 else []
+            if not bad or (bad["batch"] == -1 and i >= 0):
+                bad |= {"what": what, "batch": i, "kind": kind, "sample": at_first[0], "columns": columns[:5]}
+    if bad:
+        bad["rows"] = wrong_rows / rows if rows else float("nan")
+    return bad
+
+
+def cleaned(at: Step) -> Step:
+    """The step with 0 in the place of inputs and targets that are not finite."""
+    from dataclasses import replace
+
+    def clean(t: Tensor) -> Tensor:
+        return torch.where(torch.isfinite(t), t, torch.zeros_like(t)) if t.is_floating_point() else t
+
+    return replace(at, inputs=mapped(at.inputs, clean), targets=mapped(at.targets, clean), data=at.data)
+
+
+def of_data(
+    scene: Scene, batches: list[tuple[Tensor, Tensor | None]], valid: list[tuple[Tensor, Tensor | None]]
+) -> dict[str, Any]:
+    """Numbers about the data; see the rules NS8xx."""
+    found: dict[str, Any] = {"batches": len(batches)}
+    found |= _first_layer(scene)
+    found |= _repeats(batches)
+    found |= _tokens(scene)
+    found["small_norm"] = _norm_counts(scene, batches)
+    own = first_tensor(list(tensors((scene.at.args, scene.at.kwargs))))
+    t = scene.targets if isinstance(scene.targets, Tensor) else None
+    pooled = _pooled(batches) or ((own, t) if own is not None and t is not None else None)
+    found |= _targets(t)
+    if pooled is not None:
+        found |= _leak(*pooled)
+        found |= _balance(*pooled, batches)
+    other = _pooled(valid)
+    if pooled is not None and other is not None:
+        found |= _against_valid(pooled, other)
+    return found
+
+
+def _pooled(batches: list[tuple[Tensor, Tensor | None]], most: int = 2048) -> tuple[Tensor, Tensor] | None:
+    pairs = [(x, t) for x, t in batches if t is not None and t.dim() and len(t) == len(x)]
+    if not pairs:
+        return None
+    x0, t0 = pairs[0]
+    pairs = [(x, t) for x, t in pairs if x.shape[1:] == x0.shape[1:] and t.shape[1:] == t0.shape[1:]]
+    if x0[0].numel() * min(most, sum(len(x) for x, _ in pairs)) > 2e7:
+        most = max(16, int(2e7 / x0[0].numel()))
+    return torch.cat([x for x, _ in pairs])[:most], torch.cat([t for _, t in pairs])[:most]
+
+
+def _first_layer(scene: Scene) -> dict[str, Any]:
+    """The data as the first layer with weights gets it: row norms about the mean, rms, standard deviations of columns."""
+    for c in scene.weighted:
+        x = c.data
+        if x is None or not x.is_floating_point() or isinstance(c.module, nn.Embedding | nn.EmbeddingBag):
+            continue
+        if isinstance(c.module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
+            return {}
+        if not bool(torch.isfinite(x).all()) or x.dim() < 2:
+            return {}
+        x = x.float()
+        found: dict[str, Any] = {"first_layer": {
+            "module": c.name, "rms": float(x.square().mean().sqrt()), "size": x[0].numel(),
+            "row": float(x.flatten(1).norm(dim=1).median()), "largest": float(x.abs().max()),
+        }}  # fmt: skip
+        convolution = isinstance(c.module, nn.modules.conv._ConvNd)
+        if not convolution and 2 <= x.shape[-1] <= 5000:
+            std = x.flatten(0, -2).std(0)
+            live = std[std > 0]
+            if len(live) >= 2:
+                found["first_layer"] |= {
+                    "column_ratio": float(live.max() / live.min()), "widest": int(std.argmax()),
+                    "widest_std": float(live.max()), "narrowest_std": float(live.min()),
+                }  # fmt: skip
+        return found
+    return {}
+
+
+def _repeats(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
+    if len(batches) < 4:
+        return {}
+    prints = [(tuple(x.shape), float(x.double().sum()), float(x.double().square().sum())) for x, _ in batches]
+    again = sum(
+        p in prints[:i] and any(torch.equal(x, y) for (y, _) in batches[:i] if y.shape == x.shape)
+        for i, ((x, _), p) in enumerate(zip(batches, prints, strict=True))
+    )
+    return {"repeated": again / (len(batches) - 1)}
+
+
+def _tokens(scene: Scene) -> dict[str, Any]:
+    """Ids as they are given beside ids as the embedding gets them."""
+    ids = [t for t in tensors((scene.at.args, scene.at.kwargs)) if not t.is_floating_point() and t.dtype != torch.bool]
+    for c in scene.weighted:
+        if c.data is None or not isinstance(c.module, nn.Embedding | nn.EmbeddingBag) or c.data.is_floating_point():
+            continue
+        for x in ids:
+            if x.numel() != c.data.numel() or x.numel() < 32:
+                continue
+            given, got = len(x.unique()), c.data.unique(return_counts=True)
+            share = float(got[1].max()) / x.numel()
+            return {"tokens": {
+                "module": c.name, "given": given, "got": len(got[0]), "largest_id": int(x.max()),
+                "rows": c.module.num_embeddings, "one_row": share, "row": int(got[0][got[1].argmax()]),
+                "given_one": float(x.unique(return_counts=True)[1].max()) / x.numel(),
+            }}  # fmt: skip
+    return {}
+
+
+def _norm_counts(scene: Scene, batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
+    """Values a channel that a batch norm in training mode averages over, in batches as the loader gives them."""
+    n = scene.at.rows.n
+    sizes = sorted(len(x) for x, _ in batches) or [n]
+    typical = sizes[len(sizes) // 2]
+    for c in scene.weighted + [c for c in scene.calls if not c.weighted]:
+        if isinstance(c.module, nn.modules.batchnorm._BatchNorm):
+            per_sample = c.size_in / c.module.num_features
+            return {"module": c.name, "count": per_sample * typical, "batch": typical}
+    return {}
+
+
+def _targets(t: Tensor | None) -> dict[str, Any]:
+    if t is None or not t.is_floating_point() or not t.numel():
+        return {}
+    return {"target_rms": float(t.float().square().mean().sqrt()), "target_std": float(t.float().std())}
+
+
+def _leak(x: Tensor, t: Tensor) -> dict[str, Any]:
+    """The input column that an affine function turns into the target, in every sample."""
+    if not x.is_floating_point() or x.dim() != 2 or not 2 <= x.shape[1] <= 5000 or len(x) < 32:
+        return {}
+    y = t.double().reshape(len(t), -1)
+    if y.shape[1] != 1 or float(y.std()) == 0 or (not t.is_floating_point() and len(t.unique()) > 2):
+        return {}
+    a = x.double() - x.double().mean(0)
+    b = y - y.mean(0)
+    r = (a * b).sum(0) / (a.norm(dim=0) * b.norm()).clamp_min(1e-30)
+    best = int(r.abs().nan_to_num(0).argmax())
+    return {"leak": {"column": best, "correlation": float(r[best].abs().nan_to_num(0))}}
+
+
+def _balance(x: Tensor, t: Tensor, batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
+    if t.is_floating_point() or t.dim() != 1 or len(t) < 64 or t.dtype is torch.bool:
+        return {}
+    values, counts = t.unique(return_counts=True)
+    found: dict[str, Any] = {"majority": float(counts.max()) / len(t), "classes": len(values)}
+    pure = [len(b.unique()) == 1 for _, b in batches if b is not None and b.dim() == 1 and len(b) >= 4]
+    if len(pure) >= 3:
+        found["pure_batches"] = sum(pure) / len(pure)
+    return found
+
+
+def _against_valid(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    (x, t), (xv, tv) = train, valid
+    found: dict[str, Any] = {}
+    if x.shape[1:] != xv.shape[1:]:
+        return found
+    if x.is_floating_point() and len(x) >= 32 and len(xv) >= 32:
+        a, b = x.float(), xv.float()
+        if bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all()) and float(a.std()) > 0 and float(b.std()) > 0:
+            found["valid"] = {"shift": abs(float(a.mean() - b.mean())) / float(a.std()), "ratio": float(b.std() / a.std())}
+    classes = not t.is_floating_point() and t.dim() == 1 and 2 <= len(t.unique()) <= 50
+    if not classes or not x.is_floating_point() or len(xv) < 64 or len(x) < 200 or x[0].numel() > 20_000:
+        return found
+    a, b = x.float().flatten(1), xv.float().flatten(1)
+    if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
+        return found
+    mean, std = a.mean(0), a.std(0).clamp_min(1e-6)
+    a, b = (a - mean) / std, (b - mean) / std
+    from_train = float((t[torch.cdist(b, a).argmin(1)] == tv).float().mean())
+    d = torch.cdist(b, b).fill_diagonal_(math.inf)
+    from_valid = float((tv[d.argmin(1)] == tv).float().mean())
+    k = min(len(a), 800)
+    d = torch.cdist(a[:k], a[:k]).fill_diagonal_(math.inf)
+    among_train = float((t[:k][d.argmin(1)] == t[:k]).float().mean())
+    share = tv.unique(return_counts=True)[1].float() / len(tv)
+    mine = t.unique(return_counts=True)[1].float() / len(t)
+    chance = float(share.square().sum())
+    found["neighbours"] = {
+        "train_to_valid": from_train, "valid": from_valid, "train": among_train, "chance": chance,
+        "train_chance": float(mine.square().sum()), "n_valid": len(tv), "n_train": k,
+    }  # fmt: skip
+    return found

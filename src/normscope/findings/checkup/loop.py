@@ -1,0 +1,89 @@
+"""One or two real steps of the user's own loop body, on copies: what it calls in which order, and what moves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.traceless import Kept
+from normscope.findings.checkup.scene import Scene
+from normscope.findings.checkup.update import twin
+
+
+def of_loop(scene: Scene) -> dict[str, Any]:
+    """The order of backward, clipping, clearing and stepping, and whether anything moved; see NS612 to NS614."""
+    at = scene.at
+    if at.train_step is None or at.optimizer is None:
+        return {}
+    copies = {id(p): p.detach().clone().requires_grad_(p.requires_grad) for p in at.root.parameters()}
+    start = {k: c.detach().clone() for k, c in copies.items()}
+    own = twin(at.optimizer, copies)
+    loss = at.loss if callable(at.loss) else at.criterion.value
+    log: list[list[str]] = []
+
+    def work() -> None:
+        for _ in range(2):
+            events: list[str] = []
+            log.append(events)
+            batch = at.own_targets()
+            args, _, _ = at.arguments()
+            inputs = args[0] if len(args) == 1 else args
+            if not any(c.grad is not None and bool((c.grad != 0).any()) for c in copies.values()):
+                events.append("clear")
+            with listening(events, list(copies.values())):
+                at.train_step(at.root, own, loss, inputs, batch)  # type: ignore[misc]
+
+    kept = Kept(at.train_step, loss, at.optimizer)
+    with kept, kept:
+        at.run(work, copies)
+    first = log[0]
+    clips = [i for i, e in enumerate(first) if e.startswith("clip")]
+    backs = [i for i, e in enumerate(first) if e == "backward"]
+    moved = sum(not torch.equal(copies[k], start[k]) for k in start)
+    second = log[1]
+    until = second.index("backward") if "backward" in second else len(second)
+    cleared = "clear" in second[:until] or "clear" in first[(first.index("step") if "step" in first else 0) :]
+    return {
+        "events": first, "moved": moved, "stepped": "step" in first, "backward": bool(backs),
+        "clip_early": bool(clips) and bool(backs) and clips[0] < backs[0] and not any(c > backs[0] for c in clips),
+        "never_cleared": "step" in first and "step" in second and not cleared,
+        "cleared_late": bool(backs) and "clear" in first[backs[-1] :] and "step" in first
+        and first.index("step") > backs[-1] + first[backs[-1] :].index("clear"),
+    }  # fmt: skip
+
+
+@contextmanager
+def listening(events: list[str], copies: list[Tensor]) -> Iterator[None]:
+    """Write down calls of torch's own training functions; a profiler that was there is put back."""
+    known: dict[Any, str] = {
+        torch.optim.Optimizer.zero_grad.__code__: "clear",
+        nn.Module.zero_grad.__code__: "clear",
+        Tensor.backward.__code__: "backward",
+    }
+    clip = torch.nn.utils.clip_grad
+    for function in (clip.clip_grad_norm_, clip.clip_grad_value_):
+        inner: Callable[..., Any] = function
+        while hasattr(inner, "__wrapped__"):
+            inner = inner.__wrapped__
+        known[inner.__code__] = "clip"
+
+    def listen(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            name = known.get(frame.f_code)
+            if name is None and frame.f_code.co_name == "step" and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer):
+                name = "step"
+            if name is not None and not (name == "step" and events and events[-1] == "step"):
+                events.append(name)
+
+    before = sys.getprofile()
+    sys.setprofile(listen)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)

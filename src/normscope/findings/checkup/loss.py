@@ -1,0 +1,297 @@
+"""What the loss can see: the loss as a function of the outputs alone, and how far the outputs reach."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.arguments import tensors
+from normscope.call.losses import Loss, class_axis
+from normscope.findings.checkup.scene import Rerun, Scene, as_function, replaced
+
+#: Factor on the last weights that drives every saturating output to its ends (chosen by us: He-sized logits become 300).
+FAR = 300.0
+
+
+def of_loss(scene: Scene) -> dict[str, Any]:
+    """Numbers about the loss and the outputs; see the rules NS7xx."""
+    found: dict[str, Any] = {"value": scene.value}
+    value = as_function(scene)
+    if value is None or scene.output is None or scene.loss is None:
+        return found
+    o, t = scene.output, scene.targets
+    found |= {"outputs": list(o.shape), "targets": list(t.shape), "name": scene.loss.name}
+    g = _gradient(scene, o, t)
+    if g is None:
+        return found
+    found["zero_gradient"] = not bool((g != 0).any())
+    found["moves"] = value(o + o.std().clamp_min(1.0) * _noise(o), t) != scene.value
+    classes = _classes(o, t)
+    found["task"] = "classes" if classes is not None else "regression" if _regression(value, o, t) else "other"
+    found |= _normalized(o, scene, value, t)
+    found |= _broadcast(value, o, t)
+    found |= _reading_of_targets(o, t, g, scene.loss, classes, found["task"])
+    found |= _constant_answer(value, o, t, classes, found["task"])
+    found |= _sign(value, o, t, g, classes, found["task"], scene.value)
+    found["output_rms"] = float(o.square().mean().sqrt())
+    found["last"] = scene.calls[-1].name if scene.calls else ""
+    found["last_weight"] = _last_weight(scene)
+    found["copied_inputs"] = _copied_inputs(scene, o, t, g)
+    reach = reach_of(scene)
+    if reach is not None:
+        found |= _floor(value, o, t, g, classes, reach, found)
+    found |= _unbounded(value, o, t, g, found, scene.value)
+    return found
+
+
+def _last_weight(scene: Scene) -> str:
+    """The first module that holds the last weight matrix that ran: of an output tied to an embedding, the embedding."""
+    names = {id(p): n for n, p in scene.at.root.named_parameters()}
+    for call in reversed(scene.weighted):
+        for p in call.module.parameters(recurse=False):
+            key = next((k for k, c in scene.copies.items() if c is p or k == id(p)), None)
+            if p.dim() > 1 and key in names:
+                return names[key].rpartition(".")[0]
+    return ""
+
+
+def _copied_inputs(scene: Scene, o: Tensor, t: Tensor, g: Tensor) -> float:
+    """The share of positions where the loss wants the input token itself raised, of a model that does not look ahead."""
+    ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if x.dim() == 2 and x.dtype == torch.long]
+    if not ids or o.dim() != 3 or o.shape[:2] != ids[0].shape or ids[0].shape[1] < 3:
+        return 0.0
+    seen = (g != 0).any(-1)
+    if not bool(seen.any()):
+        return 0.0
+    share = float((g.argmin(-1) == ids[0].to(g.device))[seen].float().mean())
+    again = Rerun.of(scene.at, 8)
+    if share < 0.9 or again is None:
+        return 0.0
+
+    def other_end(x: Tensor) -> Tensor:
+        x[:, -1] = x[:, 0]
+        return x
+
+    def ahead() -> float:
+        base, changed = again.output(), again.output(*again.alter(other_end))
+        return float((base - changed)[:, :-1].abs().max()) / float(base.abs().max().clamp_min(1e-12))
+
+    return share if again.run(ahead, "eval") < 1e-5 else 0.0
+
+
+def _noise(o: Tensor) -> Tensor:
+    return torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o)
+
+
+def _gradient(scene: Scene, o: Tensor, t: Tensor) -> Tensor | None:
+    leaf = o.detach().clone().requires_grad_()
+    assert scene.loss is not None
+    value = scene.loss.value(replaced(scene.whole, o, leaf), t, scene.at.seed)
+    if not value.requires_grad:
+        return torch.zeros_like(o)
+    (g,) = torch.autograd.grad(value, leaf, allow_unused=True)
+    return torch.zeros_like(o) if g is None else g.detach()
+
+
+def _classes(o: Tensor, t: Tensor) -> Tensor | None:
+    """Targets as one-hot entries of the outputs' shape, where they are classes: indices, or rows with a single one."""
+    if o.dim() < 2:
+        return None
+    if t.shape == o.shape:
+        axis = class_axis(o)
+        ones = ((t == 0) | (t == 1)).all() & (t.sum(axis) == 1).all()
+        return t.to(o) if o.shape[axis] > 1 and bool(ones) else None
+    if t.is_floating_point() or t.dtype is torch.bool or t.is_complex() or t.numel() == 0:
+        return None
+    if t.dim() != o.dim() - 1:
+        flat = o.dim() == 2 and t.numel() == len(o)
+        return _classes(o, t.flatten()) if flat and t.dim() != 1 else None
+    axis = class_axis(o, t)
+    if o.shape[:axis] + o.shape[axis + 1 :] != t.shape or int(t.max()) >= o.shape[axis] or o.shape[axis] < 2:
+        return None
+    known = t.clamp_min(0).unsqueeze(axis)
+    return torch.zeros_like(o).scatter_(axis, known, 1.0) * (t >= 0).unsqueeze(axis)
+
+
+def _regression(value: Any, o: Tensor, t: Tensor) -> bool:
+    """Whether the loss is lowest where the outputs equal the targets: zero there, and positive elsewhere."""
+    if not t.is_floating_point() or t.numel() != o.numel():
+        return False
+    at_targets, elsewhere = value(t.reshape(o.shape).to(o), t.reshape(o.shape)), value(o, t.reshape(o.shape))
+    return abs(at_targets) <= 1e-6 * abs(elsewhere) and elsewhere > 0
+
+
+def _normalized(o: Tensor, scene: Scene, value: Any, t: Tensor) -> dict[str, Any]:
+    """Over which axis the outputs (or their exponentials) sum to one, and whether the loss takes a softmax of its own."""
+    if o.dim() < 2 or len(o) < 4:
+        return {}
+    axis = class_axis(o, t)
+    found: dict[str, Any] = {}
+    for name, p in (("probabilities", o), ("log-probabilities", o.exp())):
+        if not bool(((p >= 0) & (p <= 1 + 1e-5)).all()):
+            continue
+        for where, along in (("classes", axis), ("samples", 0)):
+            sums = p.sum(along)
+            if p.shape[along] > 1 and bool(((sums - 1).abs() < 1e-4).all()) and float(p.std(along).max()) > 1e-6:
+                found.setdefault("sums_to_one", {"what": name, "over": where})
+    shift = torch.rand(o.select(axis, 0).shape, generator=torch.Generator().manual_seed(2)).to(o).unsqueeze(axis)
+    base, moved, other = value(o, t), value(o + shift, t), value(o + 0.3 * _noise(o), t)
+    found["softmax_in_loss"] = abs(moved - base) < 1e-5 * max(1.0, abs(base)) and abs(other - base) > 1e-5
+    found["columns"] = o.shape[axis]
+    return found
+
+
+def _broadcast(value: Any, o: Tensor, t: Tensor) -> dict[str, Any]:
+    """Whether every output is compared with every target: shapes that broadcast, and no pairing of samples."""
+    if o.shape == t.shape or o.numel() != t.numel() or len(o) < 2 or not t.is_floating_point():
+        return {}
+    order = torch.randperm(t.numel(), generator=torch.Generator().manual_seed(3))
+    noisy = o + o.std().clamp_min(0.1) * _noise(o)
+    a, b = value(noisy, t), value(noisy, t.flatten()[order].reshape(t.shape))
+    uses = value(noisy, t * 2 + 1)
+    return {"broadcast": abs(a - b) < 1e-5 * abs(a) and abs(uses - a) > 1e-3 * abs(a) and float(t.std()) > 0}
+
+
+def _reading_of_targets(
+    o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Tensor | None, task: str
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"target_range": [float(t.float().min()), float(t.float().max())] if t.numel() else []}
+    binary = loss.kind == "bce_with_logits" or isinstance(loss.call, nn.BCELoss)
+    found["outside_binary"] = binary and (found["target_range"][0] < 0 or found["target_range"][1] > 1)
+    if t.shape == o.shape and o.dim() == 2 and o.shape[1] > 2 and bool(((t == 0) | (t == 1)).all()):
+        found["several_ones"] = float((t.sum(1) > 1).float().mean())
+    if task == "regression" and o.shape[1:].numel() == 1 and t.numel() >= 32:
+        values, counts = t.unique(return_counts=True)
+        if len(values) >= 3 and bool((values == torch.arange(len(values)).to(values)).all()):
+            even = float(counts.min()) > 0.4 * t.numel() / len(values)
+            found["class_like"] = len(values) if even and t.numel() >= 8 * len(values) else 0
+    if classes is not None and o.dim() == 2 and t.dim() == 1:
+        silent = (g == 0).all(1)
+        for k in t.unique().tolist():
+            mine = t == k
+            if 0 <= k < o.shape[1] and bool(silent[mine].all()) and not bool(silent[~mine].any()) and bool((~mine).any()):
+                found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean())}
+    return found
+
+
+def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, task: str) -> dict[str, Any]:
+    """The loss of the best answer that does not look at the inputs, of those that were tried."""
+    tried = [torch.zeros_like(o)]
+    if classes is not None:
+        axis = class_axis(o, t)
+        others = [i for i in range(o.dim()) if i != axis]
+        share = classes.mean(others, keepdim=True)
+        tried += [(share / share.sum().clamp_min(1e-9)).clamp_min(1e-4).log().expand_as(o).contiguous()]
+    elif task == "regression":
+        tried += [t.float().reshape(o.shape).mean(0, keepdim=True).to(o).expand_as(o).contiguous()]
+    values = [v for c in tried if math.isfinite(v := value(c, t))]
+    return {"constant": min(values)} if values else {}
+
+
+def _sign(
+    value: Any, o: Tensor, t: Tensor, g: Tensor, classes: Tensor | None, task: str, now: float
+) -> dict[str, Any]:
+    """Whether the right answer costs more than what the net says now."""
+    if classes is not None:
+        axis = class_axis(o, t)
+        known = classes.sum(axis) > 0
+        right = (g * classes).sum(axis)[known]
+        largest = g.abs().amax(axis)[known]
+        strong = largest > 0
+        wrong = (right > 0) & (right >= 0.99 * largest)
+        share = float(wrong[strong].float().mean()) if bool(strong.any()) else 0.0
+        return {"wrong_sign": share > 0.95 and value(o + 5 * classes, t) > now, "right_answer": value(o + 5 * classes, t)}
+    if t.is_floating_point() and t.shape == o.shape:
+        right_answer = value(t.to(o), t)
+        against = float((g * (t - o)).sum() / (g.norm() * (t - o).norm()).clamp_min(1e-30))
+        return {"wrong_sign": against > 0.5 and right_answer > now, "right_answer": right_answer}
+    return {}
+
+
+def reach_of(scene: Scene) -> dict[str, Any] | None:
+    """The ends between which the outputs lie however large the last weights are; means of the columns there."""
+    again = Rerun.of(scene.at, 32)
+    if again is None or not scene.weighted or scene.output is None:
+        return None
+    last = scene.weighted[-1].module
+
+    def work() -> list[Tensor]:
+        root = scene.at.root
+        own = [p for m in root.modules() if any(True for _ in m.children()) for p in m.parameters(recurse=False)]
+        mine = [*last.parameters(recurse=False), *(p for p in own if p.dim() < 2)]
+        mine = [p for p in mine if p.is_floating_point()]
+        start = [p.detach().clone() for p in mine]
+        outs = [again.output()]
+        generator = torch.Generator().manual_seed(4)
+        for sign in (1.0, -1.0):
+            for p, s in zip(mine, start, strict=True):
+                scale = s.norm() / math.sqrt(s.numel()) if bool((s != 0).any()) else torch.tensor(1.0)
+                noise = 0.3 * scale * torch.randn(s.shape, generator=generator).to(s)
+                p.data.copy_(sign * FAR * (s + noise))
+            outs.append(again.output())
+        return outs
+
+    base, plus, minus = again.run(work, scene.at.mode)
+    far = torch.cat([plus.flatten(), minus.flatten()])
+    if not bool(torch.isfinite(far).all()) or float(far.max() - far.min()) == 0:
+        return None
+    lo, hi = float(far.min()), float(far.max())
+    near = 1e-3 * (hi - lo)
+    wide = float(base.abs().max()) * FAR / 10
+    small = max(abs(lo), abs(hi)) < max(wide, 1e-6) or hi - lo <= 2.001
+    top = float((far > hi - near).float().mean()) > 0.1 and small
+    bottom = float((far < lo + near).float().mean()) > 0.1 and small
+    columns = [x.flatten(0, -2) if x.dim() > 1 else x[:, None] for x in (base, plus, minus)]
+    means = [float(c.mean(0).abs().max() / c.std(0).min().clamp_min(1e-12)) for c in columns]
+    spreads = [float(c.std(0).mean()) for c in columns]
+    return {
+        "low": lo if bottom else -math.inf, "high": hi if top else math.inf,
+        "mean_fixed": max(means) < 1e-3 and min(spreads) > 1e-3 and len(base) > 4,
+        "spread_fixed": max(spreads) < 1.05 * min(spreads) and min(spreads) > 1e-3, "spread": spreads[0],
+        "module": scene.calls[-1].name, "module_kind": type(scene.calls[-1].module).__name__,
+    }  # fmt: skip
+
+
+def _floor(
+    value: Any, o: Tensor, t: Tensor, g: Tensor, classes: Tensor | None, reach: dict[str, Any], known: dict[str, Any]
+) -> dict[str, Any]:
+    """The lowest loss with outputs between their ends, and without ends."""
+    lo, hi = reach["low"], reach["high"]
+    found: dict[str, Any] = {"reach": {k: v for k, v in reach.items() if not (isinstance(v, float) and math.isinf(v))}}
+    if known["task"] == "regression" and t.shape == o.shape:
+        std, mean = float(t.float().std()), float(t.float().mean())
+        found["reach"] |= {"target_mean": mean, "target_std": std}
+    if math.isinf(lo) and math.isinf(hi):
+        return found
+    if known["task"] == "regression" and t.numel() == o.numel():
+        target = t.reshape(o.shape).to(o)
+        best, free = value(target.clamp(lo, hi), t), value(target, t)
+        outside = float(((target < lo - 1e-6) | (target > hi + 1e-6)).float().mean())
+        return found | {"floor": best, "free": free, "outside": outside}
+    if classes is not None:
+        best, free = math.inf, math.inf
+        for k in (1.0, 2.0, 5.0, 10.0, 50.0):
+            up, down = (o.new_tensor(max(-k, lo)), o.new_tensor(min(k, hi)))
+            inside = value(torch.where(classes > 0, o.new_tensor(hi if math.isfinite(hi) else k), up), t)
+            best = min(best, inside, value(torch.where(classes > 0, down, up), t)) if math.isfinite(inside) else best
+            if known.get("softmax_in_loss"):
+                out = value(torch.where(classes > 0, o.new_tensor(k), o.new_tensor(-k)), t)
+                free = min(free, out) if math.isfinite(out) else free
+        if math.isfinite(best) and math.isfinite(free):
+            found |= {"floor": best, "free": free}
+    return found
+
+
+def _unbounded(value: Any, o: Tensor, t: Tensor, g: Tensor, known: dict[str, Any], now: float) -> dict[str, Any]:
+    """The loss far down its own gradient, where the outputs can go there."""
+    reach = known.get("reach", {})
+    bounded = "low" in reach or "high" in reach or known.get("sums_to_one")
+    if bounded or (known["task"] == "other" and t.shape != o.shape) or not bool((g != 0).any()):
+        return {}
+    way = -g / g.square().mean().sqrt()
+    near, far = value(o + 1e2 * way, t), value(o + 1e4 * way, t)
+    deep = math.isfinite(far) and far < -50 * (abs(now) + 1) and far < 20 * near
+    return {"unbounded": bool(deep), "far": far if math.isfinite(far) else None}

@@ -1,0 +1,165 @@
+"""Who sees whom: one sample, the pixels, or the line between two samples changed, and look which outputs answer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.arguments import first_tensor, tensors
+from normscope.call.samples import SEQUENCE, Samples
+from normscope.findings.checkup.scene import Rerun, Scene
+
+
+def of_mixing(scene: Scene) -> dict[str, Any]:
+    """Numbers about who sees whom; see NS106 to NS112."""
+    found: dict[str, Any] = _constant(scene)
+    again = Rerun.of(scene.at)
+    if again is None:
+        return found
+    inputs = list(tensors((again.args, again.kwargs)))
+
+    def work() -> None:
+        base = again.output()
+        if not bool(torch.isfinite(base).all()):
+            return
+        found.update(_mixes(again, base, inputs))
+        if len(inputs) == 1 and inputs[0].is_floating_point():
+            found.update(_affine(again, scene))
+            found.update(_pixels(again, base, inputs[0]))
+            found["first"] = scene.calls[0].name if scene.calls else ""
+        if scene.output is not None and scene.output.is_floating_point():
+            zero = float((scene.output == 0).float().mean())
+            found["zeroed"] = {"train": zero, "eval": float((base == 0).float().mean()), "module": scene.calls[-1].name}
+
+    again.run(work, "eval")
+    found["padding"] = _padding(scene)
+    return found
+
+
+def _constant(scene: Scene) -> dict[str, Any]:
+    """The first layer behind which nothing differs between samples, though what goes in does, and the outputs do not."""
+    ends = [c for c in scene.calls if not math.isnan(c.varies_out)]
+    if not ends or ends[-1].varies_out > 1e-6 or scene.output is None:
+        return {}
+    for c in scene.calls:
+        weights = [p for p in c.module.parameters(recurse=False) if p.dim() > 1]
+        zero = bool(weights) and not any(bool((p != 0).any()) for p in weights)
+        if c.varies_in > 1e-3 and c.varies_out <= 1e-6 and not zero and c.size_out > 0:
+            later = scene.calls[scene.calls.index(c) :]
+            if all(not x.varies_out > 1e-6 for x in later):
+                return {"constant": {"module": c.name, "kind": type(c.module).__name__, "size": c.size_out}}
+    return {}
+
+
+def _mixes(again: Rerun, base: Tensor, inputs: list[Tensor]) -> dict[str, Any]:
+    """Change sample 0 alone; other samples' outputs, and the first module where they answer."""
+    rows = again.samples.of(base)
+    if rows is None or len(rows) < 4:
+        return {}
+    seen: list[tuple[str, nn.Module, Tensor | None, Tensor | None]] = []
+    names = {m: n for n, m in again.at.root.named_modules()}
+
+    def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        x, y = first_tensor([*args, *kwargs.values()]), first_tensor(output)
+        seen.append((names[module], module, x, y))
+
+    handles = [
+        m.register_forward_hook(look, with_kwargs=True)
+        for m in names
+        if not any(True for _ in m.children()) or isinstance(m, SEQUENCE)
+    ]
+    try:
+        first = again.output()
+        before, seen[:] = list(seen), []
+        second = again.output(*again.alter(_swap_first))
+    finally:
+        for handle in handles:
+            handle.remove()
+    a, b = again.samples.of(first), again.samples.of(second)
+    if a is None or b is None or a.shape != b.shape:
+        return {}
+    scale = float((a - a.mean(0)).square().mean().sqrt()) + 1e-12
+    moved = (a - b).flatten(1).square().mean(1).sqrt() / scale
+    own, others = float(moved[0]), float(moved[1:].max())
+    found: dict[str, Any] = {"own": own, "others": others, "axes": max(x.dim() for x in inputs)}
+    if others < 1e-3:
+        return {"mixes": found}
+    for (name, module, x, y), (_, _, x2, y2) in zip(before, seen, strict=False):
+        if _others_moved(again.samples, module, x, x2) is False and _others_moved(again.samples, module, y, y2):
+            sequence = isinstance(module, SEQUENCE)
+            return {"mixes": found | {"module": name, "kind": type(module).__name__, "sequence": sequence}}
+    return {"mixes": found}
+
+
+def _swap_first(x: Tensor) -> Tensor:
+    x[0] = x[1] if not torch.equal(x[0], x[1]) else x[2]
+    return x
+
+
+def _others_moved(samples: Samples, module: nn.Module, a: Tensor | None, b: Tensor | None) -> bool | None:
+    if a is None or b is None or a.shape != b.shape:
+        return None
+    # A module that takes the first axis for time is just what is looked for: the axis is the batch's here.
+    one, two = (a.transpose(0, 1), b.transpose(0, 1)) if samples.axis == 1 and a.dim() > 2 else (a, b)
+    if len(one) != samples.n:
+        return None
+    change = (one.float() - two.float())[1:].abs().max()
+    return bool(change > 1e-5 * one.float().abs().max().clamp_min(1e-12))
+
+
+def _affine(again: Rerun, scene: Scene) -> dict[str, Any]:
+    """Whether the function is affine on the line between samples, with two layers of weights or more."""
+    layers = [c for c in scene.weighted if any(p.dim() > 1 for p in c.module.parameters(recurse=False))]
+    norms = [c for c in scene.weighted if c not in layers]
+    if len(layers) < 2 or norms or any(c.size_out < min(layers[0].size_in, layers[-1].size_out) for c in layers):
+        return {}
+    here = again.output()
+    there = again.output(*again.alter(lambda x: x.roll(1, 0)))
+    between = again.output(*again.alter(lambda x: 0.3 * x + 0.7 * x.roll(1, 0)))
+    beyond = again.output(*again.alter(lambda x: 20 * x - 19 * x.roll(1, 0)))
+    scale = float((here - there).abs().max())
+    if scale == 0:
+        return {}
+    gap = float((between - 0.3 * here - 0.7 * there).abs().max()) / scale
+    gap = max(gap, float((beyond - 20 * here + 19 * there).abs().max()) / (40 * scale))
+    return {"affine": {"gap": gap, "layers": [c.name for c in layers]}}
+
+
+def _pixels(again: Rerun, base: Tensor, x: Tensor) -> dict[str, Any]:
+    """Whether the outputs of images stay the same when the pixels are shuffled."""
+    if x.dim() != 4 or x.shape[-1] * x.shape[-2] < 16:
+        return {}
+    order = torch.randperm(x.shape[-1] * x.shape[-2], generator=torch.Generator().manual_seed(5)).to(x.device)
+    shuffled = again.output(*again.alter(lambda t: t.flatten(2)[:, :, order].reshape(t.shape)))
+    scale = float(base.std(0).max())
+    change = float((shuffled - base).abs().max()) / scale if scale > 0 else math.inf
+    return {"shuffled_pixels": change}
+
+
+def _padding(scene: Scene) -> dict[str, Any]:
+    """The share of padding among the tokens, and what it pulls on its embedding beside all other tokens together."""
+    ids = [t for t in tensors((scene.at.args, scene.at.kwargs)) if not t.is_floating_point() and t.dim() == 2]
+    tables = [m for _, m in scene.at.root.named_modules() if isinstance(m, nn.Embedding)]
+    names = {m: n for n, m in scene.at.root.named_modules()}
+    for x in ids[:1]:
+        ends = x[:, -1], x[:, 0]
+        for end, flipped in zip(ends, (False, True), strict=True):
+            pad = int(end.mode().values)
+            if float((end == pad).float().mean()) < 0.8:
+                continue
+            run = ((x if flipped else x.flip(1)) == pad).long().cumprod(1)
+            share = float(run.float().mean())
+            if share < 0.3 or int((x == pad).sum()) > 1.05 * int(run.sum()) + 5:
+                continue
+            for table in tables:
+                g = scene.grads.get(f"{names[table]}.weight")
+                if g is None or table.padding_idx is not None or not 0 <= pad < len(g) or len(g) <= int(x.max()):
+                    continue
+                rest = float(torch.cat([g[:pad], g[pad + 1 :]]).norm())
+                return {
+                    "share": share, "pull": float(g[pad].norm()) / max(rest, 1e-30), "id": pad, "module": names[table],
+                }  # fmt: skip
+    return {}

@@ -1,0 +1,257 @@
+"""One forward and one backward pass of a step, kept for the check-up: outputs, gradients, leaves of the graph, modules that ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from dataclasses import replace as changed
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.arguments import first_tensor, mapped, tensors
+from normscope.call.graph import nodes
+from normscope.call.losses import COTANGENT, OWN, Loss
+from normscope.call.reach import Reach
+from normscope.call.samples import Samples
+from normscope.call.step import Step
+from normscope.call.traceless import Traceless
+
+#: Entries of the outputs up to which the loss is evaluated again and again (chosen by us: 25 evaluations stay below .2 s).
+MOST = 1_000_000
+
+
+@dataclass
+class Call:
+    """One call of a module without children: what came in and went out, in numbers."""
+
+    name: str
+    module: nn.Module
+    weighted: bool
+    #: Entries a sample of the input and of the output; whether the input depends on a parameter that trains.
+    size_in: float
+    size_out: float
+    trained_in: bool
+    #: Standard deviation over samples relative to the rms; NaN where there is no sample axis.
+    varies_in: float
+    varies_out: float
+    #: The input, where it is data: no layer with weights ran before.
+    data: Tensor | None = None
+
+
+@dataclass
+class Scene:
+    """What one step was, on copies. ``names``: of the user's tensors, by ``id``; ``copies``: what stood for them."""
+
+    at: Step
+    names: dict[int, str]
+    copies: dict[int, Tensor]
+    calls: list[Call] = field(default_factory=list)
+    whole: Any = None
+    output: Tensor | None = None
+    targets: Any = None
+    loss: Loss | None = None
+    value: float = float("nan")
+    grads: dict[str, Tensor | None] = field(default_factory=dict)
+    #: Names of leaves behind the outputs that are no registered parameters; "" where no module holds it.
+    unregistered: list[tuple[str, int]] = field(default_factory=list)
+    #: Names of parameters that outputs depend on, whatever the loss reads.
+    reached: set[str] = field(default_factory=set)
+
+    @property
+    def weighted(self) -> list[Call]:
+        """Calls of modules that hold parameters, in the order in which they ended."""
+        return [c for c in self.calls if c.weighted]
+
+    def layer_of(self, parameter: str) -> str:
+        """The module that holds a parameter."""
+        return parameter.rpartition(".")[0]
+
+
+def watch(at: Step) -> Scene:
+    """Run the step once and write down what the check-up needs."""
+    reach = Reach.of([at.root])
+    names = {id(p): n for n, p in at.root.named_parameters()}
+    leaves = {k: t for k, t in reach.tensors.items() if t.is_leaf and t.requires_grad}
+    copies = {id(p): _leaf(p) for p in (*leaves.values(), *at.root.parameters())}
+    scene = Scene(at, names, copies)
+    others = {id(copies[k]): k for k in leaves if k not in names}
+    held = held_names(at.root)
+    at.run(lambda: _pass(scene, others, held, reach.modules), copies)
+    return scene
+
+
+def _leaf(p: Tensor) -> Tensor:
+    value = p.detach().clone()
+    return nn.Parameter(value, requires_grad=p.requires_grad) if isinstance(p, nn.Parameter) else value.requires_grad_()
+
+
+def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modules: list[nn.Module]) -> None:
+    at = scene.at
+    args, kwargs, _ = at.arguments()
+    with _observed(scene, at.root, at.rows):
+        scene.whole = whole = at.whole(args, kwargs)
+    scene.targets = at.own_targets()
+    scene.loss = at.settled(whole)
+    scene.output = None if at.step is not None else first_tensor(whole)
+    if scene.output is not None and not scene.output.is_floating_point():
+        scene.output = None
+    if scene.loss.kind == COTANGENT:
+        value = None
+    else:
+        value = scene.loss.value(whole, scene.targets, at.seed)
+        scene.value = float(value.detach())
+    outputs = [t for t in tensors(whole) if t.grad_fn is not None]
+    mine = {id(scene.copies[k]): name for k, name in scene.names.items()}
+    given = {id(t) for t in tensors((args, kwargs))}
+    for node in nodes(*outputs):
+        leaf = getattr(node, "variable", None)
+        if leaf is None or id(leaf) in given:
+            continue
+        if id(leaf) in mine:
+            scene.reached.add(mine[id(leaf)])
+        elif leaf.numel() > 1:
+            original = others.get(id(leaf), id(leaf))
+            scene.unregistered.append((held.get(original, ""), original))
+    wanted = [(n, scene.copies[k]) for k, n in scene.names.items() if scene.copies[k].requires_grad]
+    if value is not None and value.requires_grad and wanted:
+        found = torch.autograd.grad(value, [p for _, p in wanted], allow_unused=True)
+        scene.grads = {n: None if g is None else g.detach() for (n, _), g in zip(wanted, found, strict=True)}
+    scene.whole = mapped(whole, lambda t: t.detach())
+    if scene.output is not None:
+        scene.output = first_tensor(scene.whole)
+
+
+@contextmanager
+def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[no-untyped-def]
+    handles, weights_ran = [], [False]
+    frozen_names = {m: n for n, m in root.named_modules()}
+
+    def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        x, y = first_tensor([*args, *kwargs.values()]), first_tensor(output)
+        if x is None or y is None:
+            return
+        weighted = any(True for _ in module.parameters(recurse=False))
+        call = Call(
+            frozen_names[module], module, weighted, x.numel() / samples.n, y.numel() / samples.n, x.requires_grad,
+            _varies(x, samples, module), _varies(y, samples, module),
+        )  # fmt: skip
+        if weighted and not x.requires_grad and not weights_ran[0]:
+            call.data = x.detach()
+        weights_ran[0] |= weighted
+        scene.calls.append(call)
+
+    for module in frozen_names:
+        if not any(True for _ in module.children()) or isinstance(module, nn.MultiheadAttention):
+            handles.append(module.register_forward_hook(look, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _varies(x: Tensor, samples: Samples, module: nn.Module) -> float:
+    rows = samples.of(x.detach(), module) if x.is_floating_point() else None
+    if rows is None or len(rows) < 2:
+        return float("nan")
+    rows = rows[:32].flatten(1)[:, :4096].float()
+    size = rows.square().mean().sqrt()
+    return float(rows.std(0).square().mean().sqrt() / size) if size > 0 else 0.0
+
+
+def held_names(root: nn.Module) -> dict[int, str]:
+    """Paths of tensors and modules that modules hold in plain containers and attributes, by ``id`` of the tensor."""
+    found: dict[int, str] = {}
+
+    def enter(value: Any, path: str, depth: int) -> None:
+        if depth > 4:
+            return
+        if isinstance(value, Tensor):
+            found.setdefault(id(value), path)
+        elif isinstance(value, nn.Module):
+            for name, p in [*value.named_parameters(), *value.named_buffers()]:
+                found.setdefault(id(p), f"{path}.{name}")
+        elif isinstance(value, dict):
+            for k, v in value.items():
+                enter(v, f"{path}[{k!r}]", depth + 1)
+        elif isinstance(value, list | tuple | set):
+            for i, v in enumerate(value):
+                enter(v, f"{path}[{i}]", depth + 1)
+
+    for name, module in root.named_modules():
+        for key, value in vars(module).items():
+            if not key.startswith("_") and not isinstance(value, nn.Module):
+                enter(value, f"{name}.{key}" if name else key, 0)
+    return found
+
+
+@dataclass
+class Rerun:
+    """More forward passes of a few samples of the batch, without gradients, all random streams started anew each time."""
+
+    at: Step
+    samples: Samples
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, at: Step, most: int = 16) -> Rerun | None:
+        """With at most ``most`` samples, where every tensor of the batch has the sample axis; ``None`` elsewhere."""
+        rows = at.rows
+        found = list(tensors((at.args, at.kwargs)))
+        if at.step is not None or rows.rows is not None or not found:
+            return None
+        if any(t.dim() <= rows.axis or t.shape[rows.axis] != rows.n for t in found):
+            return None
+        lengths = {s for t in found for i, s in enumerate(t.shape) if i != rows.axis}
+        k = next((k for k in range(min(most, rows.n), 3, -1) if k not in lengths), min(most, rows.n))
+        args, kwargs, _ = at.arguments()
+        args, kwargs = mapped((args, kwargs), lambda t: t.narrow(rows.axis, 0, k))
+        return cls(at, changed(rows, n=k), args, kwargs)
+
+    def alter(self, change: Callable[[Tensor], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with every tensor changed, the sample axis first."""
+        axis = self.samples.axis
+        found: tuple[tuple[Any, ...], dict[str, Any]] = mapped(
+            (self.args, self.kwargs), lambda t: change(t.transpose(0, axis).clone()).transpose(0, axis).contiguous()
+        )
+        return found
+
+    def output(self, args: Any = None, kwargs: Any = None) -> Tensor:
+        """The first output tensor of these arguments; inside a run."""
+        torch.default_generator.manual_seed(self.at.seed)
+        with torch.no_grad():
+            own = mapped((self.args, self.kwargs) if args is None else (args, kwargs), lambda t: t.clone())
+            y = first_tensor(self.at.whole(*own))
+        assert y is not None
+        return y.detach().float()
+
+    def run(self, work: Callable[[], Any], mode: str | None) -> Any:
+        """``work()`` with the model on copies, in a mode."""
+        return Traceless(self.at.root, mode=mode, seed=self.at.seed).run(work)
+
+
+def replaced(whole: Any, old: Tensor, new: Tensor) -> Any:
+    """What the model returned, with another tensor in the place of its output."""
+    return mapped(whole, lambda t: new if t is old else t)
+
+
+def as_function(scene: Scene) -> Callable[[Tensor, Tensor], float] | None:
+    """The loss as a function of (outputs, targets); ``None`` where it is not one."""
+    loss, output = scene.loss, scene.output
+    if loss is None or output is None or loss.kind in (COTANGENT, OWN) or scene.at.step is not None:
+        return None
+    if not isinstance(scene.targets, Tensor) or output.numel() > 20 * MOST:
+        return None
+
+    def value(o: Tensor, t: Tensor) -> float:
+        try:
+            with torch.no_grad():
+                return float(loss.value(replaced(scene.whole, output, o), t, scene.at.seed))
+        except Exception:
+            return float("nan")
+
+    return value

@@ -1,0 +1,138 @@
+"""What one step of the user's own optimizer does to the weights: on copies, with the gradient of this batch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope.findings.checkup.scene import Scene
+
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+def twin(optimizer: torch.optim.Optimizer, copies: dict[int, Tensor], **changes: Any) -> torch.optim.Optimizer:
+    """The same optimizer on other tensors: settings and state copied, hooks and a scheduler's wrappers left out."""
+
+    def other(p: Tensor) -> Tensor:
+        if id(p) not in copies:
+            copies[id(p)] = p.detach().clone().requires_grad_(p.requires_grad)
+        return copies[id(p)]
+
+    new = type(optimizer).__new__(type(optimizer))
+    plain = {k: v for k, v in vars(optimizer).items() if k not in ("step", "param_groups", "state", *_HOOKS)}
+    new.__dict__.update(plain)
+    for hook in _HOOKS:
+        new.__dict__[hook] = OrderedDict()
+    new.param_groups = []
+    for group in optimizer.param_groups:
+        own = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
+        own |= {k: v for k, v in changes.items() if k in own}
+        new.param_groups.append({**own, "params": [other(p) for p in group["params"]]})
+    new.state = type(optimizer.state)(dict)  # type: ignore[call-arg]
+    for p, state in optimizer.state.items():
+        if isinstance(p, Tensor):
+            new.state[other(p)] = {k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in state.items()}
+    for key, held in plain.items():
+        if isinstance(held, list) and held and all(isinstance(v, Tensor) for v in held):
+            new.__dict__[key] = [other(v) for v in held]
+    return new
+
+
+def of_update(scene: Scene) -> dict[str, Any]:
+    """Sizes of one step, relative to the weights; see NS403 to NS408."""
+    optimizer = scene.at.optimizer
+    if optimizer is None or not scene.grads:
+        return {}
+    named = dict(scene.at.root.named_parameters())
+    held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+    mine = {n: named[n] for n, g in scene.grads.items() if g is not None and id(named[n]) in held}
+    mine = {n: p for n, p in mine.items() if bool(torch.isfinite(scene.grads[n]).all())}  # type: ignore[arg-type]
+    live = [n for n in mine if bool((scene.grads[n] != 0).any())]  # type: ignore[union-attr]
+    if not live:
+        return {}
+    rates = [max(float(g.get(k, 0.0)) for k in ("lr", "initial_lr", "max_lr")) for g in optimizer.param_groups]
+    found: dict[str, Any] = {"class": type(optimizer).__name__, "lr": max(rates)}
+    moved, copies = _step(scene, mine)
+    still, _ = _step(scene, mine, weight_decay=0.0)
+    momentum = max(float(g.get("momentum", 0.0) or 0.0) for g in optimizer.param_groups)
+    found["momentum"] = momentum
+    sizes = {}
+    for n in live:
+        w = named[n].detach().float()
+        if w.dim() > 1 and float(w.norm()) > 0:
+            sizes[n] = float(moved[n].float().norm() / w.norm())
+    if sizes:
+        top = max(sizes, key=sizes.__getitem__)
+        ordered = sorted(sizes.values())
+        found |= {
+            "largest": sizes[top] / (1 - momentum if momentum < 1 else 1e-3), "largest_at": top,
+            "median": ordered[len(ordered) // 2],
+        }  # fmt: skip
+    g = torch.cat([scene.grads[n].flatten().float() for n in live])  # type: ignore[union-attr]
+    d = torch.cat([moved[n].flatten().float() for n in live])
+    d0 = torch.cat([still[n].flatten().float() for n in live])
+    some = g != 0
+    found["along_gradient"] = _cosine(d0, g)
+    found["decay_cosine"] = _cosine(d[some], d0[some])
+    found["decay"] = max(float(x.get("weight_decay", 0.0) or 0.0) for x in optimizer.param_groups)
+    found["decay_pace"] = found["decay"] * found["lr"] / (1 - momentum if momentum < 1 else 1e-3)
+    found["gradient_rms"] = float(g.square().mean().sqrt())
+    found["eps"] = max((float(x["eps"]) for x in optimizer.param_groups if _number(x.get("eps"))), default=0.0)
+    found |= _after(scene, copies)
+    return found
+
+
+def _number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    size = float(a.norm() * b.norm())
+    return float(a @ b) / size if size > 0 and math.isfinite(size) else 0.0
+
+
+def _step(scene: Scene, mine: dict[str, Tensor], **changes: Any) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+    """The change of each parameter in one step, and the moved copies."""
+    assert scene.at.optimizer is not None
+    copies = {id(p): p.detach().clone().requires_grad_(p.requires_grad) for p in scene.at.root.parameters()}
+    start = {n: copies[id(p)].detach().clone() for n, p in mine.items()}
+    own = twin(scene.at.optimizer, copies, **changes)
+    for group, given in zip(own.param_groups, scene.at.optimizer.param_groups, strict=True):
+        for key in ("initial_lr", "max_lr"):
+            if _number(given.get(key)) and _number(group.get("lr")):
+                group["lr"] = max(group["lr"], given[key])  # a warm-up starts near zero; the rate that it goes to counts
+    for n, p in mine.items():
+        g = scene.grads[n]
+        copies[id(p)].grad = None if g is None else g.clone()
+    own.step()
+    return {n: copies[id(p)].detach() - start[n] for n, p in mine.items()}, copies
+
+
+def _after(scene: Scene, copies: dict[int, Tensor]) -> dict[str, Any]:
+    """The loss of the same batch after the step, and how far the outputs moved."""
+    at = scene.at
+    own = {id(p): copies[id(p)] for p in at.root.parameters()}
+
+    def work() -> dict[str, Any]:
+        args, kwargs, _ = at.arguments()
+        with torch.no_grad():
+            whole = at.whole(args, kwargs)
+            after = float(at.value(whole, at.own_targets()))
+            found: dict[str, Any] = {"loss_before": scene.value, "loss_after": after}
+            if scene.output is not None and isinstance(scene.targets, Tensor):
+                from normscope.call.arguments import first_tensor
+
+                y = first_tensor(whole)
+                t = scene.targets
+                if y is not None and t.is_floating_point() and t.numel() == y.numel():
+                    found["outputs_moved"] = float((y - scene.output).square().mean().sqrt())
+                    gap = (t.reshape(y.shape) - scene.output).square().mean().sqrt()
+                    found["outputs_to_go"] = float(gap)
+            return found
+
+    return at.run(work, own)

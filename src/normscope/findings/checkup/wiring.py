@@ -1,0 +1,237 @@
+"""Who moves: parameters, what the optimizer holds, the gradient, and what the forward pass did with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.reach import Reach
+from normscope.findings.checkup.scene import Rerun, Scene
+
+
+def of_wiring(scene: Scene) -> dict[str, Any]:
+    """Names and numbers about who moves; see the rules NS6xx."""
+    root, at = scene.at.root, scene.at
+    named = dict(root.named_parameters())
+    trains = [n for n, p in named.items() if p.requires_grad]
+    held = {id(p) for g in at.optimizer.param_groups for p in g["params"]} if at.optimizer is not None else None
+    found: dict[str, Any] = {"parameters": len(named), "trainable": len(trains)}
+    if named and not trains:
+        found["frozen_modules"] = modules_of(named, root)
+    lost = [n for n in trains if scene.grads and scene.grads.get(n) is None]
+    moving = [n for n, g in scene.grads.items() if g is not None and bool((g != 0).any())]
+    found["moving"] = len(moving)
+    found["zero"] = [n for n, g in scene.grads.items() if g is not None and not bool((g != 0).any())]
+    if scene.grads and found["zero"] and len(found["zero"]) >= 0.3 * len(scene.grads):
+        found["asleep"] = asleep(scene)
+    ran = {c.name for c in scene.calls}
+    share = sum(named[n].numel() for n in trains) or 1
+    deliberate = [n for n in lost if held is not None and id(named[n]) not in held]
+    lost = [n for n in lost if n not in deliberate and n not in scene.reached]
+    used = [n for n in lost if scene.layer_of(n) in ran]
+    found["lost"] = {
+        "modules": modules_of(used, root), "tensors": len(used), "share": sum(named[n].numel() for n in used) / share,
+    }  # fmt: skip
+    idle = [n for n in lost if n not in used]
+    found["idle"] = {"modules": modules_of(idle, root), "tensors": len(idle)}
+    found["unregistered"] = sorted(
+        {name for name, original in scene.unregistered if held is None or original not in held}
+    )
+    if held is not None:
+        assert at.optimizer is not None
+        found["optimizer"] = _optimizer(scene, named, held, moving)
+    found["broken_buffers"] = [
+        n for n, b in root.named_buffers()
+        if b.is_floating_point() and bool(b.isnan().any()) or n.endswith("running_var") and not bool(b.isfinite().all())
+    ]  # fmt: skip
+    found["equal_units"] = _equal_units(scene)
+    found["random_frozen"] = _random_frozen(scene, named, held)
+    found["copy"] = _copy(scene)
+    found["eval_norms"], found["eval_drops"] = _left_in_eval(root)
+    return found
+
+
+def modules_of(names: Iterable[str], root: nn.Module) -> list[str]:
+    """The largest modules all of whose trainable parameters are among ``names``; single parameters for the rest."""
+    left = set(names)
+    out: list[str] = []
+    for path, module in root.named_modules():
+        every = dict(module.named_parameters(prefix=path))
+        mine = {n for n, p in every.items() if p.requires_grad} or set(every)
+        if mine and path and mine <= left:
+            out.append(path)
+            left -= mine
+    return out + sorted(left)
+
+
+def _optimizer(scene: Scene, named: Mapping[str, Tensor], held: set[int], moving: list[str]) -> dict[str, Any]:
+    root = scene.at.root
+    missing = [n for n in moving if id(named[n]) not in held]
+    mine = {id(p) for p in named.values()} | set(Reach.of([root]).tensors)
+    inside = [n for n, p in named.items() if id(p) in held]
+    fresh = [n for n in missing if is_default(owner_of(root, n), named[n], n.rpartition(".")[2])]
+    weights = [n for n in missing if named[n].dim() > 1]
+    return {
+        "missing": modules_of(missing, root), "missing_tensors": len(missing),
+        "fresh": bool(weights) and sum(n in fresh for n in weights) >= 0.5 * len(weights),
+        "foreign": len([k for k in held if k not in mine]),
+        "held": len(inside), "held_modules": modules_of(inside, root),
+        "held_frozen": bool(inside) and not any(named[n].requires_grad for n in inside),
+        "held_moving": len([n for n in moving if id(named[n]) in held]),
+    }  # fmt: skip
+
+
+def owner_of(root: nn.Module, parameter: str) -> nn.Module:
+    """The module that holds a parameter."""
+    return root.get_submodule(parameter.rpartition(".")[0])
+
+
+def is_default(module: nn.Module, p: Tensor, name: str) -> bool:
+    """Whether a weight's distribution is exactly that of a fresh torch layer (or BERT's N(0, .02²)): nothing was loaded.
+
+    Uniform in ±1/sqrt(fan_in) (Linear, convolutions, recurrent layers), ± Xavier's bound (attention), N(0, 1) (embeddings):
+    no entry outside the bound, and a Kolmogorov-Smirnov distance below 2.2 / sqrt(size): P = 1e-4 for a fresh one. Training
+    pushes entries over the bound at once.
+    """
+    w = p.detach().flatten().float()
+    if p.dim() < 2 or len(w) < 32:
+        return False
+    w = w[:: max(1, len(w) // 20_000)].sort().values
+    k = len(w)
+    grid = (torch.arange(k, device=w.device) + 0.5) / k
+
+    def near(cdf: Tensor) -> bool:
+        return float((cdf - grid).abs().max()) < 2.2 / math.sqrt(k)
+
+    fan_in = p[0].numel()
+    bounds = [1 / math.sqrt(fan_in), math.sqrt(6 / (fan_in + len(p)))]
+    if isinstance(module, nn.RNNBase):
+        bounds.append(1 / math.sqrt(module.hidden_size))
+    top = float(p.detach().abs().max())
+    if any(b * (1 - 20 / p.numel()) - 1e-9 < top <= b * (1 + 1e-6) and near((w / b + 1) / 2) for b in bounds):
+        return True
+    normal = torch.distributions.Normal(0.0, 1.0)
+    stds = [1.0] if isinstance(module, nn.Embedding | nn.EmbeddingBag) else []
+    return any(near(normal.cdf(w / s)) for s in [*stds, 0.02])
+
+
+def _random_frozen(scene: Scene, named: Mapping[str, Tensor], held: set[int] | None) -> dict[str, Any]:
+    """The first part of the net, frozen although its weights are those of fresh layers; the rest trains."""
+    root = scene.at.root
+    frozen = {n for n, p in named.items() if not p.requires_grad}
+    if not frozen or len(frozen) == len(named):
+        return {}
+    fixed = {c.name for c in scene.weighted if not c.trained_in}
+    for path, module in root.named_modules():
+        inner = [n for n, _ in module.named_parameters(prefix=path)] if path else []
+        weights = [n for n in inner if named[n].dim() > 1]
+        if len(weights) < 2 or not set(inner) <= frozen or not any(True for _ in module.children()):
+            continue
+        if not all(scene.layer_of(n) in fixed for n in weights if scene.layer_of(n) in {c.name for c in scene.calls}):
+            continue
+        fresh = sum(named[n].numel() for n in weights if is_default(owner_of(root, n), named[n], n))
+        every = sum(named[n].numel() for n in weights)
+        if fresh >= 0.9 * every and every >= 0.2 * sum(p.numel() for p in named.values()):
+            return {"module": path, "share": fresh / every, "tensors": len(weights)}
+    return {}
+
+
+def _copy(scene: Scene) -> dict[str, Any]:
+    """A tensor that no optimizer can hold, equal to a parameter that trains, and used by the forward pass."""
+    root = scene.at.root
+    registered = {id(p) for p in root.parameters()}
+    plain = {id(b): (n, b) for n, b in root.named_buffers()}
+    if len(plain) > 2000:
+        return {}
+    for n, p in root.named_parameters():
+        if not p.requires_grad or p.dim() < 2 or p.numel() < 16 or float(p.detach().std()) == 0:
+            continue
+        for key, (name, b) in plain.items():
+            same = b.shape == p.shape or (b.dim() == 2 and b.t().shape == p.shape)
+            if key in registered or not same or b.dtype != p.dtype or b.data_ptr() == p.data_ptr():
+                continue
+            if torch.equal(b, p.detach()) or (b.dim() == 2 and b.shape[::-1] == p.shape and torch.equal(b.t(), p.detach())):
+                if _used(scene, b):
+                    return {"copy": name, "of": n}
+    return {}
+
+
+def _used(scene: Scene, tensor: Tensor) -> bool:
+    again = Rerun.of(scene.at)
+    if again is None:
+        return False
+    base = again.run(again.output, "eval")
+    from normscope.call.traceless import Traceless
+
+    other = Traceless(scene.at.root, mode="eval", seed=scene.at.seed).run(
+        again.output, {id(tensor): torch.randn_like(tensor)}
+    )
+    return not torch.equal(base, other)
+
+
+def _equal_units(scene: Scene) -> list[str]:
+    """Layers with several units, all of them equal and not zero, whose readers treat them alike."""
+    layers = [
+        (c.name, p) for c in scene.weighted for n, p in c.module.named_parameters(recurse=False)
+        if n == "weight" and p.dim() > 1 and c.size_out > 1
+    ]  # fmt: skip
+    out = []
+    for (name, p), (_, after) in zip(layers, layers[1:], strict=False):
+        w, r = p.detach().flatten(1), after.detach()
+        same = len(w) > 1 and bool((w != 0).any()) and bool((w == w[:1]).all())
+        if same and r.dim() > 1 and bool((r == r[:, :1]).all()):
+            out.append(name)
+    return list(dict.fromkeys(out))
+
+
+def _left_in_eval(root: nn.Module) -> tuple[int, int]:
+    """Batch norms and dropouts in eval mode, where the whole model is."""
+    if root.training:
+        return 0, 0
+    norms = [m for m in root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training]
+    drops = [m for m in root.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and not m.training and m.p > 0]
+    frozen = [m for m in norms if m.affine and not any(p.requires_grad for p in m.parameters())]
+    return len(norms) - len(frozen), len(drops)
+
+
+def asleep(scene: Scene, steps: int = 3) -> dict[str, Any]:
+    """Which weights have a gradient of exactly zero still after a few steps of plain gradient descent.
+
+    A head or a branch that starts at zero, as it may, wakes what lies behind it in the first step.
+    """
+    at = scene.at
+
+    def work() -> list[str]:
+        mine = {n: scene.copies[k] for k, n in scene.names.items() if scene.copies[k].requires_grad}
+        zero: list[str] = []
+        for _ in range(steps):
+            args, kwargs, _ = at.arguments()
+            value = at.value(at.whole(args, kwargs), at.own_targets())
+            if not value.requires_grad:
+                return list(mine)
+            grads = torch.autograd.grad(value, list(mine.values()), allow_unused=True)
+            zero = []
+            for (n, p), g in zip(mine.items(), grads, strict=True):
+                if g is None or not bool((g != 0).any()):
+                    zero.append(n)
+                elif bool(torch.isfinite(g).all()):
+                    size = p.detach().norm().clamp_min(math.sqrt(p.numel()) * 0.1)
+                    p.data.sub_(g * (0.1 * size / g.norm()))
+        return zero
+
+    start = {k: c.detach().clone() for k, c in scene.copies.items()}
+    stuck = at.run(work, scene.copies)
+    for k, c in scene.copies.items():
+        c.data.copy_(start[k])
+    named = dict(at.root.named_parameters())
+    weights = [n for n in stuck if named[n].dim() > 1]
+    total = [n for n in scene.grads if named[n].dim() > 1]
+    return {
+        "weights": len(weights), "of": len(total), "modules": modules_of(stuck, at.root),
+        "all_zero": bool(weights) and all(not bool((named[n] != 0).any()) for n in weights),
+        "first": scene.layer_of(weights[-1]) if weights else "",
+    }  # fmt: skip

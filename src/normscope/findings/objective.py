@@ -1,0 +1,274 @@
+"""NS7xx: what the loss can see, from the loss as a function of the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from normscope.findings._rules import Hit, View, rule
+
+FLOOR, OUTSIDE = 0.1, 0.1
+START = 4.0
+
+
+@rule(
+    "NS701",
+    "logits that are none",
+    severity="warning",
+    meaning="The loss takes a softmax of outputs that are bounded already, so even a perfect answer costs much and gradients are small.",
+    cure="Leave the last activation out: cross-entropy wants logits. For probabilities: loss = nn.NLLLoss() on log_softmax(outputs, 1).",
+    source="chosen by us: the best answer within reach costs a tenth of what a constant answer costs",
+)
+def bounded_logits(view: View) -> Iterator[Hit]:
+    """The loss does not change when a number is added to all outputs of a sample: it holds a softmax. But the outputs are bounded.
+
+    Rows that sum to one are a softmax of their own; otherwise the last weights were scaled up 300-fold, and the outputs gathered
+    at their ends (a sigmoid, a tanh). The best answer within these ends costs, with c classes between 0 and 1,
+    log(1 + (c - 1)/e): 1.46 of log 10 = 2.30.
+    """
+    s = view.section("loss")
+    if s.get("task") != "classes" or not s.get("softmax_in_loss"):
+        return
+    sums = s.get("sums_to_one", {})
+    module = s.get("reach", {}).get("module", "")
+    if sums.get("what") == "probabilities" and sums.get("over") == "classes":
+        text = (
+            f"the {s['columns']} outputs are probabilities already (rows in 0..1 with sum 1), and the loss takes a softmax of them "
+            "again: softmax twice"
+        )
+        yield Hit(None, "floor", s.get("floor", math.nan), 0.0, text, name=module or s.get("last", ""))
+    elif "floor" in s and "constant" in s and s["floor"] - s["free"] > FLOOR * max(s["constant"] - s["free"], 1e-9):
+        kind = s["reach"]["module_kind"]
+        ends = " to ".join(f"{s['reach'][k]:.3g}" if k in s["reach"] else "infinity" for k in ("low", "high"))
+        text = (
+            f"the logits are bounded by {module} ({kind}), {ends}, before the softmax of the loss: the best answer costs "
+            f"{s['floor']:.2f}, a constant one {s['constant']:.2f}"
+        )
+        yield Hit(None, "floor", s["floor"], s["free"], text, name=module)
+
+
+@rule(
+    "NS702",
+    "normalized over the batch",
+    severity="error",
+    meaning="The softmax runs over the samples instead of the classes: what one sample gets is taken from the others.",
+    cure="Name the class axis: torch.log_softmax(outputs, dim=1), nn.Softmax(dim=1).",
+    source="sums over axis 0 equal to one within 1e-4",
+)
+def over_the_batch(view: View) -> Iterator[Hit]:
+    """The outputs, or their exponentials, sum to one over the samples, not over the classes."""
+    sums = view.section("loss").get("sums_to_one", {})
+    if sums.get("over") == "samples":
+        text = f"the outputs are {sums['what']} that sum to one over the batch axis (dim=0), not over the classes"
+        yield Hit(None, "sums", 1.0, 1.0, text, name=view.section("loss").get("last", ""))
+
+
+@rule(
+    "NS703",
+    "targets broadcast",
+    severity="error",
+    meaning="Every output is compared with every target, so the network learns the mean of the targets.",
+    cure="Give both one shape: targets[:, None], or outputs.squeeze(1).",
+    source="the loss is the same for targets in another order",
+)
+def broadcast(view: View) -> Iterator[Hit]:
+    """Outputs and targets have different shapes, and permuting the targets over the samples leaves the loss as it is."""
+    s = view.section("loss")
+    if s.get("broadcast"):
+        text = (
+            f"outputs {tuple(s['outputs'])} and targets {tuple(s['targets'])} broadcast against each other: the loss is the same for "
+            "the targets in any order"
+        )
+        yield Hit(None, "broadcast", 1, 0, text)
+
+
+@rule(
+    "NS704",
+    "the loss does not see the outputs",
+    severity="error",
+    meaning="The loss is the same whatever the outputs are, so there is no gradient.",
+    cure="For two classes and one output: nn.BCEWithLogitsLoss(); for c classes: c outputs and nn.CrossEntropyLoss().",
+    source="gradient exactly zero, and the same value for random outputs",
+)
+def blind(view: View) -> Iterator[Hit]:
+    """The gradient of the loss in the outputs is exactly zero, and other outputs give the same loss.
+
+    A softmax cross-entropy over one column is zero whatever the weights.
+    """
+    s = view.section("loss")
+    if s.get("zero_gradient") and s.get("moves") is False:
+        columns = math.prod(s["outputs"][1:])
+        why = ": a softmax over one output (a single class) is constant" if columns == 1 else ""
+        text = f"the loss {s['name']} is {s['value']:.3g} for any outputs {tuple(s['outputs'])}, no gradient{why}"
+        yield Hit(None, "gradient", 0.0, 0.0, text)
+
+
+@rule(
+    "NS705",
+    "wrong sign",
+    severity="error",
+    meaning="The right answer costs more than a wrong one: training goes away from the targets.",
+    cure="Turn the loss round: minimize -log_likelihood, not log_likelihood.",
+    source="chosen by us: for 95 % of the samples the right class has the largest, positive gradient",
+)
+def sign(view: View) -> Iterator[Hit]:
+    """The loss rises when the outputs are moved to the targets: the right class raised, or the outputs set to the targets."""
+    s = view.section("loss")
+    if s.get("wrong_sign"):
+        text = f"the loss rises from {s['value']:.3g} to {s['right_answer']:.3g} when the outputs move to the right answer: its sign is flipped"
+        yield Hit(None, "right_answer", s["right_answer"], s["value"], text)
+
+
+@rule(
+    "NS706",
+    "loss without a floor",
+    severity="warning",
+    meaning="The loss falls without end as the outputs grow, so it rewards size instead of right answers.",
+    cure="Give the loss what it needs: log-probabilities for nn.NLLLoss (log_softmax(outputs, 1)), targets in 0..1 for binary losses.",
+    source="chosen by us: the loss at outputs of 10 000 is below -50 times that of now",
+)
+def bottomless(view: View) -> Iterator[Hit]:
+    """Far down its own gradient the loss goes to minus infinity, and nothing keeps the outputs from going there."""
+    s = view.section("loss")
+    if s.get("unbounded") and not s.get("wrong_sign") and not s.get("outside_binary"):
+        text = f"the loss falls from {s['value']:.3g} to {s['far']:.3g} as the outputs grow to 10 000: it is unbounded below"
+        yield Hit(None, "far", s["far"], -50.0, text)
+
+
+@rule(
+    "NS707",
+    "targets out of the outputs' reach",
+    severity="warning",
+    meaning="The last activation bounds the outputs, and part of the targets lie beyond.",
+    cure="Leave the last activation out for regression, or scale the targets into its range.",
+    source="chosen by us: a tenth of the targets outside, and a tenth of the constant answer's loss left",
+)
+def reach(view: View) -> Iterator[Hit]:
+    """With the last weights scaled up 300-fold the outputs gather at ends, and the targets, cut off there, still cost.
+
+    The floor is the loss of the targets clamped into the outputs' range.
+    """
+    s = view.section("loss")
+    if s.get("task") != "regression" or "outside" not in s or s["outside"] < OUTSIDE:
+        return
+    if s["floor"] > FLOOR * s.get("constant", math.inf):
+        r = s["reach"]
+        ends = ", ".join(f"{r[k]:.3g}" if k in r else "infinity" for k in ("low", "high"))
+        text = (
+            f"the outputs lie in ({ends}) whatever the weights, bounded by the last layer {r['module']} ({r['module_kind']}): "
+            f"{s['outside']:.0%} of the targets are out of range, the loss cannot fall below {s['floor']:.3g}"
+        )
+        yield Hit(None, "outside", s["outside"], OUTSIDE, text, name=r["module"])
+
+
+@rule(
+    "NS708",
+    "several labels a sample, one softmax",
+    severity="warning",
+    meaning="The outputs of a sample sum to one, but several of its labels are one.",
+    cure="Several labels a sample want nn.BCEWithLogitsLoss() on raw outputs, a sigmoid each.",
+    source="chosen by us: in 10 % of the rows",
+)
+def several_labels(view: View) -> Iterator[Hit]:
+    """The targets are zeros and ones with several ones in a row, and the outputs, or the loss, hold a softmax over the row."""
+    s = view.section("loss")
+    sums = s.get("sums_to_one", {}).get("over") == "classes"
+    if s.get("several_ones", 0) > 0.1 and (sums or s.get("softmax_in_loss")):
+        text = (
+            f"{s['several_ones']:.0%} of the samples have several labels (multi-label), and a softmax makes the outputs of a sample sum to "
+            "one: use a sigmoid each"
+        )
+        yield Hit(None, "several_ones", s["several_ones"], 0.1, text, name=s.get("last", ""))
+
+
+@rule(
+    "NS709",
+    "classes regressed as numbers",
+    severity="warning",
+    meaning="The targets look like class indices, and the loss takes class 4 for the mean of classes 3 and 5.",
+    cure="One output a class: nn.Linear(width, classes) with nn.CrossEntropyLoss() and targets.long().",
+    source="chosen by us: 3 or more whole numbers from 0 without a gap, each at least 0.4 times as often as on average",
+)
+def classes_as_numbers(view: View) -> Iterator[Hit]:
+    """One output and a regression loss, and targets that are 0, 1, ..., c - 1, all about equally often.
+
+    Counts and ratings are seldom so even; if yours are, this is a false alarm.
+    """
+    c = view.section("loss").get("class_like", 0)
+    if c:
+        text = f"the targets are the whole numbers 0 to {c - 1}, about equally often, like class indices, and one output is regressed (mse) on them"
+        yield Hit(None, "class_like", c, 3, text)
+
+
+@rule(
+    "NS710",
+    "targets beyond a binary loss",
+    severity="error",
+    meaning="A binary cross-entropy takes targets from 0 to 1; beyond, it has no floor.",
+    cure="c classes want c outputs and nn.CrossEntropyLoss(); labels -1 and 1 want (targets + 1) / 2.",
+    source="range of the targets",
+)
+def not_binary(view: View) -> Iterator[Hit]:
+    """The loss is a binary cross-entropy, and targets lie outside 0..1: more classes than two, or labels of -1 and 1."""
+    s = view.section("loss")
+    if s.get("outside_binary"):
+        low, high = s["target_range"]
+        text = f"the targets range from {low:g} to {high:g} for a binary loss: more than two classes need as many outputs"
+        yield Hit(None, "target_range", high, 1.0, text)
+
+
+@rule(
+    "NS711",
+    "a class is ignored",
+    severity="warning",
+    meaning="All samples of one class get no gradient: ignore_index or a weight of zero takes them out.",
+    cure="Take an index that no class has: nn.CrossEntropyLoss(ignore_index=-100).",
+    source="rows of exactly zero gradient, one label a sample",
+)
+def ignored(view: View) -> Iterator[Hit]:
+    """Every sample of one class has a gradient of exactly zero in the outputs, and no sample of the others."""
+    k = view.section("loss").get("ignored_class")
+    if k:
+        text = f"{k['share']:.0%} of the targets are ignored: all samples of class {k['class']} get no gradient (ignore_index or weight 0)"
+        yield Hit(None, "ignored", k["share"], 0.0, text)
+
+
+@rule(
+    "NS712",
+    "the targets are the inputs",
+    severity="warning",
+    meaning="Each position is asked for its own token, which it sees: the loss falls to zero and nothing is learnt.",
+    cure="Shift by one: model(tokens[:, :-1]) against tokens[:, 1:].",
+    source="chosen by us: 99 % of the positions, in a model that does not look ahead",
+)
+def unshifted(view: View) -> Iterator[Hit]:
+    """At 99 % of the positions the token whose logit the loss wants raised is the input token there, in a causal model.
+
+    A loss that shifts by itself wants another token, and is silent.
+    """
+    share = view.section("loss").get("copied_inputs", 0.0)
+    if share > 0.99:
+        yield Hit(None, "copied", share, 0.99, f"at {share:.0%} of the positions the target equals the input token: not shifted by one")
+
+
+@rule(
+    "NS713",
+    "a start far above chance",
+    severity="warning",
+    meaning="The first loss is many times that of an answer that ignores the inputs: the outputs start far too large.",
+    cure="Start the last layer (and the embeddings it shares) small: nn.init.normal_(layer.weight, std=0.02), or standardize the inputs.",
+    source="chosen by us: four times the loss of the class frequencies, and 3 nat above it",
+)
+def bad_start(view: View) -> Iterator[Hit]:
+    """The loss of a classifier at this point is more than four times that of the constant answer (the class frequencies).
+
+    Fresh layers of usual gain start within 1.5 times; logits of size s cost about s.
+    """
+    s = view.section("loss")
+    if s.get("task") == "classes" and "constant" in s and not s.get("wrong_sign"):
+        if s["value"] > START * max(s["constant"], 0.1) and s["value"] > s["constant"] + 3:
+            text = (
+                f"the loss is {s['value']:.3g} at the start, and {s['constant']:.3g} for an answer that ignores the inputs: logits of size "
+                f"{s.get('output_rms', math.nan):.2g}, too large an initial scale at {s.get('last_weight', 'the last layer')}"
+            )
+            yield Hit(None, "loss", s["value"], START * s["constant"], text, name=s.get("last_weight", ""))

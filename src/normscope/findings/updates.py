@@ -1,0 +1,124 @@
+"""NS40x: what one step of the user's own optimizer does, measured on copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from normscope.findings._rules import Hit, View, rule
+
+SMALL, LARGE = 1.5e-5, 1.0
+DECAY = 0.7
+
+
+@rule(
+    "NS403",
+    "steps too small",
+    severity="warning",
+    meaning="The optimizer changes no layer by more than a hundred-thousandth a step: the loss hardly moves in thousands of steps.",
+    cure="Raise the learning rate: optimizer = torch.optim.Adam(model.parameters(), lr=1e-3), or SGD from 0.01 to 0.1.",
+    source="chosen by us: 1000 steps that all point one way then change the weights by 1.5 %; fine-tuning BERT at 1e-5 is at 2e-4",
+)
+def small_steps(view: View) -> Iterator[Hit]:
+    """The largest relative change of a weight matrix in one step of the user's optimizer is below 1.5e-5.
+
+    One step is taken on copies, with the gradient of this batch and the optimizer's own settings; momentum counts with its
+    factor 1 / (1 - momentum), and of a warm-up the rate that it goes to. Not judged where wiring, loss or data are at fault,
+    or ``eps`` makes the steps small (NS405).
+    """
+    u = view.section("update")
+    if not u or "largest" not in u or u["largest"] >= SMALL or next(iter(eps.check(view)), None):
+        return
+    if u["along_gradient"] > 0:
+        return
+    text = (
+        f"one step of {u['class']} at learning rate {u['lr']:.2g} changes no weight matrix by more than {u['largest']:.1e} of its norm "
+        f"({u['largest_at']}): the rate is too small"
+    )
+    yield Hit(None, "relative_update", u["largest"], SMALL, text)
+
+
+@rule(
+    "NS404",
+    "weight decay outweighs the gradient",
+    severity="warning",
+    meaning="The decay pulls the weights to zero harder than the loss pulls them anywhere: the outputs shrink to a constant.",
+    cure="Lower it: weight_decay=5e-4 for SGD, 1e-2 for AdamW.",
+    source="chosen by us: with and without decay the first step points in directions more than 45 degrees apart",
+)
+def decay(view: View) -> Iterator[Hit]:
+    """The step with weight decay has a cosine below 0.7 with the step without, where the gradient is not zero.
+
+    And the decay is fast: learning rate x decay / (1 - momentum) is above 1e-3, a thousand steps to shrink the weights by e.
+    """
+    u = view.section("update")
+    if u and u["decay"] and u["decay_cosine"] < DECAY and u["decay_pace"] > 1e-3:
+        text = (
+            f"weight_decay={u['decay']:g} outweighs the gradient: the steps with and without it have cosine "
+            f"{u['decay_cosine']:.2f}, and the weights shrink by e in {1 / u['decay_pace']:.0f} steps"
+        )
+        yield Hit(None, "decay_cosine", u["decay_cosine"], DECAY, text)
+
+
+@rule(
+    "NS405",
+    "eps far above the gradients",
+    severity="warning",
+    meaning="The optimizer divides by eps instead of the gradients' own size: it is plain gradient descent at a tiny rate.",
+    cure="Leave eps at its default: torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-8).",
+    source="chosen by us: ten times the rms gradient, and no layer moves by more than a thousandth",
+)
+def eps(view: View) -> Iterator[Hit]:
+    """``eps`` is more than ten times the rms of the gradient, and the steps are small for it."""
+    u = view.section("update")
+    if u and u["eps"] > 1e-4 and u["eps"] > 10 * u["gradient_rms"] and u.get("largest", 1.0) < 1e-3:
+        text = (
+            f"eps={u['eps']:g} is {u['eps'] / max(u['gradient_rms'], 1e-30):.1e} times the rms gradient {u['gradient_rms']:.1e}: the "
+            f"largest relative update is {u['largest']:.1e}, the learning rate is too small for that epsilon"
+        )
+        yield Hit(None, "eps", u["eps"], 10 * u["gradient_rms"], text)
+
+
+@rule(
+    "NS406",
+    "the optimizer climbs",
+    severity="error",
+    meaning="Its steps go up the loss, not down.",
+    cure="Build it without maximize=True, and with a positive learning rate.",
+    source="chosen by us: cosine between step and gradient above 0.3",
+)
+def climbs(view: View) -> Iterator[Hit]:
+    """The step (without weight decay) points along the gradient instead of against it: ``maximize=True``, or a negative rate."""
+    u = view.section("update")
+    if u and u["along_gradient"] > 0.3:
+        text = (
+            f"a step of {u['class']} has cosine {u['along_gradient']:.2f} with the gradient: the loss increases (gradient ascent, "
+            f"maximize=True); on this batch from {u.get('loss_before', float('nan')):.3g} to {u.get('loss_after', float('nan')):.3g}"
+        )
+        yield Hit(None, "along_gradient", u["along_gradient"], 0.3, text)
+
+
+@rule(
+    "NS407",
+    "steps too large",
+    severity="warning",
+    meaning="One step of the optimizer makes the loss of the same batch many times worse: training will jump about or diverge.",
+    cure="Lower the learning rate tenfold, warm it up, or clip: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) between "
+    "backward() and step().",
+    source="chosen by us: five times the loss after one step",
+)
+def large_steps(view: View) -> Iterator[Hit]:
+    """After one step on a copy the loss of the same batch is more than five times what it was, or no number.
+
+    Not judged where wiring, loss or data are at fault, nor while the loss is below that of a constant answer's tenth.
+    """
+    u, loss = view.section("update"), view.section("loss")
+    if not u or "loss_after" not in u or u["along_gradient"] > 0:
+        return
+    before, after = u["loss_before"], u["loss_after"]
+    base = max(before, 0.1 * loss.get("constant", before))
+    if before == before and (after != after or after > 5 * base > 0):
+        text = (
+            f"one step of {u['class']} at learning rate {u['lr']:.2g} takes the loss of this batch from {before:.3g} to {after:.3g}: the "
+            "rate is too large, it will diverge"
+        )
+        yield Hit(None, "loss_after", after, 5 * base, text)

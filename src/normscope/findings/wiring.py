@@ -1,0 +1,283 @@
+"""NS6xx: who moves: parameters, optimizer, gradient and update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from normscope.findings._rules import Hit, View, rule
+
+SHARE = 0.02
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """A few names in words."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+@rule(
+    "NS601",
+    "trainable parameters are not in the optimizer",
+    severity="warning",
+    meaning="These parameters get a gradient and are never updated.",
+    cure="Build the optimizer last, over all that is to train: optimizer = torch.optim.Adam(model.parameters()).",
+    source="identity of the tensors in optimizer.param_groups",
+)
+def not_in_optimizer(view: View) -> Iterator[Hit]:
+    """Tensors of the model that get a gradient are not among ``optimizer.param_groups``, by identity.
+
+    Error where the optimizer holds nothing of the model that gets a gradient: it was built before a layer was exchanged, or the
+    model copied or moved. Info where what is left out does not look like a fresh start (its weights are not torch's default
+    distribution): a trained body under a new head may be left alone on purpose.
+    """
+    o = view.section("wiring").get("optimizer", {})
+    if not o or not o["missing"]:
+        return
+    stale = f"; {o['foreign']} tensors in the optimizer are not the model's (it is stale)" if o["foreign"] else ""
+    text = (
+        f"{o['missing_tensors']} tensors get a gradient but are not in the optimizer and will never change: {listed(o['missing'])}{stale}"
+    )
+    severity = "error" if not o["held_moving"] else "warning" if o["fresh"] or o["foreign"] else "info"
+    yield Hit(None, "missing", o["missing_tensors"], 0, text, severity, o["missing"][0])
+
+
+@rule(
+    "NS602",
+    "the optimizer holds nothing that trains",
+    severity="error",
+    meaning="Whatever it does, no weight that could learn is changed.",
+    cure="Set requires_grad_(True) on what is to train and pass exactly that: "
+    "torch.optim.Adam(p for p in model.parameters() if p.requires_grad).",
+    source="requires_grad of the tensors in optimizer.param_groups",
+)
+def frozen_optimizer(view: View) -> Iterator[Hit]:
+    """All parameters of the model that the optimizer holds are frozen (``requires_grad=False``)."""
+    o = view.section("wiring").get("optimizer", {})
+    if o and o["held_frozen"]:
+        names = o["held_modules"]
+        text = f"the optimizer holds {o['held']} tensors of the model, all frozen (requires_grad=False): {listed(names)}"
+        if o["missing"]:
+            text += f"; what gets a gradient is not in the optimizer: {listed(o['missing'])}"
+        yield Hit(None, "held", o["held"], 0, text, name=names[0] if names else "")
+
+
+@rule(
+    "NS603",
+    "layers that are not registered",
+    severity="warning",
+    meaning="These tensors shape the outputs and want a gradient, but model.parameters() does not hold them: no optimizer trains them.",
+    cure="Hold layers in nn.ModuleList or nn.ModuleDict, single tensors in nn.Parameter: self.hidden = nn.ModuleList(layers).",
+    source="leaves of the autograd graph that are no parameters of the model",
+)
+def unregistered(view: View) -> Iterator[Hit]:
+    """The graph behind the outputs ends in leaves that require a gradient and are no registered parameters.
+
+    Layers in a plain list, tuple or dict, in a global variable, or made anew in every forward pass. Silent where the optimizer
+    given holds the tensors all the same.
+    """
+    names = view.section("wiring").get("unregistered", [])
+    if names:
+        known = [n for n in names if n]
+        text = f"{len(names)} tensor(s) behind the outputs are not registered as parameters: "
+        text += f"{listed(known)} (a plain list or dict instead of nn.ModuleList)" if known else "no module holds them"
+        yield Hit(None, "unregistered", len(names), 0, text, name=known[0] if known else "")
+
+
+@rule(
+    "NS604",
+    "no gradient reaches trainable layers",
+    severity="warning",
+    meaning="These layers run, but the loss does not depend on them through the graph, so they stay as they are.",
+    cure="Use their output, without .detach(), .item(), torch.no_grad() or numpy between it and the loss.",
+    source="gradient None, and chosen by us: 2 % of the trainable weights",
+)
+def lost(view: View) -> Iterator[Hit]:
+    """Parameters that require a gradient get none, although their module ran: the result is not used, or detached.
+
+    Silent where the model returns what they compute (a pooler that this loss does not read), where the optimizer given leaves
+    them out, and below 2 % of the trainable weights. Layers that did not run at all are told as info.
+    """
+    lost = view.section("wiring").get("lost", {})
+    if lost and lost["tensors"] and lost["share"] > SHARE:
+        text = (
+            f"{lost['tensors']} tensors that require a gradient receive no gradient from this loss (unused or detached): "
+            f"{listed(lost['modules'])}"
+        )
+        yield Hit(None, "lost", lost["tensors"], 0, text, name=lost["modules"][0])
+    idle = view.section("wiring").get("idle", {})
+    if idle and idle["tensors"]:
+        text = f"{idle['tensors']} trainable tensors were not used in this forward pass: {listed(idle['modules'])}"
+        yield Hit(None, "idle", idle["tensors"], 0, text, "info", idle["modules"][0])
+
+
+@rule(
+    "NS605",
+    "everything is frozen",
+    severity="error",
+    meaning="No parameter requires a gradient, so nothing can train.",
+    cure="Thaw what is to train: model.head.requires_grad_(True).",
+    source="requires_grad of all parameters",
+)
+def frozen(view: View) -> Iterator[Hit]:
+    """``requires_grad`` is False for every parameter of the model."""
+    w = view.section("wiring")
+    if w.get("parameters") and not w["trainable"] and not w.get("unregistered"):
+        yield Hit(None, "trainable", 0, 1, f"all {w['parameters']} parameters are frozen (requires_grad=False)")
+
+
+@rule(
+    "NS606",
+    "frozen at a random start",
+    severity="warning",
+    meaning="A frozen part of the network has the weights of fresh layers: it never learnt anything and never will.",
+    cure="Check what was loaded: print(model.load_state_dict(state, strict=False)) lists the missing keys; a prefix may differ.",
+    source="Kolmogorov-Smirnov distance from torch's default distributions, P = 1e-4; entries beyond their bound",
+)
+def random_frozen(view: View) -> Iterator[Hit]:
+    """The first part of the network is frozen, and 90 % of its weights have exactly the distribution of fresh torch layers.
+
+    Uniform within 1/sqrt(fan_in), Xavier's bound, N(0, 1) embeddings, N(0, 0.02²): trained weights leave the bound at once.
+    Judged for a block of two weights or more in front of all that trains, a fifth of the parameters or more: single random
+    projections and adapters (LoRA) beside fresh layers are silent.
+    """
+    r = view.section("wiring").get("random_frozen")
+    if r:
+        text = (
+            f"{r['module']} is frozen, and {r['share']:.0%} of its {r['tensors']} weight matrices are distributed exactly as random "
+            "initial weights: its checkpoint was not loaded"
+        )
+        yield Hit(None, "fresh", r["share"], 0.9, text, name=r["module"])
+
+
+@rule(
+    "NS607",
+    "a copy where a tie was meant",
+    severity="warning",
+    meaning="A buffer holds the same numbers as a trainable weight and is used beside it, but will not follow it.",
+    cure="Share the parameter itself: decoder.weight = encoder.weight, or F.linear(h, self.enc.weight.t()).",
+    source="equal values to the last bit, and the outputs depend on the copy",
+)
+def copied(view: View) -> Iterator[Hit]:
+    """A buffer is equal, to the last bit, to a trainable weight (or its transpose), and the outputs change with it."""
+    c = view.section("wiring").get("copy")
+    if c:
+        text = f"{c['copy']} is a copy of {c['of']} in a buffer, not shared with it: it is used, and stays behind when {c['of']} trains"
+        yield Hit(None, "copy", 1, 0, text, name=c["copy"])
+
+
+@rule(
+    "NS608",
+    "eval mode where training was meant",
+    severity="warning",
+    meaning="The model is in eval mode: batch norms use their running statistics, which no longer move, and dropout is off.",
+    cure="Call model.train() at the start of each epoch, after the validation.",
+    source="the flags as the user left them",
+)
+def eval_mode(view: View) -> Iterator[Hit]:
+    """The whole model was left in eval mode, and holds batch norms that train; info with dropout only, or nothing to train with.
+
+    The numbers of the diagnosis are those of training mode unless ``mode="eval"`` was asked for.
+    """
+    w = view.section("wiring")
+    norms, drops = w.get("eval_norms", 0), w.get("eval_drops", 0)
+    if view.facts.get("mode") == "eval" or not (norms or drops):
+        return
+    training = any(view.given(k) for k in ("optimizer", "data", "train_step"))
+    text = f"the model was left in eval mode (model.eval() without model.train() after it): {norms} batch norm(s), {drops} dropout(s)"
+    yield Hit(None, "eval", norms + drops, 0, text, "warning" if training and norms else "info")
+
+
+@rule(
+    "NS609",
+    "weights that never wake",
+    severity="error",
+    meaning="The gradient of these weights is exactly zero, and stays so after a few steps: the network is stuck where it is.",
+    cure="Start from other weights: nn.init.kaiming_normal_(layer.weight); only the last layer of a branch may start at zero.",
+    source="gradients of exactly zero after three steps",
+)
+def asleep(view: View) -> Iterator[Hit]:
+    """Half of the weight matrices or more have a gradient of exactly zero at the start, and after three steps of plain descent.
+
+    With all weights zero (or all units off) no gradient gets anywhere. A head or a branch that starts at zero is no such case:
+    it takes a step, and wakes what lies behind it.
+    """
+    a = view.section("wiring").get("asleep")
+    loss = view.section("loss")
+    blind = loss.get("zero_gradient") or view.section("mixing").get("constant")
+    if not a or blind or not a["of"] or a["weights"] < max(1, 0.5 * a["of"]):
+        return
+    why = "all of them are zero: every unit is identical" if a["all_zero"] else "no unit passes anything on"
+    text = f"{a['weights']} of {a['of']} weight matrices have no gradient at all, also after three steps: {listed(a['modules'])}; {why}"
+    yield Hit(None, "asleep", a["weights"] / a["of"], 0.5, text, name=a["first"])
+
+
+@rule(
+    "NS610",
+    "gradients clipped too early",
+    severity="warning",
+    meaning="Clipping before the backward pass clips nothing: the optimizer gets the raw gradients.",
+    cure="loss.backward(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); optimizer.step(), in this order.",
+    source="order of the calls in one real step",
+)
+def clip_early(view: View) -> Iterator[Hit]:
+    """In one real step of ``train_step``, on copies, the gradients are clipped before ``backward`` and not after it."""
+    s = view.section("loop")
+    if s and s["clip_early"]:
+        text = f"the step's order is {', '.join(s['events'])}: the clip comes before backward, so gradients are never clipped"
+        yield Hit(None, "clip", 1, 0, text)
+
+
+@rule(
+    "NS611",
+    "gradients never cleared",
+    severity="warning",
+    meaning="Each step adds its gradient to those of all steps before.",
+    cure="Call optimizer.zero_grad() before loss.backward().",
+    source="two real steps on copies",
+)
+def never_cleared(view: View) -> Iterator[Hit]:
+    """Two steps of ``train_step`` in a row, both with an update, and the second one's gradient still holds the first's."""
+    s = view.section("loop")
+    if s and s["never_cleared"]:
+        text = f"two steps ran ({', '.join(s['events'])}), and nothing cleared the gradients between them: zero_grad() is missing"
+        yield Hit(None, "cleared", 0, 1, text)
+
+
+@rule(
+    "NS612",
+    "a step that changes nothing",
+    severity="error",
+    meaning="The loop's own step leaves every parameter as it was.",
+    cure="optimizer.zero_grad(); loss.backward(); optimizer.step(), in this order, on the optimizer that holds this model.",
+    source="two real steps on copies",
+)
+def idle_step(view: View) -> Iterator[Hit]:
+    """After two real steps of ``train_step`` on copies of model and optimizer no parameter has changed.
+
+    ``backward`` or ``step`` is never called, or the gradients are cleared between them.
+    """
+    s, w = view.section("loop"), view.section("wiring")
+    if not s or s["moved"] or not w.get("moving") or w.get("optimizer", {}).get("held_moving") == 0:
+        return
+    why = "backward is never called" if not s["backward"] else (
+        "optimizer.step is never called" if not s["stepped"] else "the gradients are cleared between backward and step"
+        if s["cleared_late"] else "the update is zero"
+    )  # fmt: skip
+    severity = "info" if s["backward"] and not s["stepped"] else ""
+    yield Hit(None, "moved", 0, 1, f"two steps changed no parameter: {why} (order: {', '.join(s['events'])})", severity)
+
+
+@rule(
+    "NS613",
+    "identical units",
+    severity="error",
+    meaning="All units of these layers start equal, get equal gradients, and stay equal: a layer is as wide as one unit.",
+    cure="Start from random weights: nn.init.kaiming_normal_(layer.weight).",
+    source="rows of the weights equal to the last bit",
+)
+def identical(view: View) -> Iterator[Hit]:
+    """Every row of a hidden layer's weight is the same, and every column of the next one's: constant initialization."""
+    names = view.section("wiring").get("equal_units", [])
+    if names:
+        text = f"all units of {listed(names)} have identical weights: constant (symmetric) initialization"
+        yield Hit(None, "equal", len(names), 0, text, name=names[0])
