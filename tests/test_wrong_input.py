@@ -493,8 +493,6 @@ OTHERS = [
     *wrong("verify-no-such-claim", lambda: ns.verify("nobody2020"), "nobody2020"),
     *wrong("step-of-a-step-and-inputs", lambda: ns.probe(ns.Step(net(), X, Y), X), "Step", "inputs"),
     *wrong("step-data-of-triples", lambda: ns.probe(ns.Step(net(), data=[(X, Y, Y)])), "3", "tuple"),
-    *wrong("step-optimizer-of-another", lambda: ns.probe(ns.Step(net(), X, Y, optimizer=OTHER)), "SGD", "parameters"),
-    *wrong("diagnose-optimizer-of-another", lambda: ns.diagnose(net(), X, Y, optimizer=OTHER), "SGD", "parameters"),
     *wrong("step-without-a-batch", lambda: ns.probe(ns.Step(net())), "inputs", "data"),
     *wrong("step-data-is-one-tensor", lambda: ns.probe(ns.Step(net(), data=X)), "Tensor", "(12, 6)"),
     *wrong("step-data-with-targets", lambda: ns.probe(ns.Step(net(), targets=Y, data=[X])), "targets"),

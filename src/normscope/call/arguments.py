@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from normscope.core.errors import DoesNotRun, UsageError
+from normscope.core.tensors import check_plain
 
 #: Where the outputs lie in what a model returns, when it is no tensor; then the first floating tensor.
 OUTPUT_KEYS = ("logits", "last_hidden_state", "out")
@@ -116,19 +117,7 @@ def _check_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     if not found:
         kinds = ", ".join(type(a).__name__ for a in (*args, *kwargs.values())) or "nothing"
         raise UsageError(f"inputs hold no tensor with a batch axis, so there is nothing to probe; got {kinds}.")
-    for x in found:
-        if x.is_nested:
-            raise UsageError("inputs must be plain tensors; got a nested tensor. Pass x.to_padded_tensor(0.0).")
-        if x.is_sparse or x.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
-            raise UsageError(
-                f"inputs must be dense tensors; got a sparse one of shape {tuple(x.shape)}. Pass x.to_dense()."
-            )
-        if x.is_quantized:
-            raise UsageError(f"inputs must not be quantized; got {x.dtype}. Pass x.dequantize().")
-        if x.is_meta:
-            raise UsageError(
-                f"inputs must hold numbers; got a meta tensor of shape {tuple(x.shape)}. Pass a real batch."
-            )
+    check_plain("inputs", *found)
 
 
 def _refusal(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.core.errors import UsageError, unknown
+from normscope.core.tensors import check_plain
 
 LossLike = Any  # str | Callable[[Any, Any], Tensor] | nn.Module | Loss | None; Any, for the users' own types
 #: Names with torch's own value, and the module that has it; ``squared_error`` is the papers' sum over outputs, halved.
@@ -161,8 +162,11 @@ class Loss:
         ):
             return torch.stack([v.reshape(()) for v in value.values()]).sum()
         if not (isinstance(value, Tensor) and value.numel() == 1):
+            came = (
+                f"a dict of {', '.join(what(v) for v in value.values())}" if isinstance(value, Mapping) else what(value)
+            )
             raise UsageError(
-                f"The loss must return a scalar tensor; {self.name} returned {what(value)}. Take its mean: reduction='mean'."
+                f"The loss must return a scalar tensor; {self.name} returned {came}. Take its mean: reduction='mean'."
             )
         if not value.is_floating_point():
             raise UsageError(f"The loss must return a floating-point scalar; {self.name} returned {what(value)}.")
@@ -170,7 +174,7 @@ class Loss:
 
     def read(self, output: Tensor, targets: Any) -> Tensor:
         """The targets as this loss, given by name, reads them for these outputs: checked, in the outputs' dtype."""
-        check_targets(targets)
+        check_plain("targets", *tensors(targets))
         if not isinstance(targets, Tensor):
             raise UsageError(f"loss={self.name!r} needs a tensor of targets; got {what(targets)}. Pass targets=....")
         targets = targets.detach().to(output.device)
@@ -249,7 +253,7 @@ class Loss:
         return self.module.to(like.device, dtype)
 
     def _as_torch(self, output: Tensor, targets: Any) -> Tensor:
-        check_targets(targets)
+        check_plain("targets", *tensors(targets))
         if not isinstance(targets, Tensor):
             raise UsageError(
                 f"{type(self.module).__name__} needs a tensor of targets; got {what(targets)}. Pass targets."
@@ -303,18 +307,6 @@ def class_axis(output: Tensor, targets: Any = None, torchs: bool = False) -> int
 def rows_in(output: Tensor) -> int:
     """Samples n of outputs (n, c), (m, positions, c) or (m, c, h, w)."""
     return output.numel() // (output.shape[class_axis(output)] if output.dim() > 1 else 1) if output.dim() else 1
-
-
-def check_targets(targets: Any) -> None:
-    """``UsageError`` for tensors among the targets that no loss here can read."""
-    for x in tensors(targets):
-        if x.is_meta:
-            raise UsageError(
-                f"targets must hold numbers; got a meta tensor of shape {tuple(x.shape)}. Pass a real batch."
-            )
-        if x.layout is not torch.strided or x.is_nested:
-            kind = "nested" if x.is_nested else "sparse"
-            raise UsageError(f"targets must be dense tensors; got a {kind} one of {x.dtype}. Pass targets.to_dense().")
 
 
 def _soft(targets: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import length, tensors
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, whole_number
 
 #: Modules that take (time, batch, features) unless ``batch_first`` is set.
 SEQUENCE = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.Transformer)
@@ -135,8 +135,7 @@ def read_samples(
 
 
 def _along(axis: int, found: list[Tensor], first: bool) -> Samples:
-    if isinstance(axis, bool) or not isinstance(axis, int) or axis < 0:
-        raise UsageError(f"samples must be the axis of the inputs that runs over samples, 0 or 1; got {axis!r}.")
+    whole_number("samples, the axis of the inputs that runs over samples,", axis, 0, "Use 0 or 1.")
     has = [x for x in found if x.dim() > axis]
     if not has:
         shapes = [tuple(x.shape) for x in found[:3]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dis
 import itertools
 import traceback
@@ -19,7 +20,8 @@ from normscope.call.losses import COTANGENT, Loss, LossLike, what
 from normscope.call.samples import Samples, from_layout, is_sequence_first, read_samples
 from normscope.call.surroundings import Surroundings
 from normscope.call.traceless import Traceless, locked
-from normscope.core.errors import DoesNotRun, UsageError
+from normscope.core.errors import DoesNotRun, UsageError, seed_of
+from normscope.core.tensors import check_plain
 
 T = TypeVar("T")
 MODES = ("train", "eval")
@@ -76,8 +78,8 @@ class Step:
         root, notes = unwrap(self.model)
         if self.mode not in (None, *MODES):
             raise UsageError(f"mode must be 'train', 'eval' or None (as the model is); got {self.mode!r}.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise UsageError(f"seed must be a whole number; got {self.seed!r}. The default is 0.")
+        seed_of(self.seed)
+        check_plain("targets", *tensors(self.targets))
         for name in ("step", "train_step"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise UsageError(f"{name} must be a callable; got {type(getattr(self, name)).__name__}.")
@@ -318,6 +320,18 @@ def check_model(model: Any, *, lazy: bool = False) -> None:
         raise UsageError(
             f"model must be in floating point; {quantized[0]!r} is quantized. Pass the model before conversion."
         )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy; ``UsageError`` where a model cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"This works on copies, and a {type(model).__name__} cannot be copied ({first}). Pass a function that makes it, or a "
+            "model without tensors that were computed before."
+        ) from error
 
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:

@@ -53,6 +53,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(torch.get_num_threads, torch.set_num_threads),
     Setting(_deterministic, lambda state: torch.use_deterministic_algorithms(state[0], warn_only=state[1])),
     Setting(lambda: list(warnings.filters), _filter),
+    Setting(np.geterr, lambda state: np.seterr(**state)),
     Setting(_attention.flash_sdp_enabled, _attention.enable_flash_sdp),
     Setting(_attention.mem_efficient_sdp_enabled, _attention.enable_mem_efficient_sdp),
     Setting(_attention.math_sdp_enabled, _attention.enable_math_sdp),

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from normscope.call.arguments import first_tensor
 from normscope.call.functional import Functions
-from normscope.core.errors import unknown
+from normscope.core.errors import UsageError, unknown
 
 #: Modules whose output is their input seen otherwise, or noise put on it.
 _TRANSPARENT = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
@@ -59,6 +59,8 @@ def find_taps(model: nn.Module, layers: str | Sequence[str] | None = None) -> li
         return [Tap("", model)]
     if layers is None:
         return [Tap(name, module) for name, module in _default(model)] or [Tap("", model)]
+    if not isinstance(layers, str) and not (isinstance(layers, Sequence) and all(isinstance(x, str) for x in layers)):
+        raise UsageError(f"layers must be patterns of module paths; got {layers!r}. Pass '*.norm' or ['0', '2'].")
     patterns = [layers] if isinstance(layers, str) else list(layers)
     found: dict[str, nn.Module] = {}
     for pattern in patterns:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from normscope.call.reach import Place, Reach
 from normscope.call.surroundings import Surroundings
 
 T = TypeVar("T")
+P = ParamSpec("P")
 #: One model runs at a time: torch's random streams and settings belong to the process.
 _LOCK = threading.RLock()
 #: Bytes of tensors that are neither parameters nor buffers and are copied (chosen by us: caches fit, data sets do not).
@@ -28,6 +30,17 @@ def _new_lock() -> None:
 
 
 os.register_at_fork(after_in_child=_new_lock)  # a child must not wait for a thread that it does not have
+
+
+def alone(verb: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: calls wait for each other. While one runs, another thread would find copies in the place of parameters."""
+
+    @functools.wraps(verb)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _LOCK:
+            return verb(*args, **kwargs)
+
+    return call
 
 
 def locked() -> threading.RLock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,16 @@ class Options:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        picked = self.outputs
+        if picked is not None and not callable(picked) and not isinstance(picked, slice):
+            if (
+                isinstance(picked, str)
+                or not isinstance(picked, Iterable)
+                or not all(isinstance(i, int) for i in picked)
+            ):
+                raise UsageError(
+                    f"outputs must be column numbers, a slice, or a function of what the model returns; got {picked!r}. Pass [0, 2]."
+                )
         if self.route not in ROUTES:
             raise unknown("route", self.route, ROUTES)
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
@@ -158,6 +168,10 @@ class Batch:
         if self.step.step is None:
             self.loss = self._settled(whole)
             self.notes += [n for n in self.loss.notes(whole, self.targets) if n not in self.notes]
+        if self.loss.kind == self.default == "none":
+            raise UsageError(
+                f"This needs targets or a loss; neither was given, and the model returns no loss of its own, but {what(whole)}. Pass one."
+            )
         return self.loss.value(self._chosen(whole), self.targets, self.step.seed)
 
     def _settled(self, whole: Any) -> Loss:
@@ -567,6 +581,10 @@ def tidy(whole: Any, outputs: Outputs = None, targets: Any = None, torchs: bool 
     sample: n = m positions.
     """
     out = outputs(whole) if callable(outputs) else whole if isinstance(whole, Tensor) else first_tensor(whole)
+    if callable(outputs) and not isinstance(out, Tensor):
+        raise UsageError(
+            f"outputs must return a tensor (n, c); the function returned {what(out)}. Pick one of what it gets."
+        )
     if not isinstance(out, Tensor):
         raise UsageError(
             f"The model must return a tensor (n, c), or something with .logits; it returned {type(whole).__name__}. "

@@ -11,6 +11,7 @@ from torch import nn
 
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
+from normscope.call.traceless import alone
 from normscope.core.errors import UsageError
 from normscope.curvature._operators import fisher
 from normscope.curvature._rates import Descent, descent_step, trained_batch
@@ -47,6 +48,7 @@ class CriticalRate:
         )
 
 
+@alone
 def critical_rate(
     model: nn.Module | Step,
     inputs: Any = None,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from normscope.call.graph import refuse_reentrant
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
+from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, unknown
 from normscope.curvature._batch import Batch, Options
 from normscope.curvature._batches import Batches
@@ -22,6 +23,7 @@ from normscope.linalg.maps import LinearMap, gram
 KINDS = ("ggn", "empirical", "monte_carlo")
 
 
+@alone
 def jacobian(
     model: nn.Module | Step,
     inputs: Any = None,
@@ -66,6 +68,7 @@ def jacobian(
                                                 checkpoint=checkpoint), what="jacobian()"))  # fmt: skip
 
 
+@alone
 def fisher(
     model: nn.Module | Step,
     inputs: Any = None,
@@ -124,6 +127,7 @@ def fisher(
     return gram(ggn_factor(f, form), note=_note(f.loss.name, kind), facts=facts, directions=mean_directions(f, form))
 
 
+@alone
 def ntk(model: nn.Module | Step, inputs: Any = None, **options: Any) -> LinearMap:
     r"""Neural tangent kernel $J J^T$ (n c, n c) of the batch, row-major (sample, output): n times the dual of the Fisher.
 
@@ -137,6 +141,7 @@ def ntk(model: nn.Module | Step, inputs: Any = None, **options: Any) -> LinearMa
     return gram(_jacobian(f), note="J J^T, neural tangent kernel", facts=f.facts(), directions=mean_directions(f, rows))
 
 
+@alone
 def hessian(
     model: nn.Module | Step,
     inputs: Any = None,
@@ -174,6 +179,10 @@ def hessian(
             leaves = [t.clone().requires_grad_() for t in part.theta]
             value = part.loss_at(leaves)
             refuse_reentrant(value)
+            if not bool(torch.isfinite(value)):
+                raise UsageError(
+                    f"The loss must be finite; it is {float(value)}. Check inputs, targets and parameters for NaN or infinity."
+                )
             if not value.requires_grad:
                 raise UsageError(
                     "The loss does not depend differentiably on the chosen parameters, so it has no Hessian."
@@ -225,6 +234,8 @@ def hessian(
 
 def make_options(parameters: str | Iterable[str] | None = None, **more: Any) -> Options:
     """``Options`` from keyword arguments."""
+    if parameters is not None and not isinstance(parameters, Iterable):
+        raise UsageError(f"parameters must be patterns of parameter names; got {parameters!r}. Pass '*.weight'.")
     names = parameters if parameters is None or isinstance(parameters, str) else tuple(parameters)
     return Options(parameters=names, **more)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
+from normscope.call.traceless import alone
 from normscope.core.errors import UsageError
 from normscope.curvature._batch import Batch
 from normscope.curvature._operators import make_options
@@ -59,6 +60,7 @@ class Descent:
         return not self.finite or max(self.losses) > self.losses[0] * (1 + 1e-6)
 
 
+@alone
 def descend(
     model: nn.Module | Step,
     inputs: Any = None,
@@ -97,9 +99,9 @@ def trained_batch(
     about = {k: options.pop(k) for k in ("mode", "seed", "samples") if k in options}
     step = Step.of(model, inputs, targets, loss, **about)
     f = Batch(step, make_options(**options), keep=False, default="none", outputs=False)
+    if step.targets is None and f.loss.named:
+        raise UsageError(f"{what} needs targets for the loss {f.loss.name!r}; got None. Pass targets=....")
     f.loss_at(f.theta)  # settles the loss
-    if f.loss.kind == "none" or (f.loss.kind in ("mse", "cross_entropy", "squared_error") and step.targets is None):
-        raise UsageError(f"{what} needs targets for its loss; got None. Pass targets=....")
     return f
 
 

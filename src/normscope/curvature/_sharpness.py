@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
-from normscope.core.errors import UsageError
+from normscope.call.traceless import alone
+from normscope.core.errors import UsageError, finite_number, whole_number
 from normscope.curvature._budget import Budget
 from normscope.curvature._compare import other_modes, variants
 from normscope.curvature._operators import fisher
@@ -120,6 +121,7 @@ class Sharpness:
         return "\n".join(lines)
 
 
+@alone
 def sharpness(
     model: nn.Module | Step,
     inputs: Any = None,
@@ -154,12 +156,11 @@ def sharpness(
         comes first. The values themselves do not depend on the clock, only which there are and their errors.
     options: ``parameters``, ``outputs``, ``dtype``, ``route``, ``memory``, ``checkpoint`` of ``jacobian``.
     """
-    if not 0 < tol < 1:
-        raise UsageError(f"tol must be a relative error above 0 and below 1; got {tol!r}. The default is 1e-3.")
-    if isinstance(descent, bool) or not isinstance(descent, int) or descent < 0:
-        raise UsageError(f"descent must be a whole number of steps >= 0; got {descent!r}. 0 leaves the check out.")
-    if not budget >= 0:
-        raise UsageError(f"budget must be a number of seconds >= 0; got {budget!r}. Use math.inf for everything.")
+    finite_number("tol", tol, above=0, below=1, do="It is a relative error; the default is 1e-3.")
+    whole_number("probes", probes)
+    whole_number("descent", descent, do="It counts steps; 0 leaves the check out.")
+    if budget != math.inf:
+        finite_number("budget", budget, least=0, do="It is in seconds; use math.inf for everything.")
     step = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples)
     if descent and (step.targets is None or not step.alone):
         raise UsageError("sharpness(descent=...) needs targets and one batch. Pass both, or leave descent away.")

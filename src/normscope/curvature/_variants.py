@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
+from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, unknown
 from normscope.curvature._batches import Batches
 from normscope.curvature._operators import make_options
@@ -26,6 +27,7 @@ VARIANTS = {
 }
 
 
+@alone
 def last_layer(
     model: nn.Module | Step, inputs: Any, variant: str, loss: LossLike = None, targets: Any = None, *, eps: float = 1e-5,
     **options: Any,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,6 @@ from normscope.probing.recorder import (
 
 if TYPE_CHECKING:
     import polars
-
-    from normscope.probing.tracker import Tracker
 
 
 class Key(NamedTuple):
@@ -75,10 +73,25 @@ class Plan:
         return any(m.name == "gradient_norm" for m in self.gradient)
 
 
+class Watching(Protocol):
+    """What a measurement needs of the tracker that it is for."""
+
+    scaler: Any
+    _root: nn.Module
+    _plan: Plan
+    _order: dict[str, int]
+    _rows: int
+    _tokens: bool
+    _clock: Any
+
+    def note(self, text: str) -> None:
+        """Remember once what could not be measured."""
+
+
 class Measurement:
     """The hooks of one step and what they saw; nothing in it keeps an activation or a gradient alive."""
 
-    def __init__(self, tracker: Tracker, step: int, taps: list[Tap], samples: Samples | None) -> None:
+    def __init__(self, tracker: Watching, step: int, taps: list[Tap], samples: Samples | None) -> None:
         self.step, self.samples = step, samples
         self.open = self.backward_came = self.finished = False
         self._tracker = tracker

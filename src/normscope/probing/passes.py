@@ -19,6 +19,7 @@ from normscope.call.graph import NoGradient, refuse_reentrant
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.call.taps import Tap, find_taps, normalizers, observed, untrained_statistics
+from normscope.call.traceless import alone
 from normscope.core.errors import UsageError
 from normscope.core.records import Profile, Record
 from normscope.geometry.metrics import METRICS, Metric
@@ -42,6 +43,7 @@ class Collection:
     functional_norms: int = 0
 
 
+@alone
 def probe(
     model: nn.Module | Step,
     inputs: Any = None,

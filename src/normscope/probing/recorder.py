@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from normscope.call.taps import Tap
-from normscope.geometry.metrics import METRICS, Metric, unit_axis
+from normscope.geometry.metrics import METRICS, Metric, metric_names, unit_axis
 from normscope.geometry.statistic import Statistic
 
 #: Metrics of a layer's parameters, not of one representation: their gradient over themselves.
@@ -137,4 +137,4 @@ def chosen(names: Iterable[str] | str | None) -> list[Metric]:
     """Metrics by name; all if ``None``. Raises ``UsageError`` for an unknown one."""
     if names is None:
         return list(METRICS.values())
-    return [METRICS[name] for name in ([names] if isinstance(names, str) else dict.fromkeys(names))]
+    return [METRICS[name] for name in metric_names(names)]

@@ -131,11 +131,15 @@ class Tracker:
         self._region = False
         self._store = measurement.Store()
         self._writers = as_writers(writers)
-        self._hooks = [
-            model.register_forward_pre_hook(_Hook(self._enter), with_kwargs=True),
-            model.register_forward_hook(_Hook(self._exit), always_call=True),
-        ]
-        self._at_exit = _close_at_exit(self) if self._writers else None
+        self._at_exit: Callable[[], None] | None = None
+        self._open = True
+        try:
+            model.register_forward_pre_hook(_Hook(self._enter), with_kwargs=True)
+            model.register_forward_hook(_Hook(self._exit), always_call=True)
+            self._at_exit = _close_at_exit(self) if self._writers else None
+        except BaseException:  # an interrupt too
+            self._unhook()
+            raise
 
     def step(self, number: int | None = None) -> None:
         """With ``by="step"``: an optimizer step is done (``number``: of so many; default one more)."""
@@ -205,11 +209,10 @@ class Tracker:
 
     def close(self) -> None:
         """Take the hooks off and close the writers. The table stays."""
-        if not self._hooks:
+        if not self._open:
             return
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
+        self._unhook()
+        self._open = False
         with self._clock:
             self._region = False
             if self._now is not None:
@@ -227,6 +230,17 @@ class Tracker:
                 stacklevel=2,
             )
 
+    def _unhook(self) -> None:
+        """Take this tracker's hooks off the model, whichever are there."""
+        root: Any = self._root
+        before = (root._forward_pre_hooks, root._forward_pre_hooks_with_kwargs)
+        after = (root._forward_hooks, root._forward_hooks_with_kwargs, root._forward_hooks_always_called)
+        for tables in (before, after):
+            hooks = tables[0].items()
+            for key in [k for k, h in hooks if isinstance(h, _Hook) and getattr(h.method, "__self__", None) is self]:
+                for table in tables:
+                    table.pop(key, None)
+
     def __enter__(self) -> Tracker:
         return self
 
@@ -234,7 +248,7 @@ class Tracker:
         self.close()
 
     def __repr__(self) -> str:
-        state = "" if self._hooks else ", closed"
+        state = "" if self._open else ", closed"
         return (
             f"Tracker({type(self._inner).__name__}, every={self.every}: {self.steps} steps seen, {self.measured} "
             f"measured, {len(self._order)} layers, overhead {self.overhead:.2%}{state})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
@@ -16,7 +15,8 @@ import torch
 from torch import nn
 
 from normscope.call.losses import OWN, Loss, LossLike
-from normscope.call.step import check_model
+from normscope.call.step import check_model, copied
+from normscope.call.traceless import Kept
 from normscope.core.errors import UsageError, finite_number, seeds_of, unknown, whole_number
 from normscope.core.load import user_error
 from normscope.core.tensors import floating_dtype
@@ -123,7 +123,8 @@ def race(
     watcher = progress if isinstance(progress, Watcher) else Bar() if progress else Watcher()
     rates, folder = rules(lr, names), None if out is None else Folder(Path(out))
     facts = {"baseline": baseline or names[0], "target_loss": target_loss}
-    with torch.inference_mode(False), torch.enable_grad(), closing(watcher):
+    kept = Kept(*(v for v in variants.values() if isinstance(v, nn.Module)))
+    with kept, kept, torch.inference_mode(False), torch.enable_grad(), closing(watcher):
         contest = _Contest(
             dict(variants), numbers, recipe, rates, train.to(where, dtype),
             None if tested is None else tested.to(where, dtype), about, where, dtype, watcher, folder, geometry,
@@ -218,7 +219,7 @@ class _Contest:
         make = self.variants[name]
         self.watcher.stage(f"building {name}, seed {seed}")
         if isinstance(make, nn.Module):
-            model: object = copy.deepcopy(make)
+            model: object = copied(make)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
@@ -239,7 +240,7 @@ class _Contest:
         model = self._first[name] = self._build(name, self.seeds[0])
         try:
             with _told(f"Variant {name!r}"):
-                one = Training(copy.deepcopy(model), self.train, self.recipe)
+                one = Training(copied(model), self.train, self.recipe)
                 notes = try_out(model, self.train.take(one.batch(0)), self.recipe, mode="train")
             if self.test is not None:
                 with _told(f"Variant {name!r} on the test samples"):
@@ -300,7 +301,7 @@ class _Contest:
         seconds = {}
         for name in {name for _, name in pending}:
             self.watcher.stage(f"timing {name}")
-            trial = Training(copy.deepcopy(self._first[name]), self.train, replace(self.recipe, lr=1e-30))
+            trial = Training(copied(self._first[name]), self.train, replace(self.recipe, lr=1e-30))
             trial.advance(min(1, trial.steps))
             start = time.perf_counter()
             trial.advance(min(1 + _TIMED, trial.steps))

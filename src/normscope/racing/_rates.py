@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from normscope.call.step import copied
 from normscope.core.errors import UsageError, unknown
 from normscope.curvature import sharpness
 from normscope.training import Recipe, Samples, Training
@@ -90,7 +90,7 @@ def _search(
     tried, spent, first = [], 0, math.inf
     for lr in sorted(grid):
         stage(f"search: lr {lr:g}")
-        pilot = Training(copy.deepcopy(model), samples, replace(recipe, lr=lr))
+        pilot = Training(copied(model), samples, replace(recipe, lr=lr))
         steps = min(pilot.steps, max(PILOT, 2 * recipe.warmup))
         pilot.advance(steps)
         spent += len(pilot.losses)
@@ -115,7 +115,7 @@ def _from_sharpness(fraction: float, model: nn.Module, samples: Samples, recipe:
             f"lr='sharpness' is the threshold of gradient descent; {recipe.optimiser} rescales the curvature. "
             "Use optimiser='sgd', or lr='search'."
         )
-    first = Training(copy.deepcopy(model), samples, recipe)
+    first = Training(copied(model), samples, recipe)
     batch = samples.take(first.batch(0))
     found = sharpness(
         first.model, batch.inputs, batch.targets, recipe.loss,
