@@ -484,6 +484,13 @@ def test_a_crash_of_the_users_code_is_one_clear_message_and_exit_code_3(run, bad
     assert says in misuse(run, bad_files, *args, wanted=3)
 
 
+def test_a_librarys_model_that_refuses_the_data_is_bad_input(run, here):
+    name = "transformers:vit,image_size=16,patch_size=8,hidden_size=16,num_hidden_layers=1,num_attention_heads=2"
+    told = misuse(run, here, name, "--data", "random:3x9x9", "-n", "4")
+    assert "on random:3x9x9 (float32 (4, 3, 9, 9)) failed" in told
+    assert told.rstrip().endswith("file.py:fn that returns (inputs, targets).")
+
+
 @pytest.mark.parametrize("command", ["sharpness", "cure", "race"])
 def test_a_model_that_crashes_is_told_alike_by_every_command(run, here, command):
     code, out, err = run(command, "net.py:Broken")
@@ -555,6 +562,17 @@ def test_markup_in_a_users_error_is_shown_as_it_is(here, run):
 @pytest.mark.parametrize("command", [[], ["diagnose"], ["explain"], ["list"]])
 def test_help_is_given(run, command):
     assert run(*command, "--help")[0] == 0
+
+
+def test_every_command_prints_json_and_gives_help(run):
+    import inspect
+
+    from normscope.cli._app import app
+
+    commands = {c.name or c.callback.__name__: c.callback for c in app.registered_commands}
+    assert len(commands) >= 10
+    assert [name for name, command in commands.items() if "json" not in inspect.signature(command).parameters] == []
+    assert [name for name in commands if run(name, "--help")[0]] == []
 
 
 # Real processes

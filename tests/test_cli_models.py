@@ -101,6 +101,10 @@ def misspelt():
     return {"model": make(), "inpts": X}
 
 
+def of_targets():
+    return {"model": make(), "targets": Y}
+
+
 def without_model():
     return {"inputs": X}
 
@@ -518,6 +522,7 @@ REFUSED = {
     "an argument without a value": (["net.py:make,depth"], "key=value; got 'depth'"),
     "arguments of a module": (["net.py:a_net,depth=3"], "net.py:a_net is a Net. Write net.py:a_net."),
     "an unknown field": (["net.py:misspelt"], "Did you mean 'inputs'?"),
+    "targets alone": (["net.py:of_targets"], "inputs must be a batch; got None"),
     "no model": (["net.py:without_model"], "must have an nn.Module under 'model'; it has none"),
     "a tuple": (
         ["net.py:a_pair"],

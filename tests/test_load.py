@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from normscope.core.errors import UsageError
-from normscope.core.load import Crashed, call_object, is_theirs, load_object, user_error, value_of
+from normscope.core.load import Crashed, call_object, load_object, origin, user_error, value_of
 
 
 @pytest.fixture
@@ -309,24 +309,32 @@ def caught(call):
         return error
 
 
-def test_an_error_is_theirs_when_their_code_was_running(here):
+def test_an_error_is_the_users_when_their_code_was_running(here):
     write(here / "net.py", "import json\ndef make():\n    json.loads('{')\n")
-    make = load_object("net.py:make")
-    assert is_theirs(caught(make)) is True  # this test's own frame is theirs too, so:
-    error = caught(make)
-    error.__traceback__ = error.__traceback__.tb_next
-    assert is_theirs(error) is True
+    assert origin(caught(load_object("net.py:make"))) == "user"
 
 
-def test_an_error_of_torch_or_of_normscope_alone_is_not_theirs():
+def without(error, frames):
+    """The error without this test's own frames."""
+    for _ in range(frames):
+        error.__traceback__ = error.__traceback__.tb_next
+    return error
+
+
+def test_an_error_of_torch_or_of_normscope_alone_is_ours():
     import torch
 
     from normscope.core.spec import parse
 
-    for call in (lambda: torch.nn.Linear(2, 3)(torch.ones(5)), lambda: parse("x")):
-        error = caught(call)
-        error.__traceback__ = error.__traceback__.tb_next.tb_next  # without this test's own frames
-        assert is_theirs(error) is False
+    layer = torch.nn.Linear(2, 3)
+    assert origin(without(caught(lambda: layer(torch.ones(5))), 2)) == "ours"
+    assert origin(without(caught(lambda: parse("x")), 2)) == "ours"
+
+
+def test_an_error_of_an_installed_package_is_its_own():
+    import polars
+
+    assert origin(without(caught(lambda: polars.DataFrame({"a": [1], "b": [1, 2]})), 2)) == "package"
 
 
 def test_notes_and_advice_follow_the_error():

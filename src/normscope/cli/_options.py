@@ -15,9 +15,9 @@ MODEL_HELP = (
     "dict of its fields."
 )
 DATA_HELP = (
-    "digits (bundled), mnist, fashion-mnist, cifar10 (with --data-dir), a .npz / .safetensors / .pt file, "
-    "package.module:callable, random:3x32x32 or tokens:32x50257. Default: that of the Step, digits, or what a library's "
-    "config asks for."
+    "digits (bundled), mnist, fashion-mnist, cifar10 (with --data-dir), a .npz / .safetensors / .pt file, file.py:fn or "
+    "package.module:fn that returns (inputs, targets), random:3x32x32 or tokens:32x50257. Default: the batch of the Step, "
+    "digits, or what a library's config asks for."
 )
 LOSS_HELP = (
     f"{', '.join(LOSSES)}, or file.py:fn, package.module:fn: a callable (outputs, targets), a torch loss module or its class. "

@@ -15,10 +15,10 @@ from normscope.call.arguments import mapped, tensors
 from normscope.call.losses import LOSSES, what
 from normscope.call.step import Step
 from normscope.core.errors import DoesNotRun, UsageError, unknown
-from normscope.core.load import Crashed, call_object, is_theirs, load_object, user_error
+from normscope.core.load import Crashed, call_object, load_object, origin, user_error
 from normscope.core.spec import FAMILIES
 from normscope.data.datasets import Batch, load
-from normscope.data.models import fitting_data, load_step, required, synthetic, takes
+from normscope.data.models import SOURCES, fitting_data, load_step, required, synthetic, takes
 
 #: Samples of a batch when none were asked for; of a library's model, at 224 x 224 or 32 tokens, 128 would take minutes.
 BATCH, LIBRARY_BATCH = 128, 16
@@ -77,7 +77,7 @@ class Given:
         built_in = name.partition(":")[0] in FAMILIES
         batch = self._batch(self.data or "digits", BATCH) if self.data is not None or built_in else None
         parts = load_step(name, batch, seed=self.seed)
-        if batch is None and not parts.keys() & {"inputs", "data"}:
+        if batch is None and not parts.keys() & {"inputs", "targets", "data"}:
             made_up = fitting_data(parts["model"])
             batch = self._batch(made_up, LIBRARY_BATCH) if made_up else self._batch("digits", BATCH)
         if batch is None and self.n is not None:
@@ -131,11 +131,13 @@ def running(name: str, data: str, parts: Step | Mapping[str, Any], fits: str = F
     except MemoryError as error:
         raise UsageError(f"{name} on {data} must fit in memory; it does not. Take fewer samples: --batch.") from error
     except Exception as error:
-        if not is_theirs(error):
+        whose, source = origin(error), name.partition(":")[0]
+        if whose == "ours" or (whose == "package" and source in FAMILIES):
             raise
         came = ", ".join(what(x) for x in list(tensors(inputs))[:4])
         doing = f"Running {name} on {data}{f' ({came})' if came else ''}"
-        raise user_error(doing, error, f"If the data is the cause, {advice}") from error
+        told = user_error(doing, error, f"If the data is the cause, {advice}")
+        raise (UsageError(str(told)) if whose == "package" and source in SOURCES else told) from error
 
 
 @torch.no_grad()

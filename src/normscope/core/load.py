@@ -137,11 +137,13 @@ def user_error(doing: str, error: BaseException, advice: str = "") -> UsageError
     return kind(" ".join([f"{told.rstrip('.')}.", *more]) if more else told)
 
 
-def is_theirs(error: BaseException) -> bool:
-    """Whether code that is neither Python's, torch's nor normscope's was running when an exception was raised."""
+def origin(error: BaseException) -> str:
+    """Whose code was running when an exception was raised: the ``user``'s, a ``package``'s, or ``ours`` (torch's) alone."""
+    files = [file for file, _ in _frames(error)]
+    if not all(map(_foreign, files)):
+        return "user"
     torch = os.path.join(os.path.dirname(getattr(sys.modules.get("torch"), "__file__", None) or "torch"), "")
-    files = [f for f, _ in _frames(error) if not f.startswith((*_OURS, torch))]
-    return any(_installed(f) or not f.startswith(_STANDARD) for f in files)
+    return "package" if any(_installed(f) and not f.startswith((*_OURS, torch)) for f in files) else "ours"
 
 
 def _frames(error: BaseException) -> list[tuple[str, int]]:
