@@ -147,6 +147,10 @@ class View:
         """Whether the step came with an ``optimizer``, ``data``, ``valid`` or ``train_step``."""
         return name in self.facts.get("checkup", {}).get("given", ())
 
+    def width(self, record: Record) -> float:
+        """Entries a sample of a layer's output; infinite where the check-up did not see it."""
+        return float(self.facts.get("checkup", {}).get("widths", {}).get(record.name, math.inf))
+
     def curve(self, metric: str, signal: str = "activation") -> list[Record]:
         """Records of one metric in the order of execution, with the input and the output."""
         return self._curves.get((metric, signal), [])

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, rule, where
 
-DISTANCE = 0.5
+DISTANCE, FAR = 0.5, 5.0
+#: Steps x momentum from which on the running statistics have had time to move: e^-2.5 = 8 % of the start is left.
+SETTLED = 2.5
 
 
 @rule(
@@ -21,22 +23,23 @@ def running_statistics(view: View) -> Iterator[Hit]:
     """A batch norm's running statistics differ from those of this batch by more than 0.5 nat a channel.
 
     The distance is the mean over channels of the Kullback-Leibler divergence between the two Gaussians,
-    ½ [((μ_B - μ_R)² + v_B) / v_R - 1 - log(v_B / v_R)]; sampling alone gives about 1/n. Only batch norms that have seen
-    data are judged. Other causes: a batch from another distribution, statistics frozen from pre-training, a tiny batch size.
+    ½ [((μ_B - μ_R)² + v_B) / v_R - 1 - log(v_B / v_R)]; sampling alone gives about 1/n. Only batch norms whose statistics have had time to move are judged (2.5 / momentum steps:
+    25). Warning from 5 nat, info below: statistics lag behind weights that train. Other causes: a batch from another distribution, statistics frozen from pre-training, a tiny batch size.
     """
-    curve = [r for r in view.curve("running_statistics_distance") if r.value > DISTANCE]
+    young = view.section("wiring").get("young_norms", [])
+    curve = [r for r in view.curve("running_statistics_distance") if r.value > DISTANCE and r.name not in young]
     if curve:
         worst = max(curve, key=lambda r: r.value)
         text = (
             f"{len(curve)} batch norm(s) beyond {DISTANCE} nat; the worst is {where(worst)} with {worst.value:.2g} nat"
         )
-        yield Hit(curve[0], "running_statistics_distance", worst.value, DISTANCE, text)
+        yield Hit(curve[0], "running_statistics_distance", worst.value, DISTANCE, text, "" if worst.value > FAR else "info")
 
 
 @rule(
     "NS502",
     "eval mode on an untrained network",
-    severity="error",
+    severity="warning",
     meaning="In eval mode these batch norms do nothing at all (mean 0, variance 1): the numbers are those of another network.",
     cure="Diagnose in training mode (mode='train', the default).",
     source="running statistics equal to their initial values",

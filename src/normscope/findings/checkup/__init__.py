@@ -38,6 +38,7 @@ def check_up(at: Step, broken: dict[str, Any] | None = None, batches: Batches | 
         found["left_out"]["wiring"] = f"{type(error).__name__}: {error}"
         return found
     found["has_loss"] = scene.loss is not None and scene.loss.kind != COTANGENT
+    found["widths"] = {c.name: c.size_out for c in scene.calls}
     read = (batches_of.read(at, at.data) if at.data is not None else []) if batches is None else batches
 
     def every(section: str, work: Any) -> None:

@@ -22,6 +22,9 @@ def read(at: Step, source: Any, most: int = MOST) -> list[tuple[Tensor, Tensor |
     """(first input tensor, targets) of the first batches; random streams as they were."""
     if source is None:
         return []
+    pair = isinstance(source, tuple) and len(source) == 2 and all(isinstance(x, Tensor) and x.dim() for x in source)
+    if pair and len(source[0]) == len(source[1]):  # one batch, not a list of two
+        source = [source]
     start = time.perf_counter()
 
     def some() -> Any:

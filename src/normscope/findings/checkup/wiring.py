@@ -48,6 +48,11 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
         n for n, b in root.named_buffers()
         if b.is_floating_point() and bool(b.isnan().any()) or n.endswith("running_var") and not bool(b.isfinite().all())
     ]  # fmt: skip
+    found["young_norms"] = [
+        n for n, m in root.named_modules()
+        if isinstance(m, nn.modules.batchnorm._NormBase) and m.num_batches_tracked is not None
+        and m.momentum is not None and int(m.num_batches_tracked) * m.momentum < 2.5
+    ]  # fmt: skip
     found["equal_units"] = _equal_units(scene)
     found["random_frozen"] = _random_frozen(scene, named, held)
     found["copy"] = _copy(scene)
