@@ -117,8 +117,10 @@ def oracle_loss_hessian(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Te
     twin = plain(model)
     params = [p for p in twin.parameters() if p.requires_grad]
     out = twin(x)
-    values = {"mse": F.mse_loss, "squared_error": lambda out, y: (out - y).square().sum() / (2 * N), "cross_entropy": F.cross_entropy}
-    value = values[loss](out, y)
+    if loss == "squared_error":
+        value = (out - y).square().sum() / (2 * N)
+    else:
+        value = F.mse_loss(out, y) if loss == "mse" else F.cross_entropy(out, y)
     slope = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, params, create_graph=True)])
     rows = []
     for s in slope:

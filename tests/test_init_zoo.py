@@ -320,7 +320,7 @@ def test_a_model_without_layers_to_treat_is_told(name):
 
 
 def test_a_lazy_module_is_named():
-    with pytest.raises(UsageError, match="'1.weight' has no shape yet"):
+    with pytest.raises(UsageError, match=r"'1\.weight' has no shape yet"):
         CURES["he"].apply(nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(4)), torch.rand(9, 3), None, gen())
 
 

@@ -905,7 +905,8 @@ def test_a_loss_that_depends_on_nothing_is_refused():
 
 
 def test_a_layer_that_refuses_its_input_is_named_in_an_error_that_is_a_runtime_error_still():
-    with pytest.raises(RuntimeError, match=r"layer '1' \(Linear\) got float32 \(6, 5\); refuses .*shapes cannot be multiplied") as caught:
+    said = r"layer '1' \(Linear\) got float32 \(6, 5\); refuses .*shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match=said) as caught:
         probe(nn.Sequential(nn.Linear(4, 5), nn.Linear(7, 2)), gaussian(6, 4))
     assert isinstance(caught.value, UsageError)
 

@@ -134,7 +134,7 @@ def _refusal(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def _advice(model: nn.Module, inputs: Any, wrong: str) -> str:
-    names = [n for n in inspect.signature(model.forward).parameters]
+    names = list(inspect.signature(model.forward).parameters)
     takes = f"{type(model).__name__}.forward takes ({', '.join(names)})"
     if isinstance(inputs, tuple | list):
         came = f"got {len(inputs)} positional arguments"

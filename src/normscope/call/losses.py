@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.call.arguments import first_tensor, mapped, tensors
+from normscope.call.arguments import first_tensor, tensors
+from normscope.call.targets import HALF, broadcasts, by_class, class_axis, classes, is_soft, one_hot, rows_in, what
 from normscope.core.errors import UsageError, unknown
 from normscope.core.tensors import check_plain
 
@@ -146,9 +147,9 @@ class Loss:
         if self.kind == "cross_entropy":
             logits, wanted = (
                 by_class(output, targets, self.strict),
-                wanted.flatten(0, -2) if _soft(wanted) else wanted.flatten(),
+                wanted.flatten(0, -2) if is_soft(wanted) else wanted.flatten(),
             )
-            return self._module(logits)(logits.float() if logits.dtype in _HALF else logits, wanted)
+            return self._module(logits)(logits.float() if logits.dtype in HALF else logits, wanted)
         if self.kind == "squared_error":
             return (output - wanted).square().sum() / (2 * rows_in(output))
         return self._module(output)(output, wanted)
@@ -179,7 +180,7 @@ class Loss:
             raise UsageError(f"loss={self.name!r} needs a tensor of targets; got {what(targets)}. Pass targets=....")
         targets = targets.detach().to(output.device)
         if self.kind in ("cross_entropy", "nll"):
-            return _classes(self, output, targets)
+            return classes(self.name, self.kind == "cross_entropy", output, targets)
         if self.kind in _ALIKE:
             if targets.is_complex() or output.is_complex():
                 raise UsageError(
@@ -188,11 +189,11 @@ class Loss:
                 )
             floating = targets.is_floating_point()
             if not floating and self.kind != "bce_with_logits" and targets.shape != output.shape:
-                targets = _one_hot(self, output, targets)
+                targets = one_hot(self.name, output, targets)
             if targets.shape != output.shape:
                 raise UsageError(
                     f"{self.name} needs targets of the outputs' shape {tuple(output.shape)}; got {what(targets)}"
-                    f"{', which would broadcast' if _broadcasts(output, targets) else ''}. Reshape one: "
+                    f"{', which would broadcast' if broadcasts(output, targets) else ''}. Reshape one: "
                     "targets[:, None] or outputs.squeeze(1)."
                 )
             if floating and not bool(torch.isfinite(targets).all()):
@@ -215,7 +216,7 @@ class Loss:
         if (
             (torchs or (self.strict and self.kind in _ALIKE))
             and output.shape != targets.shape
-            and _broadcasts(output, targets)
+            and broadcasts(output, targets)
         ):
             said.append(
                 f"outputs {tuple(output.shape)} and targets {tuple(targets.shape)} have different shapes and broadcast in "
@@ -227,7 +228,7 @@ class Loss:
             said.append(
                 f"classes were read along axis {class_axis(output, targets)} of the outputs {tuple(output.shape)}"
             )
-        if self.kind == "cross_entropy" and not _soft(targets) and not targets.is_floating_point():
+        if self.kind == "cross_entropy" and not is_soft(targets) and not targets.is_floating_point():
             if targets.shape == output.shape:
                 said.append("integer targets of the outputs' shape were read as one-hot rows")
             elif bool((targets < 0).any()):
@@ -249,7 +250,7 @@ class Loss:
     def _module(self, like: Tensor) -> nn.Module:
         """The private module on the outputs' device and in their dtype."""
         assert self.module is not None
-        dtype = torch.float32 if like.dtype in _HALF else like.dtype
+        dtype = torch.float32 if like.dtype in HALF else like.dtype
         return self.module.to(like.device, dtype)
 
     def _as_torch(self, output: Tensor, targets: Any) -> Tensor:
@@ -278,100 +279,6 @@ class Loss:
 
 #: Losses of torch's whose targets have another shape than the outputs.
 _OF_CLASSES = (nn.NLLLoss, nn.CrossEntropyLoss, nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.CTCLoss)
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def by_class(output: Tensor, targets: Any = None, torchs: bool = False) -> Tensor:
-    """Outputs as rows (n, c): each position of (m, positions, c), or of (m, c, ...) as images have it, is a sample.
-
-    The class axis is the one without which the outputs have the targets' shape; where two axes do, and without targets, the
-    second of images (m, c, h, w) and the last of all others. ``torchs``: always the second, as torch's own losses have it.
-    Outputs (n,) are one column.
-    """
-    if output.dim() == 1:
-        return output[:, None]
-    axis = class_axis(output, targets, torchs)
-    return output.movedim(axis, -1).flatten(0, -2)
-
-
-def class_axis(output: Tensor, targets: Any = None, torchs: bool = False) -> int:
-    """The axis of the outputs that runs over classes; see `by_class`."""
-    last = output.dim() - 1
-    usual = 1 if output.dim() == 4 or (torchs and last > 1) else last
-    if not torchs and isinstance(targets, Tensor) and targets.dim() == last and last > 1:
-        fits = [a for a in (1, last) if output.shape[:a] + output.shape[a + 1 :] == targets.shape]
-        return fits[0] if len(fits) == 1 else usual
-    return usual
-
-
-def rows_in(output: Tensor) -> int:
-    """Samples n of outputs (n, c), (m, positions, c) or (m, c, h, w)."""
-    return output.numel() // (output.shape[class_axis(output)] if output.dim() > 1 else 1) if output.dim() else 1
-
-
-def _soft(targets: Tensor) -> bool:
-    return targets.is_floating_point()
-
-
-def _broadcasts(a: Tensor, b: Tensor) -> bool:
-    try:
-        torch.broadcast_shapes(a.shape, b.shape)
-    except RuntimeError:
-        return False
-    return True
-
-
-def _classes(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
-    """Class indices with negative ones at -100, or probabilities as (..., c)."""
-    if targets.dtype is torch.bool or targets.is_complex():
-        raise UsageError(f"{loss.name} needs integer class targets; got {what(targets)}. Pass targets.long().")
-    if targets.shape == output.shape and output.dim() > 1 and loss.kind == "cross_entropy":
-        axis = class_axis(output)
-        soft = targets.to(output.dtype if output.dtype not in _HALF else torch.float32).movedim(axis, -1)
-        if not bool(torch.isfinite(soft).all()):
-            raise UsageError("The targets must be finite; they hold NaN or infinity. Clean the data.")
-        if not targets.is_floating_point() and not bool(((soft == 0) | (soft == 1)).all() & (soft.sum(-1) == 1).all()):
-            raise UsageError(
-                f"{loss.name} needs class indices, or rows with a single one, as integers; got {what(targets)}. Use "
-                "bce_with_logits for several labels a sample."
-            )
-        return soft
-    if targets.is_floating_point():
-        raise UsageError(
-            f"{loss.name} needs integer class targets, or probabilities of the outputs' shape {tuple(output.shape)}; got "
-            f"{what(targets)}. Pass targets.long(), or loss='mse'."
-        )
-    axis = class_axis(output, targets)
-    if output.dim() < 2 or output.shape[:axis] + output.shape[axis + 1 :] != targets.shape:
-        raise UsageError(
-            f"{loss.name} needs outputs (n, c) for targets (n,); the model returned {what(output)} for targets "
-            f"{what(targets)}. Give one class index a sample (a position)."
-        )
-    c = output.shape[axis]
-    if targets.numel() and int(targets.max()) >= c:
-        raise UsageError(
-            f"Targets must be class indices below the number of outputs, {c}; the largest is {int(targets.max())}. Give the "
-            "model that many outputs, or pass other targets."
-        )
-    if not bool((targets >= 0).any()):
-        raise UsageError("All targets are negative, which means: ignore them. Pass at least one class index.")
-    return torch.where(targets < 0, -100, targets.long())
-
-
-def _one_hot(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
-    known = targets.numel() == 0 or (
-        targets.dtype is not torch.bool and int(targets.min()) >= 0 and int(targets.max()) < output.shape[-1]
-    )
-    if output.dim() != 2 or targets.shape != output.shape[:1] or not known:
-        raise UsageError(
-            f"{loss.name} with class targets needs targets (n,) from 0 to c - 1 for outputs (n, c); got {what(targets)} "
-            f"from {_ends(targets)} for outputs {what(output)}. Pass floating-point targets of the outputs' shape."
-        )
-    return F.one_hot(targets.long(), output.shape[1])
-
-
-def _ends(targets: Tensor) -> str:
-    return f"{int(targets.min())} to {int(targets.max())}" if targets.numel() else "nothing"
 
 
 def _own_losses(whole: Any) -> list[tuple[str, Tensor]] | None:
@@ -393,27 +300,3 @@ def _own_losses(whole: Any) -> list[tuple[str, Tensor]] | None:
     if isinstance(whole, tuple) and len(whole) > 1 and scalar(whole[0]) and whole[0].requires_grad:
         return [("", whole[0])]
     return None
-
-
-def cast_targets(targets: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Private copies of the targets on the model's device; floating ones in ``dtype``, if it is given."""
-
-    def own(x: Tensor) -> Tensor:
-        x = x.detach().to(device)
-        return x.to(dtype) if dtype is not None and x.is_floating_point() else x.clone()
-
-    return mapped(targets, own)
-
-
-def with_loss(loss: Loss, name: str) -> Loss:
-    """The same loss under another printed name."""
-    return replace(loss, name=name)
-
-
-def what(value: Any) -> str:
-    """A value in the words of an error: dtype and shape of a tensor, else its type."""
-    return (
-        f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-        if isinstance(value, Tensor)
-        else type(value).__name__
-    )

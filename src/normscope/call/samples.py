@@ -128,8 +128,8 @@ def read_samples(
     if wanted % n:  # pooled: the targets and the outputs have the samples, the layers before them rows of their own
         n, wanted = wanted, n
     note = (
-        f"the inputs have {other} rows and the targets {length(targets)}: layers with {n} rows are measured over these samples, layers "
-        f"with {wanted} over those (samples= names the axis)"
+        f"the inputs have {other} rows and the targets {length(targets)}: layers with {n} rows are measured over these, "
+        f"layers with {wanted} over those (samples= names the axis)"
     )
     return Samples(n, 0, rows=wanted, sequence_first=first, notes=(note,))
 

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import copy
-import dis
-import itertools
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, mapped, own_call, read_inputs, tensors
-from normscope.call.losses import COTANGENT, Loss, LossLike, what
+from normscope.call.batches import check_batches, pull, read_batch
+from normscope.call.losses import COTANGENT, Loss, LossLike
+from normscope.call.refusals import is_torchs, refusal_of, where
 from normscope.call.samples import Samples, from_layout, is_sequence_first, read_samples
-from normscope.call.surroundings import Surroundings
-from normscope.call.traceless import Traceless, locked
-from normscope.core.errors import DoesNotRun, UsageError, seed_of
+from normscope.call.targets import what
+from normscope.call.traceless import Traceless
+from normscope.core.errors import UsageError, seed_of
 from normscope.core.tensors import check_plain
 
 T = TypeVar("T")
 MODES = ("train", "eval")
-#: What torch's layers raise of a batch that they do not take; others are signals of its own, or the user's.
-_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError, KeyError)
-_TORCH = str(Path(torch.__file__).parent)
-_OURS = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +82,7 @@ class Step:
                 f"optimizer must be a torch optimizer; got {type(self.optimizer).__name__}. Pass the object."
             )
         for name in ("data", "valid"):
-            _check_batches(name, getattr(self, name))
+            check_batches(name, getattr(self, name))
         put(self, "alone", self.inputs is not None)
         put(self, "notes", notes)
         put(self, "root", root)
@@ -98,7 +92,7 @@ class Step:
                 raise UsageError("inputs must be a batch; got None. Pass inputs, or data= with a loader of batches.")
             if self.targets is not None:
                 raise UsageError("targets came without inputs. Pass both, or data= with pairs (inputs, targets).")
-            batch = _pull(self.data, 1)[0]
+            batch = pull(self.data, 1)[0]
             inputs, targets = (batch, None) if self._whole(root) else read_batch(batch)
             put(self, "inputs", inputs)
             put(self, "targets", targets)
@@ -135,7 +129,8 @@ class Step:
             return cls(model, inputs, targets, loss, mode=mode, seed=seed, **more)
         if inputs is not None or more.get("data") is not None:
             raise UsageError(
-                "A Step has its own batch; other inputs came beside it. Pass the Step alone, or dataclasses.replace(step, inputs=...)."
+                "A Step has its own batch; other inputs came beside it. Pass the Step alone, or "
+                "dataclasses.replace(step, inputs=...)."
             )
         given = {"targets": targets, "loss": loss, "mode": mode, "seed": seed or None, **more}
         changed = {k: v for k, v in given.items() if v is not None}
@@ -151,7 +146,7 @@ class Step:
             for f in fields(self)
             if f.init and f.name not in ("inputs", "targets", "data")
         }
-        for batch in _pull(self.data):
+        for batch in pull(self.data):
             inputs, targets = (batch, None) if self.step is not None else read_batch(batch)
             yield Step(inputs=inputs, targets=targets, **rest)
 
@@ -193,9 +188,9 @@ class Step:
         except Exception as error:
             if type(error).__module__.startswith(
                 "torch"
-            ):  # signals of its own, as of a checkpoint that has seen enough
+            ):  # a signal of its own, as of a checkpoint that has seen enough
                 raise
-            if not (isinstance(error, _REFUSALS) and _is_torchs(error)):
+            if not is_torchs(error):
                 error.add_note(f"normscope: the model's forward raised this, in {where(error, self.root)}.")
                 raise
             raise refusal_of(error, self.root, (self.args, self.kwargs)) from error
@@ -249,51 +244,6 @@ class Step:
         return f"Step({type(self.root).__name__} on {came}; loss {loss}, mode {self.mode})"
 
 
-def refusal_of(error: BaseException, root: nn.Module, given: Any) -> DoesNotRun:
-    """The error for a layer of torch's that refuses a batch: which layer, what it got, what torch says, what came in."""
-    module, got = None, ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        inner = frame.f_locals.get("self")
-        if isinstance(inner, nn.Module) and frame.f_code.co_name == "forward":
-            module, got = (
-                inner,
-                ", ".join(what(v) for k, v in frame.f_locals.items() if k != "self" and isinstance(v, Tensor)),
-            )
-    shown = f" got {got};" if module is not None and got else ""
-    came = ", ".join(what(x) for x in list(tensors(given))[:4])
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    bytes_in = any(not (x.is_floating_point() or x.is_complex()) for x in tensors(given))
-    cast = " Integers into a layer of floating-point weights: pass inputs.float(), scaled." if bytes_in else ""
-    return DoesNotRun(
-        f"The model must run on the inputs; {where(error, root)}{shown} refuses them (torch: {said}). The inputs were {came}. "
-        f"Pass a batch as the model takes it in training.{cast}"
-    )
-
-
-def where(error: BaseException, root: nn.Module) -> str:
-    """The innermost module whose ``forward`` was under way when the error was raised, in words."""
-    names = {id(m): n for n, m in root.named_modules()}
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        module = frame.f_locals.get("self")
-        if isinstance(module, nn.Module) and names.get(id(module)):
-            return f"layer {names[id(module)]!r} ({type(module).__name__})"
-    return f"{type(root).__name__} itself"
-
-
-def _is_torchs(error: BaseException) -> bool:
-    """Whether torch raised the exception (a layer or an operation that refuses what it got), and no ``raise`` of the user's."""
-    tb, last = error.__traceback__, None
-    while tb is not None:
-        if not tb.tb_frame.f_code.co_filename.startswith(_OURS):  # an observer between the user and torch
-            last = tb
-        tb = tb.tb_next
-    if last is None:
-        return False
-    code = last.tb_frame.f_code
-    raised = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return code.co_filename.startswith(_TORCH) or (isinstance(error, RuntimeError) and not raised)
-
-
 def check_model(model: Any, *, lazy: bool = False) -> None:
     """``UsageError`` for what is no model that can be run in Python on numbers; ``lazy``: shapes may still be unknown."""
     if not isinstance(model, nn.Module):
@@ -345,53 +295,6 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, list[str]]:
             return model, notes
         notes.append(f"{type(model).__name__} was looked through: the module inside it ran, eagerly, on one device")
         model = inner
-
-
-def read_batch(batch: Any) -> tuple[Any, Any]:
-    """(inputs, targets) of what a loader gives: a pair, or a whole batch that goes to the model as it is."""
-    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
-        if len(batch) == 2:
-            return batch[0], batch[1]
-        if len(batch) == 1:
-            return batch[0], None
-        raise UsageError(
-            f"A batch of data must be (inputs, targets), one tensor, or a dictionary; got {len(batch)} parts. Pair them: "
-            "((x, z), targets), or pass step=lambda model, batch: ...."
-        )
-    return batch, None
-
-
-def _check_batches(name: str, data: Any) -> None:
-    if data is None:
-        return
-    if isinstance(data, Tensor | str | bytes | Mapping) or not (
-        isinstance(data, Iterable) or hasattr(data, "__getitem__")
-    ):
-        raise UsageError(
-            f"{name} must be a DataLoader or a list of batches; got {type(data).__name__}. Pass [batch] for one."
-        )
-    if hasattr(data, "__next__"):
-        raise UsageError(f"{name} must be read from its start each time; got an iterator. Pass the loader itself.")
-
-
-def _pull(data: Any, most: int | None = None) -> list[Any]:
-    """The first ``most`` batches (all), the loader's random streams and the caller's as they were afterwards."""
-    held = (getattr(data, "generator", None), getattr(getattr(data, "sampler", None), "generator", None))
-    generators = [g for g in held if isinstance(g, torch.Generator)]
-    with locked():
-        around, states = Surroundings(set()), [g.get_state() for g in generators]
-        try:
-            batches = list(itertools.islice(data, most))
-        except Exception as error:
-            error.add_note("normscope: reading data raised this.")
-            raise
-        finally:
-            around.restore()
-            for g, state in zip(generators, states, strict=True):
-                g.set_state(state)
-    if not batches:
-        raise UsageError("data must hold at least one batch; it is empty.")
-    return batches
 
 
 def _is_lightning(model: nn.Module) -> bool:

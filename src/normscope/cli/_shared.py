@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from normscope.call.arguments import mapped, tensors
-from normscope.call.losses import LOSSES, what
+from normscope.call.losses import LOSSES
 from normscope.call.step import Step
+from normscope.call.targets import what
 from normscope.core.errors import DoesNotRun, UsageError, unknown
 from normscope.core.load import Crashed, call_object, load_object, origin, user_error
 from normscope.core.spec import FAMILIES

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from normscope.call.arguments import first_tensor, tensors
 from normscope.call.functional import Functions, refuse_untrained
 from normscope.call.graph import nodes, refuse_reentrant, unreached
-from normscope.call.losses import CALLABLE, OWN, Loss, by_class, cast_targets, class_axis, what
+from normscope.call.losses import CALLABLE, OWN, Loss
 from normscope.call.step import Step
 from normscope.call.taps import normalizers, untrained_statistics
+from normscope.call.targets import by_class, cast_targets, class_axis, what
 from normscope.call.traceless import Traceless, simple
 from normscope.core.errors import UsageError, unknown
 from normscope.curvature._twice import LinearBackward
@@ -42,15 +43,13 @@ class Options:
 
     def __post_init__(self) -> None:
         picked = self.outputs
-        if picked is not None and not callable(picked) and not isinstance(picked, slice):
-            if (
-                isinstance(picked, str)
-                or not isinstance(picked, Iterable)
-                or not all(isinstance(i, int) for i in picked)
-            ):
-                raise UsageError(
-                    f"outputs must be column numbers, a slice, or a function of what the model returns; got {picked!r}. Pass [0, 2]."
-                )
+        numbers = (
+            isinstance(picked, Iterable) and not isinstance(picked, str) and all(isinstance(i, int) for i in picked)
+        )
+        if not (picked is None or callable(picked) or isinstance(picked, slice) or numbers):
+            raise UsageError(
+                f"outputs must be column numbers, a slice, or a function of what the model returns; got {picked!r}. Pass [0]."
+            )
         if self.route not in ROUTES:
             raise unknown("route", self.route, ROUTES)
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
@@ -170,7 +169,8 @@ class Batch:
             self.notes += [n for n in self.loss.notes(whole, self.targets) if n not in self.notes]
         if self.loss.kind == self.default == "none":
             raise UsageError(
-                f"This needs targets or a loss; neither was given, and the model returns no loss of its own, but {what(whole)}. Pass one."
+                "This needs targets or a loss; neither was given, and the model returns no loss of its own, but "
+                f"{what(whole)}. Pass one."
             )
         return self.loss.value(self._chosen(whole), self.targets, self.step.seed)
 

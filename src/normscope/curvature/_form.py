@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.call.losses import Loss, by_class
+from normscope.call.losses import Loss
+from normscope.call.targets import by_class
 from normscope.core.errors import UsageError
 
 

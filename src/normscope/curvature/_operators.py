@@ -248,8 +248,8 @@ def _check_symmetry(x: Tensor, z: Tensor, hx: Tensor, hz: Tensor) -> None:
     one, other = float(z @ hx), float(x @ hz)
     if not abs(one - other) <= allowed:
         raise UsageError(
-            f"A Hessian must be symmetric; this one is not (<z, H x> = {one:.6g}, <x, H z> = {other:.6g}): an op of the model has a "
-            "wrong second derivative. Write it from differentiable ops."
+            f"A Hessian must be symmetric; this one is not (<z, H x> = {one:.6g}, <x, H z> = {other:.6g}): an op of the "
+            "model has a wrong second derivative. Write it from differentiable ops."
         )
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor
-from normscope.call.losses import COTANGENT, Loss, class_axis
+from normscope.call.losses import COTANGENT, Loss
 from normscope.call.step import Step
+from normscope.call.targets import class_axis
 from normscope.call.traceless import Traceless
 from normscope.core.errors import UsageError
 from normscope.training._recipe import OPTIMISERS, Recipe

@@ -162,7 +162,8 @@ def dense_is_matrix_free(run: Run, frozen: bool = False) -> Iterator[Reading]:
 
 @PAPER.claim(
     "softmax-exact", "The cross-entropy Fisher is at most half the squared loss's, of rank N(C-1).", where="PS21 (exact)",
-    covers="T6.exact", quick={}, control={"loss": "squared_error"}, because="the squared loss is not half of itself", seconds=(0.2, 0.2),
+    covers="T6.exact", quick={}, control={"loss": "squared_error"}, because="the squared loss is not half of itself",
+    seconds=(0.2, 0.2),
 )  # fmt: skip
 def softmax_exact(run: Run, loss: str = "cross_entropy") -> Iterator[Reading]:
     """Largest eigenvalue and rank on a small net: rank 72 of 96."""
