@@ -86,7 +86,8 @@ def test_a_plain_4_layer_net_is_quiet(seed):
 
 
 def test_a_quiet_net_gets_a_quiet_verdict():
-    assert diagnosis(SHALLOW).verdict == "Nothing found that stands in the way of training."
+    looked = "Nothing found in geometry, gradients, wiring, loss and data (no optimizer given; no trial run)."
+    assert diagnosis(SHALLOW).verdict == looked
 
 
 def test_a_broken_nets_verdict_names_the_trouble_and_the_layer():
@@ -148,8 +149,8 @@ def test_positive_weights_break_batch_norm(seed):
     assert found(POSITIVE, "NS101", seed=seed).severity == "error"
 
 
-def test_eval_mode_on_an_untrained_net_is_an_error():
-    assert found(NORMED, "NS502", mode="eval").severity == "error"
+def test_eval_mode_on_an_untrained_net_is_found():
+    assert found(NORMED, "NS502", mode="eval").severity == "warning"
 
 
 def test_eval_mode_on_a_net_without_batch_norm_is_no_finding():
@@ -197,7 +198,7 @@ def test_a_shallow_net_with_batch_norm_does_not():
 
 
 def test_deep_sigmoids_vanish_gradients():
-    assert found(Spec(depth=10, width=64, activation="sigmoid", outputs=10), "NS202").severity == "error"
+    assert found(Spec(depth=10, width=64, activation="sigmoid", outputs=10), "NS202").severity == "warning"
 
 
 def test_a_plain_relu_net_does_not_vanish_gradients():
@@ -397,13 +398,16 @@ def since(layer, value, before=0.0):
 
 #: name -> (profile, code, severity, layer) of a rule that fires.
 FIRES = {
-    "rank one at the end": (profile(activation(participation_rank=since(7, 1.005, 8))), "NS101", "error", 7),
-    "rank nearly one at the end": (profile(activation(participation_rank=since(7, 1.02, 8))), "NS101", "warning", 7),
+    "rank one at the end": (profile(activation(participation_rank=since(7, 1 + 2e-6, 8))), "NS101", "warning", 7),
+    "rank one at the end of a deep net": (
+        profile(activation(participation_rank=since(7, 1.0, 8)), layers=20), "NS101", "error", 7,
+    ),
+    "rank nearly one at the end": (profile(activation(participation_rank=since(7, 1.02, 8))), "NS101", "info", 7),
     "low for long": (profile(activation(participation_rank=since(4, 1.1, 8)), layers=20), "NS101", "warning", 4),
     "recovers but ends low": (
         profile(activation(participation_rank=lambda at: {3: 1.001, 9: 1.1, 10: 1.1, 11: 1.02, 12: 1.02}.get(at, 8))),
         "NS101",
-        "warning",
+        "info",
         9,
     ),
     "aligned input": (profile(activation(mean_cosine=lambda at: 0.2 if at else 0.96)), "NS102", "warning", 0),
@@ -432,16 +436,24 @@ FIRES = {
         1,
     ),
     "small updates": (profile({("relative_gradient", "weight"): lambda at: 1e-3 / (at + 1)}), "NS204", "warning", 1),
-    "dead": (profile(activation(dead_units=since(5, 0.7))), "NS301", "warning", 5),
-    "quite dead": (profile(activation(dead_units=since(5, 0.96))), "NS301", "error", 5),
-    "saturated": (profile(activation(saturated_units=since(5, 0.6))), "NS302", "warning", 5),
+    "small updates of few layers": (
+        profile({("relative_gradient", "weight"): lambda at: 1e-3 / (at + 1)}, layers=6), "NS204", "info", 1,
+    ),
+    "somewhat dead": (profile(activation(dead_units=since(5, 0.7))), "NS301", "info", 5),
+    "dead": (profile(activation(dead_units=since(5, 0.8))), "NS301", "warning", 5),
+    "quite dead": (profile(activation(dead_units=since(5, 1.0))), "NS301", "error", 5),
+    "saturated": (profile(activation(saturated_units=since(5, 0.6))), "NS302", "info", 5),
+    "quite saturated": (profile(activation(saturated_units=since(5, 0.95))), "NS302", "warning", 5),
     "far running statistics": (
-        profile(activation(running_statistics_distance=since(4, 0.6))), "NS501", "warning", 4,
+        profile(activation(running_statistics_distance=since(4, 6.0))), "NS501", "warning", 4,
+    ),
+    "lagging running statistics": (
+        profile(activation(running_statistics_distance=since(4, 0.6))), "NS501", "info", 4,
     ),
     "sharp": (profile({}, lambda_max=60.0, lambda_max_centred=10.0), "NS401", "info", None),
     "very sharp": (profile({}, lambda_max=210.0, lambda_max_centred=10.0), "NS401", "warning", None),
     "rate above the threshold": (profile({}, lambda_max=10.0, learning_rate=0.21), "NS402", "warning", None),
-    "untrained in eval mode": (profile({}, mode="eval", untrained_batch_norms=2), "NS502", "error", None),
+    "untrained in eval mode": (profile({}, mode="eval", untrained_batch_norms=2), "NS502", "warning", None),
     "small batch": (profile({}, n=7), "NS901", "info", None),
     "activations not finite": (
         profile(activation(mean_norm=since(4, math.nan, before=1.0))), "NS902", "error", 4,
@@ -573,6 +585,9 @@ def test_findings_come_errors_first():
 
 # The contract of a rule
 
+#: Modules of the rules that read the check-up of a step, not a profile.
+CHECKED_ELSEWHERE = ("sight", "updates", "wiring", "objective", "batches")
+
 
 @pytest.mark.parametrize("code", RULES)
 def test_a_code_is_ns_and_three_digits(code):
@@ -602,6 +617,8 @@ def test_a_meaning_is_one_sentence(code):
 
 @pytest.mark.parametrize("code", RULES)
 def test_a_rule_has_a_case_that_fires_and_one_that_does_not(code):
+    if RULES[code].check.__module__.rpartition(".")[2] in CHECKED_ELSEWHERE:  # tests/test_checkup.py has the same test
+        return
     assert (code in {c for _, c, _, _ in FIRES.values()}, code in {c for _, c in SILENT.values()}) == (True, True)
 
 
@@ -616,7 +633,7 @@ def test_no_two_rules_have_one_title():
 
 def test_an_unknown_code_is_refused_with_the_nearest():
     with pytest.raises(UsageError, match="Did you mean 'NS101'"):
-        RULES["NS1O1"]
+        RULES["NS101a"]
 
 
 @pytest.mark.parametrize("spec", [PLAIN, NORMED, POSITIVE], ids=str)

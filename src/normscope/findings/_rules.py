@@ -126,8 +126,8 @@ def _family(code: str) -> int:
     return next(i for i, start in enumerate(CAUSES) if code.startswith(start))
 
 
-#: Layers of one role from which on they alone are compared (chosen by us).
-FEWEST = 3
+#: Layers of one role from which on they alone are compared (chosen by us: two blocks repeat their roles).
+REPEATED = 2
 
 
 class View:
@@ -149,7 +149,8 @@ class View:
 
     def width(self, record: Record) -> float:
         """Entries a sample of a layer's output; infinite where the check-up did not see it."""
-        return float(self.facts.get("checkup", {}).get("widths", {}).get(record.name, math.inf))
+        name = record.name if record.layer else "the inputs"
+        return float(self.facts.get("checkup", {}).get("widths", {}).get(name, math.inf))
 
     def curve(self, metric: str, signal: str = "activation") -> list[Record]:
         """Records of one metric in the order of execution, with the input and the output."""
@@ -179,7 +180,7 @@ class View:
         curve = _commonest(curve, lambda r: r.kind)
         if signal == "gradient":
             same = _commonest(curve, lambda r: re.sub(r"\d+", "#", r.name))
-            curve = same if len(same) >= FEWEST else curve
+            curve = same if len(same) >= REPEATED else curve
         return curve
 
     def at_input(self, metric: str) -> float:

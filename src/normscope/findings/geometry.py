@@ -12,8 +12,8 @@ from normscope.findings._rules import Hit, View, rule, settles, where
 #: worse than shallower ones of their kind.
 RANK_END, RANK_LOW, LAYERS_LOW = 1.03, 1.15, 10
 #: Torch's default ReLU nets of 10 layers and widths of 16 to 512 end between 1 + 5e-6 and 1 + 1e-4, and train with Adam; below
-#: RANK_LOST little but rounding in float32 is left of the differences between samples.
-RANK_LOST, RANK_ERROR = 1 + 4e-6, 1 + 2e-7
+#: RANK_LOST plain SGD trains none of ours; below RANK_ERROR, in more than 10 layers, Adam hardly does.
+RANK_LOST, RANK_ERROR = 1 + 4e-6, 1 + 1e-9
 ALIGNED_INPUT = 0.95
 SCALE = 100.0
 
@@ -39,14 +39,15 @@ def rank_collapse(view: View) -> Iterator[Hit]:
     If the last hidden representation has rank one, the gradients that any two samples send to the weights of an output
     neuron are collinear. With batch norm r stays near sqrt(width).
 
-    Warning when the last hidden layer lies below 1.15 and more than 10 layers do, or when it lies below 1 + 4e-6; error when it
-    lies below 1 + 2e-7, where float32 sees one vector; info below 1.03. The layer named is the first from which r stays below
-    1.15. Layers of the commonest kind of module are compared, without those of one unit (whose rank is always 1). Nets with skip connections keep a path for the gradient and can still train at a low rank: read NS2xx
+    Warning when the last hidden layer lies below 1.15 and more than 10 layers do, or when it lies below 1 + 4e-6; error when
+    both, and below 1 + 1e-9; info below 1.03. The layer named is the first from which r stays below
+    1.15. Layers of the commonest kind of module are compared, without those of one unit (whose rank is always 1) and those that start at zero. Nets with skip connections keep a path for the gradient and can still train at a low rank: read NS2xx
     beside this. A net of a few layers may end low without harm.
 
     References: Daneshmand, Kohler, Bach, Hofmann, Lucchi 2020 (Lemma 1, Theorem 2, Fig. 1); Daneshmand, Joudaki, Bach 2021.
     """
-    curve = [r for r in view.alike("participation_rank") if view.width(r) > 1]
+    zero = view.section("wiring").get("zero_layers", ())
+    curve = [r for r in view.alike("participation_rank") if view.width(r) > 1 and r.name not in zero]
     if not curve or view.at_input("participation_rank") < RANK_END:
         return
     last, start = curve[-1].value, settles(curve, lambda r: r < RANK_LOW)
@@ -63,7 +64,7 @@ def rank_collapse(view: View) -> Iterator[Hit]:
         RANK_ERROR if last < RANK_ERROR else RANK_LOW,
         f"participation rank {_short(view.at_input('participation_rank'), curve[0].value)} falls below {RANK_LOW} at "
         f"{where(start)} and ends at {last:.4g} of at most {view.samples}; float32 sees rank {seen:.0f} there",
-        "error" if last < RANK_ERROR else "warning" if low > LAYERS_LOW or last < RANK_LOST else "info",
+        "error" if last < RANK_ERROR and low > LAYERS_LOW else "warning" if low > LAYERS_LOW or last < RANK_LOST else "info",
     )
 
 
@@ -78,10 +79,12 @@ def rank_collapse(view: View) -> Iterator[Hit]:
 def aligned_input(view: View) -> Iterator[Hit]:
     """The mean cosine between two input samples is above 0.95.
 
-    Typical of images in [0, 1] or [0, 255] that were not standardized. The first layers of a ReLU net cannot undo it:
+    Typical of images in [0, 1] or [0, 255] that were not standardized. Silent before a norm, and for a single feature. The first layers of a ReLU net cannot undo it:
     the cosine map κ(c) = (√(1-c²) + c (π - arccos c)) / π of a wide ReLU layer only ever increases c.
     """
-    inputs = [r for r in view.curve("mean_cosine") if r.layer == 0]
+    if view.section("data").get("normed_input"):
+        return
+    inputs = [r for r in view.curve("mean_cosine") if r.layer == 0 and view.width(r) > 1]
     if inputs and inputs[0].value > ALIGNED_INPUT:
         cosine = inputs[0].value
         yield Hit(inputs[0], "mean_cosine", cosine, ALIGNED_INPUT, f"mean cosine between two samples is {cosine:.3f}")

@@ -78,7 +78,7 @@ def collinear(view: View) -> Iterator[Hit]:
 
     Reference: Daneshmand, Kohler, Bach, Hofmann, Lucchi 2020, section 3.
     """
-    curve = view.hidden("gradient_collinearity", "gradient")
+    curve = [r for r in view.hidden("gradient_collinearity", "gradient") if view.width(r) > 1]
     last = view.curve("gradient_collinearity", "gradient")[-1:]
     if not curve or not last or not last[0].value < COLLINEAR:
         return
@@ -98,7 +98,8 @@ def collinear(view: View) -> Iterator[Hit]:
     source="trainability table (docs/findings.md)",
 )
 def small_updates(view: View) -> Iterator[Hit]:
-    """For every layer, the norm of the loss gradient with respect to its weights is below 0.003 of the norm of the weights.
+    """For every layer, the norm of the loss gradient with respect to its weights is below 0.003 of the norm of the weights. Info down to
+    0.0003 in nets of up to 10 such layers.
 
     That ratio times the learning rate is the relative change in one step of plain gradient descent. Judged for the
     cross-entropy of a classifier only (the scale of other losses is the user's), without embeddings, most of whose rows a batch
@@ -111,7 +112,8 @@ def small_updates(view: View) -> Iterator[Hit]:
         return
     if curve and (top := max(curve, key=lambda r: r.value)).value < SMALL_UPDATE:
         text = f"the largest relative gradient of a hidden layer is {top.value:.1e}, at {where(top)}"
-        yield Hit(top, "relative_gradient", top.value, SMALL_UPDATE, text)
+        severe = top.value < SMALL_UPDATE / 10 or len(curve) > SHALLOW
+        yield Hit(top, "relative_gradient", top.value, SMALL_UPDATE, text, "" if severe else "info")
 
 
 def _ratio(view: View, *, upward: bool) -> Iterator[Hit]:

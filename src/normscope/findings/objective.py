@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from normscope.findings._rules import Hit, View, rule
 
 FLOOR, OUTSIDE = 0.1, 0.1
-START = 4.0
+START = 6.0
 
 
 @rule(
@@ -257,10 +257,10 @@ def unshifted(view: View) -> Iterator[Hit]:
     severity="warning",
     meaning="The first loss is many times that of an answer that ignores the inputs: the outputs start far too large.",
     cure="Start the last layer (and the embeddings it shares) small: nn.init.normal_(layer.weight, std=0.02), or standardize the inputs.",
-    source="chosen by us: four times the loss of the class frequencies, and 3 nat above it",
+    source="chosen by us: six times the loss of the class frequencies, and 3 nat above it",
 )
 def bad_start(view: View) -> Iterator[Hit]:
-    """The loss of a classifier at this point is more than four times that of the constant answer (the class frequencies).
+    """The loss of a classifier at this point is more than six times that of the constant answer (the class frequencies).
 
     Fresh layers of usual gain start within 1.5 times; logits of size s cost about s.
     """

@@ -65,7 +65,7 @@ def frozen_optimizer(view: View) -> Iterator[Hit]:
     "NS603",
     "layers that are not registered",
     severity="warning",
-    meaning="These tensors shape the outputs and want a gradient, but model.parameters() does not hold them: no optimizer trains them.",
+    meaning="These tensors shape the outputs and want a gradient, but the model does not list them as its parameters: no optimizer trains them.",
     cure="Hold layers in nn.ModuleList or nn.ModuleDict, single tensors in nn.Parameter: self.hidden = nn.ModuleList(layers).",
     source="leaves of the autograd graph that are no parameters of the model",
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from normscope.call.arguments import tensors
 from normscope.call.losses import COTANGENT
 from normscope.call.step import Step
 from normscope.findings.checkup import data as batches_of
@@ -38,7 +39,9 @@ def check_up(at: Step, broken: dict[str, Any] | None = None, batches: Batches | 
         found["left_out"]["wiring"] = f"{type(error).__name__}: {error}"
         return found
     found["has_loss"] = scene.loss is not None and scene.loss.kind != COTANGENT
+    entry = next((t for t in tensors((at.args, at.kwargs)) if t.is_floating_point()), None)
     found["widths"] = {c.name: c.size_out for c in scene.calls}
+    found["widths"] |= {} if entry is None else {"the inputs": entry.numel() / at.rows.n}
     read = (batches_of.read(at, at.data) if at.data is not None else []) if batches is None else batches
 
     def every(section: str, work: Any) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, mapped, tensors
-from normscope.call.step import Step, _pull, read_batch
+from normscope.call.batches import pull, read_batch
+from normscope.call.step import Step
 from normscope.findings.checkup.scene import Scene
 
 #: Batches read at most, and seconds after which no more are read (chosen by us: a static check must stay one).
@@ -41,7 +42,7 @@ def read(at: Step, source: Any, most: int = MOST) -> list[tuple[Tensor, Tensor |
             return some()
 
     out = []
-    for batch in _pull(Source()):
+    for batch in pull(Source()):
         inputs, targets = (batch, None) if at.step is not None else read_batch(batch)
         found = list(tensors(inputs))
         x = next((t for t in found if t.is_floating_point()), found[0] if found else None)
@@ -128,7 +129,7 @@ def _first_layer(scene: Scene) -> dict[str, Any]:
         if x is None or not x.is_floating_point() or isinstance(c.module, nn.Embedding | nn.EmbeddingBag):
             continue
         if isinstance(c.module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
-            return {}
+            return {"normed_input": True}
         if not bool(torch.isfinite(x).all()) or x.dim() < 2:
             return {}
         x = x.float()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import tensors
-from normscope.call.losses import Loss, class_axis
+from normscope.call.losses import Loss
+from normscope.call.targets import class_axis
 from normscope.findings.checkup.scene import Rerun, Scene, as_function, replaced
 
 #: Factor on the last weights that drives every saturating output to its ends (chosen by us: He-sized logits become 300).
@@ -79,7 +80,8 @@ def _copied_inputs(scene: Scene, o: Tensor, t: Tensor, g: Tensor) -> float:
         base, changed = again.output(), again.output(*again.alter(other_end))
         return float((base - changed)[:, :-1].abs().max()) / float(base.abs().max().clamp_min(1e-12))
 
-    return share if again.run(ahead, "eval") < 1e-5 else 0.0
+    looks = again.run(ahead, "eval")
+    return share if looks is not None and looks < 1e-5 else 0.0
 
 
 def _noise(o: Tensor) -> Tensor:
@@ -234,7 +236,10 @@ def reach_of(scene: Scene) -> dict[str, Any] | None:
             outs.append(again.output())
         return outs
 
-    base, plus, minus = again.run(work, scene.at.mode)
+    outs = again.run(work, scene.at.mode)
+    if outs is None:
+        return None
+    base, plus, minus = outs
     far = torch.cat([plus.flatten(), minus.flatten()])
     if not bool(torch.isfinite(far).all()) or float(far.max() - far.min()) == 0:
         return None

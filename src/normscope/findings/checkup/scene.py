@@ -130,7 +130,9 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
     frozen_names = {m: n for n, m in root.named_modules()}
 
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        x, y = first_tensor([*args, *kwargs.values()]), first_tensor(output)
+        given = [*args, *kwargs.values()]
+        x, y = first_tensor(given), first_tensor(output)
+        x = next(tensors(given), None) if x is None else x
         if x is None or y is None:
             return
         weighted = any(True for _ in module.parameters(recurse=False))
@@ -230,8 +232,11 @@ class Rerun:
         return y.detach().float()
 
     def run(self, work: Callable[[], Any], mode: str | None) -> Any:
-        """``work()`` with the model on copies, in a mode."""
-        return Traceless(self.at.root, mode=mode, seed=self.at.seed).run(work)
+        """``work()`` with the model on copies, in a mode; ``None`` where it does not run on some of the samples alone."""
+        try:
+            return Traceless(self.at.root, mode=mode, seed=self.at.seed).run(work)
+        except Exception:  # noqa: BLE001 - a graph, a buffer of the batch's size: then these checks are left out
+            return None
 
 
 def replaced(whole: Any, old: Tensor, new: Tensor) -> Any:

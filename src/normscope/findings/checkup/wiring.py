@@ -46,12 +46,17 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
         found["optimizer"] = _optimizer(scene, named, held, moving)
     found["broken_buffers"] = [
         n for n, b in root.named_buffers()
-        if b.is_floating_point() and bool(b.isnan().any()) or n.endswith("running_var") and not bool(b.isfinite().all())
+        if (b.is_floating_point() and bool(b.isnan().any())) or (n.endswith("running_var") and not bool(b.isfinite().all()))
     ]  # fmt: skip
     found["young_norms"] = [
         n for n, m in root.named_modules()
         if isinstance(m, nn.modules.batchnorm._NormBase) and m.num_batches_tracked is not None
         and m.momentum is not None and int(m.num_batches_tracked) * m.momentum < 2.5
+    ]  # fmt: skip
+    found["zero_layers"] = [
+        c.name for c in scene.weighted
+        if not any(bool((p != 0).any()) for p in c.module.parameters(recurse=False) if p.dim() > 1)
+        and any(p.dim() > 1 for p in c.module.parameters(recurse=False))
     ]  # fmt: skip
     found["equal_units"] = _equal_units(scene)
     found["random_frozen"] = _random_frozen(scene, named, held)
@@ -175,7 +180,7 @@ def _used(scene: Scene, tensor: Tensor) -> bool:
     other = Traceless(scene.at.root, mode="eval", seed=scene.at.seed).run(
         again.output, {id(tensor): torch.randn_like(tensor)}
     )
-    return not torch.equal(base, other)
+    return base is not None and not torch.equal(base, other)
 
 
 def _equal_units(scene: Scene) -> list[str]:
