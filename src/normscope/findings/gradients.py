@@ -116,6 +116,31 @@ def small_updates(view: View) -> Iterator[Hit]:
         yield Hit(top, "relative_gradient", top.value, SMALL_UPDATE, text, "" if severe else "info")
 
 
+@rule(
+    "NS205",
+    "no gradient through time",
+    severity="info",
+    meaning="What happened at the first steps of the sequences cannot be learnt from the answer at the end.",
+    cure="Shorter sequences, attention or a mean over the steps, or a forget gate that starts open: "
+    "nn.init.constant_(rnn.bias_hh_l0[hidden:2 * hidden], 2.0).",
+    source="chosen by us: a millionth; a fresh LSTM halves the gradient at each step",
+)
+def through_time(view: View) -> Iterator[Hit]:
+    """The gradient at the first time step of a recurrent layer's input is below a millionth of that at the last one.
+
+    A fresh LSTM forgets by half a step, so that 20 steps are a millionth. Only the recent past counts in many tasks: an info.
+
+    Reference: Jozefowicz, Zaremba, Sutskever 2015, section 2 (the bias of the forget gate).
+    """
+    t = view.section("mixing").get("time", {})
+    if t and t["first"] < 1e-6 * t["last"]:
+        text = (
+            f"the gradient through time vanishes in {t['module']}: {t['first']:.1e} at the first of {t['steps']} steps, {t['last']:.1e} at "
+            "the last"
+        )
+        yield Hit(None, "first_step", t["first"], 1e-6 * t["last"], text, name=t["module"])
+
+
 def _ratio(view: View, *, upward: bool) -> Iterator[Hit]:
     curve = [r for r in view.alike("gradient_norm", "gradient") if not math.isnan(r.value)]
     if len(curve) < 3 or not curve[-1].value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -39,8 +39,8 @@ def of_loop(scene: Scene) -> dict[str, Any]:
             with listening(events, list(copies.values())):
                 at.train_step(at.root, own, loss, inputs, batch)  # type: ignore[misc]
 
-    kept = Kept(at.train_step, loss, at.optimizer)
-    with kept, kept:
+    kept = Kept(at.train_step, loss)
+    with kept, kept, borrowed([at.optimizer, *held_by(at.train_step)], copies):
         at.run(work, copies)
     first = log[0]
     clips = [i for i, e in enumerate(first) if e.startswith("clip")]
@@ -56,6 +56,55 @@ def of_loop(scene: Scene) -> dict[str, Any]:
         "cleared_late": bool(backs) and "clear" in first[backs[-1] :] and "step" in first
         and first.index("step") > backs[-1] + first[backs[-1] :].index("clear"),
     }  # fmt: skip
+
+
+def held_by(function: Any, depth: int = 3) -> list[Any]:
+    """Optimizers, schedulers and scalers that a function can reach: closure, globals that it names, defaults, its object."""
+    function = getattr(function, "func", function)
+    code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
+    named = getattr(function, "__globals__", {})
+    values = [named[n] for n in getattr(code, "co_names", ()) if n in named]
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):
+            values.append(cell.cell_contents)
+    owner = getattr(function, "__self__", None)
+    values += [*(getattr(function, "__defaults__", None) or ()), *vars(owner or function).values()]
+    found = []
+    for value in values:
+        if isinstance(value, (*_MOVED, torch.optim.Optimizer)):
+            found.append(value)
+        elif depth and callable(value) and hasattr(value, "__code__") and not value.__module__.startswith("torch"):
+            found += held_by(value, depth - 1)
+    return found
+
+
+_MOVED = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau, torch.amp.GradScaler)
+
+
+@contextmanager
+def borrowed(objects: list[Any], copies: dict[int, Tensor]) -> Iterator[None]:
+    """Optimizers on the copies, and what they and their schedulers count put back at the end."""
+    objects = list({id(o): o for o in objects}.values())
+    objects += [o.optimizer for o in objects if hasattr(o, "optimizer") and o.optimizer not in objects]
+    kept = [(o, dict(vars(o)), _values(o)) for o in objects]
+    try:
+        for o in objects:
+            if isinstance(o, torch.optim.Optimizer):
+                other = twin(o, copies)
+                o.__dict__.update(param_groups=other.param_groups, state=other.state)
+        yield
+    finally:
+        for o, attributes, values in kept:
+            o.__dict__.clear()
+            o.__dict__.update(attributes)
+            o.__dict__.update(values)
+
+
+def _values(o: Any) -> dict[str, Any]:
+    """Copies of the lists and tensors that a scheduler or scaler counts in."""
+    if isinstance(o, torch.optim.Optimizer):
+        return {}
+    return {k: v.clone() if isinstance(v, Tensor) else list(v) for k, v in vars(o).items() if isinstance(v, list | Tensor)}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -15,7 +16,7 @@ from normscope.findings.checkup.scene import Rerun, Scene
 
 def of_mixing(scene: Scene) -> dict[str, Any]:
     """Numbers about who sees whom; see NS106 to NS112."""
-    found: dict[str, Any] = _constant(scene)
+    found: dict[str, Any] = _constant(scene) | {"time": through_time(scene)}
     again = Rerun.of(scene.at)
     if again is None:
         return found
@@ -39,6 +40,42 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
     return found
 
 
+def through_time(scene: Scene) -> dict[str, Any]:
+    """The gradient at the first and at the last step of what the first recurrent layer gets."""
+    at = scene.at
+    names = {m: n for n, m in at.root.named_modules() if isinstance(m, nn.RNNBase)}
+    if not names or scene.loss is None:
+        return {}
+    leaves: list[tuple[nn.RNNBase, Tensor]] = []
+
+    def enter(module: nn.RNNBase, args: Any, kwargs: Any) -> Any:
+        if leaves or not args or not isinstance(args[0], Tensor) or args[0].dim() != 3:
+            return None
+        leaf = args[0].detach().clone().requires_grad_()
+        leaves.append((module, leaf))
+        return (leaf, *args[1:]), kwargs
+
+    def work() -> dict[str, Any]:
+        handles = [m.register_forward_pre_hook(enter, with_kwargs=True) for m in names]
+        try:
+            args, kwargs, _ = at.arguments()
+            value = at.value(at.whole(args, kwargs), at.own_targets())
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not leaves or not value.requires_grad:
+            return {}
+        module, leaf = leaves[0]
+        (g,) = torch.autograd.grad(value, leaf, allow_unused=True)
+        if g is None:
+            return {}
+        steps = g.transpose(0, 1) if module.batch_first else g
+        size = steps.flatten(1).norm(dim=1)
+        return {"module": names[module], "steps": len(size), "first": float(size[0]), "last": float(size[-1])}
+
+    return at.run(work)
+
+
 def _constant(scene: Scene) -> dict[str, Any]:
     """The first layer behind which nothing differs between samples, though what goes in does, and the outputs do not."""
     ends = [c for c in scene.calls if not math.isnan(c.varies_out)]
@@ -49,9 +86,19 @@ def _constant(scene: Scene) -> dict[str, Any]:
         zero = bool(weights) and not any(bool((p != 0).any()) for p in weights)
         if c.varies_in > 1e-3 and c.varies_out <= 1e-6 and not zero and c.size_out > 0:
             later = scene.calls[scene.calls.index(c) :]
-            if all(not x.varies_out > 1e-6 for x in later):
+            if all(not x.varies_out > 1e-6 for x in later) and _flattens(c.module, c.shape):
                 return {"constant": {"module": c.name, "kind": type(c.module).__name__, "size": c.size_out}}
     return {}
+
+
+def _flattens(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether a module gives the same for any input: a unit that is merely off does not."""
+    twin = copy.deepcopy(module)
+    like = next(twin.parameters(), torch.zeros(()))
+    x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(6)).to(like.device, like.dtype)
+    with torch.no_grad():
+        y = first_tensor(twin(x))
+    return y is not None and float(y.std(0).abs().max()) <= 1e-6 * max(1.0, float(y.abs().max()))
 
 
 def _mixes(again: Rerun, base: Tensor, inputs: list[Tensor]) -> dict[str, Any]:

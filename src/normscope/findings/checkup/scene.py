@@ -37,6 +37,7 @@ class Call:
     #: Standard deviation over samples relative to the rms; NaN where there is no sample axis.
     varies_in: float
     varies_out: float
+    shape: tuple[int, ...] = ()
     #: The input, where it is data: no layer with weights ran before.
     data: Tensor | None = None
 
@@ -139,6 +140,7 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
         call = Call(
             frozen_names[module], module, weighted, x.numel() / samples.n, y.numel() / samples.n, x.requires_grad,
             _varies(x, samples, module), _varies(y, samples, module),
+            tuple(x.shape),
         )  # fmt: skip
         if weighted and not x.requires_grad and not weights_ran[0]:
             call.data = x.detach()

@@ -1,0 +1,543 @@
+"""Each rule of the check-up on a set-up that is broken in one way: the code, the module, among the first three findings."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_checkup_healthy import (
+    HEALTHY,
+    Language,
+    Masked,
+    Patches,
+    Reader,
+    images,
+    mlp,
+    setup,
+    table,
+    tokens,
+)
+from torch import Tensor, nn
+
+from normscope import UsageError, diagnose
+from normscope.findings import RULES
+
+BROKEN = {}
+
+
+def broken(code, module="", severity=None):
+    def add(make):
+        BROKEN[make.__name__] = (make, code, module, severity)
+        return make
+
+    return add
+
+
+def labels(t: Tensor, classes: int = 3) -> Tensor:
+    return torch.bucketize(t[:, 0].contiguous(), torch.tensor([-0.5, 0.5]))[: len(t)] % classes
+
+
+def classify(model, **more):
+    x, t = table()
+    return setup(model, x, labels(t), nn.CrossEntropyLoss(), more.pop("optimizer", None), **more)
+
+
+def regress(model, change=lambda t: t, **more):
+    x, t = table()
+    return setup(model, x, change(t), nn.MSELoss(), more.pop("optimizer", None), **more)
+
+
+# Who sees whom
+
+
+class ThroughTheBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0)
+        self.inp, self.block, self.out = nn.Linear(6, 32), nn.TransformerEncoder(layer, 1), nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.out(self.block(self.inp(x))[:, -1])
+
+
+@broken("NS111", "block")
+def a_transformer_without_batch_first():
+    x = torch.randn(448, 9, 6)
+    return setup(ThroughTheBatch(), x, torch.randint(3, (448,)), nn.CrossEntropyLoss(), samples=0)
+
+
+class Reshaped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv1d(5, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+    def forward(self, x):
+        return self.net(x.permute(1, 2, 0).reshape(len(x), 5, 10))
+
+
+@broken("NS111", severity="error")
+def a_reshape_after_permute():
+    return setup(Reshaped(), torch.randn(448, 10, 5), torch.randint(3, (448,)), nn.CrossEntropyLoss())
+
+
+@broken("NS112", "0")
+def pooled_before_the_layers():
+    x, t = images()
+    return setup(nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), mlp(3, 32, 10)), x, t, nn.CrossEntropyLoss())
+
+
+@broken("NS113")
+def convolutions_without_activations():
+    x, t = images()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(1152, 10))
+    return setup(model, x, t, nn.CrossEntropyLoss())
+
+
+@broken("NS114", "3")
+def a_group_norm_of_one():
+    return regress(nn.Sequential(mlp(12, 32, 1), nn.Identity(), nn.Identity(), nn.LayerNorm(1)))
+
+
+class Unmasked(Masked):
+    def forward(self, x):
+        return self.out(self.block(self.emb(x)).mean(1))
+
+
+@broken("NS115", "emb")
+def padding_in_the_attention():
+    x = torch.zeros(448, 40, dtype=torch.long)
+    x[:, :3] = torch.randint(1, 40, (448, 3))
+    return setup(Unmasked(), x, (x.sum(1) > 60).long(), nn.CrossEntropyLoss())
+
+
+@broken("NS116", "1")
+def dropout_on_logits():
+    return classify(nn.Sequential(mlp(12, 32, 3), nn.Dropout(0.4)))
+
+
+@broken("NS117", "1")
+def batch_norm_over_three_samples():
+    given = classify(nn.Sequential(nn.Linear(12, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)))
+    x, t = given["inputs"], given["targets"]
+    return given | {"data": [(x[i : i + 3], t[i : i + 3]) for i in range(0, 60, 3)]}
+
+
+@broken("NS118", "1")
+def a_norm_after_the_last_layer():
+    return regress(nn.Sequential(mlp(12, 64, 1), nn.BatchNorm1d(1, affine=False)), lambda t: 3 * t + 20)
+
+
+# Gradients through time
+
+
+@broken("NS205", "rnn")
+def an_lstm_over_two_hundred_steps():
+    return setup(Reader(), torch.randn(448, 200, 6), torch.randint(3, (448,)), nn.CrossEntropyLoss())
+
+
+# The optimizer
+
+
+@broken("NS403")
+def momentum_at_a_millionth():
+    model = mlp(12, 32, 3)
+    return classify(model, optimizer=torch.optim.SGD(model.parameters(), 1e-6, momentum=0.9))
+
+
+@broken("NS404")
+def adam_with_a_large_l2_decay():
+    model = mlp(12, 64, 64, 3)
+    return classify(model, optimizer=torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1.0))
+
+
+@broken("NS405")
+def rmsprop_with_a_large_eps():
+    model = mlp(12, 32, 3)
+    return classify(model, optimizer=torch.optim.RMSprop(model.parameters(), 1e-3, eps=100.0))
+
+
+@broken("NS406")
+def adam_that_maximizes():
+    model = mlp(12, 32, 3)
+    return classify(model, optimizer=torch.optim.Adam(model.parameters(), 1e-3, maximize=True))
+
+
+@broken("NS407")
+def a_rate_of_a_hundred():
+    model = mlp(12, 64, 64, 1)
+    return regress(model, optimizer=torch.optim.SGD(model.parameters(), 100.0))
+
+
+# Wiring
+
+
+@broken("NS601", "2", "error")
+def an_optimizer_of_the_layer_before():
+    model = mlp(12, 32, 3)
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.Adam(model[2].parameters(), 1e-3)
+    model[2] = nn.Linear(32, 3)
+    return classify(model, optimizer=optimizer)
+
+
+@broken("NS601", "0", "warning")
+def an_optimizer_of_the_last_layer_alone():
+    model = mlp(12, 32, 3)
+    return classify(model, optimizer=torch.optim.SGD(model[2].parameters(), 0.1))
+
+
+@broken("NS602", "2")
+def an_optimizer_of_frozen_weights():
+    model = mlp(12, 32, 3)
+    model[2].requires_grad_(False)
+    return classify(model, optimizer=torch.optim.SGD(model[2].parameters(), 0.1))
+
+
+class InADict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts, self.out = {"a": nn.Linear(12, 16), "b": nn.Linear(16, 16)}, nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(F.relu(self.parts["b"](F.relu(self.parts["a"](x)))))
+
+
+@broken("NS603", "parts['a']")
+def layers_in_a_dict():
+    return classify(InADict())
+
+
+class Detached(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.encoder, self.head, self.how = mlp(12, 32, 16), nn.Linear(16, 3), how
+
+    def forward(self, x):
+        return self.head(self.how(self.encoder(x)))
+
+
+@broken("NS604", "encoder")
+def an_encoder_through_numpy():
+    return classify(Detached(lambda h: torch.from_numpy(h.detach().numpy())))
+
+
+@broken("NS605")
+def all_frozen():
+    given = classify(mlp(12, 32, 3))
+    given["model"].requires_grad_(False)
+    return given | {"optimizer": None}
+
+
+@broken("NS606", "0")
+def a_frozen_random_body():
+    body = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 16, 3, 2), nn.ReLU(), nn.Flatten())
+    x, t = images()
+    return setup(nn.Sequential(body.requires_grad_(False), nn.Linear(144, 10)), x, t, nn.CrossEntropyLoss())
+
+
+class Untied(Language):
+    def __init__(self):
+        super().__init__(tied=False)
+        self.head = nn.Identity()
+        self.register_buffer("table", self.emb.weight.detach().clone())
+
+    def forward(self, x):
+        return F.linear(super().forward(x), self.table)
+
+
+@broken("NS607", "table")
+def an_output_table_that_is_a_copy():
+    x = tokens()
+    return setup(Untied(), x[:, :-1], x[:, 1:], lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()))
+
+
+@broken("NS608")
+def a_convolutional_net_left_in_eval_mode():
+    x, t = images()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 10))
+    return setup(model.eval(), x, t, nn.CrossEntropyLoss())
+
+
+@broken("NS609", "0", "error")
+def all_weights_zero():
+    model = mlp(12, 32, 32, 3)
+    for p in model.parameters():
+        nn.init.zeros_(p)
+    return classify(model)
+
+
+def body(order):
+    def step(model, optimizer, loss_fn, x, t):
+        loss = loss_fn(model(x), t)
+        for what in order:
+            if what == "clear":
+                optimizer.zero_grad()
+            elif what == "clip":
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            elif what == "backward":
+                loss.backward()
+            else:
+                optimizer.step()
+        return loss
+
+    return step
+
+
+@broken("NS610")
+def clipped_before_the_backward_pass():
+    return classify(mlp(12, 32, 3), train_step=body(["clear", "clip", "backward", "step"]))
+
+
+@broken("NS611")
+def never_cleared():
+    return classify(mlp(12, 32, 3), train_step=body(["backward", "step"]))
+
+
+@broken("NS612")
+def cleared_before_the_step():
+    return classify(mlp(12, 32, 3), train_step=body(["backward", "clear", "step"]))
+
+
+@broken("NS613", "0")
+def constant_weights():
+    model = mlp(12, 32, 32, 3)
+    for p in model.parameters():
+        nn.init.constant_(p, 0.1)
+    return classify(model)
+
+
+# The loss
+
+
+@broken("NS701", "1")
+def tanh_before_cross_entropy():
+    return classify(nn.Sequential(mlp(12, 32, 3), nn.Tanh()))
+
+
+@broken("NS701", "1")
+def a_softmax_and_a_loss_of_ones_own():
+    given = classify(nn.Sequential(mlp(12, 32, 3), nn.Softmax(1)))
+    return given | {"loss": lambda o, t: -(o - o.logsumexp(1, keepdim=True)).gather(1, t[:, None]).mean()}
+
+
+@broken("NS702", "1")
+def a_softmax_over_the_batch():
+    given = classify(nn.Sequential(mlp(12, 32, 3), nn.Softmax(0)))
+    return given | {"loss": lambda o, t: F.nll_loss((o + 1e-8).log(), t)}
+
+
+@broken("NS703")
+def predictions_of_another_shape():
+    given = regress(mlp(12, 32, 1), lambda t: t[:, 0])
+    return given | {"loss": lambda o, t: (o - t).abs().mean()}
+
+
+@broken("NS704")
+def one_column_for_cross_entropy():
+    return classify(mlp(12, 32, 1)) | {"targets": torch.zeros(64, dtype=torch.long), "data": None, "valid": None}
+
+
+@broken("NS705")
+def an_error_that_is_maximized():
+    return regress(mlp(12, 32, 1)) | {"loss": lambda o, t: -F.l1_loss(o, t)}
+
+
+@broken("NS706")
+def nll_on_raw_logits():
+    return classify(mlp(12, 32, 3)) | {"loss": nn.NLLLoss()}
+
+
+@broken("NS707", "1")
+def a_relu_on_standardized_targets():
+    return regress(nn.Sequential(mlp(12, 32, 1), nn.ReLU()))
+
+
+@broken("NS708")
+def cross_entropy_for_several_labels():
+    x, _ = table()
+    t = (x @ torch.randn(12, 6) > 0).float()
+    return setup(mlp(12, 32, 6), x, t, lambda o, t: -(t * o.log_softmax(1)).sum(1).mean())
+
+
+@broken("NS709")
+def five_classes_as_a_number():
+    x, _ = table()
+    return setup(mlp(12, 32, 1), x, (torch.arange(448) % 5).float()[:, None], nn.MSELoss())
+
+
+@broken("NS710")
+def labels_of_plus_and_minus_one():
+    return regress(mlp(12, 32, 1), torch.sign) | {"loss": nn.BCEWithLogitsLoss()}
+
+
+@broken("NS711")
+def a_class_of_weight_zero():
+    return classify(mlp(12, 32, 3)) | {"loss": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0.0, 1.0]))}
+
+
+@broken("NS712")
+def tokens_that_predict_themselves():
+    x = tokens()
+    return setup(Language(tied=False), x, x, lambda o, t: F.cross_entropy(o.transpose(1, 2), t))
+
+
+@broken("NS713")
+def weights_of_size_one():
+    model = mlp(12, 256, 256, 3)
+    for p in model.parameters():
+        nn.init.normal_(p)
+    return classify(model)
+
+
+# The data
+
+
+@broken("NS801")
+def a_nan_in_the_third_batch():
+    given = classify(mlp(12, 32, 3))
+    given["data"][3][0][7, 4] = math.nan
+    return given
+
+
+@broken("NS801")
+def an_infinite_target():
+    given = regress(mlp(12, 32, 1))
+    given["data"][2][1][7] = math.inf
+    return given
+
+
+@broken("NS802")
+def raw_pixels():
+    x, t = images()
+    return setup(Patches(), (x * 50 + 128).clamp(0, 255).round(), t, nn.CrossEntropyLoss())
+
+
+@broken("NS803")
+def pixels_divided_twice():
+    x, t = images()
+    model = nn.Sequential(nn.Flatten(), mlp(768, 64, 10))
+    return setup(model, (x * 50 + 128).clamp(0, 255) / 255 / 255 / 4, t, nn.CrossEntropyLoss())
+
+
+@broken("NS804")
+def income_beside_ratios():
+    given = classify(mlp(12, 32, 3))
+    for x, _ in [(given["inputs"], 0), *given["data"][1:], *given["valid"]]:
+        x[:, 3] *= 40_000
+    return given
+
+
+@broken("NS805")
+def prices():
+    return regress(mlp(12, 32, 1), lambda t: 3e5 + 1e5 * t)
+
+
+@broken("NS806")
+def one_batch_for_ever():
+    given = classify(mlp(12, 32, 3))
+    return given | {"data": [given["data"][0]] * 8}
+
+
+@broken("NS807")
+def the_target_among_the_features():
+    x, t = table()
+    x[:, 5] = 2 - 3 * t[:, 0]
+    return setup(mlp(12, 32, 1), x, t, nn.MSELoss())
+
+
+@broken("NS808")
+def images_with_the_labels_of_others():
+    x, t = images(n=640)
+    given = setup(nn.Sequential(nn.Flatten(), mlp(768, 64, 10)), x, t, nn.CrossEntropyLoss())
+    y = t[torch.randperm(512)]
+    loader = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
+    return given | {"data": loader, "targets": y[:64], "valid": (x[512:], t[512:])}
+
+
+@broken("NS809")
+def validation_data_as_it_came():
+    given = classify(mlp(12, 32, 3))
+    return given | {"valid": [(30 + 12 * x, t) for x, t in given["valid"]]}
+
+
+class Clamped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb, self.out = nn.Embedding(10, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.out(self.emb(x.clamp_max(9)).mean(1))
+
+
+@broken("NS810", "emb")
+def ids_beyond_the_table():
+    x = torch.randint(100, (448, 8))
+    return setup(Clamped(), x, torch.randint(2, (448,)), nn.CrossEntropyLoss())
+
+
+@broken("NS811")
+def a_loader_sorted_by_class():
+    given = classify(mlp(12, 32, 3))
+    x, t = (torch.cat(parts) for parts in zip(*given["data"], strict=True))
+    loader = [(x[t == k][:32], t[t == k][:32]) for k in (0, 1, 2)]
+    return given | {"data": loader}
+
+
+@broken("NS812", severity="info")
+def one_sample_in_fifty():
+    x, _ = table()
+    return setup(mlp(12, 32, 2), x, (torch.arange(448) % 50 == 0).long(), nn.CrossEntropyLoss())
+
+
+def found(make, seed=3):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return diagnose(**make())
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_setup_gets_the_rule_of_its_cause_among_the_first_three(name):
+    make, code, module, severity = BROKEN[name]
+    first = found(make).findings[:3]
+    hits = [f for f in first if f.code == code]
+    assert hits, [(f.code, f.severity, f.evidence) for f in first]
+    assert not module or hits[0].name.startswith(module) or module in hits[0].evidence
+    assert severity in (None, hits[0].severity)
+
+
+@pytest.mark.parametrize(
+    "code", [c for c in RULES if RULES[c].check.__module__.rpartition(".")[2] in ("sight", "updates", "wiring", "objective", "batches")]
+)
+def test_a_rule_of_the_check_up_has_a_setup_that_fires(code):
+    assert code in {c for _, c, _, _ in BROKEN.values()}
+
+
+def test_without_data_a_bad_number_in_the_inputs_is_refused_as_before():
+    given = HEALTHY["logistic_regression"]()
+    given["inputs"][0, 0] = math.nan
+    with pytest.raises(UsageError, match="finite"):
+        diagnose(given["model"], given["inputs"], given["targets"])
+
+
+def test_the_verdict_says_what_was_not_looked_at():
+    with torch.random.fork_rng(devices=[]):
+        given = HEALTHY["logistic_regression"]()
+    assert "no optimizer given" in diagnose(given["model"], given["inputs"], given["targets"], given["loss"]).verdict
+    assert "no optimizer given" not in diagnose(**given).verdict
+
+
+def test_a_step_has_no_loss_of_outputs_and_says_so():
+    model = nn.Linear(4, 2)
+    d = diagnose(model, torch.randn(16, 4), step=lambda m, batch: m(batch).square().mean())
+    assert "the loss is no function of outputs and targets" in d.verdict
+
+
+def test_causes_come_before_what_follows_from_them():
+    families = [f.code[:3] for f in found(raw_pixels).findings]
+    assert families[0] == "NS8"
+
+
+def test_the_facts_of_the_check_up_are_ready_for_json():
+    import json
+
+    json.dumps(found(raw_pixels).to_dict(), allow_nan=True)
