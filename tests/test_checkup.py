@@ -506,7 +506,12 @@ def test_a_broken_setup_gets_the_rule_of_its_cause_among_the_first_three(name):
 
 
 @pytest.mark.parametrize(
-    "code", [c for c in RULES if RULES[c].check.__module__.rpartition(".")[2] in ("sight", "updates", "wiring", "objective", "batches")]
+    "code",
+    [
+        c
+        for c in RULES
+        if RULES[c].check.__module__.rpartition(".")[2] in ("sight", "updates", "wiring", "objective", "batches")
+    ],
 )
 def test_a_rule_of_the_check_up_has_a_setup_that_fires(code):
     assert code in {c for _, c, _, _ in BROKEN.values()}

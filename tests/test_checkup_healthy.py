@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def tokens(v: int = 40, length: int = 12, n: int = 7 * N) -> Tensor:
 
 def mlp(*widths: int, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), act()]
     return nn.Sequential(*layers[:-1])
 
@@ -79,7 +80,13 @@ def binary_classifier_with_a_sigmoid():
 def regression_with_batch_norm_and_dropout():
     x, t = table()
     model = nn.Sequential(
-        nn.Linear(12, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1)
+        nn.Linear(12, 64),
+        nn.BatchNorm1d(64),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(64, 32),
+        nn.ReLU(),
+        nn.Linear(32, 1),
     )
     return setup(model, x, t, nn.MSELoss())
 
@@ -107,9 +114,9 @@ def counts_with_poisson():
 def huber_on_five_outputs():
     x, _ = table()
     t = torch.tanh(x @ torch.randn(12, 5) / 3)
-    return setup(mlp(12, 64, 64, 5, act=nn.GELU), x, t, nn.SmoothL1Loss(), torch.optim.AdamW(mlp(1, 1).parameters(), 1e-3)) | {
-        "optimizer": None
-    }
+    return setup(
+        mlp(12, 64, 64, 5, act=nn.GELU), x, t, nn.SmoothL1Loss(), torch.optim.AdamW(mlp(1, 1).parameters(), 1e-3)
+    ) | {"optimizer": None}
 
 
 @healthy
@@ -151,7 +158,9 @@ class Residual(nn.Module):
         super().__init__()
         self.one = nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True))
         self.two = nn.Sequential(nn.Conv2d(b, b, 3, 1, 1, bias=False), nn.BatchNorm2d(b))
-        self.skip = nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b)) if a != b else nn.Identity()
+        self.skip = (
+            nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b)) if a != b else nn.Identity()
+        )
         nn.init.zeros_(self.two[1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,7 +191,9 @@ def residual_net_with_a_schedule():
 @healthy
 def frozen_trained_backbone_with_a_new_head():
     x, t = images()
-    body = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    body = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    )
     model = nn.Sequential(body, nn.Flatten(), nn.Linear(32, 10))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(30):
@@ -253,7 +264,11 @@ class Patches(nn.Module):
         self.patch, self.cls = nn.Conv2d(3, d, 4, 4), nn.Parameter(torch.zeros(1, 1, d))
         self.pos = nn.Parameter(0.02 * torch.randn(1, 17, d))
         layer = nn.TransformerEncoderLayer(d, 4, 2 * d, 0.1, "gelu", batch_first=True, norm_first=True)
-        self.blocks, self.norm, self.head = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False), nn.LayerNorm(d), nn.Linear(d, 10)
+        self.blocks, self.norm, self.head = (
+            nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False),
+            nn.LayerNorm(d),
+            nn.Linear(d, 10),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.patch(x).flatten(2).transpose(1, 2)
@@ -303,9 +318,7 @@ def tied_language_model():
 @healthy
 def language_model_whose_loss_shifts():
     x = tokens()
-    return setup(
-        Language(tied=False), x, x, lambda o, t: F.cross_entropy(o[:, :-1].flatten(0, 1), t[:, 1:].flatten())
-    )
+    return setup(Language(tied=False), x, x, lambda o, t: F.cross_entropy(o[:, :-1].flatten(0, 1), t[:, 1:].flatten()))
 
 
 class Reader(nn.Module):
@@ -374,7 +387,14 @@ def text_classifier_with_a_mask():
 @healthy
 def forecast_with_convolutions():
     x = torch.sin(torch.arange(24) / 3 + 6 * torch.rand(7 * N, 1)) + 0.1 * torch.randn(7 * N, 24)
-    model = nn.Sequential(nn.Conv1d(1, 16, 3, padding=2, dilation=2), nn.ReLU(), nn.Conv1d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1))
+    model = nn.Sequential(
+        nn.Conv1d(1, 16, 3, padding=2, dilation=2),
+        nn.ReLU(),
+        nn.Conv1d(16, 16, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(1),
+    )
     model(x[:2, None, :-1])
     return setup(model, x[:, None, :-1], x[:, -1:], nn.L1Loss())
 
@@ -416,7 +436,10 @@ class Lora(nn.Module):
     def __init__(self, base: nn.Linear, rank: int = 4):
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.a, self.b = nn.Parameter(torch.randn(rank, base.in_features) / 8), nn.Parameter(torch.zeros(base.out_features, rank))
+        self.a, self.b = (
+            nn.Parameter(torch.randn(rank, base.in_features) / 8),
+            nn.Parameter(torch.zeros(base.out_features, rank)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + x @ self.a.t() @ self.b.t()
@@ -425,7 +448,9 @@ class Lora(nn.Module):
 @healthy
 def lora():
     x, t = table()
-    model = nn.Sequential(Lora(nn.Linear(12, 64)), nn.ReLU(), Lora(nn.Linear(64, 64)), nn.ReLU(), Lora(nn.Linear(64, 3)))
+    model = nn.Sequential(
+        Lora(nn.Linear(12, 64)), nn.ReLU(), Lora(nn.Linear(64, 64)), nn.ReLU(), Lora(nn.Linear(64, 3))
+    )
     return setup(model, x, (t[:, 0] > 0).long() + (t[:, 0] > 1).long(), nn.CrossEntropyLoss())
 
 

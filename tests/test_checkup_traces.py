@@ -33,12 +33,17 @@ def trained(look, kind):
     model, x, t = make()
     optimizer = kind(model.parameters())
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
-    step, loader = loop(model, optimizer, schedule), torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(x, t), 16, shuffle=True, generator=torch.Generator().manual_seed(5)
+    step, loader = (
+        loop(model, optimizer, schedule),
+        torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(x, t), 16, shuffle=True, generator=torch.Generator().manual_seed(5)
+        ),
     )
     for i, (a, b) in enumerate(loader):
         if look and i == 2:
-            diagnose(model, x, t, nn.CrossEntropyLoss(), optimizer=optimizer, data=loader, valid=[(x, t)], train_step=step)
+            diagnose(
+                model, x, t, nn.CrossEntropyLoss(), optimizer=optimizer, data=loader, valid=[(x, t)], train_step=step
+            )
         step(model, optimizer, nn.CrossEntropyLoss(), a, b)
     return model.state_dict(), copy.deepcopy(optimizer.state_dict()), schedule.state_dict()
 

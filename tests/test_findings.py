@@ -617,7 +617,9 @@ def test_a_meaning_is_one_sentence(code):
 
 @pytest.mark.parametrize("code", RULES)
 def test_a_rule_has_a_case_that_fires_and_one_that_does_not(code):
-    if RULES[code].check.__module__.rpartition(".")[2] in CHECKED_ELSEWHERE or code == "NS205":  # tests/test_checkup.py has the same test
+    if (
+        RULES[code].check.__module__.rpartition(".")[2] in CHECKED_ELSEWHERE or code == "NS205"
+    ):  # tests/test_checkup.py has the same test
         return
     assert (code in {c for _, c, _, _ in FIRES.values()}, code in {c for _, c in SILENT.values()}) == (True, True)
 

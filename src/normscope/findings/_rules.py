@@ -164,7 +164,8 @@ class View:
     def alike(self, metric: str, signal: str = "activation") -> list[Record]:
         """Hidden records of the commonest kind of module (the later one of two as common): like beside like.
 
-        Gradients are also of one role: the later one of the commonest names but for their numbers (``layer.#.output.dense``),
+        Gradients are also of one role: the later one of the commonest names but for their numbers
+        (``layer.#.output.dense``),
         as a query's are small in every block.
 
         Without what a skip leads around while its branch starts at zero, as it should: layers without any gradient although

@@ -37,7 +37,8 @@ def not_finite(view: View) -> Iterator[Hit]:
     "NS802",
     "inputs far too large",
     severity="warning",
-    meaning="The first layer gets numbers far above 1, so its outputs, its gradients and the sharpness are as much too large.",
+    meaning="The first layer gets numbers far above 1, so its outputs, its gradients and the sharpness are as "
+    "much too large.",
     cure="Standardize: x = (x - mean) / std, for pixels transforms.Normalize after ToTensor (x / 255).",
     source="chosen by us: an rms of 25; standardized data has 1, raw pixels about 100",
 )
@@ -45,7 +46,10 @@ def large_inputs(view: View) -> Iterator[Hit]:
     """The rms of what the first layer with weights gets is above 25. Layers that normalize first are silent."""
     f = view.section("data").get("first_layer")
     if f and f["rms"] > LARGE and f.get("column_ratio", 1.0) < COLUMNS:
-        text = f"the inputs of {f['module'] or 'the first layer'} have rms {f['rms']:.3g} (largest {f['largest']:.3g}): not standardized"
+        text = (
+            f"the inputs of {f['module'] or 'the first layer'} have rms {f['rms']:.3g} (largest "
+            f"{f['largest']:.3g}): not standardized"
+        )
         yield Hit(None, "rms", f["rms"], LARGE, text)
 
 
@@ -65,7 +69,10 @@ def tiny_inputs(view: View) -> Iterator[Hit]:
     """
     f = view.section("data").get("first_layer")
     if f and 0 < f["row"] < TINY:
-        text = f"the inputs of {f['module'] or 'the first layer'} are tiny: rms {f['rms']:.2g}, rows of norm {f['row']:.2g}; scaled twice?"
+        text = (
+            f"the inputs of {f['module'] or 'the first layer'} are tiny: rms {f['rms']:.2g}, rows of norm "
+            f"{f['row']:.2g}; scaled twice?"
+        )
         yield Hit(None, "row_norm", f["row"], TINY, text)
 
 
@@ -82,7 +89,8 @@ def column_scales(view: View) -> Iterator[Hit]:
     f = view.section("data").get("first_layer")
     if f and f.get("column_ratio", 1.0) > COLUMNS and f["widest_std"] > 10:
         text = (
-            f"the features' standard deviations range from {f['narrowest_std']:.2g} to {f['widest_std']:.2g} (column {f['widest']}): a "
+            f"the features' standard deviations range from {f['narrowest_std']:.2g} to {f['widest_std']:.2g} "
+            f"(column {f['widest']}): a "
             f"factor of {f['column_ratio']:.1g} in scale, not standardized"
         )
         yield Hit(None, "column_ratio", f["column_ratio"], COLUMNS, text)
@@ -92,7 +100,8 @@ def column_scales(view: View) -> Iterator[Hit]:
     "NS805",
     "targets far from the outputs",
     severity="warning",
-    meaning="The targets are thousands of times larger than anything the network says: a small rate never gets there, a large one diverges.",
+    meaning="The targets are thousands of times larger than anything the network says: a small rate never gets "
+    "there, a large one diverges.",
     cure="Standardize the targets, t = (t - t.mean()) / t.std(), and undo it in the answers.",
     source="chosen by us: an rms of 1000, a hundred times the outputs'",
 )
@@ -100,9 +109,14 @@ def target_scale(view: View) -> Iterator[Hit]:
     """The targets of a regression have an rms above 1000, and the outputs less than a hundredth of it."""
     t, s, u = view.section("data").get("target_rms", 0.0), view.section("loss"), view.section("update")
     if s.get("task") == "regression" and t > PRICES and s.get("output_rms", math.inf) < t / 100:
-        text = f"the targets have rms {t:.2g}, the outputs {s['output_rms']:.2g}: the targets' scale is not standardized"
+        text = (
+            f"the targets have rms {t:.2g}, the outputs {s['output_rms']:.2g}: the targets' scale is not standardized"
+        )
         if u.get("outputs_moved"):
-            text += f"; at the learning rate {u['lr']:.2g} they are {u['outputs_to_go'] / u['outputs_moved']:.1e} steps away"
+            text += (
+                f"; at the learning rate {u['lr']:.2g} they are "
+                f"{u['outputs_to_go'] / u['outputs_moved']:.1e} steps away"
+            )
         yield Hit(None, "target_rms", t, PRICES, text)
 
 
@@ -118,14 +132,21 @@ def repeated(view: View) -> Iterator[Hit]:
     """Of the batches after the first, 60 % or more are equal to an earlier one, to the last bit."""
     r = view.section("data").get("repeated", 0.0)
     if r >= 0.6:
-        yield Hit(None, "repeated", r, 0.6, f"{r:.0%} of the loader's batches are identical to an earlier one: the same samples repeat")
+        yield Hit(
+            None,
+            "repeated",
+            r,
+            0.6,
+            f"{r:.0%} of the loader's batches are identical to an earlier one: the same samples repeat",
+        )
 
 
 @rule(
     "NS807",
     "a feature holds the target",
     severity="warning",
-    meaning="One input column gives the target away: training looks perfect, and nothing is learnt for data without it.",
+    meaning="One input column gives the target away: training looks perfect, and nothing is learnt for data "
+    "without it.",
     cure="Drop the column: x = torch.cat([x[:, :k], x[:, k + 1:]], 1).",
     source="chosen by us: a squared correlation of 1 within 1e-6",
 )
@@ -133,7 +154,10 @@ def leak(view: View) -> Iterator[Hit]:
     """A column of the inputs is an affine function of the target, in every sample that was read."""
     found = view.section("data").get("leak")
     if found and 1 - found["correlation"] ** 2 < LEAK:
-        text = f"feature {found['column']} equals the target in every sample (correlation {found['correlation']:.6f}): a leak"
+        text = (
+            f"feature {found['column']} equals the target in every sample (correlation "
+            f"{found['correlation']:.6f}): a leak"
+        )
         yield Hit(None, "correlation", found["correlation"], 1.0, text)
 
 
@@ -143,10 +167,12 @@ def leak(view: View) -> Iterator[Hit]:
     severity="warning",
     meaning="The training labels say nothing about the inputs, while those of the validation data do.",
     cure="Shuffle inputs and labels with one permutation: i = torch.randperm(n); x, y = x[i], y[i].",
-    source="chosen by us: nearest neighbours 6 standard errors above chance in the validation data, and within 3 of it from the training data",
+    source="chosen by us: nearest neighbours 6 standard errors above chance in the validation data, and within "
+    "3 of it from the training data",
 )
 def shuffled_labels(view: View) -> Iterator[Hit]:
-    """The nearest neighbour of a validation sample has its label far above chance in the validation data, and at chance in training.
+    """The nearest neighbour of a validation sample has its label far above chance in the validation data, and at chance
+    in training.
 
     Three numbers: neighbours within the validation set, from the training set to it, and within the training set. Without
     validation data this cannot be told: a hard task looks the same.
@@ -159,8 +185,10 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     lost = k["train_to_valid"] < k["chance"] + 3 * error and k["train"] < k["train_chance"] + 3 * here
     if k["valid"] > k["chance"] + 6 * error and lost:
         text = (
-            f"the nearest neighbour has the label in {k['valid']:.0%} of the validation samples, but in {k['train']:.0%} of the "
-            f"training samples (chance {k['chance']:.0%}): the training labels are random, shuffled apart from the inputs"
+            f"the nearest neighbour has the label in {k['valid']:.0%} of the validation samples, but in "
+            f"{k['train']:.0%} of the "
+            f"training samples (chance {k['chance']:.0%}): the training labels are random, shuffled apart from "
+            "the inputs"
         )
         yield Hit(None, "neighbours", k["train_to_valid"], k["chance"] + 3 * error, text)
 
@@ -177,7 +205,10 @@ def other_valid(view: View) -> Iterator[Hit]:
     """The mean of the validation inputs is a standard deviation off, or their standard deviation differs by a factor of 5."""
     v = view.section("data").get("valid")
     if v and (v["shift"] > 1 or not 0.2 < v["ratio"] < 5):
-        text = f"the validation inputs are shifted by {v['shift']:.2g} standard deviations, their scale is {v['ratio']:.3g} times the training's"
+        text = (
+            f"the validation inputs are shifted by {v['shift']:.2g} standard deviations, their scale is "
+            f"{v['ratio']:.3g} times the training's"
+        )
         yield Hit(None, "valid", v["ratio"], 5.0, text)
 
 
@@ -192,9 +223,16 @@ def other_valid(view: View) -> Iterator[Hit]:
 def one_row(view: View) -> Iterator[Hit]:
     """The inputs hold ids beyond the embedding's rows, and on the way to it a third of all tokens or more became one id."""
     t = view.section("data").get("tokens")
-    if t and t["largest_id"] >= t["rows"] and t["one_row"] > 1 / 3 and t["one_row"] > 3 * t["given_one"] and t["got"] < t["given"]:
+    if (
+        t
+        and t["largest_id"] >= t["rows"]
+        and t["one_row"] > 1 / 3
+        and t["one_row"] > 3 * t["given_one"]
+        and t["got"] < t["given"]
+    ):
         text = (
-            f"{t['one_row']:.0%} of the tokens map to row {t['row']} of {t['module']}: ids go up to {t['largest_id']}, the embedding has "
+            f"{t['one_row']:.0%} of the tokens map to row {t['row']} of {t['module']}: ids go up to "
+            f"{t['largest_id']}, the embedding has "
             f"{t['rows']} rows, and they are clamped to its vocabulary"
         )
         yield Hit(None, "one_row", t["one_row"], 1 / 3, text, name=t["module"])
@@ -212,7 +250,13 @@ def sorted_classes(view: View) -> Iterator[Hit]:
     """In 80 % of the batches all targets are one class, though the data has several."""
     d = view.section("data")
     if d.get("pure_batches", 0.0) >= 0.8 and d.get("classes", 0) >= 2 and d.get("majority", 1.0) < 0.8:
-        yield Hit(None, "pure", d["pure_batches"], 0.8, f"{d['pure_batches']:.0%} of the batches hold one class only: the data is sorted")
+        yield Hit(
+            None,
+            "pure",
+            d["pure_batches"],
+            0.8,
+            f"{d['pure_batches']:.0%} of the batches hold one class only: the data is sorted",
+        )
 
 
 @rule(

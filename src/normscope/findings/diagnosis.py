@@ -87,7 +87,10 @@ class Diagnosis:
         if not worst:
             return f"Nothing found in {seen}{aside}."
         names = ", ".join(dict.fromkeys(f.title + _place(f) for f in worst))
-        return f"{'Will hardly train as it is' if worst[0].severity == 'error' else 'At risk'}: {names}. Looked at {seen}{aside}."
+        return (
+            f"{'Will hardly train as it is' if worst[0].severity == 'error' else 'At risk'}: {names}. Looked "
+            f"at {seen}{aside}."
+        )
 
     def _looked_at(self) -> tuple[str, list[str]]:
         """The families of checks that ran, in words, and what could not be looked at."""
@@ -101,7 +104,11 @@ class Diagnosis:
         given = checkup.get("given", [])
         unseen = [] if "optimizer" in given else ["no optimizer given"]
         unseen += [] if gradients else ["no gradient"]
-        unseen += [] if not gradients or "task" in checkup.get("loss", {}) else ["the loss is no function of outputs and targets"]
+        unseen += (
+            []
+            if not gradients or "task" in checkup.get("loss", {})
+            else ["the loss is no function of outputs and targets"]
+        )
         unseen += [f"could not look at {k}" for k in checkup.get("left_out", {})]
         unseen += [] if "trial" in checkup else ["no trial run"]
         words = f"{', '.join(seen[:-1])} and {seen[-1]}" if len(seen) > 1 else seen[0]
@@ -171,11 +178,14 @@ def diagnose(
     curvature: measure the largest eigenvalue of the whole batch's Fisher matrix too, with and without centred outputs
         (about ten more passes; rules NS4xx). lr: a learning rate to hold against it; implies ``curvature``.
     label: the model's name in reports; default its class.
-    optimizer, data, valid, train_step: each switches on the checks that it makes possible: of what the optimizer holds and what
-        its step does (on copies), of every batch (64 at most), of training beside validation, of the order of the loop's calls.
+    optimizer, data, valid, train_step: each switches on the checks that it makes possible: of what the optimizer holds
+    and what
+        its step does (on copies), of every batch (64 at most), of training beside validation, of the order of the
+        loop's calls.
 
     The model is left as it was, bit for bit.
-    Raises ``UsageError`` for fewer than two samples, for NaN or infinity in the inputs (with ``data``: a finding), and in the
+    Raises ``UsageError`` for fewer than two samples, for NaN or infinity in the inputs (with ``data``: a finding), and
+    in the
     parameters (which parameter, and the first layer whose output it reaches).
     """
     if lr is not None and not (isinstance(lr, int | float) and not isinstance(lr, bool) and 0 < lr < math.inf):
@@ -289,7 +299,8 @@ def _check_inputs(at: Step) -> None:
             bad = wrong.reshape(len(value), -1).any(1)
             first = int(bad.nonzero()[0])
             raise UsageError(
-                f"{name} must be finite; {int(bad.sum())} of {len(value)} samples hold NaN or infinity, the first is sample "
+                f"{name} must be finite; {int(bad.sum())} of {len(value)} samples hold NaN or infinity, the "
+                "first is sample "
                 f"{first}. Clean the data."
             )
 

@@ -39,9 +39,10 @@ def rank_collapse(view: View) -> Iterator[Hit]:
     If the last hidden representation has rank one, the gradients that any two samples send to the weights of an output
     neuron are collinear. With batch norm r stays near sqrt(width).
 
-    Warning when the last hidden layer lies below 1.15 and more than 10 layers do, or when it lies below 1 + 4e-6; error when
-    both, and below 1 + 1e-9; info below 1.03. The layer named is the first from which r stays below
-    1.15. Layers of the commonest kind of module are compared, without those of one unit (whose rank is always 1) and those that start at zero. Nets with skip connections keep a path for the gradient and can still train at a low rank: read NS2xx
+    Warning when the last hidden layer lies below 1.15 and more than 10 layers do, or when it lies below 1 + 4e-6; error
+    when both, and below 1 + 1e-9; info below 1.03. The layer named is the first from which r stays below 1.15. Layers
+    of the commonest kind of module are compared, without those of one unit (whose rank is always 1) and those that
+    start at zero. Nets with skip connections keep a path for the gradient and can still train at a low rank: read NS2xx
     beside this. A net of a few layers may end low without harm.
 
     References: Daneshmand, Kohler, Bach, Hofmann, Lucchi 2020 (Lemma 1, Theorem 2, Fig. 1); Daneshmand, Joudaki, Bach 2021.
@@ -64,7 +65,11 @@ def rank_collapse(view: View) -> Iterator[Hit]:
         RANK_ERROR if last < RANK_ERROR else RANK_LOW,
         f"participation rank {_short(view.at_input('participation_rank'), curve[0].value)} falls below {RANK_LOW} at "
         f"{where(start)} and ends at {last:.4g} of at most {view.samples}; float32 sees rank {seen:.0f} there",
-        "error" if last < RANK_ERROR and low > LAYERS_LOW else "warning" if low > LAYERS_LOW or last < RANK_LOST else "info",
+        "error"
+        if last < RANK_ERROR and low > LAYERS_LOW
+        else "warning"
+        if low > LAYERS_LOW or last < RANK_LOST
+        else "info",
     )
 
 
@@ -72,15 +77,17 @@ def rank_collapse(view: View) -> Iterator[Hit]:
     "NS102",
     "aligned input",
     severity="warning",
-    meaning="The samples already point the same way before the first layer, so every layer starts from little contrast.",
+    meaning="The samples already point the same way before the first layer, so every layer starts from little "
+    "contrast.",
     cure="Subtract the mean of the data (and divide by its standard deviation) before the first layer.",
     source="chosen by us: the mean direction then carries over 90 % of the energy",
 )
 def aligned_input(view: View) -> Iterator[Hit]:
     """The mean cosine between two input samples is above 0.95.
 
-    Typical of images in [0, 1] or [0, 255] that were not standardized. Silent before a norm, and for a single feature. The first layers of a ReLU net cannot undo it:
-    the cosine map κ(c) = (√(1-c²) + c (π - arccos c)) / π of a wide ReLU layer only ever increases c.
+    Typical of images in [0, 1] or [0, 255] that were not standardized. Silent before a norm, and for a single feature.
+    The first layers of a ReLU net cannot undo it: the cosine map κ(c) = (√(1-c²) + c (π - arccos c)) / π of a wide ReLU
+    layer only ever increases c.
     """
     if view.section("data").get("normed_input"):
         return
@@ -94,7 +101,8 @@ def aligned_input(view: View) -> Iterator[Hit]:
     "NS103",
     "cluster and one odd point",
     severity="error",
-    meaning="All samples but one are almost the same point to the deep layers: the net can single out one sample, not classes.",
+    meaning="All samples but one are almost the same point to the deep layers: the net can single out one "
+    "sample, not classes.",
     cure="Divide by the batch standard deviation as well (complete batch norm), or leave the recentring out.",
     source="detector calibrated on simulated batches (docs/findings.md)",
 )
@@ -134,7 +142,8 @@ def odd_point(view: View) -> Iterator[Hit]:
         "odd_point_score",
         last.value,
         0.8,
-        f"from {where(start[0])} on, sample {index:.0f} stands against the other {view.samples - 1}: it has {last.value:.1%} of "
+        f"from {where(start[0])} on, sample {index:.0f} stands against the other {view.samples - 1}: it has "
+        f"{last.value:.1%} of "
         f"the centred energy at the end, the others' coherence is {coherence:.2f}",
     )
 
@@ -146,17 +155,19 @@ _ODD = ("odd_point_coherence", "odd_point_separation", "odd_point_margin", "odd_
     "NS104",
     "directions lost",
     severity="info",
-    meaning="The batch keeps a healthy average rank, but some directions are gone in float32: those contrasts cannot be learnt.",
+    meaning="The batch keeps a healthy average rank, but some directions are gone in float32: those contrasts "
+    "cannot be learnt.",
     cure="Use a batch of at most about 1.8 sqrt(width) samples to look at, or a wider net, if every direction matters.",
-    source="daneshmand2021: full rank is kept iff n is below about 1.8 sqrt(width) (our measurement, linear batch norm)",
+    source="daneshmand2021: full rank is kept iff n is below about 1.8 sqrt(width) (our measurement, linear "
+    "batch norm)",
 )
 def directions_lost(view: View) -> Iterator[Hit]:
     """Fewer directions than samples survive in float32, though the participation rank is healthy.
 
-    Random nets with batch norm keep full rank iff the batch is not larger than about 1.8 to 2 times sqrt(width); beyond that
-    small directions decay exponentially with depth while the orthogonality gap looks healthy. Fires when the numerical rank in
-    float32 falls, from its largest value along the net, below 95 % of min(n - 1, d) at the last hidden layer of a net with batch
-    norm that has no rank collapse.
+    Random nets with batch norm keep full rank iff the batch is not larger than about 1.8 to 2 times sqrt(width); beyond
+    that small directions decay exponentially with depth while the orthogonality gap looks healthy. Fires when the
+    numerical rank in float32 falls, from its largest value along the net, below 95 % of min(n - 1, d) at the last
+    hidden layer of a net with batch norm that has no rank collapse.
 
     Reference: Daneshmand, Joudaki, Bach 2021, section 3 (assumption A1, d = Ω(n²)).
     """
@@ -177,7 +188,8 @@ def directions_lost(view: View) -> Iterator[Hit]:
     "NS105",
     "signal scale drifts",
     severity="warning",
-    meaning="Activations grow or shrink layer by layer, and gradients with them: no single learning rate fits all layers.",
+    meaning="Activations grow or shrink layer by layer, and gradients with them: no single learning rate fits "
+    "all layers.",
     cure="Match the gain of the weights to the activation (sqrt(2 / fan_in) for ReLU), or add a norm; "
     "`normscope cure MODEL --how lsuv` sets every layer's scale on a batch.",
     source="trainability table (docs/findings.md)",

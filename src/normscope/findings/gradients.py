@@ -19,8 +19,10 @@ SMALL_UPDATE = 3e-3
     "NS201",
     "exploding gradients",
     severity="warning",
-    meaning="The first layers get gradients far larger than the last ones: a rate that suits the one breaks or freezes the other.",
-    cure="Fewer layers, skip connections, or a warm-up of the learning rate; where there are skip connections, branches that "
+    meaning="The first layers get gradients far larger than the last ones: a rate that suits the one breaks or "
+    "freezes the other.",
+    cure="Fewer layers, skip connections, or a warm-up of the learning rate; where there are skip connections, "
+    "branches that "
     "start at zero (`normscope cure MODEL --how zero-branches`); without batch norm other weights (`--how auto`).",
     source="trainability table (docs/findings.md)",
 )
@@ -35,8 +37,8 @@ def exploding(view: View) -> Iterator[Hit]:
     Deep residual nets with batch norm (ResNet-50 among them) are near the threshold at initialization, and are trained
     with a warm-up of the learning rate, or with the last norm of each block started at zero.
 
-    Warning at 100, error at 10 000 (norms, not squares).
-    References: Yang, Pennington, Rao, Sohl-Dickstein, Schoenholz 2019 (Theorem 8); Meterez et al. 2024.
+    Warning at 100, error at 10 000 (norms, not squares). References: Yang, Pennington, Rao, Sohl-Dickstein, Schoenholz
+    2019 (Theorem 8); Meterez et al. 2024.
     """
     yield from _ratio(view, upward=True)
 
@@ -66,7 +68,8 @@ def vanishing(view: View) -> Iterator[Hit]:
     "NS203",
     "collinear gradients",
     severity="warning",
-    meaning="All samples pull the hidden representations along one line, so a step cannot serve different classes differently.",
+    meaning="All samples pull the hidden representations along one line, so a step cannot serve different "
+    "classes differently.",
     cure="Restore the rank of the representations first (see NS101): `normscope cure MODEL --how auto`.",
     source="chosen by us: two random gradients of a 10-class loss have mean |cosine| 0.2",
 )
@@ -93,21 +96,24 @@ def collinear(view: View) -> Iterator[Hit]:
     "gradients too small to move the weights",
     severity="warning",
     meaning="One step at learning rate 1 changes no layer by more than a fraction of a percent: training looks stuck.",
-    cure="Raise the gain of the weights (`normscope cure MODEL --how lsuv`) or add a norm, so that the outputs depend on the "
+    cure="Raise the gain of the weights (`normscope cure MODEL --how lsuv`) or add a norm, so that the outputs "
+    "depend on the "
     "input; a larger rate alone rarely helps.",
     source="trainability table (docs/findings.md)",
 )
 def small_updates(view: View) -> Iterator[Hit]:
-    """For every layer, the norm of the loss gradient with respect to its weights is below 0.003 of the norm of the weights. Info down to
-    0.0003 in nets of up to 10 such layers.
+    """For every layer, the norm of the loss gradient with respect to its weights is below 0.003 of the norm of the
+    weights. Info down to 0.0003 in nets of up to 10 such layers.
 
     That ratio times the learning rate is the relative change in one step of plain gradient descent. Judged for the
-    cross-entropy of a classifier only (the scale of other losses is the user's), without embeddings, most of whose rows a batch
-    does not touch, and not where the optimizer given divides by the gradients' size, as Adam does.
+    cross-entropy of a classifier only (the scale of other losses is the user's), without embeddings, most of whose rows
+    a batch does not touch, and not where the optimizer given divides by the gradients' size, as Adam does.
     """
     if view.facts.get("loss") != "cross_entropy" and view.section("loss").get("task") != "classes":
         return
-    curve = [r for r in view.hidden("relative_gradient", "weight") if not math.isnan(r.value) and "mbedding" not in r.kind]
+    curve = [
+        r for r in view.hidden("relative_gradient", "weight") if not math.isnan(r.value) and "mbedding" not in r.kind
+    ]
     if str(view.section("update").get("class", "SGD")) != "SGD":  # the others divide by the gradients' size
         return
     if curve and (top := max(curve, key=lambda r: r.value)).value < SMALL_UPDATE:
@@ -128,14 +134,16 @@ def small_updates(view: View) -> Iterator[Hit]:
 def through_time(view: View) -> Iterator[Hit]:
     """The gradient at the first time step of a recurrent layer's input is below a millionth of that at the last one.
 
-    A fresh LSTM forgets by half a step, so that 20 steps are a millionth. Only the recent past counts in many tasks: an info.
+    A fresh LSTM forgets by half a step, so that 20 steps are a millionth. Only the recent past counts in many tasks: an
+    info.
 
     Reference: Jozefowicz, Zaremba, Sutskever 2015, section 2 (the bias of the forget gate).
     """
     t = view.section("mixing").get("time", {})
     if t and t["first"] < 1e-6 * t["last"]:
         text = (
-            f"the gradient through time vanishes in {t['module']}: {t['first']:.1e} at the first of {t['steps']} steps, {t['last']:.1e} at "
+            f"the gradient through time vanishes in {t['module']}: {t['first']:.1e} at the first of "
+            f"{t['steps']} steps, {t['last']:.1e} at "
             "the last"
         )
         yield Hit(None, "first_step", t["first"], 1e-6 * t["last"], text, name=t["module"])
@@ -159,7 +167,8 @@ def _ratio(view: View, *, upward: bool) -> Iterator[Hit]:
         "gradient_norm",
         ratio,
         limit,
-        f"the gradient norm is {curve[-1].value:.2g} at {where(curve[-1])} and {curve[0].value:.2g} at {where(curve[0])}: "
+        f"the gradient norm is {curve[-1].value:.2g} at {where(curve[-1])} and {curve[0].value:.2g} at "
+        f"{where(curve[0])}: "
         f"x {rate:.3g} a layer on its way back",
         "error" if severe else "info" if mild else "warning",
     )

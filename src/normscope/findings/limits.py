@@ -35,9 +35,9 @@ def small_batch(view: View) -> Iterator[Hit]:
 def non_finite(view: View) -> Iterator[Hit]:
     """A layer's output, or the gradient that reaches it, holds NaN or infinity; the first such layer is named.
 
-    For activations that is the first in the forward pass, for gradients the first on the way back; the loss itself may be the
-    first (the logarithm of zero), and a batch norm's running statistics may hold NaN, which shows in eval mode only. NaN in the input or
-    in the parameters is reported as an error in the input, not as a finding.
+    For activations that is the first in the forward pass, for gradients the first on the way back; the loss itself may
+    be the first (the logarithm of zero), and a batch norm's running statistics may hold NaN, which shows in eval mode
+    only. NaN in the input or in the parameters is reported as an error in the input, not as a finding.
     """
     loss, name = view.facts.get("loss_value", 0.0), view.facts.get("loss", "none")
     buffers = view.section("wiring").get("broken_buffers", [])

@@ -15,16 +15,19 @@ SETTLED = 2.5
     "NS501",
     "running statistics far from the batch's",
     severity="warning",
-    meaning="In eval mode the network is another function than the one that trains: expect a gap between the two accuracies.",
-    cure="Let the running statistics catch up (more steps, a larger momentum), or check that this batch looks like the data.",
+    meaning="In eval mode the network is another function than the one that trains: expect a gap between the "
+    "two accuracies.",
+    cure="Let the running statistics catch up (more steps, a larger momentum), or check that this batch looks "
+    "like the data.",
     source="chosen by us: about a shift of one standard deviation, or a variance off by a factor of 3.5",
 )
 def running_statistics(view: View) -> Iterator[Hit]:
     """A batch norm's running statistics differ from those of this batch by more than 0.5 nat a channel.
 
-    The distance is the mean over channels of the Kullback-Leibler divergence between the two Gaussians,
-    ½ [((μ_B - μ_R)² + v_B) / v_R - 1 - log(v_B / v_R)]; sampling alone gives about 1/n. Only batch norms whose statistics have had time to move are judged (2.5 / momentum steps:
-    25). Warning from 5 nat, info below: statistics lag behind weights that train. Other causes: a batch from another distribution, statistics frozen from pre-training, a tiny batch size.
+    The distance is the mean over channels of the Kullback-Leibler divergence between the two Gaussians, ½ [((μ_B -
+    μ_R)² + v_B) / v_R - 1 - log(v_B / v_R)]; sampling alone gives about 1/n. Only batch norms whose statistics have had
+    time to move are judged (2.5 / momentum steps: 25). Warning from 5 nat, info below: statistics lag behind weights
+    that train. Other causes: a batch from another distribution, statistics frozen from pre-training, a tiny batch size.
     """
     young = view.section("wiring").get("young_norms", [])
     curve = [r for r in view.curve("running_statistics_distance") if r.value > DISTANCE and r.name not in young]
@@ -33,14 +36,17 @@ def running_statistics(view: View) -> Iterator[Hit]:
         text = (
             f"{len(curve)} batch norm(s) beyond {DISTANCE} nat; the worst is {where(worst)} with {worst.value:.2g} nat"
         )
-        yield Hit(curve[0], "running_statistics_distance", worst.value, DISTANCE, text, "" if worst.value > FAR else "info")
+        yield Hit(
+            curve[0], "running_statistics_distance", worst.value, DISTANCE, text, "" if worst.value > FAR else "info"
+        )
 
 
 @rule(
     "NS502",
     "eval mode on an untrained network",
     severity="warning",
-    meaning="In eval mode these batch norms do nothing at all (mean 0, variance 1): the numbers are those of another network.",
+    meaning="In eval mode these batch norms do nothing at all (mean 0, variance 1): the numbers are those of "
+    "another network.",
     cure="Diagnose in training mode (mode='train', the default).",
     source="running statistics equal to their initial values",
 )

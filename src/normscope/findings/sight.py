@@ -16,10 +16,13 @@ FEW = 4.0
     "NS111",
     "samples see each other",
     severity="error",
-    meaning="What the network says of one sample depends on the others in the batch, so it cannot learn what belongs to which.",
-    cure="Keep the batch axis apart: x.transpose(0, 1) or x.permute(...) instead of view/reshape, batch_first=True for attention "
+    meaning="What the network says of one sample depends on the others in the batch, so it cannot learn what "
+    "belongs to which.",
+    cure="Keep the batch axis apart: x.transpose(0, 1) or x.permute(...) instead of view/reshape, "
+    "batch_first=True for attention "
     "and recurrent layers.",
-    source="chosen by us: a hundredth of the spread over samples, and (outside sequence layers) a third of the own change",
+    source="chosen by us: a hundredth of the spread over samples, and (outside sequence layers) a third of the "
+    "own change",
 )
 def mixing(view: View) -> Iterator[Hit]:
     """One sample was exchanged, in eval mode (batch norms frozen), and the outputs of others changed.
@@ -39,7 +42,8 @@ def mixing(view: View) -> Iterator[Hit]:
             "a view, reshape or permute mixes the batch axis with another"
         )  # fmt: skip
         text = (
-            f"exchanging one sample moves the outputs of other samples by {m['others']:.2g} of their spread (its own by "
+            f"exchanging one sample moves the outputs of other samples by {m['others']:.2g} of their spread "
+            "(its own by "
             f"{m['own']:.2g}): {who}"
         )
         yield Hit(None, "others_moved", m["others"], MIXES, text, name=name if m.get("sequence") else "")
@@ -49,8 +53,10 @@ def mixing(view: View) -> Iterator[Hit]:
     "NS112",
     "the places of pixels are lost",
     severity="warning",
-    meaning="Shuffling the pixels of an image changes no output: pooling before the layers leaves almost no information.",
-    cure="Pool after the convolutions, not before them: nn.Sequential(convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).",
+    meaning="Shuffling the pixels of an image changes no output: pooling before the layers leaves almost no "
+    "information.",
+    cure="Pool after the convolutions, not before them: nn.Sequential(convolutions, nn.AdaptiveAvgPool2d(1), "
+    "nn.Flatten(), head).",
     source="chosen by us: no change beyond rounding",
 )
 def pixels_lost(view: View) -> Iterator[Hit]:
@@ -83,7 +89,10 @@ def affine(view: View) -> Iterator[Hit]:
     a = view.section("mixing").get("affine")
     if a and a["gap"] < AFFINE:
         names = ", ".join(a["layers"][:6])
-        text = f"the outputs are an affine function of the inputs (to {a['gap']:.0e}): no activation between the layers {names}"
+        text = (
+            f"the outputs are an affine function of the inputs (to {a['gap']:.0e}): no activation between "
+            f"the layers {names}"
+        )
         yield Hit(None, "affine_gap", a["gap"], AFFINE, text)
 
 
@@ -92,11 +101,13 @@ def affine(view: View) -> Iterator[Hit]:
     "constant output",
     severity="error",
     meaning="One layer makes all samples alike whatever its weights are: no gradient gets behind it.",
-    cure="Take the layer out: a norm or softmax over a single feature is constant (use nn.Sigmoid(), or nothing, instead).",
+    cure="Take the layer out: a norm or softmax over a single feature is constant (use nn.Sigmoid(), or "
+    "nothing, instead).",
     source="no difference beyond rounding",
 )
 def constant(view: View) -> Iterator[Hit]:
-    """Samples differ before a layer by more than 0.1 % of the rms, and behind it by less than a millionth, up to the outputs.
+    """Samples differ before a layer by more than 0.1 % of the rms, and behind it by less than a millionth, up to the
+    outputs.
 
     LayerNorm or softmax over one feature does this. A last layer of zero weights is no such case: it trains.
     """
@@ -112,7 +123,8 @@ def constant(view: View) -> Iterator[Hit]:
     "NS115",
     "padding takes part",
     severity="warning",
-    meaning="The padding pulls harder on its embedding than all real tokens on theirs: the answer is mostly about padding.",
+    meaning="The padding pulls harder on its embedding than all real tokens on theirs: the answer is mostly "
+    "about padding.",
     cure="Mask it: (h * mask).sum(1) / mask.sum(1) instead of h.mean(1), key_padding_mask= in attention, "
     "nn.Embedding(..., padding_idx=0).",
     source="chosen by us: the gradient of the padding's row is twice that of all other rows together",
@@ -126,7 +138,8 @@ def padding(view: View) -> Iterator[Hit]:
     p = view.section("mixing").get("padding")
     if p and p["pull"] > 2:
         text = (
-            f"token {p['id']} is padding ({p['share']:.0%} of the positions), and the output depends on it: the gradient of its row "
+            f"token {p['id']} is padding ({p['share']:.0%} of the positions), and the output depends on it: the "
+            "gradient of its row "
             f"of {p['module']} is {p['pull']:.2g} times that of all other rows; no mask"
         )
         yield Hit(None, "padding_pull", p["pull"], 2.0, text, name=p["module"])
@@ -136,7 +149,8 @@ def padding(view: View) -> Iterator[Hit]:
     "NS116",
     "dropout on the outputs",
     severity="warning",
-    meaning="Part of the predictions are set to zero in training, and the others scaled up: the loss cannot become small.",
+    meaning="Part of the predictions are set to zero in training, and the others scaled up: the loss cannot "
+    "become small.",
     cure="Put the dropout before the last layer: nn.Sequential(..., nn.Dropout(0.5), nn.Linear(width, outputs)).",
     source="chosen by us: 5 % of the outputs are exactly zero in training mode, and none in eval mode",
 )
@@ -144,7 +158,10 @@ def dropped(view: View) -> Iterator[Hit]:
     """At least 5 % of the outputs are exactly zero in training mode, and fewer than 1 % in eval mode."""
     z = view.section("mixing").get("zeroed")
     if z and z["train"] > DROPPED and z["eval"] < 0.01:
-        text = f"{z['train']:.0%} of the outputs are exactly zero in training mode and {z['eval']:.0%} in eval mode: dropout at the output"
+        text = (
+            f"{z['train']:.0%} of the outputs are exactly zero in training mode and {z['eval']:.0%} in eval "
+            "mode: dropout at the output"
+        )
         yield Hit(None, "zeroed", z["train"], DROPPED, text, name=z["module"])
 
 
@@ -153,7 +170,8 @@ def dropped(view: View) -> Iterator[Hit]:
     "batch norm over too few values",
     severity="warning",
     meaning="Means and variances of so few values are noise, and over two values a norm keeps nothing but the sign.",
-    cure="Use batches of at least 8 samples (DataLoader(..., batch_size=32)), or nn.GroupNorm, which does not look at the batch.",
+    cure="Use batches of at least 8 samples (DataLoader(..., batch_size=32)), or nn.GroupNorm, which does not "
+    "look at the batch.",
     source="chosen by us: of 4 values the standard deviation is known to 40 %",
 )
 def few_in_a_norm(view: View) -> Iterator[Hit]:
@@ -163,7 +181,10 @@ def few_in_a_norm(view: View) -> Iterator[Hit]:
     """
     s = view.section("data").get("small_norm", {})
     if s and s["count"] <= FEW:
-        text = f"{s['module']} averages over {s['count']:.0f} values a channel: the batch size is {s['batch']} samples, too small"
+        text = (
+            f"{s['module']} averages over {s['count']:.0f} values a channel: the batch size is {s['batch']} "
+            "samples, too small"
+        )
         yield Hit(None, "values", s["count"], FEW, text, name=s["module"])
 
 
@@ -182,7 +203,8 @@ def normalized(view: View) -> Iterator[Hit]:
         return
     if abs(r["target_mean"]) > 0.5 * r["target_std"]:
         text = (
-            f"{r['module']} ({r['module_kind']}) normalizes the output to mean 0 whatever the weights, and the targets have mean "
+            f"{r['module']} ({r['module_kind']}) normalizes the output to mean 0 whatever the weights, and the "
+            "targets have mean "
             f"{r['target_mean']:.3g} (standard deviation {r['target_std']:.3g}): they cannot be reached"
         )
         yield Hit(None, "target_mean", r["target_mean"], 0.5 * r["target_std"], text, name=r["module"])

@@ -15,8 +15,10 @@ SATURATED, SATURATED_WARNING = 0.5, 0.9
     "NS301",
     "dead units",
     severity="warning",
-    meaning="These units are zero for every sample, get no gradient, and will stay so: the layer is narrower than it looks.",
-    cure="Lower the biases or the learning rate that drove them there, use leaky ReLU, or recentre before the activation.",
+    meaning="These units are zero for every sample, get no gradient, and will stay so: the layer is narrower "
+    "than it looks.",
+    cure="Lower the biases or the learning rate that drove them there, use leaky ReLU, or recentre before the "
+    "activation.",
     source="chosen by us: half of a rank-one ReLU layer is dead whatever the batch",
 )
 def dead_units(view: View) -> Iterator[Hit]:
@@ -45,12 +47,14 @@ def dead_units(view: View) -> Iterator[Hit]:
 def saturated_units(view: View) -> Iterator[Hit]:
     """More than half of the outputs of a bounded activation lie within 2.5 % of its range from one of its ends.
 
-    For tanh that is |h| > 0.95, where the derivative 1 - h^2 is below 0.1. Info up to 90 %: trained and frozen layers are often
-    half saturated, and nets of gain 3 train at 16 layers.
+    For tanh that is |h| > 0.95, where the derivative 1 - h^2 is below 0.1. Info up to 90 %: trained and frozen layers
+    are often half saturated, and nets of gain 3 train at 16 layers.
     """
     curve = [r for r in view.hidden("saturated_units") if not math.isnan(r.value)]
     worst = max(curve, key=lambda r: r.value, default=None)
     if worst and worst.value > SATURATED:
         first = next(r for r in curve if r.value > SATURATED)
         text = f"{worst.value:.0%} of the outputs of {where(worst)} are at an end of the activation's range"
-        yield Hit(first, "saturated_units", worst.value, SATURATED, text, "" if worst.value > SATURATED_WARNING else "info")
+        yield Hit(
+            first, "saturated_units", worst.value, SATURATED, text, "" if worst.value > SATURATED_WARNING else "info"
+        )

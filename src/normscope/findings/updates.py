@@ -14,9 +14,11 @@ DECAY = 0.7
     "NS403",
     "steps too small",
     severity="warning",
-    meaning="The optimizer changes no layer by more than a hundred-thousandth a step: the loss hardly moves in thousands of steps.",
+    meaning="The optimizer changes no layer by more than a hundred-thousandth a step: the loss hardly moves in "
+    "thousands of steps.",
     cure="Raise the learning rate: optimizer = torch.optim.Adam(model.parameters(), lr=1e-3), or SGD from 0.01 to 0.1.",
-    source="chosen by us: 1000 steps that all point one way then change the weights by 1.5 %; fine-tuning BERT at 1e-5 is at 2e-4",
+    source="chosen by us: 1000 steps that all point one way then change the weights by 1.5 %; fine-tuning BERT "
+    "at 1e-5 is at 2e-4",
 )
 def small_steps(view: View) -> Iterator[Hit]:
     """The largest relative change of a weight matrix in one step of the user's optimizer is below 1.5e-5.
@@ -31,7 +33,8 @@ def small_steps(view: View) -> Iterator[Hit]:
     if u["along_gradient"] > 0:
         return
     text = (
-        f"one step of {u['class']} at learning rate {u['lr']:.2g} changes no weight matrix by more than {u['largest']:.1e} of its norm "
+        f"one step of {u['class']} at learning rate {u['lr']:.2g} changes no weight matrix by more than "
+        f"{u['largest']:.1e} of its norm "
         f"({u['largest_at']}): the rate is too small"
     )
     yield Hit(None, "relative_update", u["largest"], SMALL, text)
@@ -41,7 +44,8 @@ def small_steps(view: View) -> Iterator[Hit]:
     "NS404",
     "weight decay outweighs the gradient",
     severity="warning",
-    meaning="The decay pulls the weights to zero harder than the loss pulls them anywhere: the outputs shrink to a constant.",
+    meaning="The decay pulls the weights to zero harder than the loss pulls them anywhere: the outputs shrink "
+    "to a constant.",
     cure="Lower it: weight_decay=5e-4 for SGD, 1e-2 for AdamW.",
     source="chosen by us: with and without decay the first step points in directions more than 45 degrees apart",
 )
@@ -63,7 +67,8 @@ def decay(view: View) -> Iterator[Hit]:
     "NS405",
     "eps far above the gradients",
     severity="warning",
-    meaning="The optimizer divides by eps instead of the gradients' own size: it is plain gradient descent at a tiny rate.",
+    meaning="The optimizer divides by eps instead of the gradients' own size: it is plain gradient descent at a "
+    "tiny rate.",
     cure="Leave eps at its default: torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-8).",
     source="chosen by us: ten times the rms gradient, and no layer moves by more than a thousandth",
 )
@@ -72,7 +77,8 @@ def eps(view: View) -> Iterator[Hit]:
     u = view.section("update")
     if u and u["eps"] > 1e-4 and u["eps"] > 10 * u["gradient_rms"] and u.get("largest", 1.0) < 1e-3:
         text = (
-            f"eps={u['eps']:g} is {u['eps'] / max(u['gradient_rms'], 1e-30):.1e} times the rms gradient {u['gradient_rms']:.1e}: the "
+            f"eps={u['eps']:g} is {u['eps'] / max(u['gradient_rms'], 1e-30):.1e} times the rms gradient "
+            f"{u['gradient_rms']:.1e}: the "
             f"largest relative update is {u['largest']:.1e}, the learning rate is too small for that epsilon"
         )
         yield Hit(None, "eps", u["eps"], 10 * u["gradient_rms"], text)
@@ -91,8 +97,10 @@ def climbs(view: View) -> Iterator[Hit]:
     u = view.section("update")
     if u and u["along_gradient"] > 0.3:
         text = (
-            f"a step of {u['class']} has cosine {u['along_gradient']:.2f} with the gradient: the loss increases (gradient ascent, "
-            f"maximize=True); on this batch from {u.get('loss_before', float('nan')):.3g} to {u.get('loss_after', float('nan')):.3g}"
+            f"a step of {u['class']} has cosine {u['along_gradient']:.2f} with the gradient: the loss increases "
+            "(gradient ascent, "
+            f"maximize=True); on this batch from {u.get('loss_before', float('nan')):.3g} to "
+            f"{u.get('loss_after', float('nan')):.3g}"
         )
         yield Hit(None, "along_gradient", u["along_gradient"], 0.3, text)
 
@@ -101,8 +109,10 @@ def climbs(view: View) -> Iterator[Hit]:
     "NS407",
     "steps too large",
     severity="warning",
-    meaning="One step of the optimizer makes the loss of the same batch many times worse: training will jump about or diverge.",
-    cure="Lower the learning rate tenfold, warm it up, or clip: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) between "
+    meaning="One step of the optimizer makes the loss of the same batch many times worse: training will jump "
+    "about or diverge.",
+    cure="Lower the learning rate tenfold, warm it up, or clip: "
+    "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) between "
     "backward() and step().",
     source="chosen by us: five times the loss after one step",
 )
@@ -118,7 +128,8 @@ def large_steps(view: View) -> Iterator[Hit]:
     base = max(before, 0.1 * loss.get("constant", before))
     if before == before and (after != after or after > 5 * base > 0):
         text = (
-            f"one step of {u['class']} at learning rate {u['lr']:.2g} takes the loss of this batch from {before:.3g} to {after:.3g}: the "
+            f"one step of {u['class']} at learning rate {u['lr']:.2g} takes the loss of this batch from "
+            f"{before:.3g} to {after:.3g}: the "
             "rate is too large, it will diverge"
         )
         yield Hit(None, "loss_after", after, 5 * base, text)

@@ -26,16 +26,17 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 def not_in_optimizer(view: View) -> Iterator[Hit]:
     """Tensors of the model that get a gradient are not among ``optimizer.param_groups``, by identity.
 
-    Error where the optimizer holds nothing of the model that gets a gradient: it was built before a layer was exchanged, or the
-    model copied or moved. Info where what is left out does not look like a fresh start (its weights are not torch's default
-    distribution): a trained body under a new head may be left alone on purpose.
+    Error where the optimizer holds nothing of the model that gets a gradient: it was built before a layer was
+    exchanged, or the model copied or moved. Info where what is left out does not look like a fresh start (its weights
+    are not torch's default distribution): a trained body under a new head may be left alone on purpose.
     """
     o = view.section("wiring").get("optimizer", {})
     if not o or not o["missing"]:
         return
     stale = f"; {o['foreign']} tensors in the optimizer are not the model's (it is stale)" if o["foreign"] else ""
     text = (
-        f"{o['missing_tensors']} tensors get a gradient but are not in the optimizer and will never change: {listed(o['missing'])}{stale}"
+        f"{o['missing_tensors']} tensors get a gradient but are not in the optimizer and will never change: "
+        f"{listed(o['missing'])}{stale}"
     )
     severity = "error" if not o["held_moving"] else "warning" if o["fresh"] or o["foreign"] else "info"
     yield Hit(None, "missing", o["missing_tensors"], 0, text, severity, o["missing"][0])
@@ -55,7 +56,9 @@ def frozen_optimizer(view: View) -> Iterator[Hit]:
     o = view.section("wiring").get("optimizer", {})
     if o and o["held_frozen"]:
         names = o["held_modules"]
-        text = f"the optimizer holds {o['held']} tensors of the model, all frozen (requires_grad=False): {listed(names)}"
+        text = (
+            f"the optimizer holds {o['held']} tensors of the model, all frozen (requires_grad=False): {listed(names)}"
+        )
         if o["missing"]:
             text += f"; what gets a gradient is not in the optimizer: {listed(o['missing'])}"
         yield Hit(None, "held", o["held"], 0, text, name=names[0] if names else "")
@@ -65,15 +68,17 @@ def frozen_optimizer(view: View) -> Iterator[Hit]:
     "NS603",
     "layers that are not registered",
     severity="warning",
-    meaning="These tensors shape the outputs and want a gradient, but the model does not list them as its parameters: no optimizer trains them.",
-    cure="Hold layers in nn.ModuleList or nn.ModuleDict, single tensors in nn.Parameter: self.hidden = nn.ModuleList(layers).",
+    meaning="These tensors shape the outputs and want a gradient, but the model does not list them as its "
+    "parameters: no optimizer trains them.",
+    cure="Hold layers in nn.ModuleList or nn.ModuleDict, single tensors in nn.Parameter: self.hidden = "
+    "nn.ModuleList(layers).",
     source="leaves of the autograd graph that are no parameters of the model",
 )
 def unregistered(view: View) -> Iterator[Hit]:
     """The graph behind the outputs ends in leaves that require a gradient and are no registered parameters.
 
-    Layers in a plain list, tuple or dict, in a global variable, or made anew in every forward pass. Silent where the optimizer
-    given holds the tensors all the same.
+    Layers in a plain list, tuple or dict, in a global variable, or made anew in every forward pass. Silent where the
+    optimizer given holds the tensors all the same.
     """
     names = view.section("wiring").get("unregistered", [])
     if names:
@@ -94,13 +99,14 @@ def unregistered(view: View) -> Iterator[Hit]:
 def lost(view: View) -> Iterator[Hit]:
     """Parameters that require a gradient get none, although their module ran: the result is not used, or detached.
 
-    Silent where the model returns what they compute (a pooler that this loss does not read), where the optimizer given leaves
-    them out, and below 2 % of the trainable weights. Layers that did not run at all are told as info.
+    Silent where the model returns what they compute (a pooler that this loss does not read), where the optimizer given
+    leaves them out, and below 2 % of the trainable weights. Layers that did not run at all are told as info.
     """
     lost = view.section("wiring").get("lost", {})
     if lost and lost["tensors"] and lost["share"] > SHARE:
         text = (
-            f"{lost['tensors']} tensors that require a gradient receive no gradient from this loss (unused or detached): "
+            f"{lost['tensors']} tensors that require a gradient receive no gradient from this loss (unused or "
+            "detached): "
             f"{listed(lost['modules'])}"
         )
         yield Hit(None, "lost", lost["tensors"], 0, text, name=lost["modules"][0])
@@ -130,7 +136,8 @@ def frozen(view: View) -> Iterator[Hit]:
     "frozen at a random start",
     severity="warning",
     meaning="A frozen part of the network has the weights of fresh layers: it never learnt anything and never will.",
-    cure="Check what was loaded: print(model.load_state_dict(state, strict=False)) lists the missing keys; a prefix may differ.",
+    cure="Check what was loaded: print(model.load_state_dict(state, strict=False)) lists the missing keys; a "
+    "prefix may differ.",
     source="Kolmogorov-Smirnov distance from torch's default distributions, P = 1e-4; entries beyond their bound",
 )
 def random_frozen(view: View) -> Iterator[Hit]:
@@ -143,7 +150,8 @@ def random_frozen(view: View) -> Iterator[Hit]:
     r = view.section("wiring").get("random_frozen")
     if r:
         text = (
-            f"{r['module']} is frozen, and {r['share']:.0%} of its {r['tensors']} weight matrices are distributed exactly as random "
+            f"{r['module']} is frozen, and {r['share']:.0%} of its {r['tensors']} weight matrices are "
+            "distributed exactly as random "
             "initial weights: its checkpoint was not loaded"
         )
         yield Hit(None, "fresh", r["share"], 0.9, text, name=r["module"])
@@ -161,7 +169,10 @@ def copied(view: View) -> Iterator[Hit]:
     """A buffer is equal, to the last bit, to a trainable weight (or its transpose), and the outputs change with it."""
     c = view.section("wiring").get("copy")
     if c:
-        text = f"{c['copy']} is a copy of {c['of']} in a buffer, not shared with it: it is used, and stays behind when {c['of']} trains"
+        text = (
+            f"{c['copy']} is a copy of {c['of']} in a buffer, not shared with it: it is used, and stays "
+            f"behind when {c['of']} trains"
+        )
         yield Hit(None, "copy", 1, 0, text, name=c["copy"])
 
 
@@ -169,12 +180,14 @@ def copied(view: View) -> Iterator[Hit]:
     "NS608",
     "eval mode where training was meant",
     severity="warning",
-    meaning="The model is in eval mode: batch norms use their running statistics, which no longer move, and dropout is off.",
+    meaning="The model is in eval mode: batch norms use their running statistics, which no longer move, and "
+    "dropout is off.",
     cure="Call model.train() at the start of each epoch, after the validation.",
     source="the flags as the user left them",
 )
 def eval_mode(view: View) -> Iterator[Hit]:
-    """The whole model was left in eval mode, and holds batch norms that train; info with dropout only, or nothing to train with.
+    """The whole model was left in eval mode, and holds batch norms that train; info with dropout only, or nothing to
+    train with.
 
     The numbers of the diagnosis are those of training mode unless ``mode="eval"`` was asked for.
     """
@@ -183,7 +196,10 @@ def eval_mode(view: View) -> Iterator[Hit]:
     if view.facts.get("mode") == "eval" or not (norms or drops):
         return
     training = any(view.given(k) for k in ("optimizer", "data", "train_step"))
-    text = f"the model was left in eval mode (model.eval() without model.train() after it): {norms} batch norm(s), {drops} dropout(s)"
+    text = (
+        f"the model was left in eval mode (model.eval() without model.train() after it): {norms} batch "
+        f"norm(s), {drops} dropout(s)"
+    )
     yield Hit(None, "eval", norms + drops, 0, text, "warning" if training and norms else "info")
 
 
@@ -191,15 +207,18 @@ def eval_mode(view: View) -> Iterator[Hit]:
     "NS609",
     "weights that never wake",
     severity="error",
-    meaning="The gradient of these weights is exactly zero, and stays so after a few steps: the network is stuck where it is.",
-    cure="Start from other weights: nn.init.kaiming_normal_(layer.weight); only the last layer of a branch may start at zero.",
+    meaning="The gradient of these weights is exactly zero, and stays so after a few steps: the network is "
+    "stuck where it is.",
+    cure="Start from other weights: nn.init.kaiming_normal_(layer.weight); only the last layer of a branch may "
+    "start at zero.",
     source="gradients of exactly zero after three steps",
 )
 def asleep(view: View) -> Iterator[Hit]:
-    """Half of the weight matrices or more have a gradient of exactly zero at the start, and after three steps of plain descent.
+    """Half of the weight matrices or more have a gradient of exactly zero at the start, and after three steps of plain
+    descent.
 
-    With all weights zero (or all units off) no gradient gets anywhere. A head or a branch that starts at zero is no such case:
-    it takes a step, and wakes what lies behind it.
+    With all weights zero (or all units off) no gradient gets anywhere. A head or a branch that starts at zero is no
+    such case: it takes a step, and wakes what lies behind it.
     """
     a = view.section("wiring").get("asleep")
     loss = view.section("loss")
@@ -207,7 +226,10 @@ def asleep(view: View) -> Iterator[Hit]:
     if not a or blind or not a["of"] or a["weights"] < max(1, 0.5 * a["of"]):
         return
     why = "all of them are zero: every unit is identical" if a["all_zero"] else "no unit passes anything on"
-    text = f"{a['weights']} of {a['of']} weight matrices have no gradient at all, also after three steps: {listed(a['modules'])}; {why}"
+    text = (
+        f"{a['weights']} of {a['of']} weight matrices have no gradient at all, also after three steps: "
+        f"{listed(a['modules'])}; {why}"
+    )
     yield Hit(None, "asleep", a["weights"] / a["of"], 0.5, text, name=a["first"])
 
 
@@ -223,7 +245,10 @@ def clip_early(view: View) -> Iterator[Hit]:
     """In one real step of ``train_step``, on copies, the gradients are clipped before ``backward`` and not after it."""
     s = view.section("loop")
     if s and s["clip_early"]:
-        text = f"the step's order is {', '.join(s['events'])}: the clip comes before backward, so gradients are never clipped"
+        text = (
+            f"the step's order is {', '.join(s['events'])}: the clip comes before backward, so gradients are "
+            "never clipped"
+        )
         yield Hit(None, "clip", 1, 0, text)
 
 
@@ -239,7 +264,10 @@ def never_cleared(view: View) -> Iterator[Hit]:
     """Two steps of ``train_step`` in a row, both with an update, and the second one's gradient still holds the first's."""
     s = view.section("loop")
     if s and s["never_cleared"]:
-        text = f"two steps ran ({', '.join(s['events'])}), and nothing cleared the gradients between them: zero_grad() is missing"
+        text = (
+            f"two steps ran ({', '.join(s['events'])}), and nothing cleared the gradients between them: "
+            "zero_grad() is missing"
+        )
         yield Hit(None, "cleared", 0, 1, text)
 
 
@@ -248,7 +276,8 @@ def never_cleared(view: View) -> Iterator[Hit]:
     "a step that changes nothing",
     severity="error",
     meaning="The loop's own step leaves every parameter as it was.",
-    cure="optimizer.zero_grad(); loss.backward(); optimizer.step(), in this order, on the optimizer that holds this model.",
+    cure="optimizer.zero_grad(); loss.backward(); optimizer.step(), in this order, on the optimizer that holds "
+    "this model.",
     source="two real steps on copies",
 )
 def idle_step(view: View) -> Iterator[Hit]:
@@ -271,7 +300,8 @@ def idle_step(view: View) -> Iterator[Hit]:
     "NS613",
     "identical units",
     severity="error",
-    meaning="All units of these layers start equal, get equal gradients, and stay equal: a layer is as wide as one unit.",
+    meaning="All units of these layers start equal, get equal gradients, and stay equal: a layer is as wide as "
+    "one unit.",
     cure="Start from random weights: nn.init.kaiming_normal_(layer.weight).",
     source="rows of the weights equal to the last bit",
 )

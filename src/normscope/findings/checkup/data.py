@@ -230,8 +230,16 @@ def _against_valid(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -
         return found
     if x.is_floating_point() and len(x) >= 32 and len(xv) >= 32:
         a, b = x.float(), xv.float()
-        if bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all()) and float(a.std()) > 0 and float(b.std()) > 0:
-            found["valid"] = {"shift": abs(float(a.mean() - b.mean())) / float(a.std()), "ratio": float(b.std() / a.std())}
+        if (
+            bool(torch.isfinite(a).all())
+            and bool(torch.isfinite(b).all())
+            and float(a.std()) > 0
+            and float(b.std()) > 0
+        ):
+            found["valid"] = {
+                "shift": abs(float(a.mean() - b.mean())) / float(a.std()),
+                "ratio": float(b.std() / a.std()),
+            }
     classes = not t.is_floating_point() and t.dim() == 1 and 2 <= len(t.unique()) <= 50
     if not classes or not x.is_floating_point() or len(xv) < 64 or len(x) < 200 or x[0].numel() > 20_000:
         return found

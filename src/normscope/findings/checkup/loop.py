@@ -104,7 +104,9 @@ def _values(o: Any) -> dict[str, Any]:
     """Copies of the lists and tensors that a scheduler or scaler counts in."""
     if isinstance(o, torch.optim.Optimizer):
         return {}
-    return {k: v.clone() if isinstance(v, Tensor) else list(v) for k, v in vars(o).items() if isinstance(v, list | Tensor)}
+    return {
+        k: v.clone() if isinstance(v, Tensor) else list(v) for k, v in vars(o).items() if isinstance(v, list | Tensor)
+    }
 
 
 @contextmanager
@@ -125,7 +127,11 @@ def listening(events: list[str], copies: list[Tensor]) -> Iterator[None]:
     def listen(frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
             name = known.get(frame.f_code)
-            if name is None and frame.f_code.co_name == "step" and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer):
+            if (
+                name is None
+                and frame.f_code.co_name == "step"
+                and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer)
+            ):
                 name = "step"
             if name is not None and not (name == "step" and events and events[-1] == "step"):
                 events.append(name)

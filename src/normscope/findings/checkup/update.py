@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,10 +34,12 @@ def twin(optimizer: torch.optim.Optimizer, copies: dict[int, Tensor], **changes:
         own = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
         own |= {k: v for k, v in changes.items() if k in own}
         new.param_groups.append({**own, "params": [other(p) for p in group["params"]]})
-    new.state = type(optimizer.state)(dict)  # type: ignore[call-arg]
+    new.state = type(optimizer.state)(dict)
     for p, state in optimizer.state.items():
         if isinstance(p, Tensor):
-            new.state[other(p)] = {k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in state.items()}
+            new.state[other(p)] = {
+                k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in state.items()
+            }
     for key, held in plain.items():
         if isinstance(held, list) and held and all(isinstance(v, Tensor) for v in held):
             new.__dict__[key] = [other(v) for v in held]
@@ -96,7 +99,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b) / size if size > 0 and math.isfinite(size) else 0.0
 
 
-def _step(scene: Scene, mine: dict[str, Tensor], **changes: Any) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+def _step(scene: Scene, mine: Mapping[str, Tensor], **changes: Any) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
     """The change of each parameter in one step, and the moved copies."""
     assert scene.at.optimizer is not None
     copies = {id(p): p.detach().clone().requires_grad_(p.requires_grad) for p in scene.at.root.parameters()}
@@ -105,7 +108,9 @@ def _step(scene: Scene, mine: dict[str, Tensor], **changes: Any) -> tuple[dict[s
     for group, given in zip(own.param_groups, scene.at.optimizer.param_groups, strict=True):
         for key in ("initial_lr", "max_lr"):
             if _number(given.get(key)) and _number(group.get("lr")):
-                group["lr"] = max(group["lr"], given[key])  # a warm-up starts near zero; the rate that it goes to counts
+                group["lr"] = max(
+                    group["lr"], given[key]
+                )  # a warm-up starts near zero; the rate that it goes to counts
     for n, p in mine.items():
         g = scene.grads[n]
         copies[id(p)].grad = None if g is None else g.clone()

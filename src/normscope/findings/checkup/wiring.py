@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -164,9 +165,9 @@ def _copy(scene: Scene) -> dict[str, Any]:
             same = b.shape == p.shape or (b.dim() == 2 and b.t().shape == p.shape)
             if key in registered or not same or b.dtype != p.dtype or b.data_ptr() == p.data_ptr():
                 continue
-            if torch.equal(b, p.detach()) or (b.dim() == 2 and b.shape[::-1] == p.shape and torch.equal(b.t(), p.detach())):
-                if _used(scene, b):
-                    return {"copy": name, "of": n}
+            turned = b.dim() == 2 and b.shape[::-1] == p.shape and torch.equal(b.t(), p.detach())
+            if (turned or torch.equal(b, p.detach())) and _used(scene, b):
+                return {"copy": name, "of": n}
     return {}
 
 
@@ -190,7 +191,7 @@ def _equal_units(scene: Scene) -> list[str]:
         if n == "weight" and p.dim() > 1 and c.size_out > 1
     ]  # fmt: skip
     out = []
-    for (name, p), (_, after) in zip(layers, layers[1:], strict=False):
+    for (name, p), (_, after) in pairwise(layers):
         w, r = p.detach().flatten(1), after.detach()
         same = len(w) > 1 and bool((w != 0).any()) and bool((w == w[:1]).all())
         if same and r.dim() > 1 and bool((r == r[:, :1]).all()):
