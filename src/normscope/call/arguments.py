@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from normscope.call.reach import attributes, retupled
 from normscope.core.errors import DoesNotRun, UsageError
 from normscope.core.tensors import check_plain
 
@@ -19,35 +19,44 @@ from normscope.core.tensors import check_plain
 OUTPUT_KEYS = ("logits", "last_hidden_state", "out")
 
 
-def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The same structure with ``change`` of each tensor: tuples, lists, mappings, dataclasses, and copies of other objects."""
+def mapped(value: Any, change: Callable[[Tensor], Any], done: dict[int, Any] | None = None) -> Any:
+    """The same structure with ``change`` of each tensor: tuples, lists, mappings, dataclasses, and copies of other objects.
+
+    done: copies of objects, by ``id``: an object may hold itself.
+    """
+    done = {} if done is None else done
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, PackedSequence):
         return value._replace(data=change(value.data))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(v, change) for v in value))
     if isinstance(value, tuple | list):
-        items = [mapped(v, change) for v in value]
-        return tuple(items) if isinstance(value, tuple) else items
+        items = [mapped(v, change, done) for v in value]
+        return retupled(value, items) if isinstance(value, tuple) else items
     if type(value) is dict:
-        return {k: mapped(v, change) for k, v in value.items()}
-    if isinstance(value, Mapping) or (hasattr(value, "__dict__") and not isinstance(value, type | nn.Module)):
-        return _other(value, change)
+        return {k: mapped(v, change, done) for k, v in value.items()}
+    if isinstance(value, Mapping) or _holds(value):
+        return _other(value, change, done)
     return value
 
 
-def _other(value: Any, change: Callable[[Tensor], Any]) -> Any:
+def _holds(value: Any) -> bool:
+    """Whether a value has attributes that may be tensors of a batch."""
+    return bool(attributes(value)) and not isinstance(value, type | nn.Module)
+
+
+def _other(value: Any, change: Callable[[Tensor], Any], done: dict[int, Any]) -> Any:
     """A copy of an object that holds tensors (a graph, a ``BatchEncoding``, a model's output class), them changed."""
+    if id(value) in done:
+        return done[id(value)]
     if callable(value) or not any(True for _ in tensors(value)):
         return value
-    twin = copy.copy(value)
+    twin = done[id(value)] = copy.copy(value)
     if isinstance(value, Mapping) and hasattr(twin, "__setitem__"):
         for key, item in value.items():
-            twin[key] = mapped(item, change)
+            twin[key] = mapped(item, change, done)
         return twin
-    for key, item in vars(value).items():
-        object.__setattr__(twin, key, mapped(item, change))
+    for key, item in attributes(value).items():
+        object.__setattr__(twin, key, mapped(item, change, done))
     return twin
 
 
@@ -63,11 +72,8 @@ def tensors(value: Any, depth: int = 6) -> Iterator[Tensor]:
     elif depth and isinstance(value, tuple | list):
         for item in value:
             yield from tensors(item, depth - 1)
-    elif depth and dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for f in dataclasses.fields(value):
-            yield from tensors(getattr(value, f.name), depth - 1)
-    elif depth and hasattr(value, "__dict__") and not isinstance(value, type | nn.Module) and not callable(value):
-        for item in vars(value).values():
+    elif depth and not callable(value) and _holds(value):
+        for item in attributes(value).values():
             yield from tensors(item, depth - 1)
 
 

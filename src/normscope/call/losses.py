@@ -149,7 +149,8 @@ class Loss:
                 by_class(output, targets, self.strict),
                 wanted.flatten(0, -2) if is_soft(wanted) else wanted.flatten(),
             )
-            return self._module(logits)(logits.float() if logits.dtype in HALF else logits, wanted)
+            logits = logits.float() if logits.dtype in HALF else logits
+            return self._module(logits)(logits, wanted)
         if self.kind == "squared_error":
             return (output - wanted).square().sum() / (2 * rows_in(output))
         return self._module(output)(output, wanted)
@@ -248,10 +249,8 @@ class Loss:
         return output
 
     def _module(self, like: Tensor) -> nn.Module:
-        """The private module on the outputs' device and in their dtype."""
-        assert self.module is not None
-        dtype = torch.float32 if like.dtype in HALF else like.dtype
-        return self.module.to(like.device, dtype)
+        """A copy of the module on the outputs' device and in their dtype: a cast of the module itself would round its weights."""
+        return copy.deepcopy(self.module).to(like.device, like.dtype)  # type: ignore[union-attr]
 
     def _as_torch(self, output: Tensor, targets: Any) -> Tensor:
         check_plain("targets", *tensors(targets))

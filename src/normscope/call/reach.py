@@ -6,7 +6,7 @@ import functools
 import random
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,52 @@ _FOREIGN = ("torch", "numpy", "builtins", "threading", "logging", "_thread", "io
 MOST = 200_000
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.BuiltinFunctionType,
            weakref.ref, torch.dtype, torch.device, torch.Size)  # fmt: skip
+
+
+class Slots:
+    """The slots of an object as a dictionary, by the class's own descriptors: a user's ``__setattr__`` is not called."""
+
+    def __init__(self, item: Any) -> None:
+        self.item, self.names = item, _slots(type(item))
+
+    def read(self) -> dict[Any, Any]:
+        """The slots that are filled."""
+        found = {}
+        for name in self.names:
+            try:
+                found[name] = name.__get__(self.item)
+            except AttributeError:  # empty
+                continue
+        return found
+
+    def write(self, items: dict[Any, Any]) -> None:
+        """Fill these, and empty the others."""
+        for name in self.read():
+            name.__delete__(self.item)
+        for name, value in items.items():
+            self[name] = value
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        name.__set__(self.item, value)
+
+
+@functools.lru_cache(256)
+def _slots(kind: type) -> tuple[Any, ...]:
+    own = [c for c in kind.__mro__ if "__slots__" in vars(c) and not _foreign(c.__module__)]
+    return tuple(d for c in own for d in vars(c).values() if isinstance(d, types.MemberDescriptorType))
+
+
+def attributes(item: Any) -> dict[str, Any]:
+    """What an object holds by name, in its ``__dict__`` or in slots."""
+    slots = {d.__name__: value for d, value in Slots(item).read().items()}
+    return slots | dict(getattr(item, "__dict__", {}))
+
+
+def retupled(value: tuple[Any, ...], items: Iterable[Any]) -> tuple[Any, ...]:
+    """A tuple of the same kind: named ones, and what ``torch.max`` returns, too."""
+    if hasattr(value, "_fields"):
+        return type(value)(*items)
+    return type(value)(items) if hasattr(value, "n_fields") else tuple(items)
 
 
 @dataclass
@@ -41,8 +87,12 @@ class Place:
         if _same(self.read(), items):
             return
         if isinstance(owner, dict):
-            dict.clear(owner) if type(owner) is dict else owner.clear()
-            owner.update(items)
+            base = _base(owner)  # a subclass may refuse
+            base.clear(owner)
+            for key, value in items.items():
+                base.__setitem__(owner, key, value)
+        elif isinstance(owner, Slots):
+            owner.write(items)
         elif isinstance(owner, list):
             owner[:] = items
         elif isinstance(owner, set | deque):
@@ -55,9 +105,15 @@ class Place:
                 del owner.cell_contents
 
 
+def _base(owner: dict[Any, Any]) -> type[dict[Any, Any]]:
+    return OrderedDict if isinstance(owner, OrderedDict) else dict
+
+
 def _contents(owner: Any) -> Any:
     if isinstance(owner, dict):
-        return dict(owner)
+        return dict(_base(owner).items(owner))
+    if isinstance(owner, Slots):
+        return owner.read()
     if isinstance(owner, types.CellType):
         try:
             return [owner.cell_contents]
@@ -92,11 +148,15 @@ class Reach:
 
     @classmethod
     def of(cls, roots: Iterable[Any]) -> Reach:
-        """Walk from the roots, without recursion."""
+        """Walk from the roots, without recursion; `MOST` does not count what modules register, which comes first."""
         found, seen, keep = cls(), set[int](), []
-        stack = list(roots)
-        while stack and len(seen) < MOST:
-            item = stack.pop()
+        roots = list(roots)
+        modules = [m for root in roots if isinstance(root, nn.Module) for m in root.modules()]
+        registered = [d for m in modules for d in (m, m.__dict__, m._parameters, m._buffers, m._modules)]
+        stack, first = [], deque([*roots, *registered])
+        most = MOST + len(first)
+        while first or (stack and len(seen) < most):
+            item = first.popleft() if first else stack.pop()
             if isinstance(item, _LEAVES) or id(item) in seen:
                 continue
             seen.add(id(item))
@@ -114,11 +174,13 @@ class Reach:
             if type(item) is not Tensor and getattr(item, "__dict__", None):
                 yield from (v for v in item.__dict__.values() if isinstance(v, Tensor))
         elif isinstance(item, dict):
-            self.places.append(Place(item, _contents(item)))
-            yield from item.values()
+            self.places.append(place := Place(item, _contents(item)))
+            yield from place.items.values()
+            yield from self._attributes(item)
         elif isinstance(item, list | set | deque):
             self.places.append(Place(item, _contents(item)))
             yield from item
+            yield from self._attributes(item)
         elif isinstance(item, tuple):
             self.tuples[id(item)] = item
             yield from item
@@ -136,12 +198,23 @@ class Reach:
                 "normscope."
             ):  # our own observers
                 yield from self._cells(item)
+                yield from (item.__dict__, item.__defaults__ or ())
         elif isinstance(item, types.MethodType):
             yield item.__self__
             yield item.__func__
         elif isinstance(item, functools.partial):
             yield from (item.func, item.args, item.keywords)
-        elif not _foreign(type(item).__module__) and hasattr(item, "__dict__"):
+        else:
+            yield from self._attributes(item)
+
+    def _attributes(self, item: Any) -> Iterator[Any]:
+        kind = type(item)
+        if _foreign(kind.__module__) or kind.__module__ == "collections":
+            return
+        if _slots(kind):
+            self.places.append(place := Place(Slots(item), Slots(item).read()))
+            yield from place.items.values()
+        if hasattr(item, "__dict__"):
             yield item.__dict__
 
     def _cells(self, function: types.FunctionType) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -57,6 +57,8 @@ class Step:
     mode: str | None = field(default="train", kw_only=True)
     samples: int | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
+    #: (data, inputs, targets) where the batch is the first of data: by it a step that ``replace`` makes still has all of data.
+    first: InitVar[tuple[Any, Any, Any] | None] = field(default=None, kw_only=True)
     #: The model inside wrappers; the arguments of its call; the loss as read; what a reader must know;
     #: whether inputs were given, so that this batch is all there is.
     root: nn.Module = field(init=False)
@@ -66,7 +68,7 @@ class Step:
     notes: list[str] = field(init=False)
     alone: bool = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, first: tuple[Any, Any, Any] | None) -> None:
         put = object.__setattr__
         check_model(self.model)
         root, notes = unwrap(self.model)
@@ -83,7 +85,13 @@ class Step:
             )
         for name in ("data", "valid"):
             check_batches(name, getattr(self, name))
-        put(self, "alone", self.inputs is not None)
+        again = first is not None and self.data is not None and self.inputs is first[1]
+        if again and self.targets is not first[2]:
+            raise UsageError("targets came beside data, which has its own. Pass inputs and targets, or data= alone.")
+        if again and self.data is not first[0]:
+            put(self, "inputs", None)
+            put(self, "targets", None)
+        put(self, "alone", self.inputs is not None and not again)
         put(self, "notes", notes)
         put(self, "root", root)
         put(self, "criterion", Loss.of(self.loss))
@@ -96,6 +104,7 @@ class Step:
             inputs, targets = (batch, None) if self._whole(root) else read_batch(batch)
             put(self, "inputs", inputs)
             put(self, "targets", targets)
+        put(self, "first", None if self.alone else (self.data, self.inputs, self.targets))
         if self.step is None and self._whole(root):
             put(self, "step", lambda model, batch: model.training_step(batch, 0))
             notes.append("the loss is that of the model's training_step")
@@ -250,10 +259,14 @@ def check_model(model: Any, *, lazy: bool = False) -> None:
         name = getattr(model, "__name__", type(model).__name__)
         hint = f" Pass {name}(...)." if isinstance(model, type) else ""
         raise UsageError(f"model must be an nn.Module; got {name}.{hint}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UsageError(
-            f"model must be a Python module; got a TorchScript one ({type(model).__name__}). Pass the module that was scripted."
+    scripted = [name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted and not (lazy and scripted[0]):  # a tracker only looks at the modules around it
+        part = (
+            f"{scripted[0]!r} is a TorchScript one"
+            if scripted[0]
+            else f"got a TorchScript one ({type(model).__name__})"
         )
+        raise UsageError(f"model must be a Python module; {part}. Pass the module that was scripted.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
             if lazy:

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from normscope.call.reach import Place, Reach
+from normscope.call.reach import Place, Reach, retupled
 from normscope.call.surroundings import Surroundings
 
 T = TypeVar("T")
@@ -111,17 +111,25 @@ class _Entry:
             if key in copies:
                 continue
             if key not in registered:
-                plain += tensor.numel() * tensor.element_size()
-                if plain > _PLAIN_BYTES:
+                size = tensor.numel() * tensor.element_size()
+                if plain + size > _PLAIN_BYTES:
                     continue
+                plain += size
             copies[key] = _copy(tensor, owner.dtype)
         self.addresses = {id(p): _mark(copies[id(p)]) for _, p, *_ in self.parameters}
-        tuples = {key: _rebuilt(value, copies) for key, value in self.reach.tuples.items()}
+        tuples: dict[int, tuple[Any, ...]] = {}
+        for value in self.reach.tuples.values():
+            _rebuilt(value, copies, tuples)
         for place in self.reach.places:
             _substitute(place, copies, tuples)
         if owner.mode is not None:
-            for module in owner.model.modules():  # the flag alone: a user's train() may do more than set it
-                module.training = owner.mode == "train"
+            for (
+                module
+            ) in owner.model.modules():  # the flag alone: a user's train() or __setattr__ may do more than set it
+                if "training" in module.__dict__:
+                    module.__dict__["training"] = owner.mode == "train"
+                else:
+                    module.training = owner.mode == "train"
 
     def __exit__(self, *_: object) -> None:
         self.restore()
@@ -206,8 +214,8 @@ def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     value = tensor.detach().clone()
     if dtype is not None and value.is_floating_point():
         value = value.to(dtype)
-    if isinstance(tensor, nn.Parameter) and type(tensor) is nn.Parameter:
-        value = nn.Parameter(value, requires_grad=tensor.requires_grad)
+    if nn.Parameter in type(tensor).__mro__:
+        value = Tensor._make_subclass(type(tensor), value, tensor.requires_grad)
     elif tensor.requires_grad and tensor.is_leaf:
         value.requires_grad_()
     for name, more in getattr(tensor, "__dict__", {}).items():
@@ -215,12 +223,13 @@ def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value
 
 
-def _rebuilt(value: tuple[Any, ...], copies: Mapping[int, Tensor]) -> tuple[Any, ...]:
-    """The tuple with copies of its tensors; itself if it has none."""
-    if not any(id(item) in copies for item in value):
-        return value
-    items = [copies.get(id(item), item) for item in value]
-    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+def _rebuilt(value: tuple[Any, ...], copies: Mapping[int, Tensor], done: dict[int, tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The tuple with copies of its tensors, those in tuples inside it too; itself if it has none. ``done``: by ``id``."""
+    if id(value) not in done:
+        items = [_rebuilt(x, copies, done) if isinstance(x, tuple) else copies.get(id(x), x) for x in value]
+        same = all(a is b for a, b in zip(items, value, strict=True))
+        done[id(value)] = value if same else retupled(value, items)
+    return done[id(value)]
 
 
 def _substitute(place: Place, copies: Mapping[int, Tensor], tuples: Mapping[int, tuple[Any, ...]]) -> None:
@@ -231,9 +240,7 @@ def _substitute(place: Place, copies: Mapping[int, Tensor], tuples: Mapping[int,
     if isinstance(items, dict):
         changed = {key: new for key, item in items.items() if (new := other(item)) is not item}
         if changed:
-            owner = place.owner
-            for key, new in changed.items():
-                owner[key] = new
+            place.write(items | changed)
         return
     if isinstance(items, set):
         if any(id(item) in copies for item in items):

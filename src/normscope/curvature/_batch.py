@@ -87,7 +87,7 @@ class Batch:
                 "Curvature needs real parameters; this model has complex ones. Write them as pairs of real numbers."
             )
         self.dtype = options.dtype or working_dtype(self.originals[0].dtype, self.device)
-        self.theta = [p.detach().to(self.dtype) for p in self.originals]
+        self.theta = [p.detach().to(self.dtype, copy=True) for p in self.originals]  # a forward pass may write to it
         self.sizes = [p.numel() for p in self.theta]
         self.p = sum(self.sizes)
         mixed = {t.dtype for t in (*self.model.parameters(), *self.model.buffers()) if t.is_floating_point()} != {
