@@ -489,6 +489,63 @@ def one_sample_in_fifty():
     return setup(mlp(12, 32, 2), x, (torch.arange(448) % 50 == 0).long(), nn.CrossEntropyLoss())
 
 
+@broken("NS701", "1")
+def a_sigmoid_before_a_loss_with_a_sigmoid():
+    return regress(nn.Sequential(mlp(12, 32, 1), nn.Sigmoid()), lambda t: (t > 0).float()) | {
+        "loss": nn.BCEWithLogitsLoss()
+    }
+
+
+@broken("NS701", "1")
+def nll_of_probabilities():
+    return classify(nn.Sequential(mlp(12, 32, 3), nn.Softmax(1))) | {"loss": nn.NLLLoss()}
+
+
+class MeanOfTheBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.out = mlp(12, 32, 16), nn.Linear(16, 1)
+
+    def forward(self, x):
+        return self.out(self.body(x).mean(0, keepdim=True)).expand(len(x), 1)
+
+
+@broken("NS114")
+def a_mean_over_the_batch():
+    return regress(MeanOfTheBatch())
+
+
+@broken("NS805")
+def returns_of_a_ten_thousandth():
+    return regress(mlp(12, 32, 1), lambda t: 1e-4 * t)
+
+
+@broken("NS407")
+def gradient_descent_at_ten():
+    x, t = images()
+    model = nn.Sequential(nn.Flatten(), mlp(768, 64, 64, 10))
+    return setup(model, x, t, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 10.0))
+
+
+class MadeAnew(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(16, 1)
+
+    def forward(self, x):
+        return self.out(F.relu(nn.Linear(12, 16)(x)))
+
+
+@broken("NS603")
+def a_layer_made_in_the_forward_pass():
+    return regress(MadeAnew())
+
+
+@broken("NS604", "encoder")
+def an_argmax_in_the_middle():
+    return classify(Detached(lambda h: F.one_hot(h.argmax(1), 16).float()))
+
+
 def found(make, seed=3):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

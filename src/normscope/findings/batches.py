@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from normscope.findings._rules import Hit, View, rule
 
 LARGE, TINY, COLUMNS = 25.0, 0.05, 1e3
-PRICES, LEAK = 1e3, 1e-6
+PRICES, SMALL_TARGETS, LEAK = 1e3, 300.0, 1e-6
 
 
 @rule(
@@ -100,13 +100,14 @@ def column_scales(view: View) -> Iterator[Hit]:
     "NS805",
     "targets far from the outputs",
     severity="warning",
-    meaning="The targets are thousands of times larger than anything the network says: a small rate never gets "
-    "there, a large one diverges.",
+    meaning="Outputs and targets are worlds apart in size: a small rate never gets there, a large one diverges.",
     cure="Standardize the targets, t = (t - t.mean()) / t.std(), and undo it in the answers.",
     source="chosen by us: an rms of 1000, a hundred times the outputs'",
 )
 def target_scale(view: View) -> Iterator[Hit]:
-    """The targets of a regression have an rms above 1000, and the outputs less than a hundredth of it."""
+    """The targets of a regression have an rms above 1000, and the outputs less than a hundredth of it; or the outputs are
+    300 times the targets' standard deviation.
+    """
     t, s, u = view.section("data").get("target_rms", 0.0), view.section("loss"), view.section("update")
     if s.get("task") == "regression" and t > PRICES and s.get("output_rms", math.inf) < t / 100:
         text = (
@@ -118,6 +119,13 @@ def target_scale(view: View) -> Iterator[Hit]:
                 f"{u['outputs_to_go'] / u['outputs_moved']:.1e} steps away"
             )
         yield Hit(None, "target_rms", t, PRICES, text)
+    std = view.section("data").get("target_std", 0.0)
+    if s.get("task") == "regression" and 0 < std < s.get("output_rms", 0.0) / SMALL_TARGETS:
+        text = (
+            f"the targets have standard deviation {std:.2g}, the outputs rms {s['output_rms']:.2g}: the "
+            "targets' scale is tiny"
+        )
+        yield Hit(None, "target_std", std, s["output_rms"] / SMALL_TARGETS, text)
 
 
 @rule(
@@ -268,7 +276,7 @@ def sorted_classes(view: View) -> Iterator[Hit]:
     source="chosen by us: 90 % of the samples",
 )
 def imbalance(view: View) -> Iterator[Hit]:
-    """One class has 90 % of the samples or more."""
+    """One class has 90 % of the samples or more; a warning where it has all of them."""
     m = view.section("data").get("majority", 0.0)
     if m > 0.9:
-        yield Hit(None, "majority", m, 0.9, f"{m:.1%} of the samples are of one class")
+        yield Hit(None, "majority", m, 0.9, f"{m:.1%} of the samples are of one class", "warning" if m == 1 else "")

@@ -30,11 +30,16 @@ def bounded_logits(view: View) -> Iterator[Hit]:
     log(1 + (c - 1)/e): 1.46 of log 10 = 2.30.
     """
     s = view.section("loss")
-    if s.get("task") != "classes" or not s.get("softmax_in_loss"):
-        return
     sums = s.get("sums_to_one", {})
     module = s.get("reach", {}).get("module", "")
-    if sums.get("what") == "probabilities" and sums.get("over") == "classes":
+    probabilities = sums.get("what") == "probabilities" and sums.get("over") == "classes"
+    if s.get("task") == "classes" and probabilities and s.get("linear") and s["value"] < 0:
+        text = "the loss takes the probabilities as they are, minus the one of the right class: log_softmax is missing"
+        yield Hit(None, "loss", s["value"], 0.0, text, name=module or s.get("last", ""))
+        return
+    if s.get("task") != "binary" and not (s.get("task") == "classes" and s.get("softmax_in_loss")):
+        return
+    if s["task"] == "classes" and sums.get("what") == "probabilities" and sums.get("over") == "classes":
         text = (
             f"the {s['columns']} outputs are probabilities already (rows in 0..1 with sum 1), and the loss "
             "takes a softmax of them "
@@ -45,7 +50,8 @@ def bounded_logits(view: View) -> Iterator[Hit]:
         kind = s["reach"]["module_kind"]
         ends = " to ".join(f"{s['reach'][k]:.3g}" if k in s["reach"] else "infinity" for k in ("low", "high"))
         text = (
-            f"the logits are bounded by {module} ({kind}), {ends}, before the softmax of the loss: the best "
+            f"the logits are bounded by {module} ({kind}), {ends}, before the loss's own "
+            f"{'sigmoid' if s['task'] == 'binary' else 'softmax'}: the best "
             "answer costs "
             f"{s['floor']:.2f}, a constant one {s['constant']:.2f}"
         )
@@ -202,7 +208,8 @@ def several_labels(view: View) -> Iterator[Hit]:
     severity="warning",
     meaning="The targets look like class indices, and the loss takes class 4 for the mean of classes 3 and 5.",
     cure="One output a class: nn.Linear(width, classes) with nn.CrossEntropyLoss() and targets.long().",
-    source="chosen by us: 3 or more whole numbers from 0 without a gap, each 0.6 times as often as on average or more, to two standard errors",
+    source="chosen by us: 3 or more whole numbers from 0 without a gap, each 0.6 times as often as on average "
+    "or more, to two standard errors",
 )
 def classes_as_numbers(view: View) -> Iterator[Hit]:
     """One output and a regression loss, and targets that are 0, 1, ..., c - 1, all about equally often.

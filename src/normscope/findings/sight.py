@@ -117,6 +117,13 @@ def constant(view: View) -> Iterator[Hit]:
         if c["size"] == 1:
             what += f": {c['kind']} over one feature (a single output) is constant"
         yield Hit(None, "spread", 0.0, 1e-6, what, name=c["module"])
+    elif view.section("loss").get("reach", {}).get("equal") and not view.section("wiring").get("asleep", {}).get(
+        "weights"
+    ):
+        text = (
+            "all samples get the same output, however large the last weights are: something takes a mean over the batch"
+        )
+        yield Hit(None, "spread", 0.0, 1e-6, text)
 
 
 @rule(

@@ -31,7 +31,11 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found["zero_gradient"] = not bool((g != 0).any())
     found["moves"] = value(o + o.std().clamp_min(1.0) * _noise(o), t) != scene.value
     classes = _classes(o, t)
-    found["task"] = "classes" if classes is not None else "regression" if _regression(value, o, t) else "other"
+    found["task"] = (
+        "classes" if classes is not None else "regression" if _regression(value, o, t) else "binary" if _binary(o, t)
+        else "other"
+    )  # fmt: skip
+    found["linear"] = bool(abs(value(2 * o, t) - 2 * scene.value) <= 1e-5 * abs(scene.value))
     found |= _normalized(o, scene, value, t)
     found |= _broadcast(value, o, t)
     found |= _reading_of_targets(o, t, g, scene.loss, classes, found["task"])
@@ -126,6 +130,11 @@ def _regression(value: Any, o: Tensor, t: Tensor) -> bool:
     return abs(at_targets) <= 1e-6 * abs(elsewhere) and elsewhere > 0
 
 
+def _binary(o: Tensor, t: Tensor) -> bool:
+    """Whether the targets are zeros and ones of the outputs' shape."""
+    return t.is_floating_point() and t.shape == o.shape and bool(((t == 0) | (t == 1)).all())
+
+
 def _normalized(o: Tensor, scene: Scene, value: Any, t: Tensor) -> dict[str, Any]:
     """Over which axis the outputs (or their exponentials) sum to one, and whether the loss takes a softmax of its own."""
     if o.dim() < 2 or len(o) < 4:
@@ -193,6 +202,8 @@ def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, t
         others = [i for i in range(o.dim()) if i != axis]
         share = classes.mean(others, keepdim=True)
         tried += [(share / share.sum().clamp_min(1e-9)).clamp_min(1e-4).log().expand_as(o).contiguous()]
+    elif task == "binary":
+        tried += [torch.logit(t.float().mean(0, keepdim=True), 1e-4).to(o).expand_as(o).contiguous()]
     elif task == "regression":
         tried += [t.float().reshape(o.shape).mean(0, keepdim=True).to(o).expand_as(o).contiguous()]
     values = [v for c in tried if math.isfinite(v := value(c, t))]
@@ -248,10 +259,11 @@ def reach_of(scene: Scene) -> dict[str, Any] | None:
         return None
     base, plus, minus = outs
     far = torch.cat([plus.flatten(), minus.flatten()])
-    if not bool(torch.isfinite(far).all()) or float(far.max() - far.min()) == 0:
+    if not bool(torch.isfinite(far).all()):
         return None
+    equal = all(float(x.std(0).abs().max()) <= 1e-6 * float(x.abs().max()) for x in (base, plus, minus))
     lo, hi = float(far.min()), float(far.max())
-    near = 1e-5 * (hi - lo)  # float32 saturates: a tenth of the outputs at an end is no chance
+    near = 1e-5 * (hi - lo) if hi > lo else -1.0  # float32 saturates: a tenth of the outputs at an end is no chance
     top = float((far > hi - near).float().mean()) > 0.1
     bottom = float((far < lo + near).float().mean()) > 0.1
     columns = [x.flatten(0, -2) if x.dim() > 1 else x[:, None] for x in (base, plus, minus)]
@@ -261,7 +273,7 @@ def reach_of(scene: Scene) -> dict[str, Any] | None:
         "low": lo if bottom else -math.inf, "high": hi if top else math.inf,
         "mean_fixed": max(means) < 1e-3 and min(spreads) > 1e-3 and len(base) > 4,
         "spread_fixed": max(spreads) < 1.05 * min(spreads) and min(spreads) > 1e-3, "spread": spreads[0],
-        "module": scene.calls[-1].name, "module_kind": type(scene.calls[-1].module).__name__,
+        "equal": equal and len(base) > 4, "module": scene.calls[-1].name, "module_kind": type(scene.calls[-1].module).__name__,
     }  # fmt: skip
 
 
@@ -281,13 +293,14 @@ def _floor(
         best, free = value(target.clamp(lo, hi), t), value(target, t)
         outside = float(((target < lo - 1e-6) | (target > hi + 1e-6)).float().mean())
         return found | {"floor": best, "free": free, "outside": outside}
+    classes = t if known["task"] == "binary" else classes
     if classes is not None:
         best, free = math.inf, math.inf
         for k in (1.0, 2.0, 5.0, 10.0, 50.0):
             up, down = (o.new_tensor(max(-k, lo)), o.new_tensor(min(k, hi)))
             inside = value(torch.where(classes > 0, o.new_tensor(hi if math.isfinite(hi) else k), up), t)
             best = min(best, inside, value(torch.where(classes > 0, down, up), t)) if math.isfinite(inside) else best
-            if known.get("softmax_in_loss"):
+            if known.get("softmax_in_loss") or known["task"] == "binary":
                 out = value(torch.where(classes > 0, o.new_tensor(k), o.new_tensor(-k)), t)
                 free = min(free, out) if math.isfinite(out) else free
         if math.isfinite(best) and math.isfinite(free):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.call.arguments import mapped
 from normscope.call.reach import Reach
 from normscope.findings.checkup.scene import Rerun, Scene
 
@@ -214,14 +215,20 @@ def asleep(scene: Scene, steps: int = 3) -> dict[str, Any]:
 
     A head or a branch that starts at zero, as it may, wakes what lies behind it in the first step.
     """
-    at = scene.at
+    at, again = scene.at, Rerun.of(scene.at)
+    whole = not isinstance(scene.targets, Tensor) or not scene.targets.dim() or len(scene.targets) != at.rows.n
+    few = None if whole else again  # a few samples do: a gradient of exactly zero is so for each
 
     def work() -> list[str]:
         mine = {n: scene.copies[k] for k, n in scene.names.items() if scene.copies[k].requires_grad}
         zero: list[str] = []
         for _ in range(steps):
             args, kwargs, _ = at.arguments()
-            value = at.value(at.whole(args, kwargs), at.own_targets())
+            targets = at.own_targets()
+            if few is not None:
+                args, kwargs = mapped((few.args, few.kwargs), lambda t: t.clone())
+                targets = targets[: few.samples.n]
+            value = at.value(at.whole(args, kwargs), targets)
             if not value.requires_grad:
                 return list(mine)
             grads = torch.autograd.grad(value, list(mine.values()), allow_unused=True)
@@ -232,6 +239,8 @@ def asleep(scene: Scene, steps: int = 3) -> dict[str, Any]:
                 elif bool(torch.isfinite(g).all()):
                     size = p.detach().norm().clamp_min(math.sqrt(p.numel()) * 0.1)
                     p.data.sub_(g * (0.1 * size / g.norm()))
+            if not zero:
+                break
         return zero
 
     start = {k: c.detach().clone() for k, c in scene.copies.items()}
