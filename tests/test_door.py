@@ -162,7 +162,7 @@ def test_parameters_are_found_behind_a_data_set_of_any_length():
 
 
 def test_a_large_tensor_leaves_small_ones_protected(monkeypatch):
-    monkeypatch.setattr("normscope.call.traceless._PLAIN_BYTES", 4000)
+    monkeypatch.setattr("normscope.call.traceless.MOST_BYTES", 4000)
 
     class Model(Base):
         def forward(self, x):
@@ -265,3 +265,48 @@ def test_attributes_of_a_function_that_a_model_holds_come_back():
 
     ns.probe(Model(count=count), X, Y)
     assert count.calls == 0
+
+
+def test_a_loss_with_a_network_of_its_own_leaves_no_trace():
+    judge, calls = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)), []
+    before = {k: v.clone() for k, v in judge.state_dict().items()}
+
+    def loss(outputs, targets):
+        calls.append(1)
+        return judge(outputs).square().mean()
+
+    for verb in (ns.probe, ns.fisher, ns.hessian, ns.sharpness):
+        verb(net(), X, Y, loss)
+    ns.hessian(net(), X, Y, step=lambda model, batch: loss(model(batch[0]), batch[1]))
+    assert all(torch.equal(v, before[k]) for k, v in judge.state_dict().items())
+    assert calls == []
+
+
+DECAYED = nn.Linear(4, 3)
+PARAMETERS = list(DECAYED.parameters())
+
+
+def test_a_penalty_on_parameters_that_the_loss_holds_is_in_the_hessian():
+    """A penalty of half the squares adds the identity; the list is in a closure, or at the top of a file."""
+    held = list(DECAYED.parameters())
+
+    def near(outputs, targets):
+        return F.cross_entropy(outputs, targets) + sum(p.square().sum() for p in held) / 2
+
+    def far(outputs, targets):
+        return F.cross_entropy(outputs, targets) + sum(p.square().sum() for p in PARAMETERS) / 2
+
+    plain = ns.hessian(DECAYED, X, Y).dense()
+    for loss in (near, far):
+        torch.testing.assert_close(ns.hessian(DECAYED, X, Y, loss).dense(), plain + torch.eye(15))
+
+
+@pytest.mark.parametrize("how", ["orthogonal+zero-branches", "bn+zero-branches"])
+def test_joined_cures_are_all_or_nothing(how):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    before, modules = {k: v.clone() for k, v in model.state_dict().items()}, list(model.modules())
+    with pytest.raises(ns.UsageError):
+        ns.cure(model, how, X, Y)
+    assert list(model.modules()) == modules
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -20,6 +20,9 @@ _FOREIGN = ("torch", "numpy", "builtins", "threading", "logging", "_thread", "io
             "lightning", "pytorch_lightning", "lightning_fabric", "polars", "concurrent", "multiprocessing")  # fmt: skip
 #: Objects looked at, at most (chosen by us: a ResNet-50 has 4000; a model that holds a data set must not hang).
 MOST = 200_000
+#: Bytes of arrays, and of tensors that are neither parameters nor buffers, that are copied (chosen by us: caches fit, data
+#: sets do not).
+MOST_BYTES = 2**28
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.BuiltinFunctionType,
            weakref.ref, torch.dtype, torch.device, torch.Size)  # fmt: skip
 
@@ -136,7 +139,7 @@ class Reach:
 
     modules: also those in plain lists. places: containers, ``__dict__`` of objects among them. tensors: every tensor
     that a place holds. tuples: those that hold a tensor, which must be rebuilt to hold another. generators: random
-    generators of the model's own, with their states. arrays: numpy arrays with copies.
+    generators of the model's own, with their states. arrays: numpy arrays with copies, up to `MOST_BYTES`.
     """
 
     modules: list[nn.Module] = field(default_factory=list)
@@ -151,6 +154,7 @@ class Reach:
         """Walk from the roots, without recursion; `MOST` does not count what modules register, which comes first."""
         found, seen, keep = cls(), set[int](), []
         roots = list(roots)
+        roots += [value for root in roots for value in _globals(root)]
         modules = [m for root in roots if isinstance(root, nn.Module) for m in root.modules()]
         registered = [d for m in modules for d in (m, m.__dict__, m._parameters, m._buffers, m._modules)]
         stack, first = [], deque([*roots, *registered])
@@ -185,7 +189,7 @@ class Reach:
             self.tuples[id(item)] = item
             yield from item
         elif isinstance(item, np.ndarray):
-            if item.dtype.kind in "biufc":
+            if item.dtype.kind in "biufc" and item.nbytes + sum(a.nbytes for a, _ in self.arrays) <= MOST_BYTES:
                 self.arrays.append((item, item.copy()))
         elif isinstance(item, torch.Generator):
             self.generators.append((item, item.get_state()))
@@ -238,6 +242,15 @@ class Reach:
         for array, copy in self.arrays:
             if array.shape == copy.shape and array.flags.writeable and array.tobytes() != copy.tobytes():
                 array[...] = copy
+
+
+def _globals(root: Any) -> list[Any]:
+    """Models and containers at the top of a user's file that a function of his names."""
+    function = getattr(root, "__func__", root)
+    if not isinstance(function, types.FunctionType) or _foreign(function.__module__):
+        return []
+    named = (function.__globals__.get(name) for name in function.__code__.co_names)
+    return [value for value in named if isinstance(value, nn.Module | list | tuple | dict)]
 
 
 def _numpy_state(generator: Any) -> Any:

@@ -162,7 +162,12 @@ class Step:
     @cached_property
     def trace(self) -> Traceless:
         """What runs the model without a trace."""
-        return Traceless(self.root, mode=self.mode, seed=self.seed)
+        return self.traceless()
+
+    def traceless(self, dtype: torch.dtype | None = None) -> Traceless:
+        """What runs the model, its loss and ``step`` without a trace; floating numbers in ``dtype``, if it is given."""
+        also = (self.criterion.call, self.step)
+        return Traceless(self.root, mode=self.mode, seed=self.seed, dtype=dtype, also=also)
 
     @cached_property
     def rows(self) -> Samples:

@@ -6,22 +6,20 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from normscope.call.reach import Place, Reach, retupled
+from normscope.call.reach import MOST_BYTES, Place, Reach, retupled
 from normscope.call.surroundings import Surroundings
 
 T = TypeVar("T")
 P = ParamSpec("P")
 #: One model runs at a time: torch's random streams and settings belong to the process.
 _LOCK = threading.RLock()
-#: Bytes of tensors that are neither parameters nor buffers and are copied (chosen by us: caches fit, data sets do not).
-_PLAIN_BYTES = 2**28
 
 
 def _new_lock() -> None:
@@ -57,11 +55,16 @@ class Traceless:
     objects are never touched. An exception, an interrupt at any moment included, changes nothing of this: two guards
     stand around the work, and an interrupt can hit only one of them.
 
-    mode: ``"train"``, ``"eval"``, or ``None``: each module as it is. seed: of the random streams inside.
+    mode: ``"train"``, ``"eval"``, or ``None``: each module as it is. seed: of the random streams inside. also: the user's
+    functions that run beside the model, a loss with a network of its own, say: what they hold is treated alike.
     Runs of several threads wait for each other.
     """
 
-    def __init__(self, model: nn.Module, *, mode: str | None = None, seed: int = 0, dtype: torch.dtype | None = None):
+    def __init__(
+        self, model: nn.Module, *, mode: str | None = None, seed: int = 0, dtype: torch.dtype | None = None,
+        also: Sequence[Any] = (),
+    ) -> None:  # fmt: skip
+        self.also = also
         self.model, self.mode, self.seed, self.dtype = model, mode, seed, dtype
         #: Names of parameters that the last run itself wrote to (on the copies), and that it changed beyond undoing.
         self.rewritten: tuple[str, ...] = ()
@@ -86,7 +89,7 @@ class _Entry:
 
     def __init__(self, owner: Traceless, given: Mapping[int, Tensor]) -> None:
         self.owner, self.given = owner, given
-        self.reach = Reach.of([owner.model])
+        self.reach = Reach.of([owner.model, *owner.also])
         self.guard = _Guard(self)
         named = list(owner.model.named_parameters())
         self.parameters = [(name, p, *_mark(p)) for name, p in named]
@@ -112,7 +115,7 @@ class _Entry:
                 continue
             if key not in registered:
                 size = tensor.numel() * tensor.element_size()
-                if plain + size > _PLAIN_BYTES:
+                if plain + size > MOST_BYTES:
                     continue
                 plain += size
             copies[key] = _copy(tensor, owner.dtype)

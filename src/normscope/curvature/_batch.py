@@ -21,7 +21,7 @@ from normscope.call.losses import CALLABLE, OWN, Loss
 from normscope.call.step import Step
 from normscope.call.taps import normalizers, untrained_statistics
 from normscope.call.targets import by_class, cast_targets, class_axis, what
-from normscope.call.traceless import Traceless, simple
+from normscope.call.traceless import simple
 from normscope.core.errors import UsageError, unknown
 from normscope.curvature._twice import LinearBackward
 
@@ -94,7 +94,7 @@ class Batch:
             self.dtype
         }
         self.cast = self.dtype if mixed or options.dtype is not None else None
-        self.trace = Traceless(self.model, mode=step.mode, seed=step.seed, dtype=self.cast)
+        self.trace = step.traceless(self.cast)
         self.targets = cast_targets(step.targets, self.device, self.cast)
         self.late = not simple(self.model)
         self.route = options.route

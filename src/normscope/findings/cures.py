@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, tensors
 from normscope.call.losses import LossLike
+from normscope.call.reach import Reach
 from normscope.call.step import Step, copied
 from normscope.call.taps import Tap, find_taps, observed
 from normscope.call.traceless import alone
@@ -68,15 +70,32 @@ def treat(
         how = rank_cures(at)[0].name
         parts = parts_of(how)
     treatment = Treatment(model.model if isinstance(model, Step) else model)
-    for part in parts:
-        done = part.apply(treatment.model, at, at.targets, torch.Generator().manual_seed(seed))
-        treatment = Treatment(
-            done.model,
-            tuple(dict.fromkeys((*treatment.treated, *done.treated))),
-            {**treatment.left_alone, **done.left_alone},
-            tuple(dict.fromkeys((*treatment.notes, *done.notes))),
-        )
+    with _all_or_nothing(at.root) if len(parts) > 1 else nullcontext():
+        for part in parts:
+            done = part.apply(treatment.model, at, at.targets, torch.Generator().manual_seed(seed))
+            treatment = Treatment(
+                done.model,
+                tuple(dict.fromkeys((*treatment.treated, *done.treated))),
+                {**treatment.left_alone, **done.left_alone},
+                tuple(dict.fromkeys((*treatment.notes, *done.notes))),
+            )
     return treatment
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """The model as it was, modules and numbers, if the block raises: the first of several cures may be done by then."""
+    held = Reach.of([model])
+    numbers = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
+    try:
+        yield
+    except BaseException:
+        for place in held.places:
+            place.write(place.items)
+        with torch.no_grad():
+            for tensor, value in numbers:
+                tensor.copy_(value)
+        raise
 
 
 @torch.no_grad()
