@@ -4,10 +4,12 @@ import dataclasses
 from collections import OrderedDict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import data
 
 import normscope as ns
 from normscope.call.reach import MOST
@@ -310,3 +312,27 @@ def test_joined_cures_are_all_or_nothing(how):
         ns.cure(model, how, X, Y)
     assert list(model.modules()) == modules
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_generators_of_a_data_set_and_of_a_batch_sampler_are_as_before():
+    class Noisy(data.Dataset):
+        def __init__(self):
+            self.noise = np.random.default_rng(0)
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, i):
+            return X[i] + self.noise.normal(), Y[i]
+
+    noisy, generator = Noisy(), torch.Generator().manual_seed(1)
+    sampler = data.BatchSampler(data.RandomSampler(range(12), generator=generator), 6, drop_last=False)
+    before = noisy.noise.bit_generator.state, generator.get_state()
+    ns.probe(net(), data=data.DataLoader(data.Subset(noisy, range(12)), batch_sampler=sampler))
+    assert noisy.noise.bit_generator.state == before[0]
+    assert torch.equal(generator.get_state(), before[1])
+
+
+def test_no_parameters_are_refused():
+    with pytest.raises(ns.UsageError, match="at least one parameter"):
+        ns.fisher(net(), X, Y, parameters=[])

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from normscope.call.reach import GENERATORS, Reach
 from normscope.call.surroundings import Surroundings
 from normscope.call.traceless import locked
 from normscope.core.errors import UsageError
@@ -42,12 +42,17 @@ def check_batches(name: str, data: Any) -> None:
         raise UsageError(f"{name} must be read from its start each time; got an iterator. Pass the loader itself.")
 
 
+def _streams(data: Any, depth: int = 4) -> list[Any]:
+    """Random generators that a loader holds, or its samplers, or its data set (one around another too)."""
+    parts = [getattr(data, name, None) for name in ("dataset", "sampler", "batch_sampler")] if depth else []
+    own = [v for v in getattr(data, "__dict__", {}).values() if isinstance(v, GENERATORS)]
+    return own + [g for part in parts if part is not None for g in _streams(part, depth - 1)]
+
+
 def pull(data: Any, most: int | None = None) -> list[Any]:
     """The first ``most`` batches (all), the loader's random streams and the caller's as they were afterwards."""
-    held = (getattr(data, "generator", None), getattr(getattr(data, "sampler", None), "generator", None))
-    generators = [g for g in held if isinstance(g, torch.Generator)]
     with locked():
-        around, states = Surroundings(set()), [g.get_state() for g in generators]
+        around, streams = Surroundings(set()), Reach.of(_streams(data))
         try:
             batches = list(itertools.islice(data, most))
         except Exception as error:
@@ -55,8 +60,7 @@ def pull(data: Any, most: int | None = None) -> list[Any]:
             raise
         finally:
             around.restore()
-            for g, state in zip(generators, states, strict=True):
-                g.set_state(state)
+            streams.restore_randomness()
     if not batches:
         raise UsageError("data must hold at least one batch; it is empty.")
     return batches

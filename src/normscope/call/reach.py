@@ -20,6 +20,7 @@ _FOREIGN = ("torch", "numpy", "builtins", "threading", "logging", "_thread", "io
             "lightning", "pytorch_lightning", "lightning_fabric", "polars", "concurrent", "multiprocessing")  # fmt: skip
 #: Objects looked at, at most (chosen by us: a ResNet-50 has 4000; a model that holds a data set must not hang).
 MOST = 200_000
+GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 #: Bytes of arrays, and of tensors that are neither parameters nor buffers, that are copied (chosen by us: caches fit, data
 #: sets do not).
 MOST_BYTES = 2**28
@@ -55,7 +56,7 @@ class Slots:
 
 
 @functools.lru_cache(256)
-def _slots(kind: type) -> tuple[Any, ...]:
+def _slots(kind: Any) -> tuple[Any, ...]:
     own = [c for c in kind.__mro__ if "__slots__" in vars(c) and not _foreign(c.__module__)]
     return tuple(d for c in own for d in vars(c).values() if isinstance(d, types.MemberDescriptorType))
 
@@ -157,7 +158,8 @@ class Reach:
         roots += [value for root in roots for value in _globals(root)]
         modules = [m for root in roots if isinstance(root, nn.Module) for m in root.modules()]
         registered = [d for m in modules for d in (m, m.__dict__, m._parameters, m._buffers, m._modules)]
-        stack, first = [], deque([*roots, *registered])
+        stack: list[Any] = []
+        first = deque([*roots, *registered])
         most = MOST + len(first)
         while first or (stack and len(seen) < most):
             item = first.popleft() if first else stack.pop()

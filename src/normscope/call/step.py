@@ -85,10 +85,11 @@ class Step:
             )
         for name in ("data", "valid"):
             check_batches(name, getattr(self, name))
-        again = first is not None and self.data is not None and self.inputs is first[1]
-        if again and self.targets is not first[2]:
+        read, inputs, targets = first or (None, None, None)
+        again = first is not None and self.data is not None and self.inputs is inputs
+        if again and self.targets is not targets:
             raise UsageError("targets came beside data, which has its own. Pass inputs and targets, or data= alone.")
-        if again and self.data is not first[0]:
+        if again and self.data is not read:
             put(self, "inputs", None)
             put(self, "targets", None)
         put(self, "alone", self.inputs is not None and not again)

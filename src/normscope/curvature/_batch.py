@@ -557,6 +557,8 @@ def select(model: nn.Module, patterns: str | Sequence[str] | None) -> list[tuple
     if patterns is None:
         return named
     globs = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not globs:
+        raise UsageError("parameters must name at least one parameter; got none. Leave it out for all trainable ones.")
 
     def matches(name: str, glob: str) -> bool:
         return fnmatch.fnmatchcase(name, glob) or name.startswith(glob.rstrip(".") + ".")
