@@ -521,10 +521,10 @@ def returns_of_a_ten_thousandth():
 
 
 @broken("NS407")
-def gradient_descent_at_ten():
+def momentum_at_a_rate_of_ten():
     x, t = images()
     model = nn.Sequential(nn.Flatten(), mlp(768, 64, 64, 10))
-    return setup(model, x, t, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 10.0))
+    return setup(model, x, t, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 10.0, momentum=0.9))
 
 
 class MadeAnew(nn.Module):

@@ -144,9 +144,13 @@ def sign(view: View) -> Iterator[Hit]:
     source="chosen by us: the loss at outputs of 10 000 is below -50 times that of now",
 )
 def bottomless(view: View) -> Iterator[Hit]:
-    """Far down its own gradient the loss goes to minus infinity, and nothing keeps the outputs from going there."""
+    """Far down its own gradient the loss goes to minus infinity, and nothing keeps the outputs from going there.
+
+    Silent for losses that are linear in the outputs and have no classes, as a critic's score.
+    """
     s = view.section("loss")
-    if s.get("unbounded") and not s.get("wrong_sign") and not s.get("outside_binary"):
+    critic = s.get("linear") and s.get("task") == "other"  # a score that is meant to have no floor
+    if s.get("unbounded") and not critic and not s.get("wrong_sign") and not s.get("outside_binary"):
         text = (
             f"the loss falls from {s['value']:.3g} to {s['far']:.3g} as the outputs grow to 10 000: it is "
             "unbounded below"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ def twin(optimizer: torch.optim.Optimizer, copies: dict[int, Tensor], **changes:
 def of_update(scene: Scene) -> dict[str, Any]:
     """Sizes of one step, relative to the weights; see NS403 to NS408."""
     optimizer = scene.at.optimizer
-    if optimizer is None or not scene.grads:
+    if optimizer is None or not scene.grads or _wants_a_closure(optimizer):
         return {}
     named = dict(scene.at.root.named_parameters())
     held = {id(p) for g in optimizer.param_groups for p in g["params"]}
@@ -88,6 +89,12 @@ def of_update(scene: Scene) -> dict[str, Any]:
     found["eps"] = max((float(x["eps"]) for x in optimizer.param_groups if _number(x.get("eps"))), default=0.0)
     found |= _after(scene, copies)
     return found
+
+
+def _wants_a_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step evaluates the loss itself, as L-BFGS does: there is no single step to look at."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _number(x: Any) -> bool:

@@ -145,11 +145,17 @@ def _random_frozen(scene: Scene, named: Mapping[str, Tensor], held: set[int] | N
             continue
         if not all(scene.layer_of(n) in fixed for n in weights if scene.layer_of(n) in {c.name for c in scene.calls}):
             continue
+        if all(any(_same(named[n], p) for k, p in named.items() if k not in frozen) for n in weights):
+            continue  # a teacher that starts as a copy of what trains
         fresh = sum(named[n].numel() for n in weights if is_default(owner_of(root, n), named[n], n))
         every = sum(named[n].numel() for n in weights)
         if fresh >= 0.9 * every and every >= 0.2 * sum(p.numel() for p in named.values()):
             return {"module": path, "share": fresh / every, "tensors": len(weights)}
     return {}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _copy(scene: Scene) -> dict[str, Any]:
