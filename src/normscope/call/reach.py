@@ -55,8 +55,7 @@ class Slots:
         name.__set__(self.item, value)
 
 
-@functools.lru_cache(256)
-def _slots(kind: Any) -> tuple[Any, ...]:
+def _slots(kind: type) -> tuple[Any, ...]:
     own = [c for c in kind.__mro__ if "__slots__" in vars(c) and not _foreign(c.__module__)]
     return tuple(d for c in own for d in vars(c).values() if isinstance(d, types.MemberDescriptorType))
 
