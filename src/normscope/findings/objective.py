@@ -220,8 +220,8 @@ def classes_as_numbers(view: View) -> Iterator[Hit]:
 
     Counts and ratings are seldom so even; if yours are, this is a false alarm.
     """
-    c = view.section("loss").get("class_like", 0)
-    if c:
+    c, loss = view.section("data").get("class_like", 0), view.section("loss")
+    if c and loss.get("task") == "regression" and math.prod(loss["outputs"][1:]) == 1:
         text = (
             f"the targets are the whole numbers 0 to {c - 1}, about equally often, like class indices, and "
             "one output is regressed (mse) on them"

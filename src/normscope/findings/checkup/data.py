@@ -102,6 +102,7 @@ def of_data(
     t = scene.targets if isinstance(scene.targets, Tensor) else None
     pooled = _pooled(batches) or ((own, t) if own is not None and t is not None else None)
     found |= _targets(t)
+    found |= _class_like(pooled[1] if pooled is not None else t)
     if pooled is not None:
         found |= _leak(*pooled)
         found |= _balance(*pooled, batches)
@@ -196,6 +197,18 @@ def _targets(t: Tensor | None) -> dict[str, Any]:
     if t is None or not t.is_floating_point() or not t.numel():
         return {}
     return {"target_rms": float(t.float().square().mean().sqrt()), "target_std": float(t.float().std())}
+
+
+def _class_like(t: Tensor | None) -> dict[str, Any]:
+    """How many classes the targets look like: the whole numbers from 0 on, about equally often, to the noise of the sample."""
+    if t is None or not t.is_floating_point() or t.numel() < 32 or t.numel() != len(t):
+        return {}
+    values, counts = t.unique(return_counts=True)
+    k = len(values)
+    if k < 3 or t.numel() < 8 * k or not bool((values == torch.arange(k).to(values)).all()):
+        return {}
+    fewest = float(counts.min())
+    return {"class_like": k if fewest + 2 * math.sqrt(fewest) > 0.6 * t.numel() / k else 0}
 
 
 def _leak(x: Tensor, t: Tensor) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found["linear"] = bool(abs(value(2 * o, t) - 2 * scene.value) <= 1e-5 * abs(scene.value))
     found |= _normalized(o, scene, value, t)
     found |= _broadcast(value, o, t)
-    found |= _reading_of_targets(o, t, g, scene.loss, classes, found["task"])
+    found |= _reading_of_targets(o, t, g, scene.loss, classes)
     found |= _constant_answer(value, o, t, classes, found["task"])
     found |= _sign(value, o, t, g, classes, found["task"], scene.value)
     found["output_rms"] = float(o.square().mean().sqrt())
@@ -166,20 +166,12 @@ def _broadcast(value: Any, o: Tensor, t: Tensor) -> dict[str, Any]:
     return {"broadcast": abs(a - b) < 1e-5 * abs(a) and abs(uses - a) > 1e-3 * abs(a) and float(t.std()) > 0}
 
 
-def _reading_of_targets(
-    o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Tensor | None, task: str
-) -> dict[str, Any]:
+def _reading_of_targets(o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Tensor | None) -> dict[str, Any]:
     found: dict[str, Any] = {"target_range": [float(t.float().min()), float(t.float().max())] if t.numel() else []}
     binary = loss.kind == "bce_with_logits" or isinstance(loss.call, nn.BCELoss)
     found["outside_binary"] = binary and (found["target_range"][0] < 0 or found["target_range"][1] > 1)
     if t.shape == o.shape and o.dim() == 2 and o.shape[1] > 2 and bool(((t == 0) | (t == 1)).all()):
         found["several_ones"] = float((t.sum(1) > 1).float().mean())
-    if task == "regression" and o.shape[1:].numel() == 1 and t.numel() >= 32:
-        values, counts = t.unique(return_counts=True)
-        if len(values) >= 3 and bool((values == torch.arange(len(values)).to(values)).all()):
-            fewest = float(counts.min())
-            even = fewest + 2 * math.sqrt(fewest) > 0.6 * t.numel() / len(values)  # within the noise of so few samples
-            found["class_like"] = len(values) if even and t.numel() >= 8 * len(values) else 0
     if classes is not None and o.dim() == 2 and t.dim() == 1:
         silent = (g == 0).all(1)
         for k in t.unique().tolist():
