@@ -19,7 +19,7 @@ import normscope
 from normscope.findings import RULES
 from normscope.geometry.metrics import METRICS
 
-SMALL, BROKEN = "mlp:depth=3,width=16", "mlp:depth=6,width=32,norm=batch,weights=positive"
+SMALL, BROKEN = "mlp:depth=3,width=16", "mlp:depth=16,width=32,norm=batch,weights=positive"
 NET = """
 import torch
 from torch import nn
