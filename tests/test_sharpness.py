@@ -95,7 +95,7 @@ def test_momentum_must_be_below_one() -> None:
 @pytest.mark.parametrize("tol", [0, -1, 1, 5, math.nan])
 def test_the_tolerance_is_a_relative_error(tol: float) -> None:
     model, x, _ = net()
-    with pytest.raises(UsageError, match="tol must be a relative error"):
+    with pytest.raises(UsageError, match="tol must be a finite number > 0 and < 1"):
         curvature.sharpness(model, x, tol=tol)
 
 

@@ -94,7 +94,7 @@ def test_fewer_probes_where_not_all_fit() -> None:
 
 def test_a_budget_is_a_number_of_seconds() -> None:
     model, x = many_outputs()
-    with pytest.raises(UsageError, match="budget must be a number of seconds"):
+    with pytest.raises(UsageError, match="budget must be a finite number >= 0"):
         curvature.sharpness(model, x, budget=-1.0)
 
 

@@ -38,7 +38,9 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found["linear"] = bool(abs(value(2 * o, t) - 2 * scene.value) <= 1e-5 * abs(scene.value))
     found |= _normalized(o, scene, value, t)
     found |= _broadcast(value, o, t)
-    found |= _reading_of_targets(o, t, g, scene.loss, classes)
+    # At outputs of zero: a saturated softmax has rows without gradient too, which nothing ignores.
+    flat = _gradient(scene, o, t, torch.zeros_like(o)) if classes is not None else g
+    found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes)
     found |= _constant_answer(value, o, t, classes, found["task"])
     found |= _sign(value, o, t, g, classes, found["task"], scene.value)
     found["output_rms"] = float(o.square().mean().sqrt())
@@ -92,8 +94,9 @@ def _noise(o: Tensor) -> Tensor:
     return torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o)
 
 
-def _gradient(scene: Scene, o: Tensor, t: Tensor) -> Tensor | None:
-    leaf = o.detach().clone().requires_grad_()
+def _gradient(scene: Scene, o: Tensor, t: Tensor, there: Tensor | None = None) -> Tensor | None:
+    """The loss gradient in the outputs ``o``, or in others in their place."""
+    leaf = (o if there is None else there).detach().clone().requires_grad_()
     assert scene.loss is not None
     value = scene.loss.value(replaced(scene.whole, o, leaf), t, scene.at.seed)
     if not value.requires_grad:

@@ -34,8 +34,13 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
         if scene.output is not None and scene.output.is_floating_point():
             zero = float((scene.output == 0).float().mean())
             found["zeroed"] = {"train": zero, "eval": float((base == 0).float().mean()), "module": scene.calls[-1].name}
+            found["zeroed"]["redrawn"] = 0.0
 
     again.run(work, "eval")
+    if found.get("zeroed", {}).get("train"):
+        one, other = (again.run(lambda s=s: again.output(seed=scene.at.seed + s), "train") for s in (0, 1))  # type: ignore[misc]
+        if one is not None and other is not None:
+            found["zeroed"]["redrawn"] = float(((one == 0) != (other == 0)).float().mean())
     found["padding"] = _padding(scene)
     return found
 

@@ -17,7 +17,6 @@ from normscope.call.losses import COTANGENT, OWN, Loss
 from normscope.call.reach import Reach
 from normscope.call.samples import Samples
 from normscope.call.step import Step
-from normscope.call.traceless import Traceless
 
 #: Entries of the outputs up to which the loss is evaluated again and again (chosen by us: 25 evaluations stay below .2 s).
 MOST = 1_000_000
@@ -224,9 +223,9 @@ class Rerun:
         )
         return found
 
-    def output(self, args: Any = None, kwargs: Any = None) -> Tensor:
-        """The first output tensor of these arguments; inside a run."""
-        torch.default_generator.manual_seed(self.at.seed)
+    def output(self, args: Any = None, kwargs: Any = None, seed: int | None = None) -> Tensor:
+        """The first output tensor of these arguments, random numbers drawn from ``seed``; inside a run."""
+        torch.default_generator.manual_seed(self.at.seed if seed is None else seed)
         with torch.no_grad():
             own = mapped((self.args, self.kwargs) if args is None else (args, kwargs), lambda t: t.clone())
             y = first_tensor(self.at.whole(*own))
@@ -236,7 +235,7 @@ class Rerun:
     def run(self, work: Callable[[], Any], mode: str | None) -> Any:
         """``work()`` with the model on copies, in a mode; ``None`` where it does not run on some of the samples alone."""
         try:
-            return Traceless(self.at.root, mode=mode, seed=self.at.seed).run(work)
+            return changed(self.at, mode=mode).traceless().run(work)
         except Exception:
             return None
 

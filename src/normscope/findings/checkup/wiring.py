@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace as changed
 from itertools import pairwise
 from typing import Any
 
@@ -183,11 +184,7 @@ def _used(scene: Scene, tensor: Tensor) -> bool:
     if again is None:
         return False
     base = again.run(again.output, "eval")
-    from normscope.call.traceless import Traceless
-
-    other = Traceless(scene.at.root, mode="eval", seed=scene.at.seed).run(
-        again.output, {id(tensor): torch.randn_like(tensor)}
-    )
+    other = changed(scene.at, mode="eval").traceless().run(again.output, {id(tensor): torch.randn_like(tensor)})
     return base is not None and not torch.equal(base, other)
 
 
