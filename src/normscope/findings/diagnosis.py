@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import polars
 
     from normscope.curvature import Sharpness
-    from normscope.report import Content
 
 #: Columns of `Diagnosis.layers`: the numbers a reader looks at first.
 SUMMARY = {
@@ -114,7 +113,7 @@ class Diagnosis:
         words = f"{', '.join(seen[:-1])} and {seen[-1]}" if len(seen) > 1 else seen[0]
         return words, unseen
 
-    def content(self) -> Content:
+    def content(self) -> Any:
         """The tables a report reads."""
         return content([self])
 
@@ -277,10 +276,9 @@ def _with_prediction(at: Step, profile: Profile) -> Profile:
     return Profile(profile.records + predicted.records, profile.parameters, profile.facts)
 
 
-def content(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Content:
+def content(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Any:
     """Several diagnoses as the tables of one report; equal labels are told apart by a number."""
-    made: Content = show("diagnosis.content", diagnoses, title)
-    return made
+    return show("diagnosis.content", diagnoses, title)
 
 
 def _check_inputs(at: Step) -> None:
