@@ -210,9 +210,12 @@ def hessian(
                 for column, row in zip(x.T, out, strict=True):
                     if not slope.requires_grad:
                         continue
-                    again = part.backward(
-                        slope, leaves, column, retain_graph=True, allow_unused=True, materialize_grads=True
-                    )
+                    try:
+                        again = part.backward(
+                            slope, leaves, column, retain_graph=True, allow_unused=True, materialize_grads=True
+                        )
+                    except (RuntimeError, NotImplementedError) as error:
+                        raise _no_second(part.loss.name, error) from error
                     row += torch.cat([g.reshape(-1) for g in again])
             return out.T
 
@@ -238,6 +241,14 @@ def make_options(parameters: str | Iterable[str] | None = None, **more: Any) -> 
         raise UsageError(f"parameters must be patterns of parameter names; got {parameters!r}. Pass '*.weight'.")
     names = parameters if parameters is None or isinstance(parameters, str) else tuple(parameters)
     return Options(parameters=names, **more)
+
+
+def _no_second(loss: str, error: BaseException) -> UsageError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return UsageError(
+        f"Loss and model must be differentiable twice; {loss!r} or an op of the model is not (torch: {first}). Take a smooth "
+        "loss, or write the op from differentiable ones."
+    )
 
 
 def _check_symmetry(x: Tensor, z: Tensor, hx: Tensor, hz: Tensor) -> None:
@@ -289,7 +300,12 @@ def _callable_ggn(f: Batches, facts: dict[str, Any]) -> LinearMap:
     def product(x: Tensor) -> Tensor:
         return f.vjp(f.curve(f.jvp(x)))
 
-    with torch.inference_mode(False):
-        f.parts[0].slopes()  # a loss that cannot be is told now
+    first = f.parts[0]
+    with torch.inference_mode(False):  # a loss that cannot be is told now
+        first.slopes()
+        try:
+            first.curve(first.value.new_ones(first.value.numel(), 1))
+        except (RuntimeError, NotImplementedError) as error:
+            raise _no_second(f.loss.name, error) from error
     note = f"GGN of {f.loss.name}, its own normalization"
     return LinearMap((f.p, f.p), product, product, f.dtype, f.device, note=note, facts=facts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.call.traceless import alone
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, finite_number, whole_number
 from normscope.curvature._batch import Batch
 from normscope.curvature._operators import make_options
 
@@ -76,6 +76,10 @@ def descend(
     2 / lambda_max is where the *linearised* dynamics lose stability: near a minimum that is where descent diverges; far
     from one, a net may catapult past it to a flatter place, or, where the top eigenvector carries no residual, not notice.
     """
+    whole_number("steps", steps, 1, "The usual number is 15.")
+    if isinstance(rates, str) or not isinstance(rates, Iterable):
+        raise UsageError(f"rates must be learning rates; got {rates!r}. Pass a list: rates=[0.1].")
+    rates = [finite_number("Each of the rates", rate, above=0, do="Pass rates=[0.1, 0.2].") for rate in rates]
     f = trained_batch("descend()", model, inputs, targets, loss, options)
     runs = []
     for rate in rates:
