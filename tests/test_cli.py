@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -635,7 +636,10 @@ def make():
 def test_ctrl_c_is_one_word_and_exit_code_130(tmp_path, command):
     (tmp_path / "slow.py").write_text(SLOW)
     args = [sys.executable, "-m", "normscope", command, "slow.py:make"]
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as done:
+    # A shell's background job ignores the signal, and its children would too.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(args, cwd=tmp_path, preexec_fn=default, **pipes) as done:
         while not (tmp_path / "started").exists():
             time.sleep(0.05)
             assert done.poll() is None

@@ -778,7 +778,7 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "warnings always": lambda: torch.set_warn_always(True),
     "warning filters": lambda: warnings.simplefilter("ignore", ResourceWarning),
     "how warnings are shown": lambda: setattr(warnings, "showwarning", print),
-    "handler of SIGINT": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    "handler of SIGINT": lambda: signal.signal(signal.SIGINT, lambda *_: None),
     "function modes": lambda: torch.overrides.BaseTorchFunctionMode().__enter__(),
     "transforms of torch.func": lambda: torch._C._functorch._grad_increment_nesting(),
     "level of forward mode": torch.autograd.forward_ad.enter_dual_level,

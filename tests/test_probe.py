@@ -703,14 +703,12 @@ def test_negative_classes_are_left_out():
 
 
 def test_a_callable_gets_the_whole_output():
-    seen = []
+    def loss(outputs, targets):  # what it keeps in a list would be put back
+        assert (type(outputs), targets) == (dict, "mine")
+        return outputs["logits"].sum() * 0 + 7
 
-    def loss(outputs, targets):
-        seen.append((type(outputs), targets))
-        return outputs["logits"].sum()
-
-    probe(seeded(Named), {"input_ids": torch.ones(4, 3).long(), "attention_mask": torch.ones(4, 3)}, "mine", loss)
-    assert seen == [(dict, "mine")]
+    batch = {"input_ids": torch.ones(4, 3).long(), "attention_mask": torch.ones(4, 3)}
+    assert probe(seeded(Named), batch, "mine", loss).facts["loss_value"] == 7
 
 
 def test_a_callable_is_differentiated():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,6 +32,16 @@ def _filter(filters: list[Any]) -> None:
     getattr(warnings, "_filters_mutated", lambda: None)()
 
 
+def _stance() -> Any:
+    """How compiled functions run; only once dynamo was imported, which takes seconds."""
+    return getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None)
+
+
+def _set_stance(stance: Any) -> None:
+    if stance is not None:
+        sys.modules["torch._dynamo.eval_frame"]._set_stance(stance)
+
+
 def _tf32() -> bool | None:
     try:
         return torch._C._get_cudnn_allow_tf32()
@@ -53,6 +64,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(torch.get_num_threads, torch.set_num_threads),
     Setting(_deterministic, lambda state: torch.use_deterministic_algorithms(state[0], warn_only=state[1])),
     Setting(lambda: list(warnings.filters), _filter),
+    Setting(_stance, _set_stance),
     Setting(np.geterr, lambda state: np.seterr(**state)),
     Setting(_attention.flash_sdp_enabled, _attention.enable_flash_sdp),
     Setting(_attention.mem_efficient_sdp_enabled, _attention.enable_mem_efficient_sdp),
