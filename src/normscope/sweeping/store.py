@@ -329,7 +329,10 @@ class Store:
     def _size(self, path: str) -> int:
         local = self.files.local(path)
         if local is not None:
-            return os.path.getsize(local)
+            try:
+                return os.path.getsize(local)
+            except FileNotFoundError:  # another process has just merged it
+                return SMALL_PART
         return sum(len(data) for _, data in self.files.read([path]))
 
     def _aside(self, path: str, why: str) -> list[str]:
