@@ -18,7 +18,7 @@ from normscope.call.refusals import is_torchs, refusal_of, where
 from normscope.call.samples import Samples, from_layout, is_sequence_first, read_samples
 from normscope.call.targets import what
 from normscope.call.traceless import Traceless
-from normscope.core.errors import UsageError, seed_of
+from normscope.core.errors import UsageError, seed_of, whole_number
 from normscope.core.tensors import check_plain
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ class Step:
     mode: ``"train"``, ``"eval"``, or ``None``: each module as it is set.
     samples: the axis of the inputs that runs over samples, where it is not the one the targets have.
     seed: of every random number inside (dropout); the caller's streams are untouched.
+    steps: how many updates the training is meant to have.
 
     Nothing is copied here, and nothing of the user's is ever changed: `run` puts everything back.
     Raises ``UsageError`` for what is no model, batch, loss or mode; ``docs/inputs.md`` is the page of the rules.
@@ -57,6 +58,7 @@ class Step:
     mode: str | None = field(default="train", kw_only=True)
     samples: int | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
+    steps: int | None = field(default=None, kw_only=True)
     #: (data, inputs, targets) where the batch is the first of data: by it a step that ``replace`` makes still has all of data.
     first: InitVar[tuple[Any, Any, Any] | None] = field(default=None, kw_only=True)
     #: The model inside wrappers; the arguments of its call; the loss as read; what a reader must know;
@@ -75,6 +77,8 @@ class Step:
         if self.mode not in (None, *MODES):
             raise UsageError(f"mode must be 'train', 'eval' or None (as the model is); got {self.mode!r}.")
         seed_of(self.seed)
+        if self.steps is not None:
+            whole_number("steps", self.steps, 1, "It is how many updates the training is to have.")
         check_plain("targets", *tensors(self.targets))
         for name in ("step", "train_step"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):

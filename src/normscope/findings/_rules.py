@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -96,17 +96,18 @@ def rule(
 
 
 #: Families in the order in which they are read where several are equally severe: a cause before what follows from it.
-CAUSES = ("NS8", "NS6", "NS7", "NS11", "NS406", "NS40", "NS1", "NS2", "NS3", "NS4", "NS5", "NS9")
+CAUSES = ("NS8", "NS6", "NS7", "NS11", "NS406", "NS40", "NS1", "NS2", "NS3", "NS41", "NS5", "NS9", "NS42")
 
 
 def find(profile: Profile) -> list[Finding]:
     """All findings on one measured profile: errors first, causes before their consequences, then by layer.
 
     Where data, wiring, loss or who sees whom are at fault, what geometry, gradients and rates show may follow from that: it
-    comes after, and is said to.
+    comes after. A trial decides how grave geometry, gradients and rates are.
     """
     view = View(profile)
     found = [f for r in RULES.values() for f in r.findings(view)]
+    found = [_in_the_light_of(view.section("trial"), f) for f in found]
     cause = any(_family(f.code) <= 4 and f.severity != "info" for f in found)
     if cause:
         found = [f for f in found if f.code not in AFTERWARDS]
@@ -119,7 +120,24 @@ def find(profile: Profile) -> list[Finding]:
 
 
 #: Rates are judged only where wiring, loss and data are clean.
-AFTERWARDS = ("NS402", "NS403", "NS407")
+AFTERWARDS = ("NS402", "NS403", "NS407", "NS423")
+#: What a trial decides: predictions from one batch at the start. The rates of the user's own optimizer by its own trial.
+PREDICTIONS, RATES = ("NS101", "NS102", "NS103", "NS104", "NS105", "NS2", "NS3", "NS401"), ("NS403", "NS405", "NS407")
+
+
+def _in_the_light_of(trial: Mapping[str, Any], f: Finding) -> Finding:
+    """A finding with the severity that the trial leaves: predictions are notes of what trained, errors of what did not."""
+    if "sgd" not in trial or f.severity == "info":
+        return f
+    races = [trial[name]["trains"] for name in ("sgd", "adam")]
+    own = trial.get("own", {}).get("trains")
+    if f.code.startswith(RATES):
+        return replace(f, severity="info", evidence=f"{f.evidence} (yet its own trial trained)") if own else f
+    if not f.code.startswith(PREDICTIONS):
+        return f
+    if own or all(races):
+        return replace(f, severity="info", evidence=f"{f.evidence} (yet the trial trained)")
+    return replace(f, severity="warning" if any(races) else "error")
 
 
 def _family(code: str) -> int:

@@ -16,12 +16,12 @@ from normscope.call.arguments import tensors
 from normscope.call.graph import NoGradient
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, whole_number
 from normscope.core.faces import show
 from normscope.core.records import Profile
 from normscope.findings import Finding, find
 from normscope.findings.checkup import check_up
-from normscope.findings.checkup.data import cleaned, finite, read
+from normscope.findings.checkup.data import cleaned, finite, firsts, load
 from normscope.probing.passes import probe
 
 if TYPE_CHECKING:
@@ -83,13 +83,35 @@ class Diagnosis:
         ]
         seen, unseen = self._looked_at()
         aside = f" ({'; '.join(unseen)})" if unseen else ""
+        tried = self._tried()
         if not worst:
-            return f"Nothing found in {seen}{aside}."
+            return f"Nothing found in {seen}{aside}.{tried}"
         names = ", ".join(dict.fromkeys(f.title + _place(f) for f in worst))
         return (
             f"{'Will hardly train as it is' if worst[0].severity == 'error' else 'At risk'}: {names}. Looked "
-            f"at {seen}{aside}."
+            f"at {seen}{aside}.{tried}"
         )
+
+    @property
+    def trains(self) -> dict[str, bool | None]:
+        """Whether the trial lowered the loss below chance: ``sgd`` and ``adam`` at the best of several rates, ``own`` with
+        the optimizer and loop as given; ``None`` where that did not run.
+        """
+        trial = self.profile.facts.get("checkup", {}).get("trial", {})
+        return {k: trial[k]["trains"] if k in trial else None for k in ("sgd", "adam", "own")}
+
+    def _tried(self) -> str:
+        """What the trial did, in a sentence."""
+        trial = self.profile.facts.get("checkup", {}).get("trial", {})
+        if "sgd" not in trial:
+            return ""
+        trained = [name for name, key in (("SGD", "sgd"), ("Adam", "adam")) if trial[key]["trains"]]
+        words = f" In a trial of {trial['steps']} steps the loss fell with {' and '.join(trained) or 'neither SGD nor Adam'}"
+        if "own" in trial:
+            own = trial["own"]
+            end = "diverged" if own["blown"] else f"went from {own['losses'][0]:.3g} to {own['end']:.3g}"
+            words += f", and with your own optimizer it {end}"
+        return words + ("." if trial["steps"] >= 20 or not trial["auto"] else " (more steps take more than 20 s).")
 
     def _looked_at(self) -> tuple[str, list[str]]:
         """The families of checks that ran, in words, and what could not be looked at."""
@@ -109,7 +131,7 @@ class Diagnosis:
             else ["the loss is no function of outputs and targets"]
         )
         unseen += [f"could not look at {k}" for k in checkup.get("left_out", {})]
-        unseen += [] if "trial" in checkup else ["no trial run"]
+        unseen += [] if "sgd" in checkup.get("trial", {}) or "trial" in checkup.get("left_out", {}) else ["no trial run"]
         words = f"{', '.join(seen[:-1])} and {seen[-1]}" if len(seen) > 1 else seen[0]
         return words, unseen
 
@@ -165,7 +187,10 @@ def diagnose(
     theory: bool = True,
     curvature: bool = False,
     lr: float | None = None,
+    trial: bool | int | str = "auto",
+    steps: int | None = None,
     seed: int = 0,
+    observed: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Probe a model on one batch and apply every rule of ``normscope.findings.RULES``.
 
@@ -176,6 +201,9 @@ def diagnose(
     theory: lay the infinite-width prediction beside the measurement where the model is a plain MLP that has one.
     curvature: measure the largest eigenvalue of the whole batch's Fisher matrix too, with and without centred outputs
         (about ten more passes; rules NS4xx). lr: a learning rate to hold against it; implies ``curvature``.
+    trial: "auto" trains copies of the model for up to 50 steps, with the given optimizer and loop, and with SGD and Adam at
+        several rates, as far as 20 s go; a number: steps of each run; ``False``: none. The geometry explains, the trial
+        decides. steps: how many updates the training is meant to have. observed: what a running script showed (`why`).
     label: the model's name in reports; default its class.
     optimizer, data, valid, train_step: each switches on the checks that it makes possible: of what the optimizer holds
     and what
@@ -189,18 +217,19 @@ def diagnose(
     """
     if lr is not None and not (isinstance(lr, int | float) and not isinstance(lr, bool) and 0 < lr < math.inf):
         raise UsageError(f"lr must be a positive number; got {lr!r}. Leave it out to judge no rate.")
+    trial = _trial(trial)
     if not isinstance(model, Step):
         mode = "train" if mode is None else mode
         if mode not in ("train", "eval"):
             raise UsageError(f"mode must be 'train' or 'eval'; got {mode!r}.")
     at = Step.of(
         model, inputs, targets, loss, mode=mode, seed=seed, samples=samples, optimizer=optimizer, data=data, valid=valid,
-        step=step, train_step=train_step,
+        step=step, train_step=train_step, steps=steps,
     )  # fmt: skip
     model = at.root
     notes: list[str] = []
-    batches = read(at, at.data) if at.data is not None else []
-    broken = finite(at, batches) if at.data is not None else {}
+    batches = load(at, at.data)
+    broken = finite(at, firsts(batches)) if at.data is not None else {}
     if broken:
         at = cleaned(at)
         notes.append("inputs and targets that are not finite were replaced by 0 for all other checks")
@@ -215,7 +244,7 @@ def diagnose(
         notes.append("no parameter and no floating input takes a gradient: the backward pass was left out")
         profile = look(at, backward=False)
     _check_parameters(model, profile)
-    profile.facts["checkup"] = check_up(at, broken, batches)  # type: ignore[index]
+    profile.facts["checkup"] = check_up(at, broken, batches, trial, observed)  # type: ignore[index]
     label = label or type(model).__name__
     facts = {"label": label, **profile.facts, "notes": [*profile.facts["notes"], *notes]}
     fisher = None
@@ -231,6 +260,15 @@ def diagnose(
     facts["verdict"] = diagnosis.verdict
     facts["normscope"] = _version()
     return diagnosis
+
+
+def _trial(value: Any) -> bool | int | str:
+    """"auto" (``True``), ``False`` or a number of steps."""
+    if value is True or value == "auto":
+        return "auto"
+    if value is False or value is None:
+        return False
+    return whole_number("trial, where it is no 'auto' and no False,", value, 5, "It is how many steps a run has.")
 
 
 def _curvature(at: Step, lr: float | None, facts: dict[str, Any]) -> Sharpness | None:

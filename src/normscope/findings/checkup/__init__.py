@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from normscope.call.arguments import tensors
 from normscope.call.losses import COTANGENT
 from normscope.call.step import Step
-from normscope.findings.checkup import data as batches_of
-from normscope.findings.checkup.data import of_data
+from normscope.findings.checkup.data import firsts, load, of_data
 from normscope.findings.checkup.loop import of_loop
 from normscope.findings.checkup.loss import of_loss
 from normscope.findings.checkup.mixing import of_mixing
 from normscope.findings.checkup.scene import watch
+from normscope.findings.checkup.trial import of_trial
 from normscope.findings.checkup.update import of_update
 from normscope.findings.checkup.wiring import of_wiring
 
 __all__ = ["check_up"]
 
-Batches = list[tuple[Tensor, Tensor | None]]
 
-
-def check_up(at: Step, broken: dict[str, Any] | None = None, batches: Batches | None = None) -> dict[str, Any]:
+def check_up(
+    at: Step,
+    broken: dict[str, Any] | None = None,
+    batches: list[tuple[Any, Any]] | None = None,
+    trial: int | str | bool = False,
+    observed: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Every measurement that this step makes possible, by section; ``left_out``: sections that failed, and why.
 
     broken: what was found non-finite in the data already. batches: those of ``data``, where they were read already.
+    trial: see `of_trial`; ``False``: none. observed: what the user's own running loop showed: its ``loop`` (as `of_loop`),
+    and ``losses`` and ``rates`` of its steps.
     """
     start = time.perf_counter()
     found: dict[str, Any] = {"left_out": {}, "seconds": 0.0}
@@ -42,7 +48,9 @@ def check_up(at: Step, broken: dict[str, Any] | None = None, batches: Batches | 
     entry = next((t for t in tensors((at.args, at.kwargs)) if t.is_floating_point()), None)
     found["widths"] = {c.name: c.size_out for c in scene.calls}
     found["widths"] |= {} if entry is None else {"the inputs": entry.numel() / at.rows.n}
-    read = (batches_of.read(at, at.data) if at.data is not None else []) if batches is None else batches
+    read = load(at, at.data) if batches is None else batches
+    valid = load(at, at.valid, 8)
+    observed = observed or {}
 
     def every(section: str, work: Any) -> None:
         try:
@@ -52,9 +60,13 @@ def check_up(at: Step, broken: dict[str, Any] | None = None, batches: Batches | 
 
     every("wiring", lambda: of_wiring(scene))
     every("loss", lambda: of_loss(scene))
-    every("data", lambda: of_data(scene, read, batches_of.read(at, at.valid, 8)) | {"broken": broken or {}})
+    every("data", lambda: of_data(scene, firsts(read), firsts(valid)) | {"broken": broken or {}})
     every("mixing", lambda: of_mixing(scene))
     every("update", lambda: of_update(scene))
-    every("loop", lambda: of_loop(scene))
+    every("loop", lambda: observed["loop"] if "loop" in observed else of_loop(at))
     found["seconds"] = time.perf_counter() - start
+    if trial is not False:
+        constant = found.get("loss", {}).get("constant", math.nan)
+        every("trial", lambda: of_trial(scene, read, valid, constant, trial))
+    found["observed"] = {k: v for k, v in observed.items() if k != "loop"}
     return found

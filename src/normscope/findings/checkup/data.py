@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from normscope.findings.checkup.scene import Scene
 MOST, SECONDS = 64, 2.0
 
 
-def read(at: Step, source: Any, most: int = MOST) -> list[tuple[Tensor, Tensor | None]]:
-    """(first input tensor, targets) of the first batches; random streams as they were."""
+def load(at: Step, source: Any, most: int = MOST) -> list[tuple[Any, Any]]:
+    """(inputs, targets) of the first batches, as the step reads them; random streams as they were."""
     if source is None:
         return []
     pair = isinstance(source, tuple) and len(source) == 2 and all(isinstance(x, Tensor) and x.dim() for x in source)
@@ -41,9 +42,13 @@ def read(at: Step, source: Any, most: int = MOST) -> list[tuple[Tensor, Tensor |
         def __iter__(self) -> Any:
             return some()
 
+    return [(batch, None) if at.step is not None else read_batch(batch) for batch in pull(Source())]
+
+
+def firsts(batches: list[tuple[Any, Any]]) -> list[tuple[Tensor, Tensor | None]]:
+    """(first input tensor, targets) of batches."""
     out = []
-    for batch in pull(Source()):
-        inputs, targets = (batch, None) if at.step is not None else read_batch(batch)
+    for inputs, targets in batches:
         found = list(tensors(inputs))
         x = next((t for t in found if t.is_floating_point()), found[0] if found else None)
         if x is not None and x.dim():
@@ -81,12 +86,16 @@ def finite(at: Step, batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, A
 
 def cleaned(at: Step) -> Step:
     """The step with 0 in the place of inputs and targets that are not finite."""
-    from dataclasses import replace
+    return replace(at, inputs=clean(at.inputs), targets=clean(at.targets), data=at.data)
 
-    def clean(t: Tensor) -> Tensor:
+
+def clean(value: Any) -> Any:
+    """0 in the place of what is not finite."""
+
+    def cleared(t: Tensor) -> Tensor:
         return torch.where(torch.isfinite(t), t, torch.zeros_like(t)) if t.is_floating_point() else t
 
-    return replace(at, inputs=mapped(at.inputs, clean), targets=mapped(at.targets, clean), data=at.data)
+    return mapped(value, cleared)
 
 
 def of_data(

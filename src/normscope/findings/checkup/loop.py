@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -11,51 +11,91 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.call.step import Step
 from normscope.call.traceless import Kept
-from normscope.findings.checkup.scene import Scene
 from normscope.findings.checkup.update import twin
+from normscope.training.short import ShortRuns, Update
 
 
-def of_loop(scene: Scene) -> dict[str, Any]:
-    """The order of backward, clipping, clearing and stepping, and whether anything moved; see NS612 to NS614."""
-    at = scene.at
+def of_loop(at: Step) -> dict[str, Any]:
+    """The order of backward, clipping, clearing and stepping, and whether anything moved; see NS610 to NS612."""
     if at.train_step is None or at.optimizer is None:
         return {}
-    copies = {id(p): p.detach().clone().requires_grad_(p.requires_grad) for p in at.root.parameters()}
-    start = {k: c.detach().clone() for k, c in copies.items()}
-    own = twin(at.optimizer, copies)
-    loss = at.loss if callable(at.loss) else at.criterion.value
     log: list[list[str]] = []
+    unmoved: list[bool] = []
+    own = Own(at)
 
-    def work() -> None:
-        for _ in range(2):
+    def begin(copies: Mapping[int, Tensor]) -> Update:
+        update = own.begin(copies)
+        start = {k: c.detach().clone() for k, c in copies.items()}
+
+        def listened(args: tuple[Any, ...], kwargs: dict[str, Any], targets: Any) -> Tensor:
             events: list[str] = []
             log.append(events)
-            batch = at.own_targets()
-            args, _, _ = at.arguments()
-            inputs = args[0] if len(args) == 1 else args
             if not any(c.grad is not None and bool((c.grad != 0).any()) for c in copies.values()):
                 events.append("clear")
-            with listening(events, list(copies.values())):
-                at.train_step(at.root, own, loss, inputs, batch)  # type: ignore[misc]
+            with listening(events):
+                value = update(args, kwargs, targets)
+            unmoved[:] = [torch.equal(copies[k], start[k]) for k in start]
+            return value
 
-    kept = Kept(at.train_step, loss)
-    with kept, kept, borrowed([at.optimizer, *held_by(at.train_step)], copies):
-        at.run(work, copies)
+        return listened
+
+    ShortRuns(at).run(begin, 2, around=own.around)
     first = log[0]
     clips = [i for i, e in enumerate(first) if e.startswith("clip")]
     backs = [i for i, e in enumerate(first) if e == "backward"]
-    moved = sum(not torch.equal(copies[k], start[k]) for k in start)
-    second = log[1]
+    second = log[1] if len(log) > 1 else []
     until = second.index("backward") if "backward" in second else len(second)
     cleared = "clear" in second[:until] or "clear" in first[(first.index("step") if "step" in first else 0) :]
     return {
-        "events": first, "moved": moved, "stepped": "step" in first, "backward": bool(backs),
+        "events": first, "moved": unmoved.count(False), "stepped": "step" in first, "backward": bool(backs),
         "clip_early": bool(clips) and bool(backs) and clips[0] < backs[0] and not any(c > backs[0] for c in clips),
         "never_cleared": "step" in first and "step" in second and not cleared,
         "cleared_late": bool(backs) and "clear" in first[backs[-1] :] and "step" in first
         and first.index("step") > backs[-1] + first[backs[-1] :].index("clear"),
     }  # fmt: skip
+
+
+class Own:
+    """The user's own update on copies: their ``train_step``, or the usual one, with a twin of their optimizer.
+
+    ``around`` is the surroundings of a run: of the user's loop what it can reach stands aside, optimizers, schedulers, scalers.
+    """
+
+    def __init__(self, at: Step) -> None:
+        assert at.optimizer is not None
+        self.at, self.optimizer = at, at.optimizer
+        self.twin = at.optimizer
+
+    def begin(self, copies: Mapping[int, Tensor]) -> Update:
+        """See `ShortRuns.run`."""
+        at, own = self.at, self.twin
+        if at.train_step is None:
+            return ShortRuns(at).plain(lambda _: own)(copies)
+        loss = at.loss if callable(at.loss) else at.criterion.value
+
+        def update(args: tuple[Any, ...], kwargs: dict[str, Any], targets: Any) -> Tensor:
+            inputs = kwargs if kwargs else args[0] if len(args) == 1 else args
+            value = at.train_step(at.root, own, loss, inputs, targets)  # type: ignore[misc]
+            if isinstance(value, Tensor) and value.numel() == 1:
+                return value.detach().reshape(())
+            if isinstance(value, int | float):
+                return torch.tensor(float(value))
+            with torch.no_grad():  # a body that returns nothing: the loss of the same batch afterwards
+                return at.value(at.whole(args, kwargs), targets)
+
+        return update
+
+    @contextmanager
+    def around(self, copies: Mapping[int, Tensor]) -> Iterator[None]:
+        """See `ShortRuns.run`."""
+        at, mine = self.at, dict(copies)
+        self.twin = twin(self.optimizer, mine)
+        kept = Kept(at.train_step, at.loss)
+        held = [] if at.train_step is None else held_by(at.train_step)
+        with kept, kept, borrowed([self.optimizer, *held], mine):
+            yield
 
 
 def held_by(function: Any, depth: int = 3) -> list[Any]:
@@ -110,7 +150,7 @@ def _values(o: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def listening(events: list[str], copies: list[Tensor]) -> Iterator[None]:
+def listening(events: list[str]) -> Iterator[None]:
     """Write down calls of torch's own training functions; a profiler that was there is put back."""
     known: dict[Any, str] = {
         torch.optim.Optimizer.zero_grad.__code__: "clear",

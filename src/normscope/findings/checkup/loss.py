@@ -41,7 +41,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     # At outputs of zero: a saturated softmax has rows without gradient too, which nothing ignores.
     flat = _gradient(scene, o, t, torch.zeros_like(o)) if classes is not None else g
     found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes)
-    found |= _constant_answer(value, o, t, classes, found["task"])
+    found |= _constant_answer(value, o, t, classes, found)
     found |= _sign(value, o, t, g, classes, found["task"], scene.value)
     found["output_rms"] = float(o.square().mean().sqrt())
     found["last"] = scene.calls[-1].name if scene.calls else ""
@@ -189,17 +189,18 @@ def _reading_of_targets(o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Te
     return found
 
 
-def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, task: str) -> dict[str, Any]:
+def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, found: dict[str, Any]) -> dict[str, Any]:
     """The loss of the best answer that does not look at the inputs, of those that were tried."""
-    tried = [torch.zeros_like(o)]
+    tried = [] if found["linear"] else [torch.zeros_like(o)]  # of a loss linear in log probabilities 0 is no answer
     if classes is not None:
         axis = class_axis(o, t)
         others = [i for i in range(o.dim()) if i != axis]
         share = classes.mean(others, keepdim=True)
         tried += [(share / share.sum().clamp_min(1e-9)).clamp_min(1e-4).log().expand_as(o).contiguous()]
-    elif task == "binary":
-        tried += [torch.logit(t.float().mean(0, keepdim=True), 1e-4).to(o).expand_as(o).contiguous()]
-    elif task == "regression":
+    elif found["task"] == "binary":
+        share = t.float().mean(0, keepdim=True)
+        tried += [x.to(o).expand_as(o).contiguous() for x in (torch.logit(share, 1e-4), share)]
+    elif found["task"] == "regression":
         tried += [t.float().reshape(o.shape).mean(0, keepdim=True).to(o).expand_as(o).contiguous()]
     values = [v for c in tried if math.isfinite(v := value(c, t))]
     return {"constant": min(values)} if values else {}

@@ -17,6 +17,7 @@ from normscope.call.losses import COTANGENT, OWN, Loss
 from normscope.call.reach import Reach
 from normscope.call.samples import Samples
 from normscope.call.step import Step
+from normscope.training.short import leaf
 
 #: Entries of the outputs up to which the loss is evaluated again and again (chosen by us: 25 evaluations stay below .2 s).
 MOST = 1_000_000
@@ -75,17 +76,12 @@ def watch(at: Step) -> Scene:
     reach = Reach.of([at.root])
     names = {id(p): n for n, p in at.root.named_parameters()}
     leaves = {k: t for k, t in reach.tensors.items() if t.is_leaf and t.requires_grad}
-    copies = {id(p): _leaf(p) for p in (*leaves.values(), *at.root.parameters())}
+    copies = {id(p): leaf(p) for p in (*leaves.values(), *at.root.parameters())}
     scene = Scene(at, names, copies)
     others = {id(copies[k]): k for k in leaves if k not in names}
     held = held_names(at.root)
     at.run(lambda: _pass(scene, others, held, reach.modules), copies)
     return scene
-
-
-def _leaf(p: Tensor) -> Tensor:
-    value = p.detach().clone()
-    return nn.Parameter(value, requires_grad=p.requires_grad) if isinstance(p, nn.Parameter) else value.requires_grad_()
 
 
 def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modules: list[nn.Module]) -> None:

@@ -50,7 +50,7 @@ def twin(optimizer: torch.optim.Optimizer, copies: dict[int, Tensor], **changes:
 def of_update(scene: Scene) -> dict[str, Any]:
     """Sizes of one step, relative to the weights; see NS403 to NS408."""
     optimizer = scene.at.optimizer
-    if optimizer is None or not scene.grads or _wants_a_closure(optimizer):
+    if optimizer is None or not scene.grads or wants_a_closure(optimizer):
         return {}
     named = dict(scene.at.root.named_parameters())
     held = {id(p) for g in optimizer.param_groups for p in g["params"]}
@@ -91,7 +91,7 @@ def of_update(scene: Scene) -> dict[str, Any]:
     return found
 
 
-def _wants_a_closure(optimizer: torch.optim.Optimizer) -> bool:
+def wants_a_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its step evaluates the loss itself, as L-BFGS does: there is no single step to look at."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty

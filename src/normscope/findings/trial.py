@@ -1,0 +1,172 @@
+"""NS42x: what a short trial showed, of the user's own step and of plain SGD and Adam at several rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from normscope.findings._rules import Hit, View, rule
+
+#: Own progress below this share of the best race's, and that race's progress, for NS423 (chosen by us).
+BEHIND, AHEAD = 0.05, 0.3
+#: Eval or validation loss this share of chance above chance, where training fell by AHEAD.
+ABOVE = 0.1
+FALLING = 0.15
+
+
+@rule(
+    "NS421",
+    "nothing trains it",
+    severity="error",
+    meaning="Neither SGD nor Adam lowers the loss below that of a constant answer in the trial, at no rate that was tried.",
+    cure="Begin with the other findings; with none, let it memorize 16 samples first, and look at labels and loss.",
+    source="cross-validated on the trained nets of docs/findings.md, leaving one kind out",
+)
+def nothing_trains(view: View) -> Iterator[Hit]:
+    """The best of several rates of SGD and of Adam ends above (1 - 0.1) x the lower of first loss and constant answer's.
+
+    A few dozen steps on copies, on the batches of ``data`` (or on the one batch there is). ``memorizes`` says whether Adam
+    lowers the loss of one small batch: if so the network can learn, and the labels or the data are to be looked at.
+    """
+    t = view.section("trial")
+    if not t or "sgd" not in t or t["sgd"]["trains"] or t["adam"]["trains"]:
+        return
+    text = (
+        f"in {t['steps']} steps SGD gets the loss from {t['start']:.3g} to {t['sgd']['end']:.3g} at best, Adam to "
+        f"{t['adam']['end']:.3g}"
+    )
+    if math.isfinite(t["constant"]):
+        text += f"; a constant answer has {t['constant']:.3g}"
+    if "memorizes" in t:
+        text += (
+            f"; of a few samples again and again Adam lowers it by {t['memorizes']:.0%}: labels or data do not fit together"
+            if t["memorizes"] > AHEAD else "; not even a few samples can be memorized: it is the network or the loss"
+        )  # fmt: skip
+    yield Hit(None, "progress", max(t["sgd"]["progress"], t["adam"]["progress"]), t["threshold"], text)
+
+
+@rule(
+    "NS422",
+    "plain SGD hardly trains it",
+    severity="warning",
+    meaning="Adam lowers the loss in the trial, plain SGD at no rate that was tried.",
+    cure="Train it with Adam, or mend what makes it hard for SGD: a norm, another initialization, other scales.",
+    source="cross-validated on the trained nets of docs/findings.md, leaving one kind out",
+)
+def only_adam(view: View) -> Iterator[Hit]:
+    """As NS421 for SGD alone. A note where an optimizer is given: then that one's own trial is what counts."""
+    t = view.section("trial")
+    if not t or "sgd" not in t or t["sgd"]["trains"] or not t["adam"]["trains"]:
+        return
+    text = (
+        f"in {t['steps']} steps SGD gets the loss from {t['start']:.3g} to {t['sgd']['end']:.3g} at best "
+        f"(rate {t['sgd']['rate']:g}), Adam to {t['adam']['end']:.3g} (rate {t['adam']['rate']:g})"
+    )
+    severity = "info" if "own" in t else ""
+    yield Hit(None, "progress", t["sgd"]["progress"], t["threshold"], text, severity)
+
+
+@rule(
+    "NS423",
+    "your own step hardly trains it",
+    severity="warning",
+    meaning="With the optimizer (and the loop) as given the loss does not fall, although the same network trains with another.",
+    cure="Compare: optimizer = torch.optim.Adam(model.parameters(), lr=...) at the rate that is named, in the plain loop.",
+    source="chosen by us: less than a twentieth of the progress of the best race, which lowers the loss by 30 %",
+)
+def own_step(view: View) -> Iterator[Hit]:
+    """The user's own steps, on copies, make less than a twentieth of the progress that SGD or Adam make in as many steps.
+
+    Not judged while the learning rate still rises (a warm-up), nor for fewer than twenty steps.
+    """
+    t = view.section("trial")
+    own, best = t.get("own"), best_race(t)
+    if own is None or best is None or own["steps"] < 20 and not own["blown"] or own.get("warms_up"):
+        return
+    name, race = best
+    if race["progress"] < AHEAD or own["progress"] >= BEHIND * race["progress"]:
+        return
+    u = view.section("update")
+    kind = f"{u['class']} at learning rate {u['lr']:.2g}" if u else "the optimizer as given"
+    if own["blown"] or own["end"] > own["losses"][0] + ABOVE * abs(t["chance"]):
+        fate = "the loss rises" if not own["blown"] else "the loss diverges"
+        fate += ": the rate is too large" if race["rate"] < (u["lr"] if u else 0.0) else ""
+    else:
+        small = u and race["rate"] > 20 * u["lr"] and view.section("loop").get("moved", 1)
+        fate = "the loss hardly falls" + (": the rate is too small" if small else "")
+    text = (
+        f"{kind}: {fate}, {own['losses'][0]:.3g} to {own['end']:.3g} in {len(own['losses'])} steps; "
+        f"{name} at rate {race['rate']:g} in the plain loop gets to {race['end']:.3g}"
+    )
+    yield Hit(None, "progress", own["progress"], BEHIND * race["progress"], text)
+
+
+@rule(
+    "NS424",
+    "validation does not follow",
+    severity="warning",
+    meaning="The training loss falls in the trial while the loss of the validation data, in eval mode, rises above chance.",
+    cure="Compare both: the same preparation, the same labels, no dropout or batch norm that is another function in eval mode.",
+    source="chosen by us: training 30 % below chance, validation 10 % above where it began",
+)
+def validation(view: View) -> Iterator[Hit]:
+    """After the user's own steps the training loss is 30 % below chance, and in eval mode it, or that of ``valid``, is above.
+
+    If the loss of the *training* batches is high in eval mode too, it is the modes that differ (batch norm's running
+    statistics, dropout); else the validation data are others than the training data, or few samples were memorized.
+    """
+    t = view.section("trial")
+    own = t.get("own")
+    if own is None or "eval_after" not in own or own["progress"] < AHEAD or own.get("slow_norm"):
+        return
+    chance, start = t["chance"], own["valid_before"]
+    limit = chance + ABOVE * abs(chance)
+    if own["eval_after"] > limit:
+        text = (
+            f"after {own['steps']} steps the training batches' loss is {own['end']:.3g} in training mode and "
+            f"{own['eval_after']:.3g} in eval mode: the two modes are different functions (running statistics, dropout)"
+        )
+        yield Hit(None, "eval_loss", own["eval_after"], limit, text)
+    elif own["valid_after"] > max(limit, start + ABOVE * abs(start)):
+        text = (
+            f"after {own['steps']} steps the training loss is {own['end']:.3g}, that of the validation data rose from "
+            f"{start:.3g} to {own['valid_after']:.3g}: what is learnt does not carry over (leak, other preparation, other labels)"
+        )
+        yield Hit(None, "valid_loss", own["valid_after"], limit, text)
+
+
+@rule(
+    "NS425",
+    "too few steps",
+    severity="warning",
+    meaning="The training ends while the loss is still falling fast.",
+    cure="Train longer (more epochs, more steps), or raise the learning rate.",
+    source="chosen by us: still falling by more than 15 % of itself in the last third of all steps",
+)
+def too_few(view: View) -> Iterator[Hit]:
+    """``Step(steps=)`` is how long the user means to train; all of them ran in the trial, and the loss was still falling.
+
+    By more than 15 % from the second to the last third, while the best race shows that as much again can be had.
+    """
+    t = view.section("trial")
+    own, best = t.get("own"), best_race(t)
+    if own is None or best is None or not own.get("all") or own["blown"]:
+        return
+    x = own["losses"]
+    third = max(1, len(x) // 3)
+    last, before = sum(x[-third:]) / third, sum(x[:-third][-third:]) / max(1, len(x[:-third][-third:]))
+    to_come = best[1]["progress"] - own["progress"]
+    short = before - last > FALLING * abs(last) or (len(x) < 20 and before > last)
+    if short and to_come > AHEAD:
+        text = (
+            f"after all {len(x)} steps the loss is {last:.3g} and still falling (from {before:.3g} a third before): too few "
+            f"steps; {best[0]} gets to {best[1]['end']:.3g} in {t['steps']}. Train longer: more epochs"
+        )
+        yield Hit(None, "loss_fall", before - last, FALLING * abs(last), text)
+
+
+def best_race(t: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """The race that got lowest, and its name."""
+    races = [(label, t[name]) for name, label in (("sgd", "SGD"), ("adam", "Adam")) if name in t]
+    return min(races, key=lambda pair: pair[1]["end"]) if races else None
