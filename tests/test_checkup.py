@@ -549,7 +549,7 @@ def an_argmax_in_the_middle():
 def found(make, seed=3):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return diagnose(**make())
+        return diagnose(**make(), trial=False)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -578,14 +578,17 @@ def test_without_data_a_bad_number_in_the_inputs_is_refused_as_before():
     given = HEALTHY["logistic_regression"]()
     given["inputs"][0, 0] = math.nan
     with pytest.raises(UsageError, match="finite"):
-        diagnose(given["model"], given["inputs"], given["targets"])
+        diagnose(given["model"], given["inputs"], given["targets"], trial=False)
 
 
 def test_the_verdict_says_what_was_not_looked_at():
     with torch.random.fork_rng(devices=[]):
         given = HEALTHY["logistic_regression"]()
-    assert "no optimizer given" in diagnose(given["model"], given["inputs"], given["targets"], given["loss"]).verdict
-    assert "no optimizer given" not in diagnose(**given).verdict
+    assert (
+        "no optimizer given"
+        in diagnose(given["model"], given["inputs"], given["targets"], given["loss"], trial=False).verdict
+    )
+    assert "no optimizer given" not in diagnose(**given, trial=False).verdict
 
 
 def test_a_step_has_no_loss_of_outputs_and_says_so():

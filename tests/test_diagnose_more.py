@@ -34,45 +34,45 @@ def brute_force_lambda_max(model, x, y):
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_the_sharpness_of_a_diagnosis_is_that_of_the_dense_matrix(norm):
     model, (x, y) = plain(16, 2, norm), batch()
-    found = ns.diagnose(model, x, y, curvature=True)
+    found = ns.diagnose(model, x, y, curvature=True, trial=False)
     assert found.fisher.lambda_max == pytest.approx(brute_force_lambda_max(model, x, y), rel=2e-3)
 
 
 def test_without_asking_no_curvature_is_measured():
-    found = ns.diagnose(plain(), *batch())
+    found = ns.diagnose(plain(), *batch(), trial=False)
     assert found.fisher is None
     assert not [f for f in found.findings if f.code.startswith("NS4")]
 
 
 def test_a_rate_above_the_threshold_is_found():
-    found = ns.diagnose(plain(), *batch(), lr=100.0)
+    found = ns.diagnose(plain(), *batch(), lr=100.0, trial=False)
     assert "NS402" in [f.code for f in found.findings]
 
 
 def test_a_rate_below_the_threshold_is_not():
-    found = ns.diagnose(plain(), *batch(), lr=1e-4)
+    found = ns.diagnose(plain(), *batch(), lr=1e-4, trial=False)
     assert "NS402" not in [f.code for f in found.findings]
 
 
 def test_a_wide_plain_net_is_pathologically_sharp_and_centring_cures_it():
     model, (x, y) = plain(width=512), batch(n=64)
-    found = ns.diagnose(model, x, y, curvature=True)
+    found = ns.diagnose(model, x, y, curvature=True, trial=False)
     assert "NS401" in [f.code for f in found.findings]
-    cured = ns.diagnose(ns.nn.CenterOutputs(model, 4), x, y, curvature=True)
+    cured = ns.diagnose(ns.nn.CenterOutputs(model, 4), x, y, curvature=True, trial=False)
     assert "NS401" not in [f.code for f in cured.findings]
     assert cured.fisher.lambda_max == pytest.approx(found.facts["lambda_max_centred"], rel=0.05)
 
 
 def test_outputs_without_classes_leave_a_note_instead_of_an_error():
     model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Unflatten(1, (2, 2, 2, 1)))
-    found = ns.diagnose(model, batch()[0], curvature=True)
+    found = ns.diagnose(model, batch()[0], curvature=True, trial=False)
     assert found.fisher is None
     assert any("no sharpness" in note for note in found.facts["notes"])
 
 
 def test_the_prediction_of_a_plain_mlp_is_what_its_seeds_average_to():
     x, _ = batch()
-    found = [ns.diagnose(plain(width=256, depth=6, seed=s), x).profile for s in range(12)]
+    found = [ns.diagnose(plain(width=256, depth=6, seed=s), x, trial=False).profile for s in range(12)]
     predicted = found[0].series("participation_rank", source="predicted")
     assert set(predicted) == set(range(7))
     for layer in range(1, 7):
@@ -84,18 +84,21 @@ def test_the_prediction_of_a_plain_mlp_is_what_its_seeds_average_to():
 def test_another_net_gets_none():
     model = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(56, 4))
     x, y = batch()
-    found = ns.diagnose(model, x[:, None], y)
+    found = ns.diagnose(model, x[:, None], y, trial=False)
     assert {r.source for r in found.profile.records} == {"measured"}
 
 
 def test_predictions_change_no_finding():
     x, y = batch()
-    with_theory, without = ns.diagnose(plain(depth=40), x, y), ns.diagnose(plain(depth=40), x, y, theory=False)
+    with_theory, without = (
+        ns.diagnose(plain(depth=40), x, y, trial=False),
+        ns.diagnose(plain(depth=40), x, y, theory=False, trial=False),
+    )
     assert with_theory.findings == without.findings == find(with_theory.profile)
 
 
 def test_the_layer_table_holds_measurements_only():
-    found = ns.diagnose(plain(), *batch())
+    found = ns.diagnose(plain(), *batch(), trial=False)
     assert len(found.layers) == 5  # input, three layers, readout
 
 

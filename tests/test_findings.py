@@ -33,7 +33,7 @@ def batch(n, seed=0):
 @functools.cache
 def diagnosis(spec, n=128, seed=0, mode="train"):
     data = batch(n, seed)
-    return diagnose(build(spec, (1, 8, 8), seed=seed), data.inputs, data.targets, mode=mode)
+    return diagnose(build(spec, (1, 8, 8), seed=seed), data.inputs, data.targets, mode=mode, trial=False)
 
 
 def found(spec, code, **options):
@@ -164,7 +164,7 @@ def test_training_mode_on_an_untrained_net_is_no_finding():
 def test_aligned_digits_are_found():
     data = batch(64)
     model = build(SHALLOW, (1, 8, 8))
-    assert "NS102" in [f.code for f in diagnose(model, data.inputs + 5, data.targets).findings]
+    assert "NS102" in [f.code for f in diagnose(model, data.inputs + 5, data.targets, trial=False).findings]
 
 
 def test_digits_as_they_come_are_not_aligned():
@@ -216,7 +216,7 @@ def test_gradients_of_a_net_that_trains_are_large_enough():
 def with_bias(value, activation):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), activation, nn.Linear(32, 10))
     nn.init.constant_(model[1].bias, value)
-    return [f.code for f in diagnose(model, batch(64).inputs, batch(64).targets).findings]
+    return [f.code for f in diagnose(model, batch(64).inputs, batch(64).targets, trial=False).findings]
 
 
 def test_dead_units_are_found():
@@ -244,7 +244,7 @@ def test_a_shifted_batch_is_far_from_the_running_statistics():
     data = batch(64)
     for _ in range(60):
         model(data.inputs)
-    assert "NS501" in [f.code for f in diagnose(model, data.inputs * 3 + 1, data.targets).findings]
+    assert "NS501" in [f.code for f in diagnose(model, data.inputs * 3 + 1, data.targets, trial=False).findings]
 
 
 def test_the_batch_that_was_trained_on_is_near_them():
@@ -252,7 +252,7 @@ def test_the_batch_that_was_trained_on_is_near_them():
     data = batch(64)
     for _ in range(60):
         model(data.inputs)
-    assert "NS501" not in [f.code for f in diagnose(model, data.inputs, data.targets).findings]
+    assert "NS501" not in [f.code for f in diagnose(model, data.inputs, data.targets, trial=False).findings]
 
 
 def test_a_batch_of_seven_is_too_small_to_tell():
@@ -276,12 +276,12 @@ def overflowing():
 
 
 def test_an_overflow_inside_is_found_at_its_first_layer():
-    findings = diagnose(overflowing(), batch(16).inputs, batch(16).targets).findings
+    findings = diagnose(overflowing(), batch(16).inputs, batch(16).targets, trial=False).findings
     assert [(f.layer, f.name) for f in findings if f.code == "NS902"] == [(3, "3")]
 
 
 def test_an_overflow_inside_is_an_error():
-    findings = diagnose(overflowing(), batch(16).inputs, batch(16).targets).findings
+    findings = diagnose(overflowing(), batch(16).inputs, batch(16).targets, trial=False).findings
     assert [f.severity for f in findings if f.code == "NS902"] == ["error"]
 
 
@@ -290,7 +290,7 @@ def test_a_gradient_that_is_not_finite_is_found_where_it_starts_on_its_way_back(
         return (outputs * 0).sqrt().sum()  # the derivative of the root at 0 is infinite, times 0: NaN
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 3))
-    findings = diagnose(model, batch(16).inputs, None, loss).findings
+    findings = diagnose(model, batch(16).inputs, None, loss, trial=False).findings
     assert [(f.layer, f.name) for f in findings if f.code == "NS902"] == [(3, "3")]
 
 
@@ -586,7 +586,7 @@ def test_findings_come_errors_first():
 # The contract of a rule
 
 #: Modules of the rules that read the check-up of a step, not a profile.
-CHECKED_ELSEWHERE = ("sight", "updates", "wiring", "objective", "batches")
+CHECKED_ELSEWHERE = ("trial", "sight", "updates", "wiring", "objective", "batches")
 
 
 @pytest.mark.parametrize("code", RULES)
@@ -659,5 +659,5 @@ class Head(nn.Module):
 def test_a_role_that_gets_small_gradients_in_every_block_is_no_vanishing_gradient():
     torch.manual_seed(0)
     model = nn.Sequential(*(Head() for _ in range(5)), nn.Linear(8, 3))
-    found = diagnose(model, torch.randn(64, 8), torch.arange(64) % 3)
+    found = diagnose(model, torch.randn(64, 8), torch.arange(64) % 3, trial=False)
     assert not {"NS201", "NS202"} & {f.code for f in found.findings}

@@ -59,7 +59,7 @@ def given(case: Case) -> tuple[Any, ...]:
 #: How a verb is made ready on a case; what comes back is called again and again.
 VERBS: dict[str, Callable[[Case], Callable[[], Any]]] = {
     "probe": lambda case: lambda: ns.probe(*given(case)),
-    "diagnose": lambda case: lambda: ns.diagnose(*given(case)),
+    "diagnose": lambda case: lambda: ns.diagnose(*given(case), trial=5),
     "sharpness": lambda case: lambda: ns.sharpness(*given(case), tol=0.1, probes=1, budget=0.1),
     "jacobian": lambda case: product(ns.jacobian, case.model, case.inputs),
     "jacobian.matvec": lambda case: products(ns.jacobian, case.model, case.inputs),
@@ -181,7 +181,7 @@ def numbers(case: Case, verb: str) -> list[Any]:
     if verb == "sharpness":
         found = ns.sharpness(*given(case), probes=2)
         return [found.lambda_max.hex(), found.mean.hex(), sorted(found.layers.items())]
-    records = (ns.diagnose(*given(case)).profile if verb == "diagnose" else ns.probe(*given(case))).records
+    records = (ns.diagnose(*given(case), trial=False).profile if verb == "diagnose" else ns.probe(*given(case))).records
     return sorted((r.layer, r.name, r.call, r.signal, r.metric, repr(r.value)) for r in records)
 
 

@@ -66,7 +66,7 @@ def _race(case: Case) -> None:
 #: What is asked of the library. The tracker has its own way to be tested: beside a plain training step.
 VERBS: dict[str, Callable[[Case], Any]] = {
     "probe": lambda case: ns.probe(*_given(case)),
-    "diagnose": lambda case: ns.diagnose(*_given(case)),
+    "diagnose": lambda case: ns.diagnose(*_given(case), trial=5),
     "sharpness": lambda case: ns.sharpness(*_given(case), tol=1e-2, probes=1, budget=1.0),
     "jacobian": lambda case: _product(ns.jacobian, case, case.model, case.inputs),
     "fisher": lambda case: _product(ns.fisher, case, *_given(case)),

@@ -35,6 +35,9 @@ def diagnose(
     curvature: Annotated[
         bool, typer.Option("--sharpness", help="Measure lambda_max and the largest stable learning rate too.")
     ] = False,
+    trial: Annotated[
+        str, typer.Option(help="auto: train copies for up to 50 steps (20 s); a number of steps; none.")
+    ] = "auto",
     lr: Annotated[float | None, typer.Option(help="A learning rate to hold against it; implies --sharpness.")] = None,
     seed: option.Seed = 0,
     device: option.Device = "cpu",
@@ -62,6 +65,7 @@ def diagnose(
     given = Given(data, data_dir, n, loss, samples, mode, seed, device, dtype)
     options: dict[str, Any] = {
         "layers": layers or None, "tokens": tokens, "theory": theory, "curvature": curvature, "lr": lr,
+        "trial": _trial(trial),
     }  # fmt: skip
     diagnoses = []
     for name in models:
@@ -86,6 +90,14 @@ def diagnose(
         raise lost
     if _failed(diagnoses, fail_on or []):
         raise typer.Exit(1)
+
+
+def _trial(value: str) -> str | int | bool:
+    if value in ("auto", "none"):
+        return value == "auto"
+    if not value.isdecimal() or int(value) < 5:
+        raise UsageError(f"--trial is auto, none or a number of steps from 5 on; got {value!r}. Leave it out for auto.")
+    return int(value)
 
 
 def _check_fail_on(wanted: list[str]) -> None:

@@ -131,7 +131,9 @@ class Diagnosis:
             else ["the loss is no function of outputs and targets"]
         )
         unseen += [f"could not look at {k}" for k in checkup.get("left_out", {})]
-        unseen += [] if "sgd" in checkup.get("trial", {}) or "trial" in checkup.get("left_out", {}) else ["no trial run"]
+        unseen += (
+            [] if "sgd" in checkup.get("trial", {}) or "trial" in checkup.get("left_out", {}) else ["no trial run"]
+        )
         words = f"{', '.join(seen[:-1])} and {seen[-1]}" if len(seen) > 1 else seen[0]
         return words, unseen
 
@@ -263,7 +265,7 @@ def diagnose(
 
 
 def _trial(value: Any) -> bool | int | str:
-    """"auto" (``True``), ``False`` or a number of steps."""
+    """ "auto" (``True``), ``False`` or a number of steps."""
     if value is True or value == "auto":
         return "auto"
     if value is False or value is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from normscope.call.step import Step
 from normscope.call.traceless import Kept
-from normscope.findings.checkup.update import twin
+from normscope.findings.checkup.update import to_its_rate, twin
 from normscope.training.short import ShortRuns, Update
 
 
@@ -72,6 +72,7 @@ class Own:
         """See `ShortRuns.run`."""
         at, own = self.at, self.twin
         if at.train_step is None:
+            to_its_rate(own)  # nobody tells when a scheduler would be stepped
             return ShortRuns(at).plain(lambda _: own)(copies)
         loss = at.loss if callable(at.loss) else at.criterion.value
 
@@ -95,6 +96,8 @@ class Own:
         kept = Kept(at.train_step, at.loss)
         held = [] if at.train_step is None else held_by(at.train_step)
         with kept, kept, borrowed([self.optimizer, *held], mine):
+            # One and the same: what a schedule writes into the user's optimizer holds for the one that steps.
+            self.optimizer.__dict__.update(param_groups=self.twin.param_groups, state=self.twin.state)
             yield
 
 

@@ -29,12 +29,16 @@ RATES = {
 }
 #: A net trains where its loss falls below chance by this share of it (cross-validated: docs/findings.md).
 TRAINS = 0.1
-#: A run ends early where its loss has fallen to this share of where it started.
-DONE = 0.02
+#: A run ends early where its loss has fallen to this share of chance; one that has not fallen goes on for so many times as long.
+DONE, LONGER = 0.05, 4
 
 
 def of_trial(
-    scene: Scene, batches: Sequence[tuple[Any, Any]], valid: Sequence[tuple[Any, Any]], constant: float, steps: int | str
+    scene: Scene,
+    batches: Sequence[tuple[Any, Any]],
+    valid: Sequence[tuple[Any, Any]],
+    constant: float,
+    steps: int | str,
 ) -> dict[str, Any]:
     """How the loss fell: ``own`` (the user's optimizer and loop), ``sgd`` and ``adam`` (the best of several rates).
 
@@ -67,7 +71,7 @@ def of_trial(
             "blown": course.blown,
         }  # fmt: skip
 
-    one = runs.run(runs.plain(lambda p: torch.optim.SGD(p, 1e-6)), 2).seconds / 2
+    one = runs.run(runs.plain(lambda p: torch.optim.SGD(p, 1e-6)), 2).fastest
     k, screen, kept = plan(SECONDS / max(one, 1e-6)) if steps == "auto" else (int(steps), SCREEN, 9)
     found |= {"threshold": TRAINS, "steps": k, "auto": steps == "auto", "second_a_step": one}
     if at.optimizer is not None and not wants_a_closure(at.optimizer):
@@ -94,8 +98,9 @@ def _own(
     before = runs.run(lambda _: _never, 0, look=level(checks, False)).seen if valid else math.nan
     rates: list[float] = []
 
-    def after() -> tuple[float, float]:
-        return level(runs, False)(), level(checks, False)() if valid else math.nan
+    def after() -> tuple[float, float, float]:
+        again = level(as_left, None)()
+        return again, level(runs, False)(), level(checks, False)() if valid else math.nan
 
     mine = Own(at)
 
@@ -115,16 +120,16 @@ def _own(
         "slow_norm": any(m.momentum is None or m.momentum * steps < 2.5 for m in norms),
     }  # fmt: skip
     if course.seen is not None:
-        found |= {"eval_after": course.seen[0], "valid_after": course.seen[1]}
+        found |= dict(zip(("again", "eval_after", "valid_after"), course.seen, strict=True))
     return found
 
 
-def level(runs: ShortRuns, training: bool) -> Callable[[], float]:
-    """The mean loss of the first batches, in a mode; inside a run."""
+def level(runs: ShortRuns, training: bool | None) -> Callable[[], float]:
+    """The mean loss of the first batches, in a mode (``None``: as it is); inside a run."""
 
     def look() -> float:
-        for m in runs.at.root.modules():
-            m.training = training
+        for m in runs.at.root.modules() if training is not None else ():
+            m.training = bool(training)
         with torch.no_grad():
             values = [float(runs.value(*runs.batch(i))) for i in range(min(8, len(runs.batches)))]
         return sum(values) / len(values)
@@ -135,7 +140,7 @@ def level(runs: ShortRuns, training: bool) -> Callable[[], float]:
 def plan(updates: float) -> tuple[int, int, int]:
     """(steps of a run, of a screening run, rates an optimizer) for as many updates in all."""
     for k, screen, kept in ((STEPS, SCREEN, 6), (30, 6, 6), (20, 5, 5), (10, 5, 3)):
-        if updates >= 5 * k + 2 * screen * kept:
+        if updates >= (5 + 2 * LONGER) * k + 2 * screen * kept:
             return k, screen, kept
     return 5, 5, 2
 
@@ -155,7 +160,10 @@ def _race(
     tried.sort(key=lambda pair: pair[1].end(0.3))
     finals = [(rate, c if steps <= screen else course(rate, steps)) for rate, c in tried[:2]]
     rate, best = min(finals, key=lambda pair: pair[1].end())
-    return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in tried], **told(best)}
+    outcome = told(best)
+    if not outcome["trains"] and not best.blown and steps > screen:
+        outcome = told(course(rate, LONGER * steps))
+    return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in tried], **outcome}
 
 
 def _never(*_: Any) -> Any:

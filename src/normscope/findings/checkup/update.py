@@ -47,6 +47,14 @@ def twin(optimizer: torch.optim.Optimizer, copies: dict[int, Tensor], **changes:
     return new
 
 
+def to_its_rate(optimizer: torch.optim.Optimizer) -> None:
+    """A warm-up starts near zero; the rate that it goes to counts."""
+    for group in optimizer.param_groups:
+        for key in ("initial_lr", "max_lr"):
+            if _number(group.get(key)) and _number(group.get("lr")):
+                group["lr"] = max(group["lr"], group[key])
+
+
 def of_update(scene: Scene) -> dict[str, Any]:
     """Sizes of one step, relative to the weights; see NS403 to NS408."""
     optimizer = scene.at.optimizer
@@ -112,12 +120,7 @@ def _step(scene: Scene, mine: Mapping[str, Tensor], **changes: Any) -> tuple[dic
     copies = {id(p): p.detach().clone().requires_grad_(p.requires_grad) for p in scene.at.root.parameters()}
     start = {n: copies[id(p)].detach().clone() for n, p in mine.items()}
     own = twin(scene.at.optimizer, copies, **changes)
-    for group, given in zip(own.param_groups, scene.at.optimizer.param_groups, strict=True):
-        for key in ("initial_lr", "max_lr"):
-            if _number(given.get(key)) and _number(group.get("lr")):
-                group["lr"] = max(
-                    group["lr"], given[key]
-                )  # a warm-up starts near zero; the rate that it goes to counts
+    to_its_rate(own)
     for n, p in mine.items():
         g = scene.grads[n]
         copies[id(p)].grad = None if g is None else g.clone()
