@@ -263,9 +263,19 @@ def test_a_trial_of_what_is_no_number_of_steps_is_refused(wrong):
 
 
 def test_the_plan_keeps_to_the_updates_that_there_are():
-    for updates in (1, 30, 100, 400, 1000, 1e5):
-        k, screen, kept = plan(updates)
-        assert k >= 5
-        assert screen >= 5
-        assert kept >= 2
-        assert k == 5 or 5 * k + 2 * screen * kept <= updates
+    plans = [plan(updates) for updates in (1, 30, 60, 100, 140, 250, 400, 1e5)]
+    assert plans == sorted(plans)
+    assert plans[0] == (5, 5, 2)
+    assert plans[-1][0] == 50
+
+
+def test_too_few_steps_decide_nothing():
+    x, y = table()
+    model = net(10, 32, 2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    found = diagnose(model, x, y, trial=5)
+    assert found.trains == {"sgd": None, "adam": None, "own": None}
+    assert "too few steps to tell" in found.verdict
+    assert not [f for f in found.findings if f.code in CODES]

@@ -137,7 +137,7 @@ def _in_the_light_of(trial: Mapping[str, Any], f: Finding) -> Finding:
         return f
     if own or all(races):
         return replace(f, severity="info", evidence=f"{f.evidence} (yet the trial trained)")
-    return replace(f, severity="warning" if any(races) else "error")
+    return f if None in races else replace(f, severity="warning" if any(races) else "error")
 
 
 def _family(code: str) -> int:

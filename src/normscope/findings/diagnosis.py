@@ -106,7 +106,9 @@ class Diagnosis:
         if "sgd" not in trial:
             return ""
         trained = [name for name, key in (("SGD", "sgd"), ("Adam", "adam")) if trial[key]["trains"]]
-        words = f" In a trial of {trial['steps']} steps the loss fell with {' and '.join(trained) or 'neither SGD nor Adam'}"
+        unknown = any(trial[key]["trains"] is None for key in ("sgd", "adam"))
+        whom = " and ".join(trained) or ("neither SGD nor Adam, too few steps to tell" if unknown else "neither SGD nor Adam")
+        words = f" In a trial of {trial['steps']} steps the loss fell with {whom}"
         if "own" in trial:
             own = trial["own"]
             end = "diverged" if own["blown"] else f"went from {own['losses'][0]:.3g} to {own['end']:.3g}"

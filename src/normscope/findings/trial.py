@@ -30,7 +30,7 @@ def nothing_trains(view: View) -> Iterator[Hit]:
     lowers the loss of one small batch: if so the network can learn, and the labels or the data are to be looked at.
     """
     t = view.section("trial")
-    if not t or "sgd" not in t or t["sgd"]["trains"] or t["adam"]["trains"]:
+    if "sgd" not in t or t["sgd"]["trains"] is not False or t["adam"]["trains"] is not False:
         return
     text = (
         f"in {t['steps']} steps SGD gets the loss from {t['start']:.3g} to {t['sgd']['end']:.3g} at best, Adam to "
@@ -57,7 +57,7 @@ def nothing_trains(view: View) -> Iterator[Hit]:
 def only_adam(view: View) -> Iterator[Hit]:
     """As NS421 for SGD alone. A note where an optimizer is given: then that one's own trial is what counts."""
     t = view.section("trial")
-    if not t or "sgd" not in t or t["sgd"]["trains"] or not t["adam"]["trains"]:
+    if "sgd" not in t or t["sgd"]["trains"] is not False or not t["adam"]["trains"]:
         return
     text = (
         f"in {t['steps']} steps SGD gets the loss from {t['start']:.3g} to {t['sgd']['end']:.3g} at best "

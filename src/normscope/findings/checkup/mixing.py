@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -168,16 +170,31 @@ def _affine(again: Rerun, scene: Scene) -> dict[str, Any]:
     norms = [c for c in scene.weighted if c not in layers]
     if len(layers) < 2 or norms or any(c.size_out < min(layers[0].size_in, layers[-1].size_out) for c in layers):
         return {}
-    here = again.output()
-    there = again.output(*again.alter(lambda x: x.roll(1, 0)))
-    between = again.output(*again.alter(lambda x: 0.3 * x + 0.7 * x.roll(1, 0)))
-    beyond = again.output(*again.alter(lambda x: 20 * x - 19 * x.roll(1, 0)))
+    with _woken(again.at.root):
+        here = again.output()
+        there = again.output(*again.alter(lambda x: x.roll(1, 0)))
+        between = again.output(*again.alter(lambda x: 0.3 * x + 0.7 * x.roll(1, 0)))
+        beyond = again.output(*again.alter(lambda x: 20 * x - 19 * x.roll(1, 0)))
     scale = float((here - there).abs().max())
     if scale == 0:
         return {}
     gap = float((between - 0.3 * here - 0.7 * there).abs().max()) / scale
     gap = max(gap, float((beyond - 20 * here + 19 * there).abs().max()) / (40 * scale))
     return {"affine": {"gap": gap, "layers": [c.name for c in layers]}}
+
+
+@contextmanager
+def _woken(root: nn.Module) -> Iterator[None]:
+    """Inside a run: weights and gates that are exactly zero get numbers, as branches that start closed will open."""
+    closed = [p for p in root.parameters() if p.is_floating_point() and p.numel() and not bool(p.detach().any())]
+    generator = torch.Generator().manual_seed(7)
+    for p in closed:
+        p.data.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    try:
+        yield
+    finally:
+        for p in closed:
+            p.data.zero_()
 
 
 def _pixels(again: Rerun, base: Tensor, x: Tensor) -> dict[str, Any]:

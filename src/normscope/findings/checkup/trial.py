@@ -42,8 +42,8 @@ def of_trial(
 ) -> dict[str, Any]:
     """How the loss fell: ``own`` (the user's optimizer and loop), ``sgd`` and ``adam`` (the best of several rates).
 
-    start: the loss of the first batches before training; ``constant``: of the best constant answer; ``chance``: the lower
-    of both. progress: the share of ``chance`` by which a run's last losses lie below it.
+    start: the loss of the first batches before training; ``constant``: of the best constant answer; ``chance``: the
+    latter where there is one, else the former. progress: the share of ``chance`` by which a run's last losses lie below it.
     steps: of a run, or "auto": as many as fit into ``SECONDS``, at most ``STEPS`` and at least five.
     """
     at = scene.at
@@ -56,7 +56,7 @@ def of_trial(
     start = runs.run(lambda _: _never, 0, look=level(runs, train)).seen
     if not math.isfinite(start):
         return {"start": start}
-    chance = min(start, constant) if math.isfinite(constant) else start
+    chance = constant if math.isfinite(constant) else start
     found: dict[str, Any] = {"start": start, "constant": constant, "chance": chance, "batches": len(runs.batches)}
     scale = max(abs(chance), abs(start) * 1e-3, 1e-12)
 
@@ -66,10 +66,15 @@ def of_trial(
     def told(course: Course) -> dict[str, Any]:
         end = course.end()
         progress = (chance - end) / scale
+        fell = progress > TRAINS
         return {
-            "end": end, "progress": progress, "trains": progress > TRAINS, "losses": list(course.losses),
+            "end": end, "progress": progress, "losses": list(course.losses),
+            "trains": fell if fell or course.blown or len(course.losses) >= ENOUGH else None,
             "blown": course.blown,
         }  # fmt: skip
+
+    def left() -> float:
+        return SECONDS - (time.perf_counter() - begun) if steps == "auto" else 0.0
 
     one = runs.run(runs.plain(lambda p: torch.optim.SGD(p, 1e-6)), 2).fastest
     k, screen, kept = plan(SECONDS / max(one, 1e-6)) if steps == "auto" else (int(steps), SCREEN, 9)
@@ -77,8 +82,8 @@ def of_trial(
     if at.optimizer is not None and not wants_a_closure(at.optimizer):
         found["own"] = _own(at, runs, valid, k, told)
     for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)):
-        found[name] = _race(runs, kind, RATES[name], k, screen, kept, done, told)
-    if not found["sgd"]["trains"] and not found["adam"]["trains"] and len(runs.batches) > 1:
+        found[name] = _race(runs, kind, RATES[name], k, screen, kept, done, told, left)
+    if found["sgd"]["trains"] is False and found["adam"]["trains"] is False and len(runs.batches) > 1:
         few = ShortRuns(at)
         few.batches = runs.batches[:1]
         adam = partial(torch.optim.Adam, lr=found["adam"]["rate"])
@@ -137,17 +142,24 @@ def level(runs: ShortRuns, training: bool | None) -> Callable[[], float]:
     return look
 
 
+#: (steps of a run, of a screening run, rates an optimizer), the first that fits.
+PLANS = ((STEPS, SCREEN, 6), (30, 6, 5), (20, 20, 3), (20, 20, 2), (10, 10, 2), (5, 5, 2))
+#: Steps from which on a loss that did not fall says something.
+ENOUGH = 20
+
+
 def plan(updates: float) -> tuple[int, int, int]:
-    """(steps of a run, of a screening run, rates an optimizer) for as many updates in all."""
-    for k, screen, kept in ((STEPS, SCREEN, 6), (30, 6, 6), (20, 5, 5), (10, 5, 3)):
-        if updates >= (5 + 2 * LONGER) * k + 2 * screen * kept:
+    """One of ``PLANS`` for as many updates in all: the user's own run, and of both optimizers the screening and two runs."""
+    for k, screen, kept in PLANS:
+        if updates >= k + 2 * (kept * screen + (2 * k if screen < k else 0)):
             return k, screen, kept
-    return 5, 5, 2
+    return PLANS[-1]
 
 
 def _race(
     runs: ShortRuns, kind: Callable[..., torch.optim.Optimizer], rates: Sequence[float], steps: int, screen: int, kept: int,
     done: Callable[[list[float]], bool], told: Callable[[Course], dict[str, Any]],
+    left: Callable[[], float],
 ) -> dict[str, Any]:  # fmt: skip
     """The best of several rates: each is tried for a few steps, the two that fell lowest for all of them."""
     middle = (len(rates) - 1) / 2
@@ -161,8 +173,9 @@ def _race(
     finals = [(rate, c if steps <= screen else course(rate, steps)) for rate, c in tried[:2]]
     rate, best = min(finals, key=lambda pair: pair[1].end())
     outcome = told(best)
-    if not outcome["trains"] and not best.blown and steps > screen:
-        outcome = told(course(rate, LONGER * steps))
+    more = int(min(LONGER * steps, left() / max(best.fastest, 1e-6) / 4))
+    if not outcome["trains"] and not best.blown and more > 1.5 * steps:
+        outcome = told(course(rate, more))
     return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in tried], **outcome}
 
 
