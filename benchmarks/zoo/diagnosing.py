@@ -74,7 +74,6 @@ def say(net: str, seed: int, recipe: str, trial: str = "no") -> dict[str, float]
     ``refused``: 1 where normscope declines to diagnose it.
     """
     del recipe
-    torch.set_num_threads(1)
     model, task = NETS[net].make(seed)
     x, y = task.batch(SAMPLES, 20_000_000 + seed)
     more = [task.batch(BATCH, 30_000_000 + 1000 * seed + i) for i in range(BATCHES)] if trial == "many" else None
@@ -129,7 +128,7 @@ def ordered(table: pl.DataFrame) -> pl.DataFrame:
         if len(part):
             parts.append(wide(part).with_columns(trial=pl.lit(trial)))
     out = pl.concat(parts, how="diagonal")
-    first = ["net", "kind", "task", "recipe", "seed", "trial", "refused", "seconds", "forwards", "backwards"]
+    first = ["net", "kind", "task", "group", "recipe", "seed", "trial", "refused", "seconds", "forwards", "backwards"]
     codes = sorted(c for c in out.columns if c.startswith("NS"))
     return out.select([*first, *codes, *(c for c in out.columns if c not in {*first, *codes})])
 

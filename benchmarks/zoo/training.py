@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -41,7 +42,6 @@ def train(net: str, seed: int, recipe: str, steps: int = STEPS) -> dict[str, flo
     steps up to that one; steps: how many were made. ``start``: the loss on them before.
     """
     del recipe  # stands in the key: another recipe under the same name is another cell
-    torch.set_num_threads(1)
     begun = time.perf_counter()
     model, task = NETS[net].make(seed)
     batches = [task.batch(BATCH, 100_000 * (seed + 1) + i) for i in range(steps)]
@@ -111,10 +111,9 @@ def wide(table: pl.DataFrame) -> pl.DataFrame:
     """A row a net and seed, a column a number; names, kinds and recipes first."""
     done = table.filter(pl.col("error").is_null())
     values = done.pivot("metric", index=["net", "seed"], values="value", aggregate_function="first")
-    nets = pl.DataFrame({"net": list(NETS), "kind": [n.kind for n in NETS.values()], "task": [n.task for n in NETS.values()],
-                         "recipe": [n.words for n in NETS.values()]})  # fmt: skip
-    order = {n: i for i, n in enumerate(NETS)}
-    return nets.join(values, on="net").sort(pl.col("net").replace_strict(order, return_dtype=pl.Int64), "seed")
+    rows = [{"net": n.name, "kind": n.kind, "task": n.task, "group": n.group, "recipe": n.words} for n in NETS.values()]
+    place = pl.col("net").replace_strict({n: i for i, n in enumerate(NETS)}, return_dtype=pl.Int64)
+    return pl.DataFrame(rows).join(values, on="net").sort(place, "seed")
 
 
 def options(text: str | None, csv: str) -> argparse.ArgumentParser:
@@ -127,7 +126,7 @@ def options(text: str | None, csv: str) -> argparse.ArgumentParser:
         "--bundled", action="store_true", help="only nets whose data comes with scikit-learn or is drawn"
     )
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes; 0: none but this one")
     return parser
 
 
@@ -135,7 +134,8 @@ def run(args: argparse.Namespace, grid: Grid, task: str, finish: Callable[[pl.Da
     """Sweep, then write the table."""
     if args.data_dir is not None:
         os.environ["ZOO_DATA"] = str(Path(args.data_dir).resolve())
-    found = sweep(grid, task, store=args.out, workers=args.workers, progress=True)
+    executor = ThreadPoolExecutor(1) if args.workers == 0 else None
+    found = sweep(grid, task, args.out, executor, workers=args.workers or 1, progress=args.workers > 0)
     table = found.collect() if isinstance(found, pl.LazyFrame) else found
     for cell in table.filter(pl.col("error").is_not_null()).iter_rows(named=True):
         print(f"{cell['net']}, seed {cell['seed']}: {cell['error']}")
