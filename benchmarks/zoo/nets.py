@@ -1,4 +1,4 @@
-"""The zoo: about 390 nets of eleven kinds by name, most of them drawn from wide families.
+"""The zoo: about 450 nets of eleven kinds by name, most of them drawn from wide families.
 
     from nets import NETS
     model, task = NETS["cnn 03"].make(seed=0)   # the same, bit for bit, for the same seed
@@ -94,6 +94,10 @@ NORMS = ["batch", "batch", "layer", "rms", "group", "instance", "weight", "spect
 IMAGES, FEWER = ["digits", "mnist", "fashion", "cifar 4"], ["digits", "mnist 4", "fashion 4", "cifar 4"]
 PIXELS = ["digits pixels", "mnist pixels", "fashion pixels"]
 SEQUENCES = ["digits", "mnist 4", "fashion 4", "markov", "majority", "recall"]
+HARSH: dict[str, Sequence[Any]] = {
+    "task": SEQUENCES, "depth": [2, 4, 6], "width": [16], "gain": [10.0, 30.0, 0.01, 1.0],
+    "law": ["torch", "positive", "normal 1", "constant"], "skip": ["none", "none", "plain"], "scale": [1.0, 30.0],
+}  # fmt: skip
 
 ALL = [
     *drawn("mlp", 44, families.mlp, task=IMAGES, depth=[1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 100],
@@ -136,6 +140,20 @@ ALL = [
     *drawn("autoencoder", 8, families.conv_autoencoder, "autoencoder conv", task=PIXELS,
            depth=[1, 2, 3, 5], width=[8], act=ACTS, norm=["none", "batch", "group"], law=LAWS, gain=GAINS,
            skip=["none", "plain"]),
+    # In these kinds nearly every net of the grids above trains with Adam: some more, from harsher ones.
+    *drawn("transformer pre", 8, families.transformer, "transformer pre harsh", form=["pre"], **HARSH),
+    *drawn("transformer post", 6, families.transformer, "transformer post harsh", form=["post"], **HARSH),
+    *drawn("transformer bare", 4, families.transformer, "transformer bare harsh", form=["bare"], **HARSH),
+    *drawn("recurrent", 14, families.recurrent, "recurrent harsh", task=["recall", "waves 50", "mnist 4", "majority"],
+           cell=["rnn", "rnn", "lstm", "gru"], depth=[1, 2, 3, 4], width=[16, 32], act=["tanh", "relu"],
+           law=["torch", "orthogonal", "positive", "normal 1", "constant", "zero"], gain=[0.05, 1.0, 3.0, 5.0]),
+    *drawn("tabular", 12, families.mlp, "tabular harsh", task=["cancer", "clusters", "clusters raw", "friedman"],
+           depth=[6, 12, 20, 30], width=[32, 64], act=["sigmoid", "tanh", "relu", "softplus", "relu2"],
+           law=["gpt", "keras", "positive", "normal 1", "he"], gain=[0.3, 1.0, 3.0]),
+    *drawn("cnn", 8, families.cnn, "cnn harsh", task=FEWER, depth=[6, 8, 12], width=[8], act=ACTS,
+           law=["gpt", "keras", "positive", "normal 1", "torch"], gain=[0.5, 1.0, 3.0]),
+    *drawn("autoencoder", 6, families.autoencoder, "autoencoder harsh", task=PIXELS, depth=[4, 6, 8], width=[64],
+           code=[16], act=ACTS, law=["gpt", "keras", "positive", "normal 1", "he"], gain=[0.3, 1.0, 3.0]),
     *(Net(f"planted: {name}", "planted", task, build, {}) for name, (task, build) in PLANTED.items()),
 ]  # fmt: skip
 NETS: dict[str, Net] = {net.name: net for net in ALL}
