@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 Flags = NDArray[np.bool_]
 #: A net trains where it comes this far from chance to the best net of its task.
 SHARE = 0.8
-#: Within this of ``SHARE`` (a tenth of it), or where seeds disagree, a net is neither: it is reported apart.
-CLOSE = 0.1 * SHARE
+#: Within this part of ``SHARE`` of it, or where seeds disagree, a net is neither: it is reported apart.
+CLOSE = 0.1
 OPTIMIZERS = ("sgd", "adam")
 
 
-def labels(training: pl.DataFrame) -> pl.DataFrame:
+def labels(training: pl.DataFrame, share: float = SHARE) -> pl.DataFrame:
     """A row a net: for each optimizer its ``score`` at the best rate, ``relative``, ``trains`` and ``close``.
 
     relative = (score - chance) / (best - chance), the mean over seeds; best: of all nets with the same task and the same
@@ -36,12 +36,12 @@ def labels(training: pl.DataFrame) -> pl.DataFrame:
     each = []
     for name in OPTIMIZERS:
         r = pl.col(f"{name} relative")
-        differs = (r >= SHARE).n_unique() > 1
+        differs = (r >= share).n_unique() > 1
         each += [
             pl.col(f"{name} score").mean(),
             r.mean(),
-            (r.mean() >= SHARE).alias(f"{name} trains"),
-            (differs | ((r.mean() - SHARE).abs() <= CLOSE)).alias(f"{name} close"),
+            (r.mean() >= share).alias(f"{name} trains"),
+            (differs | ((r.mean() - share).abs() <= CLOSE * share)).alias(f"{name} close"),
         ]
     keys = ["net", "kind", "group", "recipe"]
     return out.group_by(keys, maintain_order=True).agg(*each, seeds=pl.col("seed").n_unique())

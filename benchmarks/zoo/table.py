@@ -20,6 +20,9 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 NAMES = {"sgd": "SGD", "adam": "Adam"}
 TRIALS = {"one": "with a trial on the same 128 samples", "many": "with a trial on 16 batches of 64"}
 
+#: Other lines than ``SHARE``.
+LINES = (0.3, 0.5, 0.65, 0.8, 0.9)
+
 
 def how(trial: str) -> str:
     return TRIALS.get(trial, "without a trial")
@@ -37,12 +40,14 @@ ALONE = (
 )  # fmt: skip
 
 
-def joined(training: pl.DataFrame, said: pl.DataFrame, trial: str) -> pl.DataFrame:
+def joined(training: pl.DataFrame, said: pl.DataFrame, trial: str, share: float = SHARE) -> pl.DataFrame:
     """A row a net: its labels, and what was said of its first seed; ``worst``: 0 nothing, 1 info, 2 warning, 3 error."""
     first = said.filter((pl.col("trial") == trial) & (pl.col("seed") == pl.col("seed").min()))
     codes = [c for c in said.columns if c.startswith("NS")]
     worst = pl.max_horizontal(*(pl.col(c).fill_null(0) for c in codes), pl.col("refused") * 3).alias("worst")
-    return labels(training).join(first.drop("kind", "task", "group", "recipe", "seed").with_columns(worst), on="net")
+    return labels(training, share).join(
+        first.drop("kind", "task", "group", "recipe", "seed").with_columns(worst), on="net"
+    )
 
 
 def forecasts(table: pl.DataFrame, trial: str) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -65,7 +70,14 @@ def page(training: pl.DataFrame, said: pl.DataFrame, *, every: bool = False) -> 
     truth = labels(training)
     trials = [t for t in ("no", *TRIALS) if t in said["trial"].unique().to_list()]
     tables = {t: joined(training, said, t) for t in trials}
-    parts = [_opening(training, truth), *_overall(tables), *_kinds(tables), *_alone(tables), *_rules(tables["no"])]
+    parts = [
+        _opening(training, truth),
+        *_overall(tables),
+        *_lines(training, said, trials),
+        *_kinds(tables),
+        *_alone(tables),
+        *_rules(tables["no"]),
+    ]
     last = trials[-1]
     parts += [*_lists(tables["no"], "no"), *(_lists(tables[last], last) if last != "no" else ())]
     parts += [*_close(tables["no"]), *(_every(tables[last]) if every else ())]
@@ -85,7 +97,7 @@ def _opening(training: pl.DataFrame, truth: pl.DataFrame) -> str:
         "the planted ones are known faults, and oddities that look like faults. "
         f"A net *trains* with an optimizer where it comes {SHARE:.0%} of the way from chance to the best net of its task with "
         "that optimizer, in accuracy, or in explained variance, on fresh training samples in training mode. "
-        f"Of all nets {trained} do. Nets within {CLOSE:.2f} of that line, or on both sides of it with two seeds, "
+        f"Of all nets {trained} do. Nets within {CLOSE * SHARE:.2f} of that line, or on both sides of it with two seeds, "
         "are neither here nor there: they are left out of the first numbers, and stand apart below. "
         "Made by `benchmarks/zoo/`; numbers in `results/zoo_training.csv` and `results/zoo_diagnosis.csv`.\n"
     )
@@ -123,6 +135,25 @@ def _overall(tables: dict[str, pl.DataFrame]) -> Iterator[str]:
         ]
         cells = [f"{np.median(x):.{d}f}, {np.quantile(x, 0.95):.{d}f}" for x, d in numbers]
         yield f"| {how(trial)} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _lines(training: pl.DataFrame, said: pl.DataFrame, trials: list[str]) -> Iterator[str]:
+    """The same with other lines between training and not."""
+    yield "Where the line is drawn is a choice. Balanced accuracy (and the share of nets that train) with others:\n"
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for line in LINES:
+        for trial in trials:
+            table = joined(training, said, trial, line)
+            for reading, name, says in forecasts(table, trial):
+                clear = ~table[f"{name} close"].to_numpy()
+                truth = table[f"{name} trains"].to_numpy()[clear]
+                cell = f"{balanced(says[clear], truth).value:.1%} ({truth.mean():.0%})"
+                found.setdefault((how(trial), reading, NAMES[name]), []).append(cell)
+    heads = ("diagnosis", 'read as "it trains"', "with", *(f"{line:.0%} of the way" for line in LINES))
+    yield f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
+    for key, cells in found.items():
+        yield f"| {' | '.join((*key, *cells))} |"
     yield ""
 
 
