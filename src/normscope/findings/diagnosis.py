@@ -107,7 +107,9 @@ class Diagnosis:
             return ""
         trained = [name for name, key in (("SGD", "sgd"), ("Adam", "adam")) if trial[key]["trains"]]
         unknown = any(trial[key]["trains"] is None for key in ("sgd", "adam"))
-        whom = " and ".join(trained) or ("neither SGD nor Adam, too few steps to tell" if unknown else "neither SGD nor Adam")
+        whom = " and ".join(trained) or (
+            "neither SGD nor Adam, too few steps to tell" if unknown else "neither SGD nor Adam"
+        )
         words = f" In a trial of {trial['steps']} steps the loss fell with {whom}"
         if "own" in trial:
             own = trial["own"]

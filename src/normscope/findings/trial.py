@@ -117,7 +117,8 @@ def validation(view: View) -> Iterator[Hit]:
     """After the user's own steps the training loss is 30 % below chance, and in eval mode it, or that of ``valid``, is above.
 
     If the loss of the *training* batches is high in eval mode too, it is the modes that differ (batch norm's running
-    statistics, dropout); else the validation data are others than the training data, or few samples were memorized.
+    statistics, dropout); else the validation data are others than the training data, or few samples were memorized. Where
+    no constant answer is known, as of a critic, only the modes are compared.
     """
     t = view.section("trial")
     own = t.get("own")
@@ -131,7 +132,7 @@ def validation(view: View) -> Iterator[Hit]:
             f"{own['eval_after']:.3g} in eval mode: the two modes are different functions (running statistics, dropout)"
         )
         yield Hit(None, "eval_loss", own["eval_after"], limit, text)
-    elif own["valid_after"] > max(limit, start + ABOVE * abs(start)):
+    elif own["valid_after"] > max(limit, start + ABOVE * abs(start)) and math.isfinite(t["constant"]):
         text = (
             f"after {own['steps']} steps the training loss is {own['end']:.3g}, that of the validation data rose from "
             f"{start:.3g} to {own['valid_after']:.3g}: what is learnt does not carry over (leak, other preparation, other labels)"

@@ -130,3 +130,16 @@ def leaf(p: Tensor) -> Tensor:
     """A leaf with a tensor's numbers, a parameter of one."""
     value = p.detach().clone()
     return nn.Parameter(value, requires_grad=p.requires_grad) if isinstance(p, nn.Parameter) else value.requires_grad_()
+
+
+def level(runs: ShortRuns, training: bool | None) -> Callable[[], float]:
+    """The mean loss of the first batches, in a mode (``None``: as it is); inside a run."""
+
+    def look() -> float:
+        for m in runs.at.root.modules() if training is not None else ():
+            m.training = bool(training)
+        with torch.no_grad():
+            values = [float(runs.value(*runs.batch(i))) for i in range(min(8, len(runs.batches)))]
+        return sum(values) / len(values)
+
+    return look

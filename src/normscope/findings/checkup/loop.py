@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.call.step import Step
-from normscope.call.traceless import Kept
-from normscope.findings.checkup.update import to_its_rate, twin
+from normscope.training.own import Own
 from normscope.training.short import ShortRuns, Update
 
 
@@ -55,101 +54,6 @@ def of_loop(at: Step) -> dict[str, Any]:
         "cleared_late": bool(backs) and "clear" in first[backs[-1] :] and "step" in first
         and first.index("step") > backs[-1] + first[backs[-1] :].index("clear"),
     }  # fmt: skip
-
-
-class Own:
-    """The user's own update on copies: their ``train_step``, or the usual one, with a twin of their optimizer.
-
-    ``around`` is the surroundings of a run: of the user's loop what it can reach stands aside, optimizers, schedulers, scalers.
-    """
-
-    def __init__(self, at: Step) -> None:
-        assert at.optimizer is not None
-        self.at, self.optimizer = at, at.optimizer
-        self.twin = at.optimizer
-
-    def begin(self, copies: Mapping[int, Tensor]) -> Update:
-        """See `ShortRuns.run`."""
-        at, own = self.at, self.twin
-        if at.train_step is None:
-            to_its_rate(own)  # nobody tells when a scheduler would be stepped
-            return ShortRuns(at).plain(lambda _: own)(copies)
-        loss = at.loss if callable(at.loss) else at.criterion.value
-
-        def update(args: tuple[Any, ...], kwargs: dict[str, Any], targets: Any) -> Tensor:
-            inputs = kwargs if kwargs else args[0] if len(args) == 1 else args
-            value = at.train_step(at.root, own, loss, inputs, targets)  # type: ignore[misc]
-            if isinstance(value, Tensor) and value.numel() == 1:
-                return value.detach().reshape(())
-            if isinstance(value, int | float):
-                return torch.tensor(float(value))
-            with torch.no_grad():  # a body that returns nothing: the loss of the same batch afterwards
-                return at.value(at.whole(args, kwargs), targets)
-
-        return update
-
-    @contextmanager
-    def around(self, copies: Mapping[int, Tensor]) -> Iterator[None]:
-        """See `ShortRuns.run`."""
-        at, mine = self.at, dict(copies)
-        self.twin = twin(self.optimizer, mine)
-        kept = Kept(at.train_step, at.loss)
-        held = [] if at.train_step is None else held_by(at.train_step)
-        with kept, kept, borrowed([self.optimizer, *held], mine):
-            # One and the same: what a schedule writes into the user's optimizer holds for the one that steps.
-            self.optimizer.__dict__.update(param_groups=self.twin.param_groups, state=self.twin.state)
-            yield
-
-
-def held_by(function: Any, depth: int = 3) -> list[Any]:
-    """Optimizers, schedulers and scalers that a function can reach: closure, globals that it names, defaults, its object."""
-    function = getattr(function, "func", function)
-    code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
-    named = getattr(function, "__globals__", {})
-    values = [named[n] for n in getattr(code, "co_names", ()) if n in named]
-    for cell in getattr(function, "__closure__", None) or ():
-        with suppress(ValueError):
-            values.append(cell.cell_contents)
-    owner = getattr(function, "__self__", None)
-    values += [*(getattr(function, "__defaults__", None) or ()), *vars(owner or function).values()]
-    found = []
-    for value in values:
-        if isinstance(value, (*_MOVED, torch.optim.Optimizer)):
-            found.append(value)
-        elif depth and callable(value) and hasattr(value, "__code__") and not value.__module__.startswith("torch"):
-            found += held_by(value, depth - 1)
-    return found
-
-
-_MOVED = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau, torch.amp.GradScaler)
-
-
-@contextmanager
-def borrowed(objects: list[Any], copies: dict[int, Tensor]) -> Iterator[None]:
-    """Optimizers on the copies, and what they and their schedulers count put back at the end."""
-    objects = list({id(o): o for o in objects}.values())
-    objects += [o.optimizer for o in objects if hasattr(o, "optimizer") and o.optimizer not in objects]
-    kept = [(o, dict(vars(o)), _values(o)) for o in objects]
-    try:
-        for o in objects:
-            if isinstance(o, torch.optim.Optimizer):
-                other = twin(o, copies)
-                o.__dict__.update(param_groups=other.param_groups, state=other.state)
-        yield
-    finally:
-        for o, attributes, values in kept:
-            o.__dict__.clear()
-            o.__dict__.update(attributes)
-            o.__dict__.update(values)
-
-
-def _values(o: Any) -> dict[str, Any]:
-    """Copies of the lists and tensors that a scheduler or scaler counts in."""
-    if isinstance(o, torch.optim.Optimizer):
-        return {}
-    return {
-        k: v.clone() if isinstance(v, Tensor) else list(v) for k, v in vars(o).items() if isinstance(v, list | Tensor)
-    }
 
 
 @contextmanager

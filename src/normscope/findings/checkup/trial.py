@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from normscope.call.losses import COTANGENT
 from normscope.call.step import Step
 from normscope.findings.checkup.data import clean
-from normscope.findings.checkup.loop import Own
 from normscope.findings.checkup.scene import Scene
-from normscope.findings.checkup.update import wants_a_closure
-from normscope.training.short import Course, ShortRuns, Update
+from normscope.training.own import Own, wants_a_closure
+from normscope.training.short import Course, ShortRuns, Update, level
 
 #: Updates of a run, and of the runs by which rates are screened; seconds that all of them together may take.
 STEPS, SCREEN, SECONDS = 50, 8, 20.0
@@ -129,23 +128,10 @@ def _own(
     return found
 
 
-def level(runs: ShortRuns, training: bool | None) -> Callable[[], float]:
-    """The mean loss of the first batches, in a mode (``None``: as it is); inside a run."""
-
-    def look() -> float:
-        for m in runs.at.root.modules() if training is not None else ():
-            m.training = bool(training)
-        with torch.no_grad():
-            values = [float(runs.value(*runs.batch(i))) for i in range(min(8, len(runs.batches)))]
-        return sum(values) / len(values)
-
-    return look
-
-
 #: (steps of a run, of a screening run, rates an optimizer), the first that fits.
 PLANS = ((STEPS, SCREEN, 6), (30, 6, 5), (20, 20, 3), (20, 20, 2), (10, 10, 2), (5, 5, 2))
 #: Steps from which on a loss that did not fall says something.
-ENOUGH = 20
+ENOUGH = 50
 
 
 def plan(updates: float) -> tuple[int, int, int]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,46 +10,7 @@ import torch
 from torch import Tensor
 
 from normscope.findings.checkup.scene import Scene
-
-_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-
-
-def twin(optimizer: torch.optim.Optimizer, copies: dict[int, Tensor], **changes: Any) -> torch.optim.Optimizer:
-    """The same optimizer on other tensors: settings and state copied, hooks and a scheduler's wrappers left out."""
-
-    def other(p: Tensor) -> Tensor:
-        if id(p) not in copies:
-            copies[id(p)] = p.detach().clone().requires_grad_(p.requires_grad)
-        return copies[id(p)]
-
-    new = type(optimizer).__new__(type(optimizer))
-    plain = {k: v for k, v in vars(optimizer).items() if k not in ("step", "param_groups", "state", *_HOOKS)}
-    new.__dict__.update(plain)
-    for hook in _HOOKS:
-        new.__dict__[hook] = OrderedDict()
-    new.param_groups = []
-    for group in optimizer.param_groups:
-        own = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
-        own |= {k: v for k, v in changes.items() if k in own}
-        new.param_groups.append({**own, "params": [other(p) for p in group["params"]]})
-    new.state = type(optimizer.state)(dict)
-    for p, state in optimizer.state.items():
-        if isinstance(p, Tensor):
-            new.state[other(p)] = {
-                k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in state.items()
-            }
-    for key, held in plain.items():
-        if isinstance(held, list) and held and all(isinstance(v, Tensor) for v in held):
-            new.__dict__[key] = [other(v) for v in held]
-    return new
-
-
-def to_its_rate(optimizer: torch.optim.Optimizer) -> None:
-    """A warm-up starts near zero; the rate that it goes to counts."""
-    for group in optimizer.param_groups:
-        for key in ("initial_lr", "max_lr"):
-            if _number(group.get(key)) and _number(group.get("lr")):
-                group["lr"] = max(group["lr"], group[key])
+from normscope.training.own import to_its_rate, twin, wants_a_closure
 
 
 def of_update(scene: Scene) -> dict[str, Any]:
@@ -94,19 +52,9 @@ def of_update(scene: Scene) -> dict[str, Any]:
     found["decay"] = max(float(x.get("weight_decay", 0.0) or 0.0) for x in optimizer.param_groups)
     found["decay_pace"] = found["decay"] * found["lr"] / (1 - momentum if momentum < 1 else 1e-3)
     found["gradient_rms"] = float(g.square().mean().sqrt())
-    found["eps"] = max((float(x["eps"]) for x in optimizer.param_groups if _number(x.get("eps"))), default=0.0)
+    found["eps"] = max((float(x["eps"]) for x in optimizer.param_groups if isinstance(x.get("eps"), int | float)), default=0.0)
     found |= _after(scene, copies)
     return found
-
-
-def wants_a_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its step evaluates the loss itself, as L-BFGS does: there is no single step to look at."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
-
-
-def _number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
