@@ -113,7 +113,7 @@ class Diagnosis:
         words = f" In a trial of {trial['steps']} steps the loss fell with {whom}"
         if "own" in trial:
             own = trial["own"]
-            end = "diverged" if own["blown"] else f"went from {own['losses'][0]:.3g} to {own['end']:.3g}"
+            end = "diverged" if own["blown"] else f"went from {own['start']:.3g} to {own['end']:.3g}"
             words += f", and with your own optimizer it {end}"
         return words + ("." if trial["steps"] >= 20 or not trial["auto"] else " (more steps take more than 20 s).")
 

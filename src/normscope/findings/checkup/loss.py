@@ -269,7 +269,8 @@ def reach_of(scene: Scene) -> dict[str, Any] | None:
         "low": lo if bottom else -math.inf, "high": hi if top else math.inf,
         "mean_fixed": max(means) < 1e-3 and min(spreads) > 1e-3 and len(base) > 4,
         "spread_fixed": max(spreads) < 1.05 * min(spreads) and min(spreads) > 1e-3, "spread": spreads[0],
-        "equal": equal and len(base) > 4, "module": scene.calls[-1].name, "module_kind": type(scene.calls[-1].module).__name__,
+        "equal": equal and len(base) > 4 and _differ(scene), "module": scene.calls[-1].name,
+        "module_kind": type(scene.calls[-1].module).__name__,
     }  # fmt: skip
 
 
@@ -302,6 +303,12 @@ def _floor(
         if math.isfinite(best) and math.isfinite(free):
             found |= {"floor": best, "free": free}
     return found
+
+
+def _differ(scene: Scene) -> bool:
+    """Whether samples still differ in the last layers that see them apart: they were not lost little by little."""
+    seen = [c.varies_out for c in scene.calls if not math.isnan(c.varies_out)][-2:]
+    return not seen or max(seen) > 1e-3
 
 
 def _unbounded(value: Any, o: Tensor, t: Tensor, g: Tensor, known: dict[str, Any], now: float) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,15 +20,29 @@ from normscope.training.short import Course, ShortRuns, Update, level
 
 #: Updates of a run, and of the runs by which rates are screened; seconds that all of them together may take.
 STEPS, SCREEN, SECONDS = 50, 8, 20.0
-#: Rates that are tried.
-RATES = {
-    "sgd": (1e-3, 4e-3, 0.016, 0.064, 0.25, 1.0),
-    "adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+#: Optimizers that race, and their rates.
+RACES: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[float, ...]]] = {
+    "sgd": (torch.optim.SGD, (1e-3, 4e-3, 0.016, 0.064, 0.25, 1.0)),
+    "adam": (torch.optim.Adam, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
 }
-#: A net trains where its loss falls below chance by this share of it (cross-validated: docs/findings.md).
-TRAINS = 0.1
-#: A run ends early where its loss has fallen to this share of chance; one that has not fallen goes on for so many times as long.
-DONE, LONGER = 0.05, 4
+#: A net trains where its loss falls below chance by this share of it (cross-validated: docs/findings.md); a loss without a
+#: known chance, and the user's own few steps, by the second share.
+TRAINS, FALLS = 0.6, 0.1
+#: A race ends early at this share of chance; one that has not got there goes on for so many times as long, and SGD in a last
+#: try for as many steps as go into the seconds.
+DONE, LONGER, LATE = 0.05, 4, (1000, 3.0)
+#: Steps from which on a loss that did not fall says something.
+ENOUGH = 50
+#: (steps of a run, of a screening run, rates an optimizer, finalists), the first that fits.
+PLANS = (
+    (STEPS, SCREEN, 6, 3),
+    (STEPS, SCREEN, 4, 2),
+    (30, 6, 4, 2),
+    (20, 20, 3, 0),
+    (20, 20, 2, 0),
+    (10, 10, 2, 0),
+    (5, 5, 2, 0),
+)
 
 
 def of_trial(
@@ -39,131 +52,169 @@ def of_trial(
     constant: float,
     steps: int | str,
 ) -> dict[str, Any]:
-    """How the loss fell: ``own`` (the user's optimizer and loop), ``sgd`` and ``adam`` (the best of several rates).
+    """How the loss fell: ``own`` (the user's optimizer and loop, on ``batches``), ``sgd`` and ``adam`` (the best of several
+    rates, on the one batch again and again: a network that learns can learn that by heart).
 
-    start: the loss of the first batches before training; ``constant``: of the best constant answer; ``chance``: the
-    latter where there is one, else the former. progress: the share of ``chance`` by which a run's last losses lie below it.
-    steps: of a run, or "auto": as many as fit into ``SECONDS``, at most ``STEPS`` and at least five.
+    start: the loss of the batch before training; ``constant``: of the best constant answer; ``chance``: the latter where
+    there is one, else the former. progress: the share of ``chance`` by which a run's last losses lie below it.
+    steps: of a run, or "auto": as many as fit into ``SECONDS``, at most ``STEPS`` and at least five; a race that did not
+    get there goes on to 200.
     """
     at = scene.at
     if scene.loss is None or scene.loss.kind == COTANGENT or not any(p.requires_grad for p in at.root.parameters()):
         return {}
-    runs = ShortRuns(at, [(clean(x), clean(t)) for x, t in batches])
-    begun = time.perf_counter()
+    trial = _Trial(at, [(clean(x), clean(t)) for x, t in batches], constant, steps)
+    if not math.isfinite(trial.start):
+        return {"start": trial.start}
+    found = trial.facts()
+    if at.optimizer is not None and not wants_a_closure(at.optimizer):
+        found["own"] = trial.own([(clean(x), clean(t)) for x, t in valid])
+    for name in RACES:
+        found[name] = trial.race(name)
+    _same_floor(found["sgd"], found["adam"])
+    if found["adam"]["trains"] and found["sgd"]["trains"] is False and "own" not in found:
+        found["sgd"]["late"] = trial.late(found["sgd"])
+    if trial.several and "own" in found and not found["own"]["trains"]:
+        best = min(RACES, key=lambda name: found[name]["end"])
+        n = trial.longer(trial.steps, trial.second)
+        found["stream"] = trial.told(trial.course(trial.stream, best, found[best]["rate"], n))
+    found["seconds"] = time.perf_counter() - trial.begun
+    return found
 
-    train = at.root.training if at.mode is None else at.mode == "train"
-    start = runs.run(lambda _: _never, 0, look=level(runs, train)).seen
-    if not math.isfinite(start):
-        return {"start": start}
-    chance = constant if math.isfinite(constant) else start
-    found: dict[str, Any] = {"start": start, "constant": constant, "chance": chance, "batches": len(runs.batches)}
-    scale = max(abs(chance), abs(start) * 1e-3, 1e-12)
 
-    def done(losses: list[float]) -> bool:
-        return len(losses) >= 5 and chance > 0 and all(0 <= x < DONE * chance for x in losses[-3:])
+class _Trial:
+    """Races and the user's own run from one start."""
 
-    def told(course: Course) -> dict[str, Any]:
-        end = course.end()
-        progress = (chance - end) / scale
-        fell = progress > TRAINS
+    def __init__(self, at: Step, batches: list[tuple[Any, Any]], constant: float, steps: int | str) -> None:
+        self.at, self.constant, self.auto = at, constant, steps == "auto"
+        self.begun = time.perf_counter()
+        self.one, self.stream = ShortRuns(at), ShortRuns(at, batches)
+        self.several = len(batches) > 1
+        train = at.root.training if at.mode is None else at.mode == "train"
+        self.start = self.one.run(_never, 0, look=level(self.one, train)).seen
+        self.chance = constant if math.isfinite(constant) else self.start
+        self.scale = max(abs(self.chance), abs(self.start) * 1e-3, 1e-12)
+        self.second = self.one.run(self.one.plain(lambda p: torch.optim.SGD(p, 1e-6)), 2).fastest
+        self.steps, self.screen, self.kept, self.finalists = (
+            plan(SECONDS / max(self.second, 1e-6)) if steps == "auto" else (int(steps), SCREEN, 9, 2)
+        )
+
+    def facts(self) -> dict[str, Any]:
         return {
-            "end": end, "progress": progress, "losses": list(course.losses),
-            "trains": fell if fell or course.blown or len(course.losses) >= ENOUGH else None,
-            "blown": course.blown,
+            "start": self.start, "constant": self.constant, "chance": self.chance, "batches": len(self.stream.batches),
+            "steps": self.steps, "auto": self.auto, "second_a_step": self.second,
         }  # fmt: skip
 
-    def left() -> float:
-        return SECONDS - (time.perf_counter() - begun) if steps == "auto" else 0.0
+    @property
+    def left(self) -> float:
+        return SECONDS - (time.perf_counter() - self.begun) if self.auto else 0.0
 
-    one = runs.run(runs.plain(lambda p: torch.optim.SGD(p, 1e-6)), 2).fastest
-    k, screen, kept = plan(SECONDS / max(one, 1e-6)) if steps == "auto" else (int(steps), SCREEN, 9)
-    found |= {"threshold": TRAINS, "steps": k, "auto": steps == "auto", "second_a_step": one}
-    if at.optimizer is not None and not wants_a_closure(at.optimizer):
-        found["own"] = _own(at, runs, valid, k, told)
-    for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)):
-        found[name] = _race(runs, kind, RATES[name], k, screen, kept, done, told, left)
-    if found["sgd"]["trains"] is False and found["adam"]["trains"] is False and len(runs.batches) > 1:
-        few = ShortRuns(at)
-        few.batches = runs.batches[:1]
-        adam = partial(torch.optim.Adam, lr=found["adam"]["rate"])
-        found["memorizes"] = told(few.run(few.plain(adam), k, until=done))["progress"]
-    found["seconds"] = time.perf_counter() - begun
-    return found
+    def longer(self, steps: int, second: float) -> int:
+        """How many steps a longer run has, as the seconds that are left allow."""
+        more = int(min(LONGER * steps, self.left / max(second, 1e-6) / 4))
+        return more if more > 1.5 * steps else steps
+
+    def done(self, losses: list[float]) -> bool:
+        return len(losses) >= 5 and self.chance > 0 and all(0 <= x < DONE * self.chance for x in losses[-3:])
+
+    def told(self, course: Course) -> dict[str, Any]:
+        """A course in numbers. ``trains``: ``None`` where its steps are too few to say no."""
+        end = course.end()
+        progress = (self.chance - end) / self.scale
+        trains = progress > (TRAINS if math.isfinite(self.constant) else FALLS)
+        return {
+            "end": end, "progress": progress, "steps": len(course.losses), "losses": list(course.losses),
+            "trains": trains if trains or course.blown or len(course.losses) >= ENOUGH else None, "blown": course.blown,
+        }  # fmt: skip
+
+    def course(self, runs: ShortRuns, name: str, rate: float, n: int) -> Course:
+        return runs.run(runs.plain(lambda p: RACES[name][0](p, lr=rate)), n, until=self.done)
+
+    def race(self, name: str) -> dict[str, Any]:
+        """The best of several rates: each is tried for a few steps, those that fell lowest for more, the best for most."""
+        rates = RACES[name][1]
+        middle = (len(rates) - 1) / 2
+        rates = tuple(sorted(sorted(rates, key=lambda r: abs(rates.index(r) - middle))[: self.kept]))
+        tried = [(rate, self.course(self.one, name, rate, self.screen)) for rate in rates]
+        tried.sort(key=lambda pair: pair[1].end(0.3))
+        finals = [(rate, self.course(self.one, name, rate, self.steps)) for rate, _ in tried[: self.finalists]] or tried
+        rate, best = min(finals, key=lambda pair: pair[1].end())
+        outcome = self.told(best)
+        more = self.longer(self.steps, best.fastest)
+        if not outcome["trains"] and not best.blown and more > self.steps:
+            outcome = self.told(self.course(self.one, name, rate, more))
+        return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in finals], **outcome}
+
+    def late(self, race: Mapping[str, Any]) -> float:
+        """The best progress of a much longer run, at the two best rates: a net may sit on a plateau first."""
+        steps, seconds = LATE
+        n = int(min(steps, min(seconds, self.left / 2) / 2 / max(self.second, 1e-6)))
+        rates = [r for r, end in race["tried"] if math.isfinite(end)][:2] if n > race["steps"] else []
+        return max((self.told(self.course(self.one, "sgd", r, n))["progress"] for r in rates), default=-math.inf)
+
+    def own(self, valid: list[tuple[Any, Any]]) -> dict[str, Any]:
+        """The user's own steps, with the modes as the user left them, and what eval mode says afterwards."""
+        at, runs = self.at, self.stream
+        steps = min(self.steps, at.steps) if at.steps is not None else self.steps
+        as_left = ShortRuns(replace(at, mode=None))
+        as_left.batches = runs.batches
+        checks = ShortRuns(at, valid)
+        before = runs.run(_never, 0, look=level(checks, False)).seen if valid else math.nan
+        start = as_left.run(_never, 0, look=level(as_left, None)).seen
+        rates: list[float] = []
+
+        def after() -> tuple[float, float, float]:
+            again = level(as_left, None)()
+            return again, level(runs, False)(), level(checks, False)() if valid else math.nan
+
+        mine = Own(at)
+
+        def begin(copies: Mapping[int, Tensor]) -> Update:
+            update = mine.begin(copies)
+
+            def noted(*batch: Any) -> Tensor:
+                rates.append(max(float(g.get("lr", math.nan)) for g in mine.twin.param_groups))
+                return update(*batch)
+
+            return noted
+
+        course = as_left.run(begin, steps, look=after, around=mine.around)
+        norms = [m for m in at.root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = [m for m in norms if m.track_running_stats]
+        found = self.told(course) | {
+            "all": steps == at.steps, "start": start, "valid_before": before, "warms_up": rates[-1] > 1.5 * rates[0],
+            "slow_norm": any(m.momentum is None or m.momentum * steps < 2.5 for m in norms),
+        }  # fmt: skip
+        if course.seen is not None:
+            found |= dict(zip(("again", "eval_after", "valid_after"), course.seen, strict=True))
+        fell = found["progress"] > FALLS
+        return found | {"trains": fell if fell or course.blown or len(course.losses) >= ENOUGH else None}
 
 
-def _own(
-    at: Step, runs: ShortRuns, valid: Sequence[tuple[Any, Any]], k: int, told: Callable[[Course], dict[str, Any]]
-) -> dict[str, Any]:
-    """The user's own steps, with the modes as the user left them, and what eval mode says afterwards."""
-    steps = min(k, at.steps) if at.steps is not None else k
-    as_left = ShortRuns(replace(at, mode=None))
-    as_left.batches = runs.batches
-    checks = ShortRuns(at, [(clean(x), clean(t)) for x, t in valid])
-    before = runs.run(lambda _: _never, 0, look=level(checks, False)).seen if valid else math.nan
-    rates: list[float] = []
-
-    def after() -> tuple[float, float, float]:
-        again = level(as_left, None)()
-        return again, level(runs, False)(), level(checks, False)() if valid else math.nan
-
-    mine = Own(at)
-
-    def begin(copies: Mapping[int, Tensor]) -> Update:
-        update = mine.begin(copies)
-
-        def noted(*batch: Any) -> Tensor:
-            rates.append(max(float(g.get("lr", math.nan)) for g in mine.twin.param_groups))
-            return update(*batch)
-
-        return noted
-
-    course = as_left.run(begin, steps, look=after, around=mine.around)
-    norms = [m for m in at.root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    found = told(course) | {
-        "steps": steps, "all": steps == at.steps, "valid_before": before, "warms_up": rates[-1] > 1.5 * rates[0],
-        "slow_norm": any(m.momentum is None or m.momentum * steps < 2.5 for m in norms),
-    }  # fmt: skip
-    if course.seen is not None:
-        found |= dict(zip(("again", "eval_after", "valid_after"), course.seen, strict=True))
-    return found
+def _same_floor(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Two optimizers that end at the same loss, below chance and flat, have trained: the network can do no more."""
+    low, high = sorted((one["progress"], other["progress"]))
+    if low > FALLS and low > 0.9 * high and all(_flat(x["losses"]) for x in (one, other)):
+        one["trains"] = other["trains"] = True
 
 
-#: (steps of a run, of a screening run, rates an optimizer), the first that fits.
-PLANS = ((STEPS, SCREEN, 6), (30, 6, 5), (20, 20, 3), (20, 20, 2), (10, 10, 2), (5, 5, 2))
-#: Steps from which on a loss that did not fall says something.
-ENOUGH = 50
+def _flat(losses: Sequence[float]) -> bool:
+    """Whether the last fifth lies as low as the one before, to 5 % of the whole fall."""
+    fifth = max(1, len(losses) // 5)
+    last, before = (
+        sum(losses[-fifth:]) / fifth,
+        sum(losses[-2 * fifth : -fifth]) / max(1, len(losses[-2 * fifth : -fifth])),
+    )
+    return len(losses) >= ENOUGH and before - last < 0.05 * (losses[0] - last)
 
 
-def plan(updates: float) -> tuple[int, int, int]:
-    """One of ``PLANS`` for as many updates in all: the user's own run, and of both optimizers the screening and two runs."""
-    for k, screen, kept in PLANS:
-        if updates >= k + 2 * (kept * screen + (2 * k if screen < k else 0)):
-            return k, screen, kept
+def plan(updates: float) -> tuple[int, int, int, int]:
+    """One of ``PLANS`` for as many updates in all: the user's own run, and of both optimizers the screening and the finals."""
+    for k, screen, kept, finalists in PLANS:
+        if updates >= k + 2 * (kept * screen + finalists * k):
+            return k, screen, kept, finalists
     return PLANS[-1]
 
 
-def _race(
-    runs: ShortRuns, kind: Callable[..., torch.optim.Optimizer], rates: Sequence[float], steps: int, screen: int, kept: int,
-    done: Callable[[list[float]], bool], told: Callable[[Course], dict[str, Any]],
-    left: Callable[[], float],
-) -> dict[str, Any]:  # fmt: skip
-    """The best of several rates: each is tried for a few steps, the two that fell lowest for all of them."""
-    middle = (len(rates) - 1) / 2
-    rates = sorted(sorted(rates, key=lambda r: abs(rates.index(r) - middle))[:kept])
-
-    def course(rate: float, n: int) -> Course:
-        return runs.run(runs.plain(lambda p: kind(p, lr=rate)), n, until=done)
-
-    tried = [(rate, course(rate, screen)) for rate in rates]
-    tried.sort(key=lambda pair: pair[1].end(0.3))
-    finals = [(rate, c if steps <= screen else course(rate, steps)) for rate, c in tried[:2]]
-    rate, best = min(finals, key=lambda pair: pair[1].end())
-    outcome = told(best)
-    more = int(min(LONGER * steps, left() / max(best.fastest, 1e-6) / 4))
-    if not outcome["trains"] and not best.blown and more > 1.5 * steps:
-        outcome = told(course(rate, more))
-    return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in tried], **outcome}
-
-
 def _never(*_: Any) -> Any:
-    raise AssertionError("a run of no steps")
+    """The update of a run of no steps."""
