@@ -48,6 +48,8 @@ from normscope.sweeping import Grid, sweep
 
 if TYPE_CHECKING:
     from normscope.claims import verify
+    from normscope.findings.why import why
+    from normscope.learning_rates import Rates, rates
     from normscope.theory import predict, simulate
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "LinearMap",
     "Profile",
     "Race",
+    "Rates",
     "Record",
     "Sharpness",
     "Spec",
@@ -76,20 +79,30 @@ __all__ = [
     "predict",
     "probe",
     "race",
+    "rates",
     "sharpness",
     "simulate",
     "spectrum",
     "sweep",
     "verify",
+    "why",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The theory and the claims, imported when they are first asked for: they need scipy."""
+    """What is imported when it is first asked for: theory and claims, which need scipy, and what trains."""
     if name in ("predict", "simulate"):
         from normscope import theory
 
         return getattr(theory, name)
+    if name in ("rates", "Rates"):
+        from normscope import learning_rates
+
+        return getattr(learning_rates, name)
+    if name == "why":
+        from normscope.findings.why import why
+
+        return why
     if name == "verify":
         from normscope.claims import verify
 

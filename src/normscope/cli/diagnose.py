@@ -55,7 +55,7 @@ def diagnose(
 
     Several models are compared in one report. Exit code 0: fine, 1: --fail-on fired, 2: misuse, 3: the model crashed.
     """
-    _check_fail_on(fail_on or [])
+    check_fail_on(fail_on or [])
     check_outputs(html=html, csv=csv, parquet=parquet)
     if html is not None:
         from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
@@ -65,7 +65,7 @@ def diagnose(
     given = Given(data, data_dir, n, loss, samples, mode, seed, device, dtype)
     options: dict[str, Any] = {
         "layers": layers or None, "tokens": tokens, "theory": theory, "curvature": curvature, "lr": lr,
-        "trial": _trial(trial),
+        "trial": trial_of(trial),
     }  # fmt: skip
     diagnoses = []
     for name in models:
@@ -75,7 +75,9 @@ def diagnose(
                 found = run(step, label=name, **options)
             diagnoses.append(replace(found, facts={**found.facts, "data": source}))
     report = content(diagnoses)
-    written, lost = _write(report, html, csv, parquet)  # before anything is printed: a closed pipe must not lose them
+    written, lost = write_report(
+        report, html, csv, parquet
+    )  # before anything is printed: a closed pipe must not lose them
     if json:
         print_json(
             {"models": [d.to_dict() | {"label": f["label"]} for d, f in zip(diagnoses, report.facts, strict=True)]}
@@ -88,11 +90,12 @@ def diagnose(
             console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
     if lost is not None:
         raise lost
-    if _failed(diagnoses, fail_on or []):
+    if failed(diagnoses, fail_on or []):
         raise typer.Exit(1)
 
 
-def _trial(value: str) -> str | int | bool:
+def trial_of(value: str) -> str | int | bool:
+    """What --trial says."""
     if value in ("auto", "none"):
         return value == "auto"
     if not value.isdecimal() or int(value) < 5:
@@ -100,21 +103,25 @@ def _trial(value: str) -> str | int | bool:
     return int(value)
 
 
-def _check_fail_on(wanted: list[str]) -> None:
+def check_fail_on(wanted: list[str]) -> None:
+    """What --fail-on names exists."""
     for item in wanted:
         if item not in ("warning", "error", "info") and item not in RULES:
             raise unknown("severity or finding code", item, ["warning", "error", *RULES])
 
 
-def _failed(diagnoses: list[Diagnosis], wanted: list[str]) -> bool:
+def failed(diagnoses: list[Diagnosis], wanted: list[str]) -> bool:
+    """Whether any of what --fail-on names was found."""
     found = [f for d in diagnoses for f in d.findings]
     levels = {"error": {"error"}, "warning": {"error", "warning"}, "info": {"error", "warning", "info"}}
     return any(f.code == w or f.severity in levels.get(w, ()) for f in found for w in wanted)
 
 
-def _write(
+def write_report(
     report: Any, html: Path | None, csv: Path | None, parquet: Path | None
 ) -> tuple[list[Path], UsageError | None]:
+    """The files that were asked for, and what could not be written."""
+
     def page(path: Path) -> None:
         from normscope.report import html as pages
 

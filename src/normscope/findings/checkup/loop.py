@@ -41,6 +41,11 @@ def of_loop(at: Step) -> dict[str, Any]:
         return listened
 
     ShortRuns(at).run(begin, 2, around=own.around)
+    return order_of(log, unmoved.count(False))
+
+
+def order_of(log: list[list[str]], moved: int) -> dict[str, Any]:
+    """What the order of two steps' events says. moved: how many parameters the first steps changed."""
     first = log[0]
     clips = [i for i, e in enumerate(first) if e.startswith("clip")]
     backs = [i for i, e in enumerate(first) if e == "backward"]
@@ -48,7 +53,7 @@ def of_loop(at: Step) -> dict[str, Any]:
     until = second.index("backward") if "backward" in second else len(second)
     cleared = "clear" in second[:until] or "clear" in first[(first.index("step") if "step" in first else 0) :]
     return {
-        "events": first, "moved": unmoved.count(False), "stepped": "step" in first, "backward": bool(backs),
+        "events": first, "moved": moved, "stepped": "step" in first, "backward": bool(backs),
         "clip_early": bool(clips) and bool(backs) and clips[0] < backs[0] and not any(c > backs[0] for c in clips),
         "never_cleared": "step" in first and "step" in second and not cleared,
         "cleared_late": bool(backs) and "clear" in first[backs[-1] :] and "step" in first

@@ -1,0 +1,101 @@
+"""``normscope why``: a training script, run as it is, and what stands in the way of its training."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from normscope.cli import _options as option
+from normscope.cli._app import CRASHED, app, console, errors, print_json, say
+from normscope.cli._outputs import check_outputs
+from normscope.cli._shared import quiet
+from normscope.cli.diagnose import check_fail_on, failed, trial_of, write_report
+from normscope.findings.diagnosis import Diagnosis, content
+from normscope.findings.why import run
+
+#: Exit code where nothing can be said: no training step was seen.
+UNCLEAR = 4
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+def why(
+    script: Annotated[str, typer.Argument(help="The training script, as python would be given it.")],
+    args: Annotated[list[str] | None, typer.Argument(help="Its own arguments, passed on as they are.")] = None,
+    module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as for python -m.")] = False,
+    steps: Annotated[int, typer.Option(help="Optimizer steps after which the script is stopped.")] = 20,
+    max_seconds: Annotated[float, typer.Option(help="Seconds after which it is stopped at the next step.")] = 300.0,
+    trial: Annotated[
+        str, typer.Option(help="auto: up to 50 steps on copies (20 s); a number of steps; none.")
+    ] = "auto",
+    html: option.Html = None,
+    json: option.Json = False,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="warning, error or a code such as NS101: exit with 1 if it was found; may be repeated."),
+    ] = None,
+) -> None:
+    """Run a training script unchanged up to its first steps, and say why it does not train.
+
+    Options of normscope stand before SCRIPT, the script's own behind it. The script really runs until it is stopped: files
+    that it writes until then are written; trackers are told to stay offline. Exit code 0: fine, 1: --fail-on fired,
+    2: misuse, 3: the script crashed, 4: no training step was seen.
+    """
+    check_fail_on(fail_on or [])
+    check_outputs(html=html)
+    if html is not None:
+        from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
+    tried = trial_of(trial)
+    alone = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    if alone:
+        errors.print(
+            f"running {script} as it is, up to {steps} optimizer steps; what it writes until then it writes",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    with redirect_stdout(sys.stderr) if json else quiet():
+        found = run(script, args or [], steps=steps, max_seconds=max_seconds, module=module, trial=tried)
+    if not alone:
+        return
+    diagnoses = [replace(d, facts={**d.facts, "data": script}) for d in found.diagnoses]
+    lost = None
+    if diagnoses:
+        report = content(diagnoses)
+        written, lost = write_report(report, html, None, None)
+        if json:
+            print_json({"script": script, "ended": found.ended, "crash": found.crash, "missing": found.missing,
+                        "models": [d.to_dict() for d in diagnoses]})  # fmt: skip
+        else:
+            from normscope.report import terminal
+
+            terminal.render(report, console)
+            _places(diagnoses)
+            for path in written:
+                console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    elif json:
+        print_json(
+            {"script": script, "ended": found.ended, "crash": found.crash, "missing": found.missing, "models": []}
+        )
+    for reason in found.missing:
+        say(f"A training step must be seen; {reason}. Let the script get to optimizer.step(), or raise --max-seconds.")
+    if found.crash:
+        say(f"The script crashed. {found.crash}")
+    if lost is not None:
+        raise lost
+    if found.crash:
+        raise typer.Exit(CRASHED)
+    if not diagnoses:
+        raise typer.Exit(UNCLEAR)
+    if failed(diagnoses, fail_on or []):
+        raise typer.Exit(1)
+
+
+def _places(diagnoses: list[Diagnosis]) -> None:
+    """Where in the script what was found stands."""
+    for d in diagnoses:
+        for what, where in d.facts["places"].items():
+            named = what if what.startswith("the ") else f"module {what}"
+            console.print(f"  {d.label}: {named} at {where}", soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,256 @@
+"""From what was seen of a script's steps to a `Step`: which model, which batch, which loss."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.call.arguments import tensors
+from normscope.call.step import Step
+from normscope.findings.checkup.loop import order_of
+from normscope.findings.why.tape import Entry, Tape, replay
+from normscope.findings.why.watch import Pair, Taken, Watch
+
+#: Calls that only scale a loss: for accumulation, or by a GradScaler.
+_SCALES = {
+    Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul, Tensor.div, Tensor.__truediv__, torch.div, Tensor.mul_,
+    Tensor.div_, Tensor.__imul__, torch.true_divide,
+}  # fmt: skip
+
+
+@dataclass
+class Seen:
+    """One pair of model and optimizer, as a step, with what the running loop showed and where it stands in the script."""
+
+    step: Step
+    observed: dict[str, Any]
+    places: dict[str, str]
+    label: str
+
+
+class Unclear(Exception):
+    """No step can be made of what was seen; the words say why."""
+
+
+class Parts(nn.Module):
+    """Several models that one loss depends on."""
+
+    def __init__(self, models: list[nn.Module]) -> None:
+        super().__init__()
+        for i, m in enumerate(models):
+            self.add_module(f"{type(m).__name__}{i if len(models) > 1 else ''}", m)
+
+
+def seen(watch: Watch, pair: Pair) -> Seen:
+    """The step of a pair; `Unclear` where there is none."""
+    first = next((t for t in pair.taken if t.losses), None)
+    if first is None:
+        raise Unclear("the optimizer stepped, and backward() never ran before it: there were no gradients to step with")
+    loss, where = first.losses[0]
+    entries = first.tape.behind(loss)
+    models = _distinct([e.module for e in entries if e.module is not None])
+    if not models:
+        raise Unclear(f"the loss of {where} does not depend on any module that ran with gradients on: is it detached?")
+    _restore(watch, pair)
+    loss = _unscaled(first.tape, entries, loss)
+    entries = first.tape.behind(loss)
+    calls = [e for e in entries if e.module is not None]
+    losses = [float(x.detach()) for t in pair.taken for x, _ in t.losses[:1] if x.numel() == 1]
+    observed: dict[str, Any] = {
+        "loop": order_of([t.events for t in pair.taken[:2]], pair.taken[0].moved), "losses": losses,
+        "rates": [t.rate for t in pair.taken],
+    }  # fmt: skip
+    single = len(calls) == 1 and len(models) == 1
+    step = (_single if single else _composed)(pair, first, calls, models, loss)
+    main = step.root
+    label = f"{type(models[0]).__name__ if single else ' + '.join(type(m).__name__ for m in models)}"
+    places = {"the loss": where, "the optimizer": pair.place} | _defined(main)
+    return Seen(step, observed, {k: v for k, v in places.items() if v}, label)
+
+
+def _distinct(models: list[nn.Module]) -> list[nn.Module]:
+    out: list[nn.Module] = []
+    for m in models:
+        if not any(m is x for x in out):
+            out.append(m)
+    return out
+
+
+def _restore(watch: Watch, pair: Pair) -> None:
+    """Everything as it was before the first step of this pair."""
+    for before in watch.before.values():
+        before.restore()
+    optimizer = pair.optimizer
+    optimizer.state.clear()
+    for p, state in pair.state.get("state", {}).items():
+        optimizer.state[p] = dict(state)
+    for group, old in zip(optimizer.param_groups, pair.state.get("groups", []), strict=False):
+        group.update(old)
+    for before in watch.before.values():
+        for t, _ in before.values:
+            t.grad = None
+
+
+def _unscaled(tape: Tape, entries: list[Entry], loss: Tensor) -> Tensor:
+    """The loss before it was multiplied by a positive number, for accumulation or mixed precision."""
+    while id(loss) in tape.made:
+        e = tape.entries[tape.made[id(loss)]]
+        inner = [t for t in tensors((e.args, e.kwargs)) if id(t) in tape.made and t is not loss]
+        other = [float(x) for x in e.args if x is not (inner[0] if inner else None) and _scalar(x)]
+        if e.call not in _SCALES or len(inner) != 1 or len(other) != 1 or not 0 < other[0] < math.inf:
+            return loss
+        if inner[0].numel() != 1:
+            return loss
+        loss = inner[0]
+    return loss
+
+
+def _scalar(x: Any) -> bool:
+    return isinstance(x, int | float) or (isinstance(x, Tensor) and x.numel() == 1)
+
+
+def _inputs(e: Entry) -> Any:
+    """The arguments of a model's call in the shape of `Step`'s inputs."""
+    args, kwargs = e.args, {k: v for k, v in e.kwargs.items() if v is not None}
+    if not kwargs:
+        return args[0] if len(args) == 1 and isinstance(args[0], Tensor) else tuple(args)
+    if not args:
+        return kwargs
+    names = [p.name for p in inspect.signature(e.call.forward).parameters.values()]  # type: ignore[attr-defined]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def _single(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Module], loss: Tensor) -> Step:
+    """One model, called once for a loss: its batch, and the loss as a function of outputs and targets."""
+    call = calls[0]
+    inside = any(t is loss for t in tensors(call.result))
+    inputs = _inputs(call)
+    given: dict[str, Any] = {"optimizer": pair.optimizer, "mode": "train"}
+    if inside:
+        data = [_inputs(c) for c in _each(pair, models[0])]
+        batches = [b for b in data if isinstance(b, dict)]
+        return (
+            Step(models[0], inputs, **given)
+            if len(batches) < 2
+            else _with_data(models[0], inputs, None, None, batches, given)
+        )
+    function, targets = _loss(first.tape, call, loss)
+    pairs = []
+    for taken in pair.taken:
+        for x, _ in taken.losses[:1]:
+            inner = _unscaled(taken.tape, [], x)
+            own = [e for e in taken.tape.behind(inner) if e.module is not None]
+            if len(own) == 1 and own[0].module is models[0]:
+                pairs.append((_inputs(own[0]), _loss(taken.tape, own[0], inner)[1]))
+    return _with_data(models[0], inputs, targets, function, pairs, given)
+
+
+def _with_data(
+    model: nn.Module, inputs: Any, targets: Any, loss: Any, batches: list[Any], given: dict[str, Any]
+) -> Step:
+    batches = _one_epoch(batches)
+    if len(batches) < 2:
+        return Step(model, inputs, targets, loss, **given)
+    return Step(model, inputs, targets, loss, data=batches, **given)
+
+
+def _one_epoch(batches: list[Any]) -> list[Any]:
+    """Up to where the first batch comes again; all of them where it is the only one."""
+    first = list(tensors(batches[:1]))
+    again = (
+        i for i, b in enumerate(batches)
+        if i and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(first, tensors(b), strict=False))
+    )  # fmt: skip
+    end = next(again, len(batches))
+    return batches if end == 1 else batches[:end]
+
+
+def _each(pair: Pair, model: nn.Module) -> list[Entry]:
+    found = []
+    for taken in pair.taken:
+        for x, _ in taken.losses[:1]:
+            found += [e for e in taken.tape.behind(_unscaled(taken.tape, [], x)) if e.module is model][:1]
+    return found
+
+
+def _loss(tape: Tape, call: Entry, loss: Tensor) -> tuple[Callable[..., Any], Any]:
+    """The loss as a callable (outputs, targets), the user's own module or function where one call is all there is; targets."""
+    entries = [e for e in tape.behind(loss) if e is not call]
+    made = {id(t) for e in (*entries, call) for t in tensors(e.result)}
+    outputs = list(tensors(call.result))
+    n = next((t.shape[0] for t in tensors((call.args, call.kwargs)) if t.dim()), 0)
+    leaves = [
+        t for e in entries for t in tensors((e.args, e.kwargs)) if id(t) not in made and not isinstance(t, nn.Parameter)
+    ]
+    leaves = _distinct_tensors([t for t in leaves if t.dim() and (t.shape[0] == n or t.numel() % max(n, 1) == 0)])
+    if len(entries) == 1:
+        e = entries[0]
+        plain = (
+            len(e.args) == 2 and not e.kwargs and any(e.args[0] is o for o in outputs) and isinstance(e.args[1], Tensor)
+        )
+        if plain:
+            return e.call, e.args[1]
+    targets: Any = leaves[0] if len(leaves) == 1 else tuple(leaves) if leaves else None
+
+    def value(whole: Any, given: Any) -> Any:
+        now = {id(o): new for o, new in zip(outputs, tensors(whole), strict=False)}
+        if leaves:
+            now |= {id(t): new for t, new in zip(leaves, [given] if len(leaves) == 1 else given, strict=True)}
+        return replay(entries, now, loss)
+
+    value.__name__ = _named(entries)
+    return value, targets
+
+
+def _named(entries: list[Entry]) -> str:
+    last = entries[-1].call if entries else None
+    return getattr(last, "__name__", type(last).__name__)
+
+
+def _distinct_tensors(found: list[Tensor]) -> list[Tensor]:
+    out: dict[int, Tensor] = {}
+    for t in found:
+        out.setdefault(id(t), t)
+    return list(out.values())
+
+
+def _composed(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Module], loss: Tensor) -> Step:
+    """Several calls behind one loss: all of it is computed again from the tensors that came from outside."""
+    entries = first.tape.behind(loss)
+    made = {id(t) for e in entries for t in tensors(e.result)}
+    leaves = _distinct_tensors([
+        t for e in entries for t in tensors((e.args, e.kwargs)) if id(t) not in made and not isinstance(t, nn.Parameter)
+    ])  # fmt: skip
+    model = models[0] if len(models) == 1 else _enclosing(pair, models) or Parts(models)
+
+    def again(_: nn.Module, batch: Any) -> Any:
+        return replay(entries, {id(t): new for t, new in zip(leaves, batch, strict=True)}, loss)
+
+    return Step(model, tuple(leaves), step=again, optimizer=pair.optimizer)
+
+
+def _enclosing(pair: Pair, models: list[nn.Module]) -> nn.Module | None:
+    return next((m for m in models if all(any(x is y for y in m.modules()) for x in models)), None)
+
+
+def _defined(model: nn.Module) -> dict[str, str]:
+    """Where the classes of the model stand, those that are the script's own: by module name."""
+    found = {}
+    for name, m in model.named_modules():
+        kind = type(m)
+        if kind.__module__.partition(".")[0] in ("torch", "transformers", "lightning", "normscope"):
+            continue
+        try:
+            path, line = inspect.getsourcefile(kind), inspect.getsourcelines(kind)[1]
+        except (OSError, TypeError):
+            continue
+        if path:
+            found[name or "the model"] = f"{os.path.relpath(path)}:{line} ({kind.__name__})"
+    return found
