@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
+import polars.selectors
 import torch
 from nets import NETS, Net
 from tasks import BUNDLED, Task
@@ -140,7 +141,7 @@ def run(args: argparse.Namespace, grid: Grid, task: str, finish: Callable[[pl.Da
     for cell in table.filter(pl.col("error").is_not_null()).iter_rows(named=True):
         print(f"{cell['net']}, seed {cell['seed']}: {cell['error']}")
     Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-    finish(table).write_csv(args.csv, float_precision=None)
+    finish(table).with_columns(polars.selectors.float().round_sig_figs(6)).write_csv(args.csv)
 
 
 def main() -> None:
