@@ -63,10 +63,10 @@ class Content:
         return next((fact for fact in self.facts if str(fact.get("label", "")) == model), {})
 
     def findings_of(self, model: str) -> list[dict[str, Any]]:
-        """The findings of one model, the worst first, then by layer."""
+        """The findings of one model, the worst first, else in their own order: causes before what follows from them."""
         rank = {severity: i for i, severity in enumerate(SEVERITIES)}
         found = [f for f in self.findings.iter_rows(named=True) if f["model"] == model]
-        return sorted(found, key=lambda f: (rank.get(f["severity"], len(rank)), _last_if_none(f["layer"]), f["code"]))
+        return sorted(found, key=lambda f: rank.get(f["severity"], len(rank)))
 
 
 def of_diagnoses(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Content:

@@ -67,6 +67,6 @@ def check_up(
     found["seconds"] = time.perf_counter() - start
     if trial is not False:
         constant = found.get("loss", {}).get("constant", math.nan)
-        every("trial", lambda: of_trial(scene, read, valid, constant, trial))
+        every("trial", lambda: of_trial(scene, read, valid, constant, trial, observed))
     found["observed"] = {k: v for k, v in observed.items() if k != "loop"}
     return found

@@ -51,6 +51,7 @@ def of_trial(
     valid: Sequence[tuple[Any, Any]],
     constant: float,
     steps: int | str,
+    observed: Mapping[str, Any],
 ) -> dict[str, Any]:
     """How the loss fell: ``own`` (the user's optimizer and loop, on ``batches``), ``sgd`` and ``adam`` (the best of several
     rates, on the one batch again and again: a network that learns can learn that by heart).
@@ -58,7 +59,7 @@ def of_trial(
     start: the loss of the batch before training; ``constant``: of the best constant answer; ``chance``: the latter where
     there is one, else the former. progress: the share of ``chance`` by which a run's last losses lie below it.
     steps: of a run, or "auto": as many as fit into ``SECONDS``, at most ``STEPS`` and at least five; a race that did not
-    get there goes on to 200.
+    get there goes on to 200. observed: losses and rates of the user's own running loop, which then is not run again.
     """
     at = scene.at
     if scene.loss is None or scene.loss.kind == COTANGENT or not any(p.requires_grad for p in at.root.parameters()):
@@ -67,7 +68,9 @@ def of_trial(
     if not math.isfinite(trial.start):
         return {"start": trial.start}
     found = trial.facts()
-    if at.optimizer is not None and not wants_a_closure(at.optimizer):
+    if observed.get("losses"):
+        found["own"] = trial.seen(observed["losses"], observed["rates"])
+    elif at.optimizer is not None and not wants_a_closure(at.optimizer):
         found["own"] = trial.own([(clean(x), clean(t)) for x, t in valid])
     for name in RACES:
         found[name] = trial.race(name)
@@ -151,6 +154,13 @@ class _Trial:
         n = int(min(steps, min(seconds, self.left / 2) / 2 / max(self.second, 1e-6)))
         rates = [r for r, end in race["tried"] if math.isfinite(end)][:2] if n > race["steps"] else []
         return max((self.told(self.course(self.one, "sgd", r, n))["progress"] for r in rates), default=-math.inf)
+
+    def seen(self, losses: Sequence[float], rates: Sequence[float]) -> dict[str, Any]:
+        """The losses of the user's own loop as a run."""
+        course = Course(tuple(losses), math.nan, not all(map(math.isfinite, losses)))
+        start, end = sum(losses[:3]) / len(losses[:3]), course.end()
+        found = self.told(course) | {"all": False, "start": start, "again": end, "warms_up": rates[-1] > 1.5 * rates[0]}
+        return found | {"trains": True if found["progress"] > FALLS else None, "valid_before": math.nan}
 
     def own(self, valid: list[tuple[Any, Any]]) -> dict[str, Any]:
         """The user's own steps, with the modes as the user left them, and what eval mode says afterwards."""

@@ -83,9 +83,9 @@ def run(
         except Exception as error:
             crash, ended = _last_lines(error), "crashed"
     diagnoses, missing = [], []
-    for pair in watch.pairs.values():
+    for pair in reversed(watch.pairs.values()):  # the last one that began is what the script is about
         try:
-            diagnoses.append(_told(seen(watch, pair), trial, len(pair.taken)))
+            diagnoses.append(_told(seen(pair), trial, pair.count))
         except Unclear as reason:
             missing.append(str(reason))
     if not watch.pairs:

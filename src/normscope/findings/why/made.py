@@ -16,7 +16,7 @@ from normscope.call.arguments import tensors
 from normscope.call.step import Step
 from normscope.findings.checkup.loop import order_of
 from normscope.findings.why.tape import Entry, Tape, replay
-from normscope.findings.why.watch import Pair, Taken, Watch
+from normscope.findings.why.watch import Pair, Taken
 
 #: Calls that only scale a loss: for accumulation, or by a GradScaler.
 _SCALES = {
@@ -48,7 +48,7 @@ class Parts(nn.Module):
             self.add_module(f"{type(m).__name__}{i if len(models) > 1 else ''}", m)
 
 
-def seen(watch: Watch, pair: Pair) -> Seen:
+def seen(pair: Pair) -> Seen:
     """The step of a pair; `Unclear` where there is none."""
     first = next((t for t in pair.taken if t.losses), None)
     if first is None:
@@ -58,11 +58,12 @@ def seen(watch: Watch, pair: Pair) -> Seen:
     models = _distinct([e.module for e in entries if e.module is not None])
     if not models:
         raise Unclear(f"the loss of {where} does not depend on any module that ran with gradients on: is it detached?")
-    _restore(watch, pair)
-    loss = _unscaled(first.tape, entries, loss)
+    _restore(pair)
+    loss = _unscaled(first.tape, loss)
     entries = first.tape.behind(loss)
     calls = [e for e in entries if e.module is not None]
-    losses = [float(x.detach()) for t in pair.taken for x, _ in t.losses[:1] if x.numel() == 1]
+    ends = [_unscaled(t.tape, x) for t in pair.taken for x, _ in t.losses[:1]]
+    losses = [float(x.detach()) for x in ends if x.numel() == 1]
     observed: dict[str, Any] = {
         "loop": order_of([t.events for t in pair.taken[:2]], pair.taken[0].moved), "losses": losses,
         "rates": [t.rate for t in pair.taken],
@@ -83,9 +84,9 @@ def _distinct(models: list[nn.Module]) -> list[nn.Module]:
     return out
 
 
-def _restore(watch: Watch, pair: Pair) -> None:
+def _restore(pair: Pair) -> None:
     """Everything as it was before the first step of this pair."""
-    for before in watch.before.values():
+    for before in pair.before:
         before.restore()
     optimizer = pair.optimizer
     optimizer.state.clear()
@@ -93,12 +94,12 @@ def _restore(watch: Watch, pair: Pair) -> None:
         optimizer.state[p] = dict(state)
     for group, old in zip(optimizer.param_groups, pair.state.get("groups", []), strict=False):
         group.update(old)
-    for before in watch.before.values():
+    for before in pair.before:
         for t, _ in before.values:
             t.grad = None
 
 
-def _unscaled(tape: Tape, entries: list[Entry], loss: Tensor) -> Tensor:
+def _unscaled(tape: Tape, loss: Tensor) -> Tensor:
     """The loss before it was multiplied by a positive number, for accumulation or mixed precision."""
     while id(loss) in tape.made:
         e = tape.entries[tape.made[id(loss)]]
@@ -145,7 +146,7 @@ def _single(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Module
     pairs = []
     for taken in pair.taken:
         for x, _ in taken.losses[:1]:
-            inner = _unscaled(taken.tape, [], x)
+            inner = _unscaled(taken.tape, x)
             own = [e for e in taken.tape.behind(inner) if e.module is not None]
             if len(own) == 1 and own[0].module is models[0]:
                 pairs.append((_inputs(own[0]), _loss(taken.tape, own[0], inner)[1]))
@@ -176,7 +177,7 @@ def _each(pair: Pair, model: nn.Module) -> list[Entry]:
     found = []
     for taken in pair.taken:
         for x, _ in taken.losses[:1]:
-            found += [e for e in taken.tape.behind(_unscaled(taken.tape, [], x)) if e.module is model][:1]
+            found += [e for e in taken.tape.behind(_unscaled(taken.tape, x)) if e.module is model][:1]
     return found
 
 

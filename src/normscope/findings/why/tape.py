@@ -30,6 +30,8 @@ class Tape:
 
     entries: list[Entry] = field(default_factory=list)
     made: dict[int, int] = field(default_factory=dict)
+    #: Calls that merged the first axis of data with others, by the ``id`` of what they gave: targets flattened for a loss.
+    merged: dict[int, Entry] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         """Write a call down, and which tensors it made."""
@@ -40,6 +42,12 @@ class Tape:
     def follows(self, *values: Any) -> bool:
         """Whether any of these tensors was made by a call on the tape."""
         return any(id(t) in self.made for t in tensors(values))
+
+    def models(self) -> list[nn.Module]:
+        """The modules with parameters that were called, each once, the outermost ones."""
+        called = {id(e.module): e.module for e in self.entries if e.module is not None}
+        inner = {id(x) for m in called.values() for x in m.modules() if x is not m}
+        return [m for k, m in called.items() if k not in inner]
 
     def behind(self, loss: Tensor) -> list[Entry]:
         """The calls that a tensor was made by, in order, those that wrote into what it was made of too."""
@@ -84,8 +92,13 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         watch = self.watch
-        if not watch.outside() or not watch.tape.follows(args, kwargs) or func in IGNORED:
+        if not watch.outside() or func in IGNORED:
             return func(*args, **kwargs)
+        if not watch.tape.follows(args, kwargs):
+            result = func(*args, **kwargs)
+            if func in MERGES and args[0].dim() > 1 and result.shape[:1] != args[0].shape[:1]:
+                watch.tape.merged[id(result)] = Entry(func, args, kwargs, result)
+            return result
         kept = frozen((args, kwargs), watch.tape)
         result = func(*args, **kwargs)
         if any(True for _ in tensors(result)):
@@ -100,6 +113,9 @@ IGNORED = {
 }  # fmt: skip
 
 
+MERGES = {Tensor.flatten, torch.flatten, Tensor.reshape, torch.reshape, Tensor.view}
+
+
 def frozen(value: Any, tape: Tape) -> Any:
     """Arguments as they are now: tensors that the script made get copied, before it writes into them; those of the tape
     and parameters stay themselves.
@@ -109,6 +125,11 @@ def frozen(value: Any, tape: Tape) -> Any:
         if id(t) in tape.made or isinstance(t, nn.Parameter):
             return t
         with torch.no_grad():
-            return t.detach().clone()
+            twin = t.detach().clone()
+        e = tape.merged.get(id(t))
+        if e is not None:
+            args, kwargs = mapped((e.args, e.kwargs), own)
+            tape.add(Entry(e.call, args, kwargs, twin))
+        return twin
 
     return mapped(value, own)

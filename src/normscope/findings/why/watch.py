@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from normscope.call.arguments import tensors
 from normscope.findings.why.tape import Entry, Recorder, Tape, frozen
 
+#: After enough steps of the only pair so far, the script may go on for so many steps and seconds, unrecorded: what trains
+#: first may be a part, and the training that is asked about comes behind it.
+LINGER, LINGER_SECONDS = 400, 10.0
 #: Calls on a tape, at most: a loop that never steps must not fill the memory.
 MOST = 20_000
 
@@ -29,7 +33,7 @@ class Enough(BaseException):
 
 @dataclass
 class Before:
-    """A model as it was before the script's first step: numbers of all parameters and buffers, and flags."""
+    """A model as it was before an optimizer's first step: numbers of all parameters and buffers, and flags."""
 
     model: nn.Module
     values: list[tuple[Tensor, Tensor]]
@@ -73,7 +77,9 @@ class Pair:
     optimizer: torch.optim.Optimizer
     place: str
     state: dict[str, Any] = field(default_factory=dict)
+    before: list[Before] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
+    count: int = 0
 
 
 class Watch:
@@ -83,12 +89,12 @@ class Watch:
         self.steps, self.seconds, self.on_step = steps, seconds, on_step
         self.start = time.monotonic()
         self.tape, self.losses, self.events = Tape(), [], []  # type: ignore[var-annotated]
-        self.before: dict[int, Before] = {}
         self.pairs: dict[int, Pair] = {}
         self.built: dict[int, str] = {}
         self.backwards = 0
         self._local = threading.local()
         self._process = os.getpid()
+        self._enough_since: float | None = None
 
     def outside(self) -> bool:
         """Whether no module is running in this thread, and this is the script's own process."""
@@ -104,9 +110,6 @@ class Watch:
         follows = self.tape.follows(args, kwargs)
         if not holds and not follows:
             return self._inside(original, module, args, kwargs)
-        known = any(_within(module, b.model) for b in self.before.values())
-        if holds and not known and not any(map(nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
-            self.before[id(module)] = Before.of(module)
         kept = frozen((args, kwargs), self.tape)
         result = self._inside(original, module, args, kwargs)
         self.tape.add(Entry(module, kept[0], kept[1], result, module if holds else None))
@@ -136,6 +139,7 @@ class Watch:
         self._local.stepping = optimizer
         pair = self.pairs.setdefault(id(optimizer), Pair(optimizer, self.built.get(id(optimizer), "")))
         if not pair.taken:
+            pair.before = [Before.of(m) for m in self.tape.models()]
             held = optimizer.state.items()
             pair.state = {
                 "state": {p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()} for p, s in held},
@@ -151,16 +155,26 @@ class Watch:
         rate = max((float(g.get("lr", 0.0)) for g in optimizer.param_groups), default=0.0)
         taken = Taken(self.tape, self.losses, [*self.events, "step"], rate)
         if not pair.taken:
-            taken.moved = sum(b.moved() for b in self.before.values())
-        pair.taken.append(taken)
+            taken.moved = sum(b.moved() for b in pair.before)
+        pair.count += 1
+        if pair.count <= self.steps:
+            pair.taken.append(taken)
         self.tape, self.losses, self.events = Tape(), [], []
-        if len(pair.taken) > 3:
-            pair.taken[-2].losses = pair.taken[-2].losses[-1:]
-        counts = [len(p.taken) for p in self.pairs.values()]
         if self.on_step is not None:
-            self.on_step(max(counts))
-        if min(counts) >= self.steps or max(counts) >= 4 * self.steps or self.late():
+            self.on_step(pair.count)
+        if self.late() or self._enough(pair):
             raise Enough
+
+    def _enough(self, pair: Pair) -> bool:
+        """Whether every pair that still trains has been seen for long enough."""
+        now = time.monotonic()
+        if pair.count < self.steps or any(
+            p.count < self.steps and p.count > pair.count / 8 for p in self.pairs.values()
+        ):
+            self._enough_since = None
+            return False
+        self._enough_since = self._enough_since or now
+        return pair.count >= self.steps + LINGER or now - self._enough_since > LINGER_SECONDS
 
     def late(self) -> bool:
         """Whether the seconds are over."""
@@ -221,13 +235,9 @@ class Watch:
                 (register_optimizer_step_pre_hook, self.about_to_step),
                 (register_optimizer_step_post_hook, self.stepped),
             ):
-                stack.callback(register(hook).remove)  # type: ignore[arg-type]
+                stack.callback(register(hook).remove)
             with Recorder(self):
                 yield
-
-
-def _within(module: nn.Module, model: nn.Module) -> bool:
-    return any(m is module for m in model.modules())
 
 
 #: Where a place in the user's own code is not: the packages around it.
@@ -238,7 +248,7 @@ _LIBRARIES = (
 
 def place() -> str:
     """file:line of the innermost frame that is no library's."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(_LIBRARIES):
