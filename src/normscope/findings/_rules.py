@@ -96,7 +96,7 @@ def rule(
 
 
 #: Families in the order in which they are read where several are equally severe: a cause before what follows from it.
-CAUSES = ("NS8", "NS6", "NS7", "NS11", "NS406", "NS40", "NS1", "NS2", "NS3", "NS41", "NS5", "NS9", "NS42")
+CAUSES = ("NS8", "NS6", "NS7", "NS11", "NS12", "NS406", "NS40", "NS1", "NS2", "NS3", "NS41", "NS5", "NS9", "NS42")
 
 
 def find(profile: Profile) -> list[Finding]:
@@ -108,13 +108,13 @@ def find(profile: Profile) -> list[Finding]:
     view = View(profile)
     found = [f for r in RULES.values() for f in r.findings(view)]
     found = [_in_the_light_of(view.section("trial"), f) for f in found]
-    cause = any(_family(f.code) <= 4 and f.severity != "info" for f in found)
+    cause = any(_family(f.code) <= 5 and f.severity != "info" for f in found)
     if cause:
         found = [f for f in found if f.code not in AFTERWARDS]
 
     def key(f: Finding) -> tuple[bool, int, int, str, int]:
         family = _family(f.code)
-        return cause and family > 4, SEVERITIES.index(f.severity), family, f.code, f.layer or 0
+        return cause and family > 5, SEVERITIES.index(f.severity), family, f.code, f.layer or 0
 
     return sorted(found, key=key)
 
@@ -122,7 +122,10 @@ def find(profile: Profile) -> list[Finding]:
 #: Rates are judged only where wiring, loss and data are clean.
 AFTERWARDS = ("NS402", "NS403", "NS407", "NS423")
 #: What a trial decides: predictions from one batch at the start. The rates of the user's own optimizer by its own trial.
-PREDICTIONS, RATES = ("NS101", "NS102", "NS103", "NS104", "NS105", "NS2", "NS3", "NS401"), ("NS403", "NS405", "NS407")
+PREDICTIONS, RATES = (
+    ("NS101", "NS102", "NS103", "NS104", "NS105", "NS2", "NS3", "NS401", "NS713"),
+    ("NS403", "NS405", "NS407"),
+)
 
 
 def _in_the_light_of(trial: Mapping[str, Any], f: Finding) -> Finding:
@@ -135,7 +138,8 @@ def _in_the_light_of(trial: Mapping[str, Any], f: Finding) -> Finding:
         return replace(f, severity="info", evidence=f"{f.evidence} (yet its own trial trained)") if own else f
     if not f.code.startswith(PREDICTIONS):
         return f
-    if own or (any(races) and False not in races):
+    trained = any(races) and False not in races if own is None else own  # the user's own run counts most
+    if trained:
         return replace(f, severity="info", evidence=f"{f.evidence} (yet the trial trained)")
     return f if None in races else replace(f, severity="warning" if any(races) else "error")
 

@@ -204,6 +204,9 @@ def signal_scale(view: View) -> Iterator[Hit]:
     Reference: He, Zhang, Ren, Sun 2015.
     """
     curve = [r for r in view.hidden("rms") if not math.isnan(r.value)]
+    alive = max((i for i, r in enumerate(curve) if r.value > 0), default=0)
+    # A zero with a signal behind it is beside the chain: a table or a branch that starts at zero.
+    curve = [r for i, r in enumerate(curve) if r.value > 0 or i > alive]
     if len(curve) < 2 or curve[0].value == 0:
         return
     first, last = curve[0].value, curve[-1].value

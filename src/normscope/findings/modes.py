@@ -59,3 +59,40 @@ def untrained_eval(view: View) -> Iterator[Hit]:
     untrained = int(view.facts.get("untrained_batch_norms", 0))
     if untrained and view.facts.get("mode") == "eval":
         yield Hit(None, "untrained_batch_norms", untrained, 0, f"{untrained} batch norm(s) have never seen a batch")
+
+
+@rule(
+    "NS503",
+    "dropout that stays on",
+    severity="warning",
+    meaning="Predictions in eval mode are random, and worse than they need be.",
+    cure="Pass the mode on: F.dropout(h, p, training=self.training), or use nn.Dropout(p).",
+    source="a call of F.dropout with training=True while the model is in eval mode",
+)
+def dropout(view: View) -> Iterator[Hit]:
+    """In eval mode a functional dropout is called with ``training=True``, its default."""
+    c = view.section("calls").get("dropout")
+    if c:
+        inside = f" in {c['module']}" if c["module"] else ""
+        text = f"F.dropout(p={c['p']:g}){inside} stays on in eval mode: training=self.training is missing, evaluation is random"
+        yield Hit(None, "dropout", c["p"], 0.0, text, name=c["module"])
+
+
+@rule(
+    "NS504",
+    "running statistics that hardly move",
+    severity="warning",
+    meaning="In eval mode these batch norms still use their initial mean 0 and variance 1 after hundreds of steps.",
+    cure="torch's momentum is the share of the new batch: momentum=0.1 (another framework's 0.9 or 0.99 is 0.1 or 0.01 here).",
+    source="chosen by us: below 0.005, more than 200 steps to move by 1 - 1/e",
+)
+def slow_statistics(view: View) -> Iterator[Hit]:
+    """A batch norm in training mode with running statistics has a momentum above 0 and below 0.005."""
+    slow = view.section("wiring").get("slow_norms", [])
+    if slow:
+        name, momentum = slow[0]
+        text = (
+            f"{len(slow)} batch norm(s), the first is {name}, with momentum={momentum:g}: the running statistics move by that "
+            f"share a step, and need {1 / momentum:.0f} steps to follow; eval mode will use the initial ones"
+        )
+        yield Hit(None, "momentum", momentum, 0.005, text, name=name)

@@ -108,9 +108,9 @@ def blind(view: View) -> Iterator[Hit]:
     A softmax cross-entropy over one column is zero whatever the weights.
     """
     s = view.section("loss")
-    if s.get("zero_gradient") and s.get("moves") is False:
-        columns = math.prod(s["outputs"][1:])
-        why = ": a softmax over one output (a single class) is constant" if columns == 1 else ""
+    if s.get("zero_gradient") and s.get("moves") is False and not s["reaches_weights"]:
+        one = math.prod(s["outputs"][1:]) == 1 and not view.section("wiring").get("lost", {}).get("tensors")
+        why = ": a softmax over one output (a single class) is constant" if one else ""
         text = f"the loss {s['name']} is {s['value']:.3g} for any outputs {tuple(s['outputs'])}, no gradient{why}"
         yield Hit(None, "gradient", 0.0, 0.0, text)
 
@@ -303,14 +303,16 @@ def unshifted(view: View) -> Iterator[Hit]:
 def bad_start(view: View) -> Iterator[Hit]:
     """The loss of a classifier at this point is more than six times that of the constant answer (the class frequencies).
 
-    Fresh layers of usual gain start within 1.5 times; logits of size s cost about s.
+    Of a regression: the same, and the outputs are three times as large as the targets. Fresh layers of usual gain start
+    within 1.5 times; logits of size s cost about s.
     """
     s = view.section("loss")
-    judged = s.get("task") == "classes" and "constant" in s and not s.get("wrong_sign")
+    wide = s.get("task") == "regression" and s.get("output_rms", 0.0) > 3 * s.get("target_rms", math.inf)
+    judged = (s.get("task") == "classes" or wide) and "constant" in s and not s.get("wrong_sign")
     if judged and s["value"] > max(START * max(s["constant"], 0.1), s["constant"] + 3):
         text = (
             f"the loss is {s['value']:.3g} at the start, and {s['constant']:.3g} for an answer that ignores the "
-            "inputs: logits of size "
+            f"inputs: {'outputs' if wide else 'logits'} of size "
             f"{s.get('output_rms', math.nan):.2g}, too large an initial scale at "
             f"{s.get('last_weight', 'the last layer')}"
         )

@@ -30,8 +30,17 @@ def mixing(view: View) -> Iterator[Hit]:
     Two mechanisms are told from what is meant (batch statistics, graphs): a layer that runs along a sequence (attention,
     recurrent) runs along the batch, it is named; or another sample's output changes at least a third as much as that of the
     sample that was exchanged, as when ``view`` cuts rows out of a transposed tensor. A batch statistic moves the others by
-    1/n of it, and is silent here. Inputs of two axes are judged by sequence layers only: rows may be nodes of a graph.
+    1/n of it, and is silent here. Inputs of two axes are judged by sequence layers only: rows may be nodes of a graph. Nor
+    may an output depend on the place of its sample in the batch.
     """
+    place = view.section("mixing").get("place", 0.0)
+    if place > MIXES:
+        text = (
+            f"when the samples of the batch change places the outputs change by {place:.2g} of their spread: what a sample gets "
+            "depends on its place in the batch, something is added or cut along the batch axis (a positional encoding, a mask)"
+        )
+        yield Hit(None, "place_in_batch", place, MIXES, text)
+        return
     m = view.section("mixing").get("mixes", {})
     if not m or m["others"] < MIXES:
         return

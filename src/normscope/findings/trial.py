@@ -36,7 +36,7 @@ def nothing_trains(view: View) -> Iterator[Hit]:
     if "sgd" not in t or t["sgd"]["trains"] is not False or t["adam"]["trains"] is not False:
         return
     best = max(t["sgd"]["progress"], t["adam"]["progress"])
-    if best >= LITTLE:
+    if best >= LITTLE or t.get("own", {}).get("trains"):
         return
     yield Hit(None, "progress", best, NOTHING, _races(t), "" if best < NOTHING else "warning")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, rule
@@ -138,3 +139,50 @@ def large_steps(view: View) -> Iterator[Hit]:
             f"rate is too large, it will diverge (the weights change by {turned:.0%} a step)"
         )
         yield Hit(None, "loss_after", after, 5 * base, text)
+
+
+@rule(
+    "NS408",
+    "moments the wrong way round",
+    severity="warning",
+    meaning="The first moment averages over more steps than the second: the steps follow gradients that are long gone.",
+    cure="torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.999)).",
+    source="every published setting has beta1 <= beta2; chosen by us: beta1 above 0.99 and above beta2",
+)
+def betas(view: View) -> Iterator[Hit]:
+    """``betas`` of the optimizer are exchanged: beta1 > beta2, and beta1 above 0.99."""
+    b = view.section("update").get("betas")
+    if b and b[0] > b[1] and b[0] > 0.99:
+        text = (
+            f"betas=({b[0]:g}, {b[1]:g}) are swapped: a momentum over {1 / (1 - b[0]):.0f} steps, and a second moment (beta2) "
+            f"over {1 / (1 - b[1]):.0f}"
+        )
+        yield Hit(None, "beta1", b[0], b[1], text)
+
+
+@rule(
+    "NS409",
+    "the schedule takes the rate away",
+    severity="warning",
+    meaning="Within a few dozen steps the learning rate is so small (or zero) that nothing more is learnt.",
+    cure="Step the scheduler once an epoch, not once a batch, or stretch it; a warm-up begins above zero: (step + 1) / warmup.",
+    source="chosen by us: a twentieth of its first value after the trial's steps, or zero throughout",
+)
+def schedule(view: View) -> Iterator[Hit]:
+    """In the user's own steps the learning rate is zero at all of them, or falls to less than a twentieth.
+
+    Not where the whole training (``steps``) is hardly longer than that, as a schedule over few steps ends so.
+    """
+    own = view.section("trial").get("own", {})
+    rates, steps = own.get("rates", []), view.facts.get("checkup", {}).get("steps") or math.inf
+    if len(rates) < 5:
+        return
+    if max(rates) == 0:
+        text = f"the learning rate is 0 in all of the first {len(rates)} steps: the schedule (warm-up) never raises it"
+        yield Hit(None, "learning_rate", 0.0, 0.0, text)
+    elif rates[-1] < 0.05 * rates[0] and steps > 1.5 * len(rates):
+        text = (
+            f"the learning rate falls from {rates[0]:.2g} to {rates[-1]:.2g} within {len(rates)} steps: the scheduler decays it "
+            "after every batch (per step, not per epoch), and nothing is left"
+        )
+        yield Hit(None, "learning_rate", rates[-1], 0.05 * rates[0], text)

@@ -311,3 +311,50 @@ def identical(view: View) -> Iterator[Hit]:
     if names:
         text = f"all units of {listed(names)} have identical weights: constant (symmetric) initialization"
         yield Hit(None, "equal", len(names), 0, text, name=names[0])
+
+
+@rule(
+    "NS614",
+    "gradients cut to nothing",
+    severity="warning",
+    meaning="The optimizer is handed a small part of the gradient of the loss: every step is as much too small (of SGD).",
+    cure="Clip where gradients explode, not all of them: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); look at "
+    "factors by which the loss is divided.",
+    source="chosen by us: a fiftieth of the gradient's norm",
+)
+def cut(view: View) -> Iterator[Hit]:
+    """In the user's own loop the optimizer gets a gradient of less than a fiftieth of the norm of the loss's own.
+
+    As a clipping norm far below the gradients does. Not for optimizers that rescale each entry (Adam).
+    """
+    own, u = view.section("trial").get("own", {}), view.section("update")
+    handed = [(a, b) for a, b in own.get("handed", []) if b > 0]
+    if not handed or "ada" in u.get("class", "ada").lower():
+        return
+    share = max(a / b for a, b in handed)
+    if 0 < share < 0.02:
+        a, b = handed[0]
+        text = (
+            f"the optimizer is handed gradients of norm {a:.2g}, that of the loss is {b:.2g}: clipping (max_norm) or a factor cuts "
+            f"each step to {share:.1%}, the steps are too small"
+        )
+        yield Hit(None, "handed", share, 0.02, text)
+
+
+@rule(
+    "NS615",
+    "a new optimizer at every step",
+    severity="warning",
+    meaning="What an optimizer gathers over steps (moments, momentum) is thrown away each time, and the given one never steps.",
+    cure="Build the optimizer once, before the loop, and step that one.",
+    source="the object that steps",
+)
+def anew(view: View) -> Iterator[Hit]:
+    """Two steps of the user's own loop were taken by two optimizers."""
+    own = view.section("trial").get("own", {})
+    if own.get("optimizers", 1) > 1 and len(own.get("handed", [])) == own["optimizers"]:
+        text = (
+            f"{own['optimizers']} steps of the loop were taken by {own['optimizers']} different optimizers: a new optimizer is "
+            "created (recreated) every step, its state is lost"
+        )
+        yield Hit(None, "optimizers", own["optimizers"], 1, text)

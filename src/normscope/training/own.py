@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from normscope.call.arguments import own_call
 from normscope.call.step import Step
 from normscope.call.traceless import Kept
 from normscope.training.short import ShortRuns, Update
@@ -28,6 +30,10 @@ class Own:
     def __init__(self, at: Step) -> None:
         assert at.optimizer is not None
         self.at, self.optimizer = at, at.optimizer
+        #: Norms of the gradients that the optimizer was handed, and of those of the loss, at the first steps; who stepped.
+        self.handed: list[tuple[float, float]] = []
+        self.steppers: list[int] = []
+        self.kept: list[Any] = []  # so that no two have one id
         self.twin = at.optimizer
 
     def begin(self, copies: Mapping[int, Tensor]) -> Update:
@@ -39,6 +45,12 @@ class Own:
         loss = at.loss if callable(at.loss) else at.criterion.value
 
         def update(args: tuple[Any, ...], kwargs: dict[str, Any], targets: Any) -> Tensor:
+            if len(self.steppers) < 2:
+                with self._noted(copies, args, kwargs, targets):
+                    return step(args, kwargs, targets)
+            return step(args, kwargs, targets)
+
+        def step(args: tuple[Any, ...], kwargs: dict[str, Any], targets: Any) -> Tensor:
             inputs = kwargs if kwargs else args[0] if len(args) == 1 else args
             value = at.train_step(at.root, own, loss, inputs, targets)  # type: ignore[misc]
             if isinstance(value, Tensor) and value.numel() == 1:
@@ -49,6 +61,27 @@ class Own:
                 return at.value(at.whole(args, kwargs), targets)
 
         return update
+
+    @contextmanager
+    def _noted(self, copies: Mapping[int, Tensor], args: Any, kwargs: Any, targets: Any) -> Iterator[None]:
+        """One step of the user's loop, with the size of the gradient that reaches the optimizer beside the loss's own."""
+        wanted = [p for p in copies.values() if p.requires_grad]
+        with torch.random.fork_rng(devices=[]):
+            own_args, own_kwargs, _ = own_call(args, kwargs, grad=False)
+            value = self.at.value(self.at.whole(own_args, own_kwargs), targets)
+            found = torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else []
+        true = _norm(found)
+
+        def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            self.steppers.append(id(optimizer))
+            self.kept.append(optimizer)
+            self.handed.append((_norm([p.grad for g in optimizer.param_groups for p in g["params"]]), true))
+
+        hook = register_optimizer_step_pre_hook(look)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @contextmanager
     def around(self, copies: Mapping[int, Tensor]) -> Iterator[None]:
@@ -156,6 +189,10 @@ def wants_a_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its step evaluates the loss itself, as L-BFGS does: there is no single step to look at."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _norm(grads: Any) -> float:
+    return float(sum(g.detach().float().square().sum() for g in grads if g is not None)) ** 0.5
 
 
 def _number(x: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from normscope.call.arguments import tensors
 from normscope.call.losses import COTANGENT
 from normscope.call.step import Step
+from normscope.findings.checkup.calls import of_calls
 from normscope.findings.checkup.data import firsts, load, of_data
 from normscope.findings.checkup.loop import of_loop
 from normscope.findings.checkup.loss import of_loss
@@ -44,6 +45,7 @@ def check_up(
     except Exception as error:
         found["left_out"]["wiring"] = f"{type(error).__name__}: {error}"
         return found
+    found["steps"] = at.steps
     found["has_loss"] = scene.loss is not None and scene.loss.kind != COTANGENT
     entry = next((t for t in tensors((at.args, at.kwargs)) if t.is_floating_point()), None)
     found["widths"] = {c.name: c.size_out for c in scene.calls}
@@ -61,6 +63,7 @@ def check_up(
     every("wiring", lambda: of_wiring(scene))
     every("loss", lambda: of_loss(scene))
     every("data", lambda: of_data(scene, firsts(read), firsts(valid)) | {"broken": broken or {}})
+    every("calls", lambda: of_calls(scene) | {"twice": scene.twice})
     every("mixing", lambda: of_mixing(scene))
     every("update", lambda: of_update(scene))
     every("loop", lambda: observed["loop"] if "loop" in observed else of_loop(at))

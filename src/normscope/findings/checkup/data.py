@@ -24,8 +24,7 @@ def load(at: Step, source: Any, most: int = MOST) -> list[tuple[Any, Any]]:
     """(inputs, targets) of the first batches, as the step reads them; random streams as they were."""
     if source is None:
         return []
-    pair = isinstance(source, tuple) and len(source) == 2 and all(isinstance(x, Tensor) and x.dim() for x in source)
-    if pair and len(source[0]) == len(source[1]):  # one batch, not a list of two
+    if _one_batch(source):
         source = [source]
     start = time.perf_counter()
 
@@ -43,6 +42,15 @@ def load(at: Step, source: Any, most: int = MOST) -> list[tuple[Any, Any]]:
             return some()
 
     return [(batch, None) if at.step is not None else read_batch(batch) for batch in pull(Source())]
+
+
+def _one_batch(source: Any) -> bool:
+    """Whether a tuple is (inputs, targets), not two batches: as long as each other, and not pairs themselves."""
+    if not isinstance(source, tuple) or len(source) != 2:
+        return False
+    first, second = (next(tensors(x), None) for x in source)
+    pairs = all(isinstance(x, tuple | list) and len(x) == 2 for x in source)
+    return first is not None and second is not None and first.shape[:1] == second.shape[:1] and not pairs
 
 
 def firsts(batches: list[tuple[Any, Any]]) -> list[tuple[Tensor, Tensor | None]]:

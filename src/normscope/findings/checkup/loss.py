@@ -28,6 +28,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     g = _gradient(scene, o, t)
     if g is None:
         return found
+    found["reaches_weights"] = any(w is not None and bool((w != 0).any()) for w in scene.grads.values())
     found["zero_gradient"] = not bool((g != 0).any())
     found["moves"] = value(o + o.std().clamp_min(1.0) * _noise(o), t) != scene.value
     classes = _classes(o, t)
@@ -43,6 +44,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes)
     found |= _constant_answer(value, o, t, classes, found)
     found |= _sign(value, o, t, g, classes, found["task"], scene.value)
+    found["target_rms"] = float(t.float().square().mean().sqrt()) if t.numel() and not t.is_complex() else math.nan
     found["output_rms"] = float(o.square().mean().sqrt())
     found["last"] = scene.calls[-1].name if scene.calls else ""
     found["last_weight"] = _last_weight(scene)
@@ -175,16 +177,12 @@ def _reading_of_targets(o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Te
     found["outside_binary"] = binary and (found["target_range"][0] < 0 or found["target_range"][1] > 1)
     if t.shape == o.shape and o.dim() == 2 and o.shape[1] > 2 and bool(((t == 0) | (t == 1)).all()):
         found["several_ones"] = float((t.sum(1) > 1).float().mean())
-    if classes is not None and o.dim() == 2 and t.dim() == 1:
-        silent = (g == 0).all(1)
+    if t.dim() == 1 and o.dim() >= 1 and len(o) == len(t) and 2 <= len(t.unique()) <= 100:
+        silent = (g == 0).reshape(len(g), -1).all(1)
         for k in t.unique().tolist():
             mine = t == k
-            if (
-                0 <= k < o.shape[1]
-                and bool(silent[mine].all())
-                and not bool(silent[~mine].any())
-                and bool((~mine).any())
-            ):
+            known = classes is None or 0 <= k < o.shape[-1]
+            if known and bool(silent[mine].all()) and not bool(silent[~mine].any()):
                 found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean())}
     return found
 
@@ -202,7 +200,7 @@ def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, f
         tried += [x.to(o).expand_as(o).contiguous() for x in (torch.logit(share, 1e-4), share)]
     elif found["task"] == "regression":
         tried += [t.float().reshape(o.shape).mean(0, keepdim=True).to(o).expand_as(o).contiguous()]
-    values = [v for c in tried if math.isfinite(v := value(c, t))]
+    values = [v for c in tried if math.isfinite(v := value(c, t))] if found["task"] != "other" else []
     return {"constant": min(values)} if values else {}
 
 

@@ -29,6 +29,7 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
         if not bool(torch.isfinite(base).all()):
             return
         found.update(_mixes(again, base, inputs))
+        found.update(_place(again, base))
         if len(inputs) == 1 and inputs[0].is_floating_point():
             found.update(_affine(again, scene))
             found.update(_pixels(again, base, inputs[0]))
@@ -45,6 +46,19 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
             found["zeroed"]["redrawn"] = float(((one == 0) != (other == 0)).float().mean())
     found["padding"] = _padding(scene)
     return found
+
+
+def _place(again: Rerun, base: Tensor) -> dict[str, Any]:
+    """How far a sample's output moves when the samples change places, relative to the spread of the outputs."""
+    n = again.samples.n
+    if len(base) != n or n < 4 or not base.is_floating_point():
+        return {}
+    rolled = again.output(*again.alter(lambda x: x.roll(1, 0)))
+    # Noise has its own place in the batch: what a second seed changes is not told from it.
+    if rolled.shape != base.shape or not torch.equal(base, again.output(seed=again.at.seed + 1)):
+        return {}
+    spread = float((base - base.mean(0)).abs().max())
+    return {"place": float((rolled - base.roll(1, 0)).abs().max()) / spread} if spread > 0 else {}
 
 
 def through_time(scene: Scene) -> dict[str, Any]:

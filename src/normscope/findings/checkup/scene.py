@@ -55,6 +55,8 @@ class Scene:
     targets: Any = None
     loss: Loss | None = None
     value: float = float("nan")
+    #: Layers whose input channels are the same twice.
+    twice: list[dict[str, Any]] = field(default_factory=list)
     grads: dict[str, Tensor | None] = field(default_factory=dict)
     #: Names of leaves behind the outputs that are no registered parameters; "" where no module holds it.
     unregistered: list[tuple[str, int]] = field(default_factory=list)
@@ -108,8 +110,8 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
             continue
         if id(leaf) in mine:
             scene.reached.add(mine[id(leaf)])
-        elif leaf.numel() > 1:
-            original = others.get(id(leaf), id(leaf))
+        elif leaf.numel() > 1 and (isinstance(leaf, nn.Parameter) or id(leaf) in others):
+            original = others.get(id(leaf), id(leaf))  # other leaves are made on the way, to differentiate by them
             scene.unregistered.append((held.get(original, ""), original))
     wanted = [(n, scene.copies[k]) for k, n in scene.names.items() if scene.copies[k].requires_grad]
     if value is not None and value.requires_grad and wanted:
@@ -137,6 +139,8 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
             _varies(x, samples, module), _varies(y, samples, module),
             tuple(x.shape),
         )  # fmt: skip
+        if weighted and (channels := _same_twice(x, module)):
+            scene.twice.append({"module": call.name, "channels": channels})
         if weighted and not x.requires_grad and not weights_ran[0]:
             call.data = x.detach()
         weights_ran[0] |= weighted
@@ -156,9 +160,18 @@ def _varies(x: Tensor, samples: Samples, module: nn.Module) -> float:
     rows = samples.of(x.detach(), module) if x.is_floating_point() else None
     if rows is None or len(rows) < 2:
         return float("nan")
-    rows = rows[:32].flatten(1)[:, :4096].float()
+    rows = rows[:32].reshape(min(len(rows), 32), -1)[:, :4096].float()
     size = rows.square().mean().sqrt()
     return float(rows.std(0).square().mean().sqrt() / size) if size > 0 else 0.0
+
+
+def _same_twice(x: Tensor, module: nn.Module) -> int:
+    """How many channels a layer gets, where the second half of them equals the first; 0 elsewhere."""
+    axis = 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
+    if not x.is_floating_point() or x.dim() < 2 or x.shape[axis] < 4 or x.shape[axis] % 2:
+        return 0
+    one, other = x.detach()[:16].chunk(2, axis)
+    return x.shape[axis] if bool(one.std() > 0) and torch.equal(one, other) else 0
 
 
 def held_names(root: nn.Module) -> dict[int, str]:

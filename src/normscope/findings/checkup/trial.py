@@ -198,6 +198,7 @@ class _Trial:
         if course.seen is not None:
             found |= dict(zip(("again", "eval_after", "valid_after"), course.seen, strict=True))
         fell = found["progress"] > FALLS
+        found |= {"rates": rates, "handed": mine.handed, "optimizers": len(set(mine.steppers))}
         return found | {"trains": fell if fell or course.blown or len(course.losses) >= ENOUGH else None}
 
 

@@ -51,6 +51,7 @@ def of_update(scene: Scene) -> dict[str, Any]:
     found["decay_cosine"] = _cosine(d[some], d0[some])
     found["decay"] = max(float(x.get("weight_decay", 0.0) or 0.0) for x in optimizer.param_groups)
     found["decay_pace"] = found["decay"] * found["lr"] / (1 - momentum if momentum < 1 else 1e-3)
+    found["betas"] = next((list(x["betas"]) for x in optimizer.param_groups if "betas" in x), None)
     found["gradient_rms"] = float(g.square().mean().sqrt())
     found["eps"] = max(
         (float(x["eps"]) for x in optimizer.param_groups if isinstance(x.get("eps"), int | float)), default=0.0

@@ -16,6 +16,14 @@ from normscope.call.reach import Reach
 from normscope.findings.checkup.scene import Rerun, Scene
 
 
+def _slow_norms(root: nn.Module) -> list[tuple[str, float]]:
+    """Batch norms in training mode whose running statistics hardly move, and their momentum."""
+    return [
+        (n, m.momentum) for n, m in root.named_modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats and m.momentum and m.momentum < 0.005
+    ]  # fmt: skip
+
+
 def of_wiring(scene: Scene) -> dict[str, Any]:
     """Names and numbers about who moves; see the rules NS6xx."""
     root, at = scene.at.root, scene.at
@@ -61,6 +69,7 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
         if not any(bool((p != 0).any()) for p in c.module.parameters(recurse=False) if p.dim() > 1)
         and any(p.dim() > 1 for p in c.module.parameters(recurse=False))
     ]  # fmt: skip
+    found["slow_norms"] = _slow_norms(root)
     found["equal_units"] = _equal_units(scene)
     found["random_frozen"] = _random_frozen(scene, named, held)
     found["copy"] = _copy(scene)

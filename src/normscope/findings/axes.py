@@ -1,0 +1,69 @@
+"""NS119 to NS121: axes and channels that were taken for others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from normscope.findings._rules import Hit, View, rule
+
+
+@rule(
+    "NS119",
+    "axes exchanged by a reshape",
+    severity="warning",
+    meaning="A view or reshape keeps the order of the numbers: what was one row, pixel or channel is cut up among others.",
+    cure="Move the axes first: x.transpose(1, 2) for (n, time, channels), x.permute(0, 2, 3, 1).reshape(-1, c) for images.",
+    source="the shapes: two axes have each other's lengths behind the call",
+)
+def reshaped(view: View) -> Iterator[Hit]:
+    """A reshape or view in the model or the loss gives axes each other's places: (n, a, b) to (n, b, a), (n, c, h, w) to
+    (n h w, c). Axes of equal lengths cannot be told apart and are not judged.
+    """
+    c = view.section("calls").get("reshaped")
+    if c:
+        text = (
+            f"a reshape takes {tuple(c['from'])} to {tuple(c['to'])}{_inside(c['module'])}: the axes exchange their lengths and "
+            "the numbers are scrambled; a permute (transpose) is missing"
+        )
+        yield Hit(None, "axes", 1.0, 0.0, text, name=c["module"])
+
+
+@rule(
+    "NS120",
+    "softmax over another axis",
+    severity="warning",
+    meaning="The weights do not sum to one where they are summed over: attention is no average of the values any more.",
+    cure="Take the axis that the product sums over: scores.softmax(-1) @ values.",
+    source="the axis of the softmax beside that of the product",
+)
+def softmax(view: View) -> Iterator[Hit]:
+    """What a softmax gave is multiplied into another tensor, and the product sums over another axis than the softmax did."""
+    c = view.section("calls").get("softmax")
+    if c:
+        text = (
+            f"a softmax runs over axis {c['dim']} (dim={c['dim']}) of {tuple(c['shape'])}{_inside(c['module'])}, and the product "
+            f"behind it sums over axis {c['summed']}: the attention weights of a query do not sum to one; wrong axis"
+        )
+        yield Hit(None, "axes", 1.0, 0.0, text, name=c["module"])
+
+
+@rule(
+    "NS121",
+    "the same features twice",
+    severity="warning",
+    meaning="Half of what this layer gets repeats the other half: what was to stand there is not seen.",
+    cure="Look at the torch.cat in front of it: torch.cat([up, skip], 1), not the same tensor twice.",
+    source="equal to the last bit",
+)
+def twice(view: View) -> Iterator[Hit]:
+    """The two halves of a layer's input channels are equal, to the last bit, for all samples, and not constant."""
+    for c in view.section("calls").get("twice", [])[:1]:
+        text = (
+            f"{c['module']} gets {c['channels']} channels, the second half equal to the first: the same tensor was concatenated "
+            "with itself (a duplicate in torch.cat), and the skip or second input is not seen"
+        )
+        yield Hit(None, "channels", 0.5, 0.0, text, name=c["module"])
+
+
+def _inside(module: str) -> str:
+    return f" in {module}" if module else ""
