@@ -601,17 +601,22 @@ def a_branch_beside_itself():
 
 
 class Drops(nn.Module):
-    def __init__(self, always):
+    def __init__(self, always, p=0.2):
         super().__init__()
-        self.always, self.inp, self.out = always, nn.Linear(12, 32), nn.Linear(32, 3)
+        self.p, self.always, self.inp, self.out = p, always, nn.Linear(12, 32), nn.Linear(32, 3)
 
     def forward(self, x):
-        return self.out(F.dropout(F.relu(self.inp(x)), 0.2, training=self.always or self.training))
+        return self.out(F.dropout(F.relu(self.inp(x)), self.p, training=self.always or self.training))
 
 
 @broken("NS503")
 def dropout_that_never_ends():
     return classify(Drops(True))
+
+
+@broken("NS505")
+def a_share_to_keep_taken_for_one_to_drop():
+    return classify(Drops(False, 0.9))
 
 
 def normed(momentum):
@@ -688,18 +693,206 @@ def a_rate_that_halves_after_every_batch():
     return scheduled(0.5)
 
 
+# One rule, another mechanism
+
+
+@broken("NS604", severity="error")
+def a_loss_that_counts_hits():
+    return classify(mlp(12, 32, 3)) | {"loss": lambda o, t: (o.argmax(1) != t).float().mean()}
+
+
+@broken("NS604", severity="error")
+def outputs_that_are_detached():
+    class Cut(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    return classify(Cut(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3)))
+
+
+@broken("NS704")
+def a_loss_that_rounds():
+    return regress(mlp(12, 32, 1), lambda t: (t > 0).float()) | {
+        "loss": lambda o, t: (o.sigmoid().round() - t).square().mean()
+    }
+
+
+@broken("NS701")
+def a_softmax_before_the_loss():
+    return classify(mlp(12, 32, 3)) | {"loss": lambda o, t: F.cross_entropy(o.softmax(1), t)}
+
+
+class Dense(nn.Module):
+    """Classes of every place of a picture."""
+
+    def __init__(self, end=None):
+        super().__init__()
+        self.body, self.end = nn.Conv2d(3, 16, 3, padding=1), end or nn.Identity()
+        self.out = nn.Conv2d(16, 3, 1)
+
+    def forward(self, x):
+        return self.end(self.out(F.relu(self.body(x))))
+
+
+def places(model, loss):
+    x = torch.randn(448, 3, 9, 8)
+    t = torch.bucketize(x[:, 0].contiguous(), torch.tensor([-0.5, 0.5]))
+    return setup(model, x, t, loss)
+
+
+@broken("NS702")
+def a_softmax_over_the_width():
+    return places(Dense(nn.LogSoftmax(3)), nn.NLLLoss())
+
+
+@broken("NS711")
+def the_background_ignored():
+    return places(Dense(), nn.CrossEntropyLoss(ignore_index=0))
+
+
+@broken("NS711")
+def weights_for_the_majority():
+    x, _ = table()
+    t = (torch.arange(448) % 8 == 0).long()
+    return setup(mlp(12, 32, 2), x, t, nn.CrossEntropyLoss(weight=torch.tensor([0.875, 0.125])))
+
+
+class Spread(nn.Module):
+    """A mean and a log-variance."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.mean, self.log = mlp(12, 32), nn.Linear(32, 1), nn.Linear(32, 1)
+
+    def forward(self, x):
+        h = F.relu(self.body(x))
+        return self.mean(h), self.log(h)
+
+
+def likelihood(sign):
+    return regress(Spread()) | {"loss": lambda o, t: (o[1] + (t - o[0]).square() * (sign * o[1]).exp()).mean()}
+
+
+@broken("NS706")
+def a_variance_of_the_wrong_sign():
+    return likelihood(1)
+
+
+class Writer(nn.Module):
+    """A language model; without a mask each place sees what it is asked for."""
+
+    def __init__(self, causal):
+        super().__init__()
+        self.causal, self.emb, self.place = causal, nn.Embedding(20, 32), nn.Embedding(12, 32)
+        self.block, self.out = nn.TransformerEncoderLayer(32, 2, 64, 0.0, batch_first=True), nn.Linear(32, 20)
+
+    def forward(self, x):
+        n = x.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(n) if self.causal else None
+        return self.out(self.block(self.emb(x) + self.place(torch.arange(n)), src_mask=mask))
+
+
+def written(causal):
+    x = (torch.randint(20, (448, 1)) + torch.arange(13) * torch.randint(1, 4, (448, 1))) % 20
+    return setup(Writer(causal), x[:, :-1], x[:, 1:], lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()))
+
+
+@broken("NS712", "block")
+def a_language_model_that_looks_ahead():
+    return written(False)
+
+
+class Words(nn.Module):
+    """Attention over tokens; ``keep``: true where a token is, else where padding is; ``place``: whether positions are added."""
+
+    def __init__(self, keep=False, place=True):
+        super().__init__()
+        self.keep, self.emb, self.place = keep, nn.Embedding(30, 16), nn.Embedding(12, 16) if place else None
+        self.attention, self.out = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 2)
+
+    def forward(self, x):
+        h = self.emb(x)
+        if self.place is not None:
+            h = h + self.place(torch.arange(x.shape[1]))
+        h, _ = self.attention(h, h, h, key_padding_mask=(x != 0) if self.keep else (x == 0))
+        return self.out(h.mean(1))
+
+
+def words(padded, **options):
+    x = torch.randint(1, 30, (448, 12))
+    if padded:
+        x[torch.arange(12) >= torch.randint(4, 11, (448, 1))] = 0
+    return setup(Words(**options), x, (x[:, 0] > 15).long(), nn.CrossEntropyLoss())
+
+
+@broken("NS115", "attention")
+def a_mask_the_wrong_way_round():
+    return words(True, keep=True)
+
+
+@broken("NS112", "attention", severity="info")
+def tokens_without_places():
+    return words(False, place=False)
+
+
+@broken("NS810", "emb")
+def categories_scaled_before_the_cast():
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.emb, self.out = nn.Embedding(12, 16), nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.out(self.emb(x.long()).flatten(1))
+
+    x = torch.randint(12, (448, 1))
+    return setup(Cast(), x / 11.0, (x[:, 0] > 5).long(), nn.CrossEntropyLoss())
+
+
+@broken("NS606", "0")
+def a_frozen_table_of_zeros():
+    model = mlp(12, 32, 32, 3)
+    nn.init.zeros_(model[0].weight)
+    model[0].requires_grad_(False)
+    return classify(model, optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.scale = mlp(12, 32, 3), nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.scale * self.body(x)
+
+
+@broken("NS605", "body")
+def all_but_a_number_frozen():
+    model = Scaled()
+    model.body.requires_grad_(False)
+    return classify(model, optimizer=torch.optim.SGD([model.scale], 0.1))
+
+
 #: The nearest set-up that is as it should be: its rule is silent.
 HEALED = {
     "NS111": lambda: classify(nn.Sequential(mlp(12, 32, 32), nn.Dropout(0.5), nn.Linear(32, 3))),
+    "NS112": lambda: words(False),
+    "NS115": lambda: words(True),
     "NS119": lambda: sequences(Axes(lambda x: x.transpose(1, 2))),
     "NS120": lambda: sequences(Attends(-1)),
     "NS121": lambda: classify(Joined(False)),
     "NS503": lambda: classify(Drops(False)),
+    "NS505": lambda: classify(Drops(False, 0.5)),
     "NS504": lambda: normed(0.01),
     "NS408": lambda: adam(betas=(0.9, 0.95)),
     "NS409": lambda: scheduled(0.99),
     "NS614": lambda: cut(1.0),
     "NS615": lambda: stepping(plain),
+    "NS701": lambda: classify(mlp(12, 32, 3)) | {"loss": nn.CrossEntropyLoss(label_smoothing=0.2)},
+    "NS702": lambda: places(Dense(nn.LogSoftmax(1)), nn.NLLLoss()),
+    "NS706": lambda: likelihood(-1),
+    "NS711": lambda: places(Dense(), nn.CrossEntropyLoss()),
+    "NS712": lambda: written(True),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -93,6 +93,17 @@ def rule(
         return RULES.add(code, Rule(code, title, severity, meaning, cure, source, text, check))
 
     return enrol
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """A few names in words."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def inside(module: str) -> str:
+    """Words for the module that was running; none for the model itself."""
+    return f" in {module}" if module else ""
 
 
 #: Families in the order in which they are read where several are equally severe: a cause before what follows from it.

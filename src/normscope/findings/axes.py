@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, rule
+from normscope.findings._rules import Hit, View, inside, rule
 
 
 @rule(
@@ -22,7 +22,7 @@ def reshaped(view: View) -> Iterator[Hit]:
     c = view.section("calls").get("reshaped")
     if c:
         text = (
-            f"a reshape takes {tuple(c['from'])} to {tuple(c['to'])}{_inside(c['module'])}: the axes exchange their lengths and "
+            f"a reshape takes {tuple(c['from'])} to {tuple(c['to'])}{inside(c['module'])}: the axes exchange their lengths and "
             "the numbers are scrambled; a permute (transpose) is missing"
         )
         yield Hit(None, "axes", 1.0, 0.0, text, name=c["module"])
@@ -41,7 +41,7 @@ def softmax(view: View) -> Iterator[Hit]:
     c = view.section("calls").get("softmax")
     if c:
         text = (
-            f"a softmax runs over axis {c['dim']} (dim={c['dim']}) of {tuple(c['shape'])}{_inside(c['module'])}, and the product "
+            f"a softmax runs over axis {c['dim']} (dim={c['dim']}) of {tuple(c['shape'])}{inside(c['module'])}, and the product "
             f"behind it sums over axis {c['summed']}: the attention weights of a query do not sum to one; wrong axis"
         )
         yield Hit(None, "axes", 1.0, 0.0, text, name=c["module"])
@@ -63,7 +63,3 @@ def twice(view: View) -> Iterator[Hit]:
             "with itself (a duplicate in torch.cat), and the skip or second input is not seen"
         )
         yield Hit(None, "channels", 0.5, 0.0, text, name=c["module"])
-
-
-def _inside(module: str) -> str:
-    return f" in {module}" if module else ""

@@ -90,8 +90,8 @@ def column_scales(view: View) -> Iterator[Hit]:
     if f and f.get("column_ratio", 1.0) > COLUMNS and f["widest_std"] > 10:
         text = (
             f"the features' standard deviations range from {f['narrowest_std']:.2g} to {f['widest_std']:.2g} "
-            f"(column {f['widest']}): a "
-            f"factor of {f['column_ratio']:.1g} in scale, not standardized"
+            f"(column {f['widest']} of what {f['module'] or 'the first layer'} gets): a factor of {f['column_ratio']:.1g} "
+            "in scale, not standardized"
         )
         yield Hit(None, "column_ratio", f["column_ratio"], COLUMNS, text)
 
@@ -229,7 +229,9 @@ def other_valid(view: View) -> Iterator[Hit]:
     source="chosen by us: ids beyond the table, and a third of all tokens in one row",
 )
 def one_row(view: View) -> Iterator[Hit]:
-    """The inputs hold ids beyond the embedding's rows, and on the way to it a third of all tokens or more became one id."""
+    """The inputs hold ids beyond the embedding's rows, and on the way to it a third of all tokens or more became one id; or
+    all ids of a batch are one, of a table of more than three rows.
+    """
     t = view.section("data").get("tokens")
     if (
         t
@@ -244,6 +246,13 @@ def one_row(view: View) -> Iterator[Hit]:
             f"{t['rows']} rows, and they are clamped to its vocabulary"
         )
         yield Hit(None, "one_row", t["one_row"], 1 / 3, text, name=t["module"])
+    one = view.section("data").get("one_id")
+    if one:
+        text = (
+            f"{one['share']:.0%} of the ids that {one['module']} (an embedding of {one['rows']} rows) gets are {one['id']}: a "
+            "constant; were categories scaled, then cast to integers (all zero)?"
+        )
+        yield Hit(None, "one_row", one["share"], 1 / 3, text, name=one["module"])
 
 
 @rule(

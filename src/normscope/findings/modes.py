@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, rule, where
+from normscope.findings._rules import Hit, View, inside, listed, rule, where
 
 DISTANCE, FAR = 0.5, 5.0
 #: Steps x momentum from which on the running statistics have had time to move: e^-2.5 = 8 % of the start is left.
@@ -73,8 +73,7 @@ def dropout(view: View) -> Iterator[Hit]:
     """In eval mode a functional dropout is called with ``training=True``, its default."""
     c = view.section("calls").get("dropout")
     if c:
-        inside = f" in {c['module']}" if c["module"] else ""
-        text = f"F.dropout(p={c['p']:g}){inside} stays on in eval mode: training=self.training is missing, evaluation is random"
+        text = f"F.dropout(p={c['p']:g}){inside(c['module'])} stays on in eval mode (random): training=self.training is missing"
         yield Hit(None, "dropout", c["p"], 0.0, text, name=c["module"])
 
 
@@ -96,3 +95,21 @@ def slow_statistics(view: View) -> Iterator[Hit]:
             f"share a step, and need {1 / momentum:.0f} steps to follow; eval mode will use the initial ones"
         )
         yield Hit(None, "momentum", momentum, 0.005, text, name=name)
+
+
+@rule(
+    "NS505",
+    "dropout that keeps almost nothing",
+    severity="warning",
+    meaning="Of each sample's features a fifth or less gets through, and others at every step: the gradient is mostly noise.",
+    cure="p is the share that is dropped, not kept: nn.Dropout(0.1).",
+    source="chosen by us: 0.8; published rates lie between 0.1 and 0.5 (Srivastava et al. 2014)",
+)
+def heavy_dropout(view: View) -> Iterator[Hit]:
+    """A dropout in training mode drops 80 % or more of its inputs."""
+    heavy = view.section("calls").get("heavy", [])
+    if heavy:
+        name, p = heavy[0]
+        names = list(dict.fromkeys(n for n, _ in heavy if n))
+        text = f"dropout with p={p:g}{inside(listed(names) if names else '')} keeps {1 - p:.0%} only: p is dropped, not keep_prob"
+        yield Hit(None, "dropout", p, 0.8, text, name=name)

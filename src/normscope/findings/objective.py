@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, rule
+from normscope.findings._rules import Hit, View, inside, rule
 
 FLOOR, OUTSIDE = 0.1, 0.1
 START = 6.0
@@ -56,6 +56,14 @@ def bounded_logits(view: View) -> Iterator[Hit]:
             f"{s['floor']:.2f}, a constant one {s['constant']:.2f}"
         )
         yield Hit(None, "floor", s["floor"], s["free"], text, name=module)
+    elif "capped" in s and s["capped"][0] > FLOOR * s["capped"][1]:
+        best, worst = s["capped"]
+        kind = "sigmoid" if s["task"] == "binary" else "softmax"
+        text = (
+            f"the loss {s['name']} lies between {best:.2f} and {worst:.2f} however right or wrong the logits are: a {kind} is "
+            f"taken before the loss's own ({kind} twice)"
+        )
+        yield Hit(None, "floor", best, 0.0, text, name=s.get("last", ""))
 
 
 @rule(
@@ -69,8 +77,10 @@ def bounded_logits(view: View) -> Iterator[Hit]:
 def over_the_batch(view: View) -> Iterator[Hit]:
     """The outputs, or their exponentials, sum to one over the samples, not over the classes."""
     sums = view.section("loss").get("sums_to_one", {})
-    if sums.get("over") == "samples":
-        text = f"the outputs are {sums['what']} that sum to one over the batch axis (dim=0), not over the classes"
+    over = sums.get("over", "classes")
+    if over != "classes":
+        name = "the batch axis (dim=0)" if over == "samples" else f"{over} (dim={over[5:]})"
+        text = f"the outputs are {sums['what']} that sum to one over {name}, not over the classes: a softmax along a wrong axis"
         yield Hit(None, "sums", 1.0, 1.0, text, name=view.section("loss").get("last", ""))
 
 
@@ -112,6 +122,12 @@ def blind(view: View) -> Iterator[Hit]:
         one = math.prod(s["outputs"][1:]) == 1 and not view.section("wiring").get("lost", {}).get("tensors")
         why = ": a softmax over one output (a single class) is constant" if one else ""
         text = f"the loss {s['name']} is {s['value']:.3g} for any outputs {tuple(s['outputs'])}, no gradient{why}"
+        yield Hit(None, "gradient", 0.0, 0.0, text)
+    elif s.get("zero_gradient") and not s["reaches_weights"] and not view.section("wiring").get("cut"):
+        text = (
+            f"the loss {s['name']} changes with the outputs in steps only, its gradient is exactly zero: it is not differentiable "
+            "(a rounding, a comparison, a hard threshold, an accuracy)"
+        )
         yield Hit(None, "gradient", 0.0, 0.0, text)
 
 
@@ -252,12 +268,15 @@ def not_binary(view: View) -> Iterator[Hit]:
     "NS711",
     "a class is ignored",
     severity="warning",
-    meaning="All samples of one class get no gradient: ignore_index or a weight of zero takes them out.",
-    cure="Take an index that no class has: nn.CrossEntropyLoss(ignore_index=-100).",
-    source="rows of exactly zero gradient, one label a sample",
+    meaning="Samples of one class get no gradient, or much less than those of classes that need it less.",
+    cure="Take an index that no class has: nn.CrossEntropyLoss(ignore_index=-100); class weights fall with the class's count.",
+    source="rows of exactly zero gradient; chosen by us: a pull twice as large though three times as common",
 )
 def ignored(view: View) -> Iterator[Hit]:
-    """Every sample of one class has a gradient of exactly zero in the outputs, and no sample of the others."""
+    """Every sample of one class has a gradient of exactly zero in the outputs, and no sample of the others; padding apart.
+
+    Or the samples of the commonest class pull more than twice as hard as those of the rarest, where counts differ threefold.
+    """
     k = view.section("loss").get("ignored_class")
     if k:
         text = (
@@ -265,30 +284,41 @@ def ignored(view: View) -> Iterator[Hit]:
             "(ignore_index or weight 0)"
         )
         yield Hit(None, "ignored", k["share"], 0.0, text)
+    w = view.section("loss").get("weighted")
+    if w and w["pull"] > 2:
+        text = (
+            f"a sample of class {w['common']} pulls {w['pull']:.2g} times as hard as one of class {w['rare']}, which is "
+            f"{w['counts']:.2g} times as rare: the class weights are inverted, the majority counts even more"
+        )
+        yield Hit(None, "weights", w["pull"], 2.0, text)
 
 
 @rule(
     "NS712",
     "the targets are the inputs",
     severity="warning",
-    meaning="Each position is asked for its own token, which it sees: the loss falls to zero and nothing is learnt.",
-    cure="Shift by one: model(tokens[:, :-1]) against tokens[:, 1:].",
-    source="chosen by us: 99 % of the positions, in a model that does not look ahead",
+    meaning="Each position is asked for a token that it sees: the loss falls to zero and nothing is learnt.",
+    cure="Shift by one: model(tokens[:, :-1]) against tokens[:, 1:]; in a model that sees ahead, give attention a causal mask.",
+    source="chosen by us: 99 % of the positions, in a model that does not look ahead; 90 % of the next ones in one that does",
 )
 def unshifted(view: View) -> Iterator[Hit]:
-    """At 99 % of the positions the token whose logit the loss wants raised is the input token there, in a causal model.
+    """At 99 % of the positions the token whose logit the loss wants raised is the input token there, in a causal model; or it
+    is the next token, and the model looks ahead.
 
     A loss that shifts by itself wants another token, and is silent.
     """
     share = view.section("loss").get("copied_inputs", 0.0)
     if share > 0.99:
-        yield Hit(
-            None,
-            "copied",
-            share,
-            0.99,
-            f"at {share:.0%} of the positions the target equals the input token: not shifted by one",
+        text = f"at {share:.0%} of the positions the target equals the input token: not shifted by one"
+        yield Hit(None, "copied", share, 0.99, text)
+    ahead = view.section("loss").get("sees_ahead", 0.0)
+    if ahead > 1e-4:
+        who = view.section("calls").get("attention") or ""
+        text = (
+            f"the targets are the next tokens, and another last token changes the outputs before it (by {ahead:.1g} of the "
+            f"largest): the model sees the future, attention{inside(who)} has no causal mask; the answer leaks"
         )
+        yield Hit(None, "sees_ahead", ahead, 1e-4, text, name=who)
 
 
 @rule(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, rule
+from normscope.findings._rules import Hit, View, inside, rule
 
 MIXES, OUTSHINES = 1e-2, 0.3
 AFFINE = 1e-4
@@ -33,15 +34,15 @@ def mixing(view: View) -> Iterator[Hit]:
     1/n of it, and is silent here. Inputs of two axes are judged by sequence layers only: rows may be nodes of a graph. Nor
     may an output depend on the place of its sample in the batch.
     """
+    m = view.section("mixing").get("mixes", {})
     place = view.section("mixing").get("place", 0.0)
-    if place > MIXES:
+    if place > MIXES and not (m and m["others"] >= MIXES and m.get("sequence")):
         text = (
             f"when the samples of the batch change places the outputs change by {place:.2g} of their spread: what a sample gets "
             "depends on its place in the batch, something is added or cut along the batch axis (a positional encoding, a mask)"
         )
         yield Hit(None, "place_in_batch", place, MIXES, text)
         return
-    m = view.section("mixing").get("mixes", {})
     if not m or m["others"] < MIXES:
         return
     strong = m["axes"] >= 3 and m["others"] > OUTSHINES * m["own"]
@@ -60,19 +61,29 @@ def mixing(view: View) -> Iterator[Hit]:
 
 @rule(
     "NS112",
-    "the places of pixels are lost",
+    "places are lost",
     severity="warning",
-    meaning="Shuffling the pixels of an image changes no output: pooling before the layers leaves almost no "
-    "information.",
+    meaning="Shuffling the pixels of an image, or the tokens of a text, changes no output: their order is not seen.",
     cure="Pool after the convolutions, not before them: nn.Sequential(convolutions, nn.AdaptiveAvgPool2d(1), "
-    "nn.Flatten(), head).",
+    "nn.Flatten(), head); add positions to tokens: h = embed(ids) + positions(torch.arange(ids.shape[1])).",
     source="chosen by us: no change beyond rounding",
 )
 def pixels_lost(view: View) -> Iterator[Hit]:
-    """All pixels of the inputs (n, c, h, w) were shuffled by one permutation, and the outputs stayed the same.
+    """All pixels of the inputs (n, c, h, w) were shuffled by one permutation, and the outputs stayed the same; or all token
+    ids of a model with attention: a note, unless the user's own trial got nowhere.
 
     Global pooling of the raw image does this: one number a channel is left, a bottleneck.
     """
+    attention, order = view.section("calls").get("attention"), view.section("mixing").get("order", math.inf)
+    if attention is not None and order < 1e-4:
+        text = (
+            f"with shuffled tokens the outputs change by {order:.1e} of their spread (or change places with them): attention"
+            f"{inside(attention)} sees a bag of words, positions are not added (positional encoding or embedding)"
+        )
+        lost = (
+            view.section("trial").get("own", {}).get("trains") is False
+        )  # a bag of words may be all that is asked for
+        yield Hit(None, "order", order, 1e-4, text, "" if lost else "info", attention)
     change = view.section("mixing").get("shuffled_pixels")
     if change is not None and change < 1e-4:
         first = view.section("mixing").get("first", "")
@@ -149,8 +160,16 @@ def padding(view: View) -> Iterator[Hit]:
     """One token fills the ends of the rows (30 % of all positions or more), and the loss depends on its embedding.
 
     Measured by the gradient of the loss with respect to that row of the embedding, beside that of all other rows. A mask, or
-    ``padding_idx``, makes it exactly zero.
+    ``padding_idx``, makes it exactly zero. Or attention looks at one token (or zeros) only, where many others are left out.
     """
+    only = view.section("calls").get("padding_only")
+    if only:
+        text = (
+            f"{only['module'] or 'attention'} attends to padding alone ({only['share']:.0%} of the positions), and not to the "
+            "tokens: the mask is inverted (True means ignore to nn.MultiheadAttention, keep to scaled_dot_product_attention)"
+        )
+        yield Hit(None, "padding_only", only["share"], 0.0, text, name=only["module"])
+        return
     p = view.section("mixing").get("padding")
     if p and p["pull"] > 2:
         text = (

@@ -14,6 +14,8 @@ NOTHING, LITTLE = 0.15, 0.35
 BEHIND, AHEAD = 0.01, 0.3
 #: Eval or validation loss this share of chance above chance, where training fell by AHEAD.
 ABOVE = 0.1
+#: Share of chance below which the loss of unseen batches falls once where anything carries over.
+FOLLOWS = 0.99
 FALLING = 0.15
 
 
@@ -83,11 +85,21 @@ def own_step(view: View) -> Iterator[Hit]:
     """
     t = view.section("trial")
     own, best = t.get("own"), best_race(t)
+    if own is not None and own.get("plain", 0.0) > 2 * AHEAD and own["progress_again"] < AHEAD / 2:
+        text = (
+            f"in {own['steps']} steps of the loop as given the loss of the batches gets from {own['start']:.3g} to "
+            f"{own['again']:.3g}; the same optimizer in the plain loop gets {own['plain']:.0%} of the way from chance to zero: the "
+            "loop changes the inputs before the model gets them (augmentation, flip, mixup, noise, scaling), do the targets follow?"
+        )
+        yield Hit(None, "progress", own["progress_again"], AHEAD / 2, text)
+        return
     if own is None or best is None or (own["steps"] < 20 and not own["blown"]) or own["warms_up"]:
         return
     name, race = best
     race = t.get("stream", race)  # of the same batches as the user's own steps
-    fall, theirs = own["start"] - own.get("again", math.inf), own["start"] - race["end"]
+    k = min(own["steps"], len(race["losses"]))
+    there = sum(race["losses"][max(k - 5, 0) : k]) / min(k, 5)  # the race after as many steps
+    fall, theirs = own["start"] - own.get("again", math.inf), own["start"] - there
     rises = own["blown"] or fall < -ABOVE * abs(t["chance"])
     bounded = abs(race["end"]) <= abs(t["start"])
     if race["progress"] < AHEAD or not (rises or (bounded and fall < BEHIND * theirs)):
@@ -184,11 +196,22 @@ def too_few(view: View) -> Iterator[Hit]:
 def by_heart(view: View) -> Iterator[Hit]:
     """The race learns the one batch, and neither it nor the user's own steps get the loss of many batches below chance.
 
-    A warning where validation data are given and their loss rises too, else a note: some tasks begin slowly.
+    A warning where validation data are given and their loss rises too, else a note: some tasks begin slowly. Without such
+    data a quarter of the batches is held back: a warning where most are learnt and those never fall below a constant answer.
     """
     t = view.section("trial")
     best = best_race(t)
-    if "stream" not in t or best is None or best[1]["progress"] < AHEAD or t["stream"]["progress"] > 0.1 * AHEAD:
+    if "stream" not in t or best is None or best[1]["progress"] < AHEAD:
+        return
+    unseen = t["stream"].get("unseen", math.nan)
+    if t["stream"]["progress"] > 0.1 * AHEAD and unseen > FOLLOWS * t["chance"] and math.isfinite(t["constant"]):
+        text = (
+            f"{best[0]} gets one batch from {t['start']:.3g} to {best[1]['end']:.3g}, yet while it learns three quarters of the "
+            f"{t['batches']} batches the loss of the others never falls below {unseen:.3g} (a constant answer has "
+            f"{t['constant']:.3g}): nothing carries over, are the labels shuffled apart from the inputs, or noise?"
+        )
+        yield Hit(None, "unseen", unseen, FOLLOWS * t["chance"], text)
+    if t["stream"]["progress"] > 0.1 * AHEAD:
         return
     own = t["own"]
     text = (

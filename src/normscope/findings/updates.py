@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, rule
 
+#: Steps in which a rate must not vanish (chosen by us).
+SOON = 60
 SMALL, HALF = 1.5e-5, 0.5
 DECAY = 0.7
 
@@ -169,12 +171,12 @@ def betas(view: View) -> Iterator[Hit]:
     source="chosen by us: a twentieth of its first value after the trial's steps, or zero throughout",
 )
 def schedule(view: View) -> Iterator[Hit]:
-    """In the user's own steps the learning rate is zero at all of them, or falls to less than a twentieth.
+    """In the user's own first 60 steps the learning rate is zero at all of them, or falls to less than a twentieth.
 
     Not where the whole training (``steps``) is hardly longer than that, as a schedule over few steps ends so.
     """
     own = view.section("trial").get("own", {})
-    rates, steps = own.get("rates", []), view.facts.get("checkup", {}).get("steps") or math.inf
+    rates, steps = own.get("rates", [])[:SOON], view.facts.get("checkup", {}).get("steps") or math.inf
     if len(rates) < 5:
         return
     if max(rates) == 0:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, rule
+from normscope.findings._rules import Hit, View, inside, listed, rule
 
 SHARE = 0.02
-
-
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """A few names in words."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 @rule(
@@ -100,8 +94,22 @@ def lost(view: View) -> Iterator[Hit]:
     """Parameters that require a gradient get none, although their module ran: the result is not used, or detached.
 
     Silent where the model returns what they compute (a pooler that this loss does not read), where the optimizer given
-    leaves them out, and below 2 % of the trainable weights. Layers that did not run at all are told as info.
+    leaves them out, and below 2 % of the trainable weights. Layers that did not run at all are told as info. Where no
+    parameter gets any, the first function is named whose result carries no gradient though its arguments do.
     """
+    w = view.section("wiring")
+    if w.get("cut"):
+        cuts = view.section("calls").get("cuts", [])
+        c: dict[str, str] = cuts[0] if cuts else {}
+        who = f": {c['function']}{inside(c['module'])} is the first function that cuts the graph" if c else ""
+        at = (
+            "the loss is not differentiable or detached from the outputs"
+            if w["cut_in_loss"]
+            else "the outputs are detached"
+        )
+        text = f"no parameter receives a gradient: {at}{who} (detach, no_grad, argmax, a comparison, .item(), numpy)"
+        yield Hit(None, "lost", 1.0, 0, text, "error", c.get("module", ""))
+        return
     lost = view.section("wiring").get("lost", {})
     if lost and lost["tensors"] and lost["share"] > SHARE:
         text = (
@@ -125,8 +133,15 @@ def lost(view: View) -> Iterator[Hit]:
     source="requires_grad of all parameters",
 )
 def frozen(view: View) -> Iterator[Hit]:
-    """``requires_grad`` is False for every parameter of the model."""
+    """``requires_grad`` is False for every parameter of the model, or for all but four numbers at most."""
     w = view.section("wiring")
+    few = w.get("all_but")
+    if few:
+        text = (
+            f"only {listed(few['names'])} ({few['numbers'][0]} of {sum(few['numbers'])} numbers) can train, all else is frozen "
+            f"(requires_grad=False): {listed(few['modules'])}"
+        )
+        yield Hit(None, "trainable", few["numbers"][0], 4, text, name=few["modules"][0])
     if w.get("parameters") and not w["trainable"] and not w.get("unregistered"):
         yield Hit(None, "trainable", 0, 1, f"all {w['parameters']} parameters are frozen (requires_grad=False)")
 
@@ -145,7 +160,7 @@ def random_frozen(view: View) -> Iterator[Hit]:
 
     Uniform within 1/sqrt(fan_in), Xavier's bound, N(0, 1) embeddings, N(0, 0.02²): trained weights leave the bound at once.
     Judged for a block of two weights or more in front of all that trains, a fifth of the parameters or more: single random
-    projections and adapters (LoRA) beside fresh layers are silent.
+    projections and adapters (LoRA) beside fresh layers are silent. Or a frozen layer's weights are one number.
     """
     r = view.section("wiring").get("random_frozen")
     if r:
@@ -155,6 +170,13 @@ def random_frozen(view: View) -> Iterator[Hit]:
             "initial weights: its checkpoint was not loaded"
         )
         yield Hit(None, "fresh", r["share"], 0.9, text, name=r["module"])
+    zero = view.section("wiring").get("zero_frozen", [])
+    if zero:
+        text = (
+            f"{listed(zero)} is frozen, and every entry of its weights is the same: a constant table, as if nothing was loaded; "
+            "the output does not depend on its input"
+        )
+        yield Hit(None, "fresh", 1.0, 0.9, text, name=zero[0])
 
 
 @rule(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from normscope.call.arguments import own_call
+from normscope.call.arguments import own_call, tensors
 from normscope.call.step import Step
 from normscope.call.traceless import Kept
 from normscope.training.short import ShortRuns, Update
@@ -35,6 +35,8 @@ class Own:
         self.steppers: list[int] = []
         self.kept: list[Any] = []  # so that no two have one id
         self.twin = at.optimizer
+        #: Whether the user's loop hands the model other inputs than those of the batch.
+        self.changed = False
 
     def begin(self, copies: Mapping[int, Tensor]) -> Update:
         """See `ShortRuns.run`."""
@@ -77,11 +79,22 @@ class Own:
             self.kept.append(optimizer)
             self.handed.append((_norm([p.grad for g in optimizer.param_groups for p in g["params"]]), true))
 
-        hook = register_optimizer_step_pre_hook(look)
+        given = [t.clone() for t in tensors((args, kwargs))]
+
+        def enter(_: Any, now: Any, more: Any) -> None:
+            got = list(tensors((now, more)))
+            same = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(given, got, strict=False)]
+            self.changed |= not all(same)
+
+        hooks = [
+            register_optimizer_step_pre_hook(look),
+            self.at.root.register_forward_pre_hook(enter, with_kwargs=True),
+        ]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     @contextmanager
     def around(self, copies: Mapping[int, Tensor]) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The functions that model and loss call, as far as their arguments alone show a slip: axes, and dropout in eval mode."""
+"""The functions that model and loss call, as far as their arguments alone show a slip: axes, masks, dropout, cut graphs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from normscope.call.arguments import first_tensor, tensors
 from normscope.findings.checkup.scene import Scene
 
 _RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape}
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
+_ATTENTION = {F.multi_head_attention_forward, F.scaled_dot_product_attention}
 _DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+#: Dropout that leaves hardly anything: the usual rates lie between 0.1 and 0.5.
+HEAVY = 0.8
 
 
 def of_calls(scene: Scene) -> dict[str, Any]:
-    """Where axes are exchanged by a reshape, where a softmax runs along another axis than the one that is summed over, and
-    dropout that stays on in eval mode.
+    """Where axes are exchanged by a reshape, where a softmax runs along another axis than the one that is summed over, where
+    attention looks at padding alone, the first functions that cut the graph, and dropout that stays on or leaves nothing.
     """
-    at, found = scene.at, _Calls(scene.at.rows.n)
+    at, found = scene.at, _Calls()
 
     def work() -> None:
         args, kwargs, _ = at.arguments()
@@ -43,16 +47,53 @@ def of_calls(scene: Scene) -> dict[str, Any]:
         if at.step is None:
             found.eval = True
             replace(at, mode="eval").run(evaluated)
-    return {"reshaped": found.reshaped, "softmax": found.softmax, "dropout": found.dropout}
+    return {
+        "reshaped": found.reshaped, "softmax": found.softmax, "dropout": found.dropout, "cuts": found.cuts,
+        "heavy": found.heavy, "attention": found.attention, "padding_only": _padding_only(scene, found.kept),
+    }  # fmt: skip
+
+
+def _padding_only(scene: Scene, kept: list[tuple[str, Tensor]]) -> dict[str, Any] | None:
+    """The first attention whose keys are padding alone: of all positions that it looks at nearly all hold one token (or
+    zeros), of those that it leaves out many hold others.
+    """
+    for x in tensors((scene.at.args, scene.at.kwargs)):
+        if x.dtype == torch.bool or x.dim() not in (2, 3) or (x.dim() == 2 and x.is_floating_point()):
+            continue
+        for module, every in kept:
+            if len(every) != len(x) or every.shape[1] < x.shape[1]:
+                continue
+            keep = every[:, every.shape[1] - x.shape[1] :]  # a class token may stand in front
+            if bool(keep.all()) or not bool(keep.any()):
+                continue
+            seen, left = x[keep.to(x.device)], x[~keep.to(x.device)]
+            if x.dim() == 3:
+                alone = (
+                    float((seen == 0).all(-1).float().mean()) > 0.95
+                    and float((left == 0).all(-1).float().mean()) < 0.05
+                )
+            else:
+                common = seen.mode().values
+                alone = float((seen == common).float().mean()) > 0.95 and float((left == common).float().mean()) < 0.05
+            if alone:
+                return {"module": module, "share": float(keep.float().mean())}
+    return None
 
 
 class _Calls(TorchFunctionMode):
-    def __init__(self, n: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.n, self.eval = n, False
+        self.eval = False
         self.reshaped: dict[str, Any] | None = None
         self.softmax: dict[str, Any] | None = None
         self.dropout: dict[str, Any] | None = None
+        self.heavy: list[tuple[str, float]] = []
+        #: The first module that attends.
+        self.attention: str | None = None
+        #: Of every attention the positions (n, length) that some query looks at.
+        self.kept: list[tuple[str, Tensor]] = []
+        #: The first functions that gave a result without gradient for arguments with one.
+        self.cuts: list[dict[str, Any]] = []
         self.stack: list[str] = []
         self._made: dict[int, tuple[Tensor, int]] = {}
 
@@ -76,30 +117,59 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        x = args[0] if args and isinstance(args[0], Tensor) else None
-        if x is None or not isinstance(result, Tensor):
-            return result
-        name = self.stack[-1] if self.stack else ""
-        if func in _RESHAPES and not self.eval and exchanged(tuple(x.shape), tuple(result.shape)):
-            if self.reshaped is None:
-                self.reshaped = {"from": list(x.shape), "to": list(result.shape), "module": name}
+        whole = func(*args, **kwargs)
+        x, y = (args[0] if args else None), first_tensor(whole)
+        if isinstance(x, Tensor) and y is not None:
+            name = self.stack[-1] if self.stack else ""
+            if func in _DROPOUT:
+                self._drops(name, args, kwargs)
+            if not self.eval:
+                self._trains(name, func, args, kwargs, x, y)
+        return whole
+
+    def _drops(self, name: str, args: Any, kwargs: Any) -> None:
+        p = float(kwargs.get("p", args[1] if len(args) > 1 else 0.5))
+        if not kwargs.get("training", args[2] if len(args) > 2 else True) or p == 0:
+            return
+        if self.eval and self.dropout is None:
+            self.dropout = {"p": p, "module": name}
+        if p >= HEAVY and not self.eval:
+            self.heavy.append((name, p))
+
+    def _trains(self, name: str, func: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> None:
+        cut = len(self.cuts) < 3 and not y.requires_grad and torch.is_grad_enabled()
+        if cut and any(t.requires_grad for t in tensors((args, kwargs))):
+            self.cuts.append({"function": func.__name__, "module": name})
+        if func in _RESHAPES and self.reshaped is None and exchanged(tuple(x.shape), tuple(y.shape)):
+            self.reshaped = {"from": list(x.shape), "to": list(y.shape), "module": name}
         elif func in _SOFTMAX and x.dim() >= 3:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if isinstance(dim, int):
-                self._made[id(result)] = (result, dim % x.dim())
+                self._made[id(y)] = (y, dim % x.dim())
+            if y.dim() in (3, 4) and len(self.kept) < 4:
+                self.kept.append((name, (y > 0).flatten(1, -2).any(1)))
         elif func in _DROPOUT and id(x) in self._made:
-            self._made[id(result)] = (result, self._made[id(x)][1])
-        elif func in _PRODUCTS and id(x) in self._made and self.softmax is None:
+            self._made[id(y)] = (y, self._made[id(x)][1])
+        elif func in _PRODUCTS and id(x) in self._made:
+            self.attention = name if self.attention is None else self.attention
             dim = self._made[id(x)][1]
-            if dim != x.dim() - 1 and x.shape[-1] > 1:
+            if dim != x.dim() - 1 and x.shape[-1] > 1 and self.softmax is None:
                 self.softmax = {"dim": dim, "summed": x.dim() - 1, "shape": list(x.shape), "module": name}
-        if func in _DROPOUT and self.eval and self.dropout is None:
-            p = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
-            training = kwargs.get("training", args[2] if len(args) > 2 else True)
-            if training and p > 0:
-                self.dropout = {"p": float(p), "module": name}
-        return result
+        elif func in _ATTENTION:
+            self.attention = name if self.attention is None else self.attention
+            self._looks(name, func, args, kwargs)
+
+    def _looks(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
+        """At which keys a mask lets attention look: true means ignore for one function, keep for the other."""
+        if func is F.multi_head_attention_forward:
+            mask = kwargs.get("key_padding_mask")
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                self.kept.append((name, ~mask if mask.dtype is torch.bool else mask > -1e4))
+            return
+        mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+        if isinstance(mask, Tensor) and mask.dim() == 4:
+            keep = mask if mask.dtype is torch.bool else mask > -1e4
+            self.kept.append((name, keep.flatten(1, 2).any(1)))
 
 
 def exchanged(old: tuple[int, ...], new: tuple[int, ...]) -> bool:

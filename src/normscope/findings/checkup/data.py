@@ -113,7 +113,7 @@ def of_data(
     found: dict[str, Any] = {"batches": len(batches)}
     found |= _first_layer(scene)
     found |= _repeats(batches)
-    found |= _tokens(scene)
+    found |= _tokens(scene) | _one_id(scene)
     found["small_norm"] = _norm_counts(scene, batches)
     own = first_tensor(list(tensors((scene.at.args, scene.at.kwargs))))
     t = scene.targets if isinstance(scene.targets, Tensor) else None
@@ -195,6 +195,20 @@ def _tokens(scene: Scene) -> dict[str, Any]:
                 "rows": c.module.num_embeddings, "one_row": share, "row": int(got[0][got[1].argmax()]),
                 "given_one": float(x.unique(return_counts=True)[1].max()) / x.numel(),
             }}  # fmt: skip
+    return {}
+
+
+def _one_id(scene: Scene) -> dict[str, Any]:
+    """The first embedding of which all ids of the batch are one; or nine tenths, of ids that came as floating numbers."""
+    cast = all(t.is_floating_point() for t in tensors((scene.at.args, scene.at.kwargs)))
+    for c in scene.weighted:
+        if not isinstance(c.module, nn.Embedding) or c.data is None or c.data.numel() < 32:
+            continue
+        kinds, counts = c.data.unique(return_counts=True)
+        share = float(counts.max()) / c.data.numel()
+        if c.module.num_embeddings > 3 and (len(kinds) == 1 or (cast and len(kinds) == 2 and share > 0.9)):
+            row = int(kinds[counts.argmax()])
+            return {"one_id": {"module": c.name, "rows": c.module.num_embeddings, "id": row, "share": share}}
     return {}
 
 

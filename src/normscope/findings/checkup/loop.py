@@ -41,7 +41,8 @@ def of_loop(at: Step) -> dict[str, Any]:
         return listened
 
     ShortRuns(at).run(begin, 2, around=own.around)
-    return order_of(log, unmoved.count(False))
+    still = all(g.get("lr", 1.0) == 0 for g in at.optimizer.param_groups)  # as a warm-up leaves it: nothing is to move
+    return order_of(log, -1 if still else unmoved.count(False))
 
 
 def order_of(log: list[list[str]], moved: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.call.arguments import tensors
+from normscope.call.arguments import mapped, tensors
 from normscope.call.losses import Loss
 from normscope.call.targets import class_axis
 from normscope.findings.checkup.scene import Rerun, Scene, as_function, replaced
@@ -38,21 +38,25 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     )  # fmt: skip
     found["linear"] = bool(abs(value(2 * o, t) - 2 * scene.value) <= 1e-5 * abs(scene.value))
     found |= _normalized(o, scene, value, t)
+    right = classes if found.get("softmax_in_loss") else t if found["task"] == "binary" else None
+    if right is not None and "sums_to_one" not in found:
+        found |= _capped(value, o, t, right)
     found |= _broadcast(value, o, t)
     # At outputs of zero: a saturated softmax has rows without gradient too, which nothing ignores.
     flat = _gradient(scene, o, t, torch.zeros_like(o)) if classes is not None else g
-    found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes)
+    ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if not x.is_floating_point() and x.dim() > 1]
+    found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes, ids)
     found |= _constant_answer(value, o, t, classes, found)
     found |= _sign(value, o, t, g, classes, found["task"], scene.value)
     found["target_rms"] = float(t.float().square().mean().sqrt()) if t.numel() and not t.is_complex() else math.nan
     found["output_rms"] = float(o.square().mean().sqrt())
     found["last"] = scene.calls[-1].name if scene.calls else ""
     found["last_weight"] = _last_weight(scene)
-    found["copied_inputs"] = _copied_inputs(scene, o, t, g)
+    found |= _next_token(scene, o, g)
     reach = reach_of(scene)
     if reach is not None:
         found |= _floor(value, o, t, g, classes, reach, found)
-    found |= _unbounded(value, o, t, g, found, scene.value)
+    found |= _unbounded(scene, o, t, g, found)
     return found
 
 
@@ -67,21 +71,25 @@ def _last_weight(scene: Scene) -> str:
     return ""
 
 
-def _copied_inputs(scene: Scene, o: Tensor, t: Tensor, g: Tensor) -> float:
-    """The share of positions where the loss wants the input token itself raised, of a model that does not look ahead."""
+def _next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
+    """The share of positions where the loss wants the input token itself raised, of a model that does not look ahead; and
+    how far a model that is asked for the next token looks ahead: how much a change of the last one moves the outputs before.
+    """
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if x.dim() == 2 and x.dtype == torch.long]
     if not ids or o.dim() != 3 or o.shape[:2] != ids[0].shape or ids[0].shape[1] < 3:
-        return 0.0
+        return {}
     seen = (g != 0).any(-1)
     if not bool(seen.any()):
-        return 0.0
-    share = float((g.argmin(-1) == ids[0].to(g.device))[seen].float().mean())
+        return {}
+    wanted, x = g.argmin(-1), ids[0].to(g.device)
+    same = float((wanted == x)[seen].float().mean())
+    following = float((wanted[:, :-1] == x[:, 1:])[seen[:, :-1]].float().mean())
     again = Rerun.of(scene.at, 8)
-    if share < 0.9 or again is None:
-        return 0.0
+    if max(same, following) < 0.9 or again is None:
+        return {}
 
     def other_end(x: Tensor) -> Tensor:
-        x[:, -1] = x[:, 0]
+        x[:, -1] = torch.where(x[:, -1] == x[:, 0], x[:, 1], x[:, 0])
         return x
 
     def ahead() -> float:
@@ -89,7 +97,9 @@ def _copied_inputs(scene: Scene, o: Tensor, t: Tensor, g: Tensor) -> float:
         return float((base - changed)[:, :-1].abs().max()) / float(base.abs().max().clamp_min(1e-12))
 
     looks = again.run(ahead, "eval")
-    return share if looks is not None and looks < 1e-5 else 0.0
+    if looks is None:
+        return {}
+    return {"copied_inputs": same if looks < 1e-5 else 0.0, "sees_ahead": looks if following > 0.9 else 0.0}
 
 
 def _noise(o: Tensor) -> Tensor:
@@ -149,7 +159,8 @@ def _normalized(o: Tensor, scene: Scene, value: Any, t: Tensor) -> dict[str, Any
     for name, p in (("probabilities", o), ("log-probabilities", o.exp())):
         if not bool(((p >= 0) & (p <= 1 + 1e-5)).all()):
             continue
-        for where, along in (("classes", axis), ("samples", 0)):
+        others = [(f"axis {i}", i) for i in range(1, o.dim()) if i != axis]
+        for where, along in (("classes", axis), ("samples", 0), *others):
             sums = p.sum(along)
             if p.shape[along] > 1 and bool(((sums - 1).abs() < 1e-4).all()) and float(p.std(along).max()) > 1e-6:
                 found.setdefault("sums_to_one", {"what": name, "over": where})
@@ -158,6 +169,21 @@ def _normalized(o: Tensor, scene: Scene, value: Any, t: Tensor) -> dict[str, Any
     found["softmax_in_loss"] = abs(moved - base) < 1e-5 * max(1.0, abs(base)) and abs(other - base) > 1e-5
     found["columns"] = o.shape[axis]
     return found
+
+
+def _capped(value: Any, o: Tensor, t: Tensor, classes: Tensor) -> dict[str, Any]:
+    """The least and the largest that outputs of any size can make a loss that takes another softmax of its own softmax."""
+
+    def at(size: float) -> float:
+        return float(value(torch.where(classes > 0, o.new_tensor(size), o.new_tensor(-size)), t))
+
+    ends = at(FAR), at(10 * FAR), at(-FAR), at(-10 * FAR)
+    same = (
+        all(math.isfinite(e) for e in ends)
+        and math.isclose(*ends[:2], rel_tol=1e-4)
+        and math.isclose(*ends[2:], rel_tol=1e-4)
+    )
+    return {"capped": [ends[0], ends[2]]} if same and ends[0] < ends[2] else {}
 
 
 def _broadcast(value: Any, o: Tensor, t: Tensor) -> dict[str, Any]:
@@ -171,20 +197,52 @@ def _broadcast(value: Any, o: Tensor, t: Tensor) -> dict[str, Any]:
     return {"broadcast": abs(a - b) < 1e-5 * abs(a) and abs(uses - a) > 1e-3 * abs(a) and float(t.std()) > 0}
 
 
-def _reading_of_targets(o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Tensor | None) -> dict[str, Any]:
+def _reading_of_targets(
+    o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Tensor | None, ids: list[Tensor]
+) -> dict[str, Any]:
     found: dict[str, Any] = {"target_range": [float(t.float().min()), float(t.float().max())] if t.numel() else []}
     binary = loss.kind == "bce_with_logits" or isinstance(loss.call, nn.BCELoss)
     found["outside_binary"] = binary and (found["target_range"][0] < 0 or found["target_range"][1] > 1)
     if t.shape == o.shape and o.dim() == 2 and o.shape[1] > 2 and bool(((t == 0) | (t == 1)).all()):
         found["several_ones"] = float((t.sum(1) > 1).float().mean())
-    if t.dim() == 1 and o.dim() >= 1 and len(o) == len(t) and 2 <= len(t.unique()) <= 100:
-        silent = (g == 0).reshape(len(g), -1).all(1)
+    rows = None
+    if t.dim() == 1 and o.dim() >= 1 and len(o) == len(t):
+        rows, columns = g.reshape(len(g), -1), o.shape[-1]
+    elif classes is not None and classes.dim() >= 3 and classes.shape != t.shape:
+        axis = class_axis(o, t)
+        rows, columns = g.movedim(axis, -1).reshape(t.numel(), -1), o.shape[axis]
+    if rows is not None and 2 <= len(t.unique()) <= 100:
+        flat, silent = t.flatten(), (rows == 0).all(1)
         for k in t.unique().tolist():
-            mine = t == k
-            known = classes is None or 0 <= k < o.shape[-1]
-            if known and bool(silent[mine].all()) and not bool(silent[~mine].any()):
+            mine = flat == k
+            known = classes is None or 0 <= k < columns
+            if known and bool(silent[mine].all()) and not bool(silent[~mine].any()) and not _padded(ids, t == k):
                 found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean())}
+        found |= _class_weights(rows, flat) if classes is not None else {}
     return found
+
+
+def _padded(ids: list[Tensor], ignored: Tensor) -> bool:
+    """Whether the positions that a loss ignores are those of one token: padding."""
+    at = [x[ignored] for x in ids if x.shape == ignored.shape]
+    return any(float((x == x.mode().values).float().mean()) > 0.8 for x in at if len(x))
+
+
+def _class_weights(rows: Tensor, classes: Tensor) -> dict[str, Any]:
+    """How the pull of a sample of the commonest class compares with that of the rarest, beside how common they are."""
+    kinds, counts = classes.unique(return_counts=True)
+    if len(kinds) > 50 or int(counts.min()) < 2 or int(counts.max()) < 3 * int(counts.min()):
+        return {}
+    pulls = torch.stack([rows[classes == k].norm(dim=1).mean() for k in kinds])
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if not bool((pulls > 0).all()):
+        return {}
+    return {
+        "weighted": {
+            "common": int(kinds[most]), "rare": int(kinds[least]), "pull": float(pulls[most] / pulls[least]),
+            "counts": float(counts[most] / counts[least]),
+        }
+    }  # fmt: skip
 
 
 def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, found: dict[str, Any]) -> dict[str, Any]:
@@ -309,13 +367,37 @@ def _differ(scene: Scene) -> bool:
     return not seen or max(seen) > 1e-3
 
 
-def _unbounded(value: Any, o: Tensor, t: Tensor, g: Tensor, known: dict[str, Any], now: float) -> dict[str, Any]:
-    """The loss far down its own gradient, where the outputs can go there."""
+def _unbounded(scene: Scene, o: Tensor, t: Tensor, g: Tensor, known: dict[str, Any]) -> dict[str, Any]:
+    """The loss far down its own gradient in all outputs together, where they can go there."""
     reach = known.get("reach", {})
     bounded = "low" in reach or "high" in reach or known.get("sums_to_one")
-    if bounded or (known["task"] == "other" and t.shape != o.shape) or not bool((g != 0).any()):
+    twofold = (
+        not known.get("softmax_in_loss")
+        and t.is_floating_point()
+        and len(t) == len(o)
+        and o.numel() in (2 * t.numel(), 3 * t.numel())
+    )
+    if bounded or (known["task"] == "other" and t.shape != o.shape and not twofold) or not bool((g != 0).any()):
         return {}
-    way = -g / g.square().mean().sqrt()
-    near, far = value(o + 1e2 * way, t), value(o + 1e4 * way, t)
+    assert scene.loss is not None
+    call = scene.loss
+    every = [x for x in tensors(scene.whole) if x.is_floating_point() and x.dim()]
+    leaves = {id(x): x.detach().clone().requires_grad_() for x in every}
+    base = call.value(mapped(scene.whole, lambda x: leaves.get(id(x), x)), t, scene.at.seed)
+    grads = torch.autograd.grad(base, list(leaves.values()), allow_unused=True)
+    size = math.sqrt(sum(float(d.square().sum()) for d in grads if d is not None) / max(o.numel(), 1))
+    if size == 0:
+        return {}
+    ways = {k: None if d is None else -d / size for k, d in zip(leaves, grads, strict=True)}
+
+    def down(far: float) -> float:
+        def there(x: Tensor) -> Tensor:
+            way = ways.get(id(x))
+            return x if way is None else x + far * way
+
+        with torch.no_grad():
+            return float(call.value(mapped(scene.whole, there), t, scene.at.seed))
+
+    now, near, far = scene.value, down(1e2), down(1e4)
     deep = math.isfinite(far) and far < -50 * (abs(now) + 1) and far < 20 * near
     return {"unbounded": bool(deep), "far": far if math.isfinite(far) else None}

@@ -30,6 +30,7 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
             return
         found.update(_mixes(again, base, inputs))
         found.update(_place(again, base))
+        found.update(_order(again, base, inputs))
         if len(inputs) == 1 and inputs[0].is_floating_point():
             found.update(_affine(again, scene))
             found.update(_pixels(again, base, inputs[0]))
@@ -51,7 +52,7 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
 def _place(again: Rerun, base: Tensor) -> dict[str, Any]:
     """How far a sample's output moves when the samples change places, relative to the spread of the outputs."""
     n = again.samples.n
-    if len(base) != n or n < 4 or not base.is_floating_point():
+    if len(base) != n or n < 4 or not base.is_floating_point() or n in base.shape[1:]:
         return {}
     rolled = again.output(*again.alter(lambda x: x.roll(1, 0)))
     # Noise has its own place in the batch: what a second seed changes is not told from it.
@@ -59,6 +60,21 @@ def _place(again: Rerun, base: Tensor) -> dict[str, Any]:
         return {}
     spread = float((base - base.mean(0)).abs().max())
     return {"place": float((rolled - base.roll(1, 0)).abs().max()) / spread} if spread > 0 else {}
+
+
+def _order(again: Rerun, base: Tensor, inputs: list[Tensor]) -> dict[str, Any]:
+    """How far the outputs of token ids move when the tokens change places, beyond changing places themselves."""
+    ids = [x for x in inputs if not x.is_floating_point() and x.dtype != torch.bool and x.dim() == 2]
+    if len(ids) != 1 or len(inputs) != 1 or again.samples.axis != 0 or ids[0].shape[1] < 4:
+        return {}
+    length = ids[0].shape[1]
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(8)).to(ids[0].device)
+    shuffled = again.output(*again.alter(lambda x: x[:, order]))
+    spread = float((base - base.mean(0)).abs().max())
+    if shuffled.shape != base.shape or not spread > 0:
+        return {}
+    along = base[:, order] if base.dim() > 2 and base.shape[1] == length else base
+    return {"order": float((shuffled - along).abs().max()) / spread}
 
 
 def through_time(scene: Scene) -> dict[str, Any]:

@@ -114,7 +114,9 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
             original = others.get(id(leaf), id(leaf))  # other leaves are made on the way, to differentiate by them
             scene.unregistered.append((held.get(original, ""), original))
     wanted = [(n, scene.copies[k]) for k, n in scene.names.items() if scene.copies[k].requires_grad]
-    if value is not None and value.requires_grad and wanted:
+    if value is not None and not value.requires_grad:
+        scene.grads = {n: None for n, _ in wanted}
+    elif value is not None and wanted:
         found = torch.autograd.grad(value, [p for _, p in wanted], allow_unused=True)
         scene.grads = {n: None if g is None else g.detach() for (n, _), g in zip(wanted, found, strict=True)}
     scene.whole = mapped(whole, lambda t: t.detach())
@@ -141,7 +143,7 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
         )  # fmt: skip
         if weighted and (channels := _same_twice(x, module)):
             scene.twice.append({"module": call.name, "channels": channels})
-        if weighted and not x.requires_grad and not weights_ran[0]:
+        if weighted and not x.requires_grad and (not weights_ran[0] or isinstance(module, nn.Embedding)):
             call.data = x.detach()
         weights_ran[0] |= weighted
         scene.calls.append(call)

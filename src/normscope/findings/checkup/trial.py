@@ -81,6 +81,8 @@ def of_trial(
         best = min(RACES, key=lambda name: found[name]["end"])
         n = trial.longer(trial.steps, trial.second)
         found["stream"] = trial.told(trial.course(trial.stream, best, found[best]["rate"], n))
+        if found[best]["trains"] and not valid:
+            found["stream"]["unseen"] = trial.unseen(best, found[best]["rate"], n)
     found["seconds"] = time.perf_counter() - trial.begun
     return found
 
@@ -148,6 +150,26 @@ class _Trial:
             outcome = self.told(self.course(self.one, name, rate, more))
         return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in finals], **outcome}
 
+    def unseen(self, name: str, rate: float, n: int) -> float:
+        """The lowest loss of the last quarter of the batches while the race runs on the others, beside its best constant
+        answer's; NaN for fewer than eight batches.
+        """
+        k = len(self.stream.batches) * 3 // 4
+        if k < 6:
+            return math.nan
+        seen, rest = ShortRuns(self.at), ShortRuns(self.at)
+        seen.batches, rest.batches = self.stream.batches[:k], self.stream.batches[k:]
+        lowest = [math.inf]
+        look = level(rest, True)
+
+        def until(losses: list[float]) -> bool:
+            if len(losses) in (n // 8, n // 4, n // 2, n):
+                lowest[0] = min(lowest[0], look())
+            return self.done(losses)
+
+        seen.run(seen.plain(lambda p: RACES[name][0](p, lr=rate)), n, until=until)
+        return lowest[0]
+
     def late(self, race: Mapping[str, Any]) -> float:
         """The best progress of a much longer run, at the two best rates: a net may sit on a plateau first."""
         steps, seconds = LATE
@@ -160,7 +182,12 @@ class _Trial:
         course = Course(tuple(losses), math.nan, not all(map(math.isfinite, losses)))
         start, end = sum(losses[:3]) / len(losses[:3]), course.end()
         found = self.told(course) | {"all": False, "start": start, "again": end, "warms_up": rates[-1] > 1.5 * rates[0]}
-        return found | {"trains": True if found["progress"] > FALLS else None, "valid_before": math.nan}
+        fell = found["progress"] > FALLS
+        return found | {
+            "trains": fell if fell or len(losses) >= ENOUGH else None,
+            "valid_before": math.nan,
+            "rates": list(rates),
+        }
 
     def own(self, valid: list[tuple[Any, Any]]) -> dict[str, Any]:
         """The user's own steps, with the modes as the user left them, and what eval mode says afterwards."""
@@ -198,7 +225,11 @@ class _Trial:
         if course.seen is not None:
             found |= dict(zip(("again", "eval_after", "valid_after"), course.seen, strict=True))
         fell = found["progress"] > FALLS
-        found |= {"rates": rates, "handed": mine.handed, "optimizers": len(set(mine.steppers))}
+        found |= {"rates": rates, "handed": mine.handed, "optimizers": len(set(mine.steppers)), "changed": mine.changed}
+        if mine.changed and not course.blown:
+            usual = Own(replace(at, train_step=None))
+            found["plain"] = self.told(as_left.run(usual.begin, steps, around=usual.around))["progress"]
+            found["progress_again"] = (self.chance - found["again"]) / self.scale
         return found | {"trains": fell if fell or course.blown or len(course.losses) >= ENOUGH else None}
 
 

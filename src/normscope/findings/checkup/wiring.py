@@ -31,6 +31,9 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
     trains = [n for n, p in named.items() if p.requires_grad]
     held = {id(p) for g in at.optimizer.param_groups for p in g["params"]} if at.optimizer is not None else None
     found: dict[str, Any] = {"parameters": len(named), "trainable": len(trains)}
+    numbers = [sum(p.numel() for n, p in named.items() if (n in trains) is kind) for kind in (True, False)]
+    if trains and numbers[0] <= 4 and numbers[1] >= 100:
+        found["all_but"] = {"numbers": numbers, "names": trains, "modules": modules_of(set(named) - set(trains), root)}
     if named and not trains:
         found["frozen_modules"] = modules_of(named, root)
     lost = [n for n in trains if scene.grads and scene.grads.get(n) is None]
@@ -40,6 +43,8 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
     if scene.grads and found["zero"] and len(found["zero"]) >= 0.3 * len(scene.grads):
         found["asleep"] = asleep(scene)
     ran = {c.name for c in scene.calls}
+    found["cut"] = bool(scene.grads) and all(g is None for g in scene.grads.values())
+    found["cut_in_loss"] = found["cut"] and bool(scene.reached)
     share = sum(named[n].numel() for n in trains) or 1
     deliberate = [n for n in lost if held is not None and id(named[n]) not in held]
     lost = [n for n in lost if n not in deliberate and n not in scene.reached]
@@ -71,6 +76,11 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
     ]  # fmt: skip
     found["slow_norms"] = _slow_norms(root)
     found["equal_units"] = _equal_units(scene)
+    found["zero_frozen"] = [
+        c.name for c in scene.weighted
+        if (own := [p for n, p in named.items() if scene.layer_of(n) == c.name and p.dim() > 1])
+        and not any(p.requires_grad or bool((p != p.flatten()[0]).any()) for p in own)
+    ]  # fmt: skip
     found["random_frozen"] = _random_frozen(scene, named, held)
     found["copy"] = _copy(scene)
     found["eval_norms"], found["eval_drops"] = _left_in_eval(root)

@@ -16,7 +16,7 @@ from normscope.call.traceless import Kept
 from normscope.core.errors import UsageError, finite_number, whole_number
 from normscope.findings.diagnosis import Diagnosis, diagnose
 from normscope.findings.why.made import Seen, Unclear, seen
-from normscope.findings.why.watch import Enough, Watch
+from normscope.findings.why.watch import Enough, Pair, Watch
 
 __all__ = ["Run", "run", "why"]
 
@@ -85,7 +85,8 @@ def run(
     diagnoses, missing = [], []
     for pair in reversed(watch.pairs.values()):  # the last one that began is what the script is about
         try:
-            diagnoses.append(_told(seen(pair), trial, pair.count))
+            against = any(_against(pair, other) for other in watch.pairs.values() if other is not pair)
+            diagnoses.append(_told(seen(pair), False if against else trial, pair.count, against))
         except Unclear as reason:
             missing.append(str(reason))
     if not watch.pairs:
@@ -96,8 +97,17 @@ def run(
     return Run(diagnoses, missing, crash, ended)
 
 
-def _told(made: Seen, trial: bool | int | str, steps: int) -> Diagnosis:
-    found = diagnose(made.step, label=made.label, trial=trial, observed=made.observed)
+def _against(pair: Pair, other: Pair) -> bool:
+    """Whether two optimizers of different parameters take turns, and one's loss depends on what the other trains."""
+    turns = pair.span[0] < other.span[1] and other.span[0] < pair.span[1]
+    return turns and any(not (other.held & pair.held) and other.held & set(map(id, b.parameters)) for b in pair.before)
+
+
+def _told(made: Seen, trial: bool | int | str, steps: int, against: bool) -> Diagnosis:
+    found = diagnose(made.step, label=made.label, trial=trial, observed={} if against else made.observed)
+    if against:
+        note = "another optimizer trains a part of this loss in turns (a game, as of GANs): its fall is no measure, no trial"
+        found = replace(found, facts={**found.facts, "notes": [*found.facts["notes"], note]})
     named = {f.name for f in found.findings}
     places = {k: v for k, v in made.places.items() if k.startswith("the ") or k in named}
     return replace(found, facts={**found.facts, "places": places, "steps_seen": steps})

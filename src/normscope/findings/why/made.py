@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +16,6 @@ from normscope.call.step import Step
 from normscope.findings.checkup.loop import order_of
 from normscope.findings.why.tape import Entry, Tape, replay
 from normscope.findings.why.watch import Pair, Taken
-
-#: Calls that only scale a loss: for accumulation, or by a GradScaler.
-_SCALES = {
-    Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul, Tensor.div, Tensor.__truediv__, torch.div, Tensor.mul_,
-    Tensor.div_, Tensor.__imul__, torch.true_divide,
-}  # fmt: skip
 
 
 @dataclass
@@ -59,20 +52,22 @@ def seen(pair: Pair) -> Seen:
     if not models:
         raise Unclear(f"the loss of {where} does not depend on any module that ran with gradients on: is it detached?")
     _restore(pair)
-    loss = _unscaled(first.tape, loss)
+    loss = first.tape.unscaled(loss)
     entries = first.tape.behind(loss)
     calls = [e for e in entries if e.module is not None]
-    ends = [_unscaled(t.tape, x) for t in pair.taken for x, _ in t.losses[:1]]
+    ends = [t.tape.unscaled(x) for t in pair.taken for x, _ in t.losses[:1]]
     losses = [float(x.detach()) for x in ends if x.numel() == 1]
     observed: dict[str, Any] = {
-        "loop": order_of([t.events for t in pair.taken[:2]], pair.taken[0].moved), "losses": losses,
-        "rates": [t.rate for t in pair.taken],
+        "loop": order_of([t.events for t in pair.taken[:2]], max(t.moved for t in pair.taken[:3])),
+        "losses": [*losses, *(loss for loss, _ in pair.later)],
+        "rates": [*(t.rate for t in pair.taken), *(rate for _, rate in pair.later)],
     }  # fmt: skip
     single = len(calls) == 1 and len(models) == 1
     step = (_single if single else _composed)(pair, first, calls, models, loss)
     main = step.root
-    label = f"{type(models[0]).__name__ if single else ' + '.join(type(m).__name__ for m in models)}"
-    places = {"the loss": where, "the optimizer": pair.place} | _defined(main)
+    mine = [m for m in models if any(id(p) in pair.held for p in m.parameters())] or models
+    label = " + ".join(type(m).__name__ for m in mine)
+    places = {"the loss": entries[-1].place or where, "the optimizer": pair.place} | _defined(main)
     return Seen(step, observed, {k: v for k, v in places.items() if v}, label)
 
 
@@ -95,26 +90,8 @@ def _restore(pair: Pair) -> None:
     for group, old in zip(optimizer.param_groups, pair.state.get("groups", []), strict=False):
         group.update(old)
     for before in pair.before:
-        for t, _ in before.values:
+        for t, _, _ in before.values:
             t.grad = None
-
-
-def _unscaled(tape: Tape, loss: Tensor) -> Tensor:
-    """The loss before it was multiplied by a positive number, for accumulation or mixed precision."""
-    while id(loss) in tape.made:
-        e = tape.entries[tape.made[id(loss)]]
-        inner = [t for t in tensors((e.args, e.kwargs)) if id(t) in tape.made and t is not loss]
-        other = [float(x) for x in e.args if x is not (inner[0] if inner else None) and _scalar(x)]
-        if e.call not in _SCALES or len(inner) != 1 or len(other) != 1 or not 0 < other[0] < math.inf:
-            return loss
-        if inner[0].numel() != 1:
-            return loss
-        loss = inner[0]
-    return loss
-
-
-def _scalar(x: Any) -> bool:
-    return isinstance(x, int | float) or (isinstance(x, Tensor) and x.numel() == 1)
 
 
 def _inputs(e: Entry) -> Any:
@@ -144,12 +121,16 @@ def _single(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Module
         )
     function, targets = _loss(first.tape, call, loss)
     pairs = []
+    origins = set()
     for taken in pair.taken:
         for x, _ in taken.losses[:1]:
-            inner = _unscaled(taken.tape, x)
+            inner = taken.tape.unscaled(x)
             own = [e for e in taken.tape.behind(inner) if e.module is not None]
             if len(own) == 1 and own[0].module is models[0]:
                 pairs.append((_inputs(own[0]), _loss(taken.tape, own[0], inner)[1]))
+                origins.add(own[0].origin)
+    if len(origins) == 1:  # all data at once, every time
+        pairs = pairs[:1]
     return _with_data(models[0], inputs, targets, function, pairs, given)
 
 
@@ -177,7 +158,7 @@ def _each(pair: Pair, model: nn.Module) -> list[Entry]:
     found = []
     for taken in pair.taken:
         for x, _ in taken.losses[:1]:
-            found += [e for e in taken.tape.behind(_unscaled(taken.tape, x)) if e.module is model][:1]
+            found += [e for e in taken.tape.behind(taken.tape.unscaled(x)) if e.module is model][:1]
     return found
 
 

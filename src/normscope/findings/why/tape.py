@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,6 +27,11 @@ class Entry:
     kwargs: dict[str, Any]
     result: Any
     module: nn.Module | None = None
+    #: Indices of the entries that made its arguments: a tensor written in place has several makers, one after another.
+    sources: tuple[int, ...] = ()
+    place: str = ""
+    #: Where the numbers of its arguments lay: the same tensors, or others of equal numbers.
+    origin: tuple[int, ...] = ()
 
 
 @dataclass
@@ -35,6 +45,8 @@ class Tape:
 
     def add(self, entry: Entry) -> None:
         """Write a call down, and which tensors it made."""
+        read = list(tensors((entry.args, entry.kwargs)))
+        entry.sources = tuple(self.made[id(t)] for t in read if id(t) in self.made)
         self.entries.append(entry)
         for t in tensors(entry.result):
             self.made[id(t)] = len(self.entries) - 1
@@ -57,11 +69,32 @@ class Tape:
             if i in wanted:
                 continue
             wanted.add(i)
-            e = self.entries[i]
-            queue += [
-                self.made[id(t)] for t in tensors((e.args, e.kwargs)) if id(t) in self.made and self.made[id(t)] < i
-            ]
+            queue += self.entries[i].sources
         return [self.entries[i] for i in sorted(wanted)]
+
+    def unscaled(self, loss: Tensor) -> Tensor:
+        """The loss before it was multiplied by a positive number, for accumulation or mixed precision."""
+        while id(loss) in self.made:
+            e = self.entries[self.made[id(loss)]]
+            inner = [t for t in tensors((e.args, e.kwargs)) if id(t) in self.made and t is not loss]
+            other = [float(x) for x in e.args if x is not (inner[0] if inner else None) and _scalar(x)]
+            if e.call not in _SCALES or len(inner) != 1 or len(other) != 1 or not 0 < other[0] < math.inf:
+                return loss
+            if inner[0].numel() != 1:
+                return loss
+            loss = inner[0]
+        return loss
+
+
+#: Calls that only scale a loss: for accumulation, or by a GradScaler.
+_SCALES = {
+    Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul, Tensor.div, Tensor.__truediv__, torch.div, Tensor.mul_,
+    Tensor.div_, Tensor.__imul__, torch.true_divide,
+}  # fmt: skip
+
+
+def _scalar(x: Any) -> bool:
+    return isinstance(x, int | float) or (isinstance(x, Tensor) and x.numel() == 1)
 
 
 def replay(entries: list[Entry], given: Mapping[int, Any], last: Tensor) -> Any:
@@ -102,7 +135,7 @@ class Recorder(TorchFunctionMode):
         kept = frozen((args, kwargs), watch.tape)
         result = func(*args, **kwargs)
         if any(True for _ in tensors(result)):
-            watch.tape.add(Entry(func, kept[0], kept[1], result))
+            watch.tape.add(Entry(func, kept[0], kept[1], result, place=place()))
         return result
 
 
@@ -133,3 +166,20 @@ def frozen(value: Any, tape: Tape) -> Any:
         return twin
 
     return mapped(value, own)
+
+
+#: Where a place in the user's own code is not: the packages around it.
+_LIBRARIES = (
+    str(Path(torch.__file__).parent.parent), str(Path(__file__).parents[2]), str(Path(os.__file__).parent), "<frozen",
+)  # fmt: skip
+
+
+def place() -> str:
+    """file:line of the innermost frame that is no library's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_LIBRARIES):
+            return f"{os.path.relpath(name) if os.path.isabs(name) else name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

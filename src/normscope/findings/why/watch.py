@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from normscope.call.arguments import tensors
-from normscope.findings.why.tape import Entry, Recorder, Tape, frozen
+from normscope.findings.why.tape import Entry, Recorder, Tape, frozen, place
 
 #: After enough steps of the only pair so far, the script may go on for so many steps and seconds, unrecorded: what trains
 #: first may be a part, and the training that is asked about comes behind it.
-LINGER, LINGER_SECONDS = 400, 10.0
+LINGER, LINGER_SECONDS = 2000, 20.0
 #: Calls on a tape, at most: a loop that never steps must not fill the memory.
 MOST = 20_000
 
@@ -35,28 +32,33 @@ class Enough(BaseException):
 class Before:
     """A model as it was before an optimizer's first step: numbers of all parameters and buffers, and flags."""
 
-    model: nn.Module
-    values: list[tuple[Tensor, Tensor]]
+    values: list[tuple[Tensor, Tensor, bool]]
     flags: list[tuple[nn.Module, bool]]
 
     @classmethod
-    def of(cls, model: nn.Module) -> Before:
-        """Copies of everything that the model registers."""
-        held = [*model.parameters(), *model.buffers()]
-        return cls(model, [(t, t.detach().clone()) for t in held], [(m, m.training) for m in model.modules()])
+    def of(cls, held: Iterable[Tensor], modules: Iterable[nn.Module] = ()) -> Before:
+        """Copies of these parameters and buffers."""
+        return cls([(t, t.detach().clone(), t.requires_grad) for t in held], [(m, m.training) for m in modules])
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those of the tensors that are parameters."""
+        return [t for t, _, _ in self.values if isinstance(t, nn.Parameter)]
 
     @torch.no_grad()
     def restore(self) -> None:
         """The numbers and flags of then."""
-        for t, value in self.values:
+        for t, value, trains in self.values:
             if t.shape == value.shape:
                 t.copy_(value)
+            if t.is_leaf:
+                t.requires_grad_(trains)
         for m, flag in self.flags:
             m.training = flag
 
     def moved(self) -> int:
         """How many of the parameters are others now."""
-        return sum(isinstance(t, nn.Parameter) and not torch.equal(t, v) for t, v in self.values)
+        return sum(isinstance(t, nn.Parameter) and not torch.equal(t, v) for t, v, _ in self.values)
 
 
 @dataclass
@@ -72,14 +74,23 @@ class Taken:
 
 @dataclass
 class Pair:
-    """An optimizer and its steps. state: before its first step; places: where in the script."""
+    """An optimizer and its steps. state: before its first step; place: where in the script."""
 
     optimizer: torch.optim.Optimizer
     place: str
     state: dict[str, Any] = field(default_factory=dict)
     before: list[Before] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
+    #: Loss and rate of the steps behind those.
+    later: list[tuple[float, float]] = field(default_factory=list)
     count: int = 0
+    #: Numbers of its first and last step among those of all optimizers.
+    span: tuple[int, int] = (0, 0)
+
+    @property
+    def held(self) -> set[int]:
+        """The ``id`` of every parameter in the optimizer."""
+        return {id(p) for g in self.optimizer.param_groups for p in g["params"]}
 
 
 class Watch:
@@ -91,7 +102,7 @@ class Watch:
         self.tape, self.losses, self.events = Tape(), [], []  # type: ignore[var-annotated]
         self.pairs: dict[int, Pair] = {}
         self.built: dict[int, str] = {}
-        self.backwards = 0
+        self.backwards = self.steps_taken = 0
         self._local = threading.local()
         self._process = os.getpid()
         self._enough_since: float | None = None
@@ -111,8 +122,9 @@ class Watch:
         if not holds and not follows:
             return self._inside(original, module, args, kwargs)
         kept = frozen((args, kwargs), self.tape)
+        origin = tuple(t.data_ptr() for t in tensors((args, kwargs)) if t.layout is torch.strided)
         result = self._inside(original, module, args, kwargs)
-        self.tape.add(Entry(module, kept[0], kept[1], result, module if holds else None))
+        self.tape.add(Entry(module, kept[0], kept[1], result, module if holds else None, place=place(), origin=origin))
         return result
 
     def _inside(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -139,7 +151,10 @@ class Watch:
         self._local.stepping = optimizer
         pair = self.pairs.setdefault(id(optimizer), Pair(optimizer, self.built.get(id(optimizer), "")))
         if not pair.taken:
-            pair.before = [Before.of(m) for m in self.tape.models()]
+            models = self.tape.models()
+            pair.before = [Before.of([*m.parameters(), *m.buffers()], m.modules()) for m in models]
+            if not models:  # a closure computes the first loss inside of the step
+                pair.before = [Before.of(p for g in optimizer.param_groups for p in g["params"])]
             held = optimizer.state.items()
             pair.state = {
                 "state": {p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()} for p, s in held},
@@ -154,11 +169,15 @@ class Watch:
         pair = self.pairs[id(optimizer)]
         rate = max((float(g.get("lr", 0.0)) for g in optimizer.param_groups), default=0.0)
         taken = Taken(self.tape, self.losses, [*self.events, "step"], rate)
-        if not pair.taken:
+        if pair.count < 3:  # the first step of a warm-up may have rate 0
             taken.moved = sum(b.moved() for b in pair.before)
         pair.count += 1
+        self.steps_taken += 1
+        pair.span = (pair.span[0] or self.steps_taken, self.steps_taken)
         if pair.count <= self.steps:
             pair.taken.append(taken)
+        elif taken.losses:
+            pair.later.append((float(taken.tape.unscaled(taken.losses[0][0]).detach().sum()), rate))
         self.tape, self.losses, self.events = Tape(), [], []
         if self.on_step is not None:
             self.on_step(pair.count)
@@ -238,20 +257,3 @@ class Watch:
                 stack.callback(register(hook).remove)
             with Recorder(self):
                 yield
-
-
-#: Where a place in the user's own code is not: the packages around it.
-_LIBRARIES = (
-    str(Path(torch.__file__).parent.parent), str(Path(__file__).parents[2]), str(Path(os.__file__).parent), "<frozen",
-)  # fmt: skip
-
-
-def place() -> str:
-    """file:line of the innermost frame that is no library's."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_LIBRARIES):
-            return f"{os.path.relpath(name) if os.path.isabs(name) else name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

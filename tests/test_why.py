@@ -1,0 +1,277 @@
+"""``normscope why``: scripts of many styles, half of them with one planted fault; what is said, and that nothing is left."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.optim.optimizer as optimizers
+from torch import nn
+
+import normscope
+from normscope import UsageError
+from normscope.cli import main
+from normscope.findings.why import run, watch, why
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def _a_short_wait(monkeypatch):
+    """How many more steps a script gets, for another training to begin."""
+    monkeypatch.setattr(watch, "LINGER", 30)
+
+
+HEAD = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+x = torch.randn(512, 10)
+t = (x[:, 0] + x[:, 1] > 0).long()
+model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 2))
+"""
+
+LOOP = """
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for step in range(500):
+    i = step % 8
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(x[64 * i : 64 * i + 64]), t[64 * i : 64 * i + 64])
+    loss.backward()
+    optimizer.step()
+    print("step", step)
+"""
+
+
+def written(folder, *parts, name="train.py"):
+    path = folder / name
+    path.write_text("".join(textwrap.dedent(p) for p in parts))
+    return path
+
+
+# What the script is
+
+
+def test_the_step_is_the_scripts_own(tmp_path, capsys):
+    found = why(written(tmp_path, HEAD, LOOP), trial=False)
+    assert capsys.readouterr().out.split("\n")[0] == "step 0"
+    assert found.facts["steps_seen"] >= 20
+    assert found.profile.facts["checkup"]["left_out"] == {}
+    assert [f for f in found.findings if f.severity != "info"] == []
+    assert re.search(r"train.py:13", found.facts["places"]["the loss"])
+    assert re.search(r"train.py:9", found.facts["places"]["the optimizer"])
+
+
+def test_the_model_is_diagnosed_as_it_was_before_the_first_step(tmp_path):
+    script = written(tmp_path, HEAD, "torch.save(model.state_dict(), 'before.pt')\n", LOOP)
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        found = run(script, trial=False).diagnoses[0]
+    finally:
+        os.chdir(here)
+    model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 2))
+    model.load_state_dict(torch.load(tmp_path / "before.pt"))
+    torch.manual_seed(0)
+    x = torch.randn(512, 10)
+    t = (x[:, 0] + x[:, 1] > 0).long()
+    alone = normscope.diagnose(model, x[:64], t[:64], "cross_entropy", trial=False)
+    for metric in ("participation_rank", "rms"):
+        assert found.profile.series(metric) == alone.profile.series(metric)
+
+
+def test_losses_and_rates_are_those_of_the_running_loop(tmp_path):
+    script = written(tmp_path, HEAD, LOOP.replace("print(", "open('losses', 'a').write(f'{loss.item()}\\n'); print("))
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        found = why(script, steps=12)
+    finally:
+        os.chdir(here)
+    own = found.profile.facts["checkup"]["observed"]
+    written_down = [float(v) for v in (tmp_path / "losses").read_text().split()]
+    assert own["losses"][: len(written_down)] == written_down
+    assert own["rates"] == [0.1] * len(own["losses"])
+    assert len(own["losses"]) == 42
+
+
+def test_arguments_reach_the_script_and_its_folder_is_on_the_path(tmp_path):
+    (tmp_path / "helper_of_the_script.py").write_text("RATE = 0.1\n")
+    script = written(
+        tmp_path, "import sys\nfrom helper_of_the_script import RATE\nassert sys.argv[1:] == ['--lr', '3'], sys.argv\n",
+        HEAD, LOOP,
+    )  # fmt: skip
+    assert why(script, ["--lr", "3"], trial=False).facts["steps_seen"] >= 20
+
+
+def test_a_module_runs_as_python_m_would(tmp_path, monkeypatch):
+    (tmp_path / "package_of_a_user").mkdir()
+    (tmp_path / "package_of_a_user" / "__init__.py").write_text("")
+    written(tmp_path / "package_of_a_user", HEAD, LOOP, name="__main__.py")
+    monkeypatch.chdir(tmp_path)
+    assert why("package_of_a_user", module=True, trial=False).facts["steps_seen"] >= 20
+
+
+def test_two_trainings_are_told_apart_and_the_last_one_leads(tmp_path):
+    second = """
+    head = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 2))
+    other = torch.optim.Adam(head.parameters(), 1e-2)
+    for step in range(60):
+        other.zero_grad()
+        nn.functional.cross_entropy(head(x[:64]), t[:64]).backward()
+        other.step()
+    """
+    found = run(written(tmp_path, HEAD, LOOP.replace("500", "30"), second), trial=False)
+    assert len(found.diagnoses) == 2
+    assert [d.profile.facts["parameters"] for d in found.diagnoses] == [210, 418]
+
+
+# Ends
+
+
+def test_a_script_that_crashes_is_told_with_its_line(tmp_path):
+    script = written(tmp_path, HEAD, LOOP.replace("    print", "    if step == 5: x = x[:, :3]\n    print"))
+    found = run(script, trial=False)
+    assert "train.py:13" in found.crash or "train.py:14" in found.crash
+    assert found.ended == "crashed"
+    assert len(found.diagnoses) == 1
+
+
+def test_a_script_without_a_step_is_told_so(tmp_path):
+    script = written(tmp_path, HEAD, "nn.functional.cross_entropy(model(x), t).backward()\n")
+    with pytest.raises(UsageError, match=r"no optimizer stepped .1 backward"):
+        why(script, trial=False)
+
+
+def test_a_loss_that_was_detached_is_a_finding_not_an_end(tmp_path):
+    cut = LOOP.replace("64 * i + 64]), t", "64 * i + 64]).detach().requires_grad_(), t")
+    assert {"NS604", "NS704"} & {f.code for f in why(written(tmp_path, HEAD, cut), trial=False).findings[:2]}
+
+
+def test_a_script_that_is_none_is_refused():
+    with pytest.raises(UsageError, match="no file"):
+        why("there_is_no_such.py")
+
+
+def test_seconds_end_a_script_at_its_next_step(tmp_path):
+    script = written(tmp_path, "import time\n", HEAD, LOOP.replace("    print", "    time.sleep(0.2)\n    print"))
+    assert why(script, max_seconds=1.0, trial=False).facts["steps_seen"] < 20
+
+
+def test_an_exception_handler_of_the_script_does_not_keep_it_running(tmp_path):
+    body = textwrap.indent(LOOP, "    ")
+    script = written(tmp_path, HEAD, "try:\n" + body + "\nexcept Exception:\n    raise SystemExit(7)\n")
+    assert run(script, trial=False).ended == "was stopped after enough steps"
+
+
+def test_ctrl_c_passes_through_and_torch_is_whole(tmp_path):
+    before = nn.Module.__call__
+    script = written(tmp_path, HEAD, LOOP.replace("    print", "    if step == 3: raise KeyboardInterrupt\n    print"))
+    with pytest.raises(KeyboardInterrupt):
+        run(script, trial=False)
+    assert nn.Module.__call__ is before
+
+
+# Nothing is left
+
+
+@pytest.mark.parametrize("end", ["stopped", "crashed", "exit"])
+def test_what_the_script_changed_in_this_process_is_put_back(tmp_path, monkeypatch, end):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    more = {
+        "stopped": "",
+        "crashed": "    if step == 5: raise ValueError('x')\n",
+        "exit": "    if step == 25: raise SystemExit(1)\n",
+    }
+    script = written(
+        tmp_path, "import os, random, numpy\nassert os.environ['WANDB_MODE'] == 'offline'\nos.chdir('/')\n",
+        "random.seed(1); numpy.random.seed(1)\n", HEAD, LOOP + more[end],
+    )  # fmt: skip
+    patched = (nn.Module, "__call__"), (torch.optim.Optimizer, "__init__"), (torch.optim.Optimizer, "zero_grad"), (
+        nn.Module, "zero_grad"), (torch.autograd, "backward"), (torch, "compile"), (torch.nn.utils, "clip_grad_norm_")  # fmt: skip
+    before = [getattr(o, k) for o, k in patched]
+    outside = sys.argv, list(sys.path), os.getcwd(), dict(os.environ), sys.modules["__main__"]
+    streams = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    hooks = len(optimizers._global_optimizer_pre_hooks), len(optimizers._global_optimizer_post_hooks)
+    run(script, trial=False)
+    assert [getattr(o, k) for o, k in patched] == before
+    assert (sys.argv, sys.path, os.getcwd(), dict(os.environ), sys.modules["__main__"]) == outside
+    assert random.getstate() == streams[0]
+    assert np.array_equal(np.random.get_state()[1], streams[1])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), streams[2])
+    assert hooks == (
+        len(optimizers._global_optimizer_pre_hooks), len(optimizers._global_optimizer_post_hooks),
+    )  # fmt: skip
+
+
+# The command
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """``normscope why ARGS`` in this process: exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(*args):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["why", *map(str, args)])
+        return (ended.value.code, *capsys.readouterr())
+
+    return called
+
+
+def test_the_command_names_cause_file_and_line(command, tmp_path):
+    twice = LOOP.replace("model(x[64 * i : 64 * i + 64])", "model(x[64 * i : 64 * i + 64]).softmax(1)")
+    script = written(tmp_path, HEAD, twice)
+    code, out, err = command("--trial", "none", script)
+    assert code == 0, err
+    assert "NS701" in out
+    assert "train.py:13" in out
+    assert "as it is, up to 20 optimizer steps" in err
+    assert command("--trial", "none", "--fail-on", "warning", script)[0] == 1
+
+
+def test_machines_get_one_json_document_though_the_script_prints(command, tmp_path):
+    code, out, err = command("--trial", "none", "--json", written(tmp_path, HEAD, LOOP))
+    found = json.loads(out)
+    assert code == 0
+    assert found["ended"] == "was stopped after enough steps"
+    assert len(found["models"]) == 1
+    assert "step 3" in err
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "words"),
+    [
+        ("raise ValueError('no data here')", 3, "no data here"),
+        ("print('done')", 4, "no optimizer stepped"),
+        (None, 2, "no file"),
+    ],
+)
+def test_other_ends_have_their_own_exit_codes(command, tmp_path, lines, code, words):
+    script = tmp_path / "none.py" if lines is None else written(tmp_path, lines)
+    ended, _, err = command(script)
+    assert ended == code, err
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_the_example_of_the_readme_says_what_the_readme_shows():
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "normscope", "why", "examples/broken_train.py"], capture_output=True, text=True, cwd=root,
+        timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+    )  # fmt: skip
+    shown = (root / "README.md").read_text().split("```console")[1].split("```")[0]
+    flat = " ".join(done.stdout.split())
+    for line in re.findall(r"^  +(?!Will|error)(\S.*)$", shown, re.M):
+        assert " ".join(line.split()) in flat, line
+    assert "NS703 targets broadcast" in flat
