@@ -873,10 +873,91 @@ def all_but_a_number_frozen():
     return classify(model, optimizer=torch.optim.SGD([model.scale], 0.1))
 
 
+@broken("NS111", "layer", severity="error")
+def attention_along_the_batch():
+    class Along(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = nn.TransformerEncoderLayer(12, 2, 16, 0.0), nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.out(self.layer(x)[:, 0].mean(0, keepdim=True)).expand(len(x), 3)
+
+    return sequences(Along())
+
+
+def pictures(model):
+    x = torch.randn(448, 3, 8, 8)
+    return setup(model, x, (x[:, 0, :4].mean((1, 2)) > 0).long(), nn.CrossEntropyLoss())
+
+
+class Mixes(nn.Module):
+    def __init__(self, places):
+        super().__init__()
+        self.cut, self.mix = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 16)
+        self.places, self.out = nn.Parameter(torch.randn(4, 16)) if places else 0.0, nn.Linear(16, 2)
+
+    def forward(self, x):
+        h = self.cut(x).flatten(2).transpose(1, 2) + self.places
+        return self.out(F.gelu(self.mix(h)).mean(1))
+
+
+@broken("NS112")
+def patches_without_places():
+    return pictures(Mixes(False))
+
+
+@broken("NS404")
+def a_decay_that_adam_takes_for_the_gradient():
+    return adam(weight_decay=0.5)
+
+
+@broken("NS811")
+def two_classes_a_batch():
+    x, _ = table()
+    t = torch.arange(448) // 56
+    given = setup(mlp(12, 32, 8), x, t, nn.CrossEntropyLoss())
+    return given | {"data": [(x[i : i + 32], t[i : i + 32]) for i in range(0, 448, 32)]}
+
+
+def two_targets(factor):
+    x, t = table()
+    given = setup(Spread(), x, t, lambda o, t: (o[0] - t["a"]).square().mean() + (o[1] - t["b"]).square().mean())
+    both = lambda t: {"a": t, "b": factor * t}  # noqa: E731
+    return given | {"targets": both(given["targets"]), "data": None, "valid": None}
+
+
+@broken("NS805")
+def one_of_two_targets_in_other_units():
+    return two_targets(300.0)
+
+
+class Pupil(nn.Module):
+    def __init__(self, learns):
+        super().__init__()
+        self.learns, self.student, self.teacher = learns, mlp(12, 32, 3), mlp(12, 32, 3)
+
+    def forward(self, x):
+        t = self.teacher(x)
+        return self.student(x), t if self.learns else t.detach()
+
+
+def pupil(learns):
+    return classify(Pupil(learns)) | {"loss": lambda o, t: (o[0] - o[1]).square().mean()}
+
+
+@broken("NS616", "teacher")
+def a_teacher_without_no_grad():
+    return pupil(True)
+
+
 #: The nearest set-up that is as it should be: its rule is silent.
 HEALED = {
     "NS111": lambda: classify(nn.Sequential(mlp(12, 32, 32), nn.Dropout(0.5), nn.Linear(32, 3))),
-    "NS112": lambda: words(False),
+    "NS112": lambda: pictures(Mixes(True)),
+    "NS404": lambda: adam(weight_decay=1e-4),
+    "NS616": lambda: pupil(False),
+    "NS805": lambda: two_targets(1.0),
     "NS115": lambda: words(True),
     "NS119": lambda: sequences(Axes(lambda x: x.transpose(1, 2))),
     "NS120": lambda: sequences(Attends(-1)),

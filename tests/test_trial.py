@@ -12,7 +12,7 @@ from normscope.core.errors import UsageError
 from normscope.findings.checkup.trial import plan
 from normscope.training.short import ShortRuns
 
-CODES = ("NS421", "NS422", "NS423", "NS424", "NS425", "NS426")
+CODES = ("NS421", "NS422", "NS423", "NS424", "NS425", "NS426", "NS427")
 
 
 def table(n=512, d=10, seed=0):
@@ -280,3 +280,58 @@ def test_too_few_steps_decide_nothing():
     assert found.trains == {"sgd": None, "adam": None, "own": None}
     assert "too few steps to tell" in found.verdict
     assert not [f for f in found.findings if f.code in CODES]
+
+
+class Twice(nn.Module):
+    """Two views of a sample, and what one predicts of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.predictor = net(10, 32, 8), net(8, 8, seed=1)
+
+    def forward(self, x):
+        z = self.encoder(x)
+        return z, self.predictor(z)
+
+
+@pytest.mark.parametrize(("spread", "fires"), [(0.0, True), (20.0, False)])
+def test_outputs_that_collapse_are_told(spread, fires):
+    x, _ = table()
+    model = Twice()
+
+    def loss(o, t):
+        z, p = o
+        return 2 + 10 * (p - z).square().mean() + (z - 1).square().mean() - spread * z.std(0).clamp_max(1).mean()
+
+    optimizer = torch.optim.Adam(model.parameters(), 3e-2)
+    found = diagnose(model, x[:64], x[:64], loss, optimizer=optimizer, data=batches(x, x), trial=200)
+    assert ("NS427" in {f.code for f in found.findings}) is fires
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_does_not_carry_over_is_told(apart):
+    x, y = table(d=4)
+    y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))] if apart else y
+    model = net(4, 64, 64, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    found = diagnose(model, x[:64], y[:64], "cross_entropy", optimizer=optimizer, data=batches(x, y))
+    assert ("NS426" in {f.code for f in found.findings if f.severity != "info"}) is apart
+
+
+def test_a_loop_whose_inputs_change_without_their_targets_is_told():
+    x, _ = table()
+    y = (x[:, 0] > 0).long()
+    model = net(10, 32, 2)
+
+    def mirrored(model, optimizer, loss_fn, x, y):
+        optimizer.zero_grad()
+        loss = loss_fn(model(torch.where(torch.rand(len(x), 1) < 0.5, -x, x)), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    given = {"loss": nn.CrossEntropyLoss(), "optimizer": optimizer, "data": batches(x, y)}
+    first = diagnose(model, x[:64], y[:64], **given, train_step=mirrored).findings[0]
+    assert (first.code, "inputs" in first.evidence) == ("NS423", True)
+    assert [f for f in diagnose(model, x[:64], y[:64], **given).findings if f.severity != "info"] == []

@@ -211,6 +211,58 @@ def test_what_the_script_changed_in_this_process_is_put_back(tmp_path, monkeypat
     )  # fmt: skip
 
 
+# Scripts of many styles, half of them with one planted fault
+
+#: Script, the first finding's code ("" where there is none), words of its evidence, the class of the model that is trained last.
+TOLD = {
+    "module_level_bug": ("NS703", "broadcast", "Sequential"),
+    "lightning_bug": ("NS601", "not in the optimizer", "Sequential"),
+    "amp_bf16_bug": ("NS802", "255", "ConvNet"),
+    "grad_accum_bug": ("NS611", "zero_grad", "Sequential"),
+    "torch_compile_bug": ("NS701", "softmax", "DigitNet"),
+    "pretrain_finetune_bug": ("NS605", "prototypes", "CosineClassifier"),
+    "argparse_main_ok": ("", "", "Sequential"),
+    "hf_trainer_ok": ("", "", "BertForSequenceClassification"),
+    "accelerate_ok": ("", "", "GRUClassifier"),
+    "gan_ok": ("", "", "Generator"),
+    "lbfgs_ok": ("", "", "SineFit"),
+    "lm_trainer_class_ok": ("", "", "TinyLM"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TOLD)
+def test_a_script_of_another_style_is_told_right(name, tmp_path, monkeypatch):
+    code, words, model = TOLD[name]
+    needs = {"lightning_bug": "lightning", "hf_trainer_ok": "transformers", "accelerate_ok": "accelerate"}.get(name)
+    if needs is not None:
+        pytest.importorskip(needs)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(watch, "LINGER", 2000 if name == "pretrain_finetune_bug" else 30)
+    found = run(SCRIPTS / f"{name}.py", trial=False)
+    assert not found.crash
+    assert not found.missing
+    first = found.diagnoses[0]
+    assert first.label == model
+    assert first.profile.facts["checkup"]["left_out"] == {}
+    said = [f for d in found.diagnoses[:1] for f in d.findings if f.severity != "info"]
+    assert [f.code for f in said][:1] == ([code] if code else []), [(f.code, f.evidence) for f in said]
+    assert not code or words in said[0].evidence
+    assert f"{name}.py:" in first.facts["places"]["the loss"]
+
+
+def test_labels_that_were_shuffled_apart_are_told_by_what_does_not_carry_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = run(SCRIPTS / "dataloader_workers_bug.py").diagnoses[0]
+    assert "NS426" in {f.code for f in found.findings if f.severity != "info"}
+
+
+def test_a_script_without_an_optimizer_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no optimizer stepped"):
+        why(SCRIPTS / "functional_ok.py")
+
+
 # The command
 
 

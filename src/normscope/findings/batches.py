@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from normscope.findings._rules import Hit, View, rule
 
 LARGE, TINY, COLUMNS = 25.0, 0.05, 1e3
+#: Size of one of several targets from which on its squares drown the rest (chosen by us).
+UNITS = 30.0
 PRICES, SMALL_TARGETS, LEAK = 1e3, 300.0, 1e-6
 
 
@@ -106,7 +108,7 @@ def column_scales(view: View) -> Iterator[Hit]:
 )
 def target_scale(view: View) -> Iterator[Hit]:
     """The targets of a regression have an rms above 1000, and the outputs less than a hundredth of it; or the outputs are
-    300 times the targets' standard deviation.
+    300 times the targets' standard deviation; or one of several targets has an rms above 30.
     """
     t, s, u = view.section("data").get("target_rms", 0.0), view.section("loss"), view.section("update")
     if s.get("task") == "regression" and t > PRICES and s.get("output_rms", math.inf) < t / 100:
@@ -126,6 +128,13 @@ def target_scale(view: View) -> Iterator[Hit]:
             "targets' scale is tiny"
         )
         yield Hit(None, "target_std", std, s["output_rms"] / SMALL_TARGETS, text)
+    one = view.section("data").get("largest_target", 0.0)
+    if one > UNITS:
+        text = (
+            f"of several targets one has rms {one:.3g}: its part of the loss dominates the others by its units alone; bring all to "
+            "one magnitude (standardize), or weigh the parts (balance)"
+        )
+        yield Hit(None, "target_rms", one, UNITS, text)
 
 
 @rule(
@@ -261,19 +270,23 @@ def one_row(view: View) -> Iterator[Hit]:
     severity="warning",
     meaning="Each batch holds one class only, so every step teaches the network to say that class.",
     cure="Shuffle: DataLoader(..., shuffle=True).",
-    source="chosen by us: 80 % of the batches, with three batches and two classes or more",
+    source="chosen by us: 80 % of the batches, with three batches and two classes or more; half of the pairs",
 )
 def sorted_classes(view: View) -> Iterator[Hit]:
-    """In 80 % of the batches all targets are one class, though the data has several."""
+    """In 80 % of the batches all targets are one class, though the data has several; or pairs within a batch are of one class
+    three times as often as pairs of all data.
+    """
     d = view.section("data")
+    alike = d.get("alike", {"within": 0.0, "overall": 1.0})
     if d.get("pure_batches", 0.0) >= 0.8 and d.get("classes", 0) >= 2 and d.get("majority", 1.0) < 0.8:
-        yield Hit(
-            None,
-            "pure",
-            d["pure_batches"],
-            0.8,
-            f"{d['pure_batches']:.0%} of the batches hold one class only: the data is sorted",
+        text = f"{d['pure_batches']:.0%} of the batches hold one class only: the data is sorted"
+        yield Hit(None, "pure", d["pure_batches"], 0.8, text)
+    elif alike["within"] > 0.5 and alike["within"] > 3 * alike["overall"]:
+        text = (
+            f"two samples of a batch are of one class in {alike['within']:.0%} of all pairs, two of the data in "
+            f"{alike['overall']:.0%}: the data is sorted by class, a batch holds one class or two (no negatives)"
         )
+        yield Hit(None, "alike", alike["within"], 0.5, text)
 
 
 @rule(

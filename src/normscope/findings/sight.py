@@ -34,6 +34,14 @@ def mixing(view: View) -> Iterator[Hit]:
     1/n of it, and is silent here. Inputs of two axes are judged by sequence layers only: rows may be nodes of a graph. Nor
     may an output depend on the place of its sample in the batch.
     """
+    along = view.section("mixing").get("along_batch")
+    if along:
+        text = (
+            f"{along['module']} ({along['kind']}) gets {tuple(along['shape'])}, samples first, and is built for (length, samples, "
+            "width): it runs over the samples of the batch (batch_first=True is missing)"
+        )
+        yield Hit(None, "along_batch", 1.0, 0.0, text, name=along["module"])
+        return
     m = view.section("mixing").get("mixes", {})
     place = view.section("mixing").get("place", 0.0)
     if place > MIXES and not (m and m["others"] >= MIXES and m.get("sequence")):
@@ -69,7 +77,8 @@ def mixing(view: View) -> Iterator[Hit]:
     source="chosen by us: no change beyond rounding",
 )
 def pixels_lost(view: View) -> Iterator[Hit]:
-    """All pixels of the inputs (n, c, h, w) were shuffled by one permutation, and the outputs stayed the same; or all token
+    """All pixels of the inputs (n, c, h, w) were shuffled by one permutation, and the outputs stayed the same; or all patches,
+    or all token
     ids of a model with attention: a note, unless the user's own trial got nowhere.
 
     Global pooling of the raw image does this: one number a channel is left, a bottleneck.
@@ -84,7 +93,13 @@ def pixels_lost(view: View) -> Iterator[Hit]:
             view.section("trial").get("own", {}).get("trains") is False
         )  # a bag of words may be all that is asked for
         yield Hit(None, "order", order, 1e-4, text, "" if lost else "info", attention)
-    change = view.section("mixing").get("shuffled_pixels")
+    patch, change = view.section("mixing").get("patch"), view.section("mixing").get("shuffled_pixels")
+    if patch is not None and not (change is not None and change < 1e-4):
+        text = (
+            f"with its patches of {patch} x {patch} pixels shuffled an image gets the same outputs: their places are not seen, "
+            "positions are not added, or layers mix along another axis than that of the patches (tokens)"
+        )
+        yield Hit(None, "patch", patch, 0.0, text, name=attention or "")
     if change is not None and change < 1e-4:
         first = view.section("mixing").get("first", "")
         text = f"with shuffled pixels the outputs change by {change:.1e} of their spread: pooling took all places away"

@@ -14,6 +14,8 @@ NOTHING, LITTLE = 0.15, 0.35
 BEHIND, AHEAD = 0.01, 0.3
 #: Eval or validation loss this share of chance above chance, where training fell by AHEAD.
 ABOVE = 0.1
+#: A rise of the loss, in shares of chance, that is no detour (of some losses the first steps go up).
+RISES = 0.5
 #: Share of chance below which the loss of unseen batches falls once where anything carries over.
 FOLLOWS = 0.99
 FALLING = 0.15
@@ -76,7 +78,7 @@ def only_adam(view: View) -> Iterator[Hit]:
     severity="warning",
     meaning="With the optimizer (and the loop) as given the loss does not fall, although the same network trains with another.",
     cure="Compare: optimizer = torch.optim.Adam(model.parameters(), lr=...) at the rate that is named, in the plain loop.",
-    source="chosen by us: the loss of the same batches falls by less than a hundredth of what the best race gets, or rises by 10 %",
+    source="chosen by us: the loss of the same batches falls by less than a hundredth of what the best race gets, or rises",
 )
 def own_step(view: View) -> Iterator[Hit]:
     """After the user's own steps, on copies, the loss of the same batches is hardly lower, where SGD or Adam get far below chance.
@@ -100,7 +102,7 @@ def own_step(view: View) -> Iterator[Hit]:
     k = min(own["steps"], len(race["losses"]))
     there = sum(race["losses"][max(k - 5, 0) : k]) / min(k, 5)  # the race after as many steps
     fall, theirs = own["start"] - own.get("again", math.inf), own["start"] - there
-    rises = own["blown"] or fall < -ABOVE * abs(t["chance"])
+    rises = own["blown"] or fall < -RISES * abs(t["chance"])
     bounded = abs(race["end"]) <= abs(t["start"])
     if race["progress"] < AHEAD or not (rises or (bounded and fall < BEHIND * theirs)):
         return
@@ -226,3 +228,29 @@ def best_race(t: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     """The race that got lowest, and its name."""
     races = [(label, t[name]) for name, label in (("sgd", "SGD"), ("adam", "Adam")) if name in t]
     return min(races, key=lambda pair: pair[1]["end"]) if races else None
+
+
+@rule(
+    "NS427",
+    "outputs collapse",
+    severity="warning",
+    meaning="The loss falls, and the outputs of all samples become one and the same: that is what this loss rewards.",
+    cure="Give it something against the collapse: negatives, a stop-gradient (z.detach()) on one branch, a variance term.",
+    source="chosen by us: the spread over samples falls to a tenth, below 2 % of the outputs' size, while the loss falls",
+)
+def collapse(view: View) -> Iterator[Hit]:
+    """In the user's own steps the loss falls below chance, and no output differs between samples any more.
+
+    Where a constant answer is known the loss cannot fall below it like that: this is about losses without targets.
+    """
+    t = view.section("trial")
+    own = t.get("own")
+    if own is None or not own["trains"] or math.isfinite(t["constant"]):
+        return
+    before, after = own.get("spread", (math.nan, math.nan))
+    if after < min(0.1 * before, 0.02):
+        text = (
+            f"the loss falls from {own['start']:.3g} to {own['end']:.3g} while in {own['steps']} steps the spread of outputs over "
+            f"samples falls from {before:.2g} to {after:.2g} of their size: they collapse to a constant (degenerate solution)"
+        )
+        yield Hit(None, "spread", after, 0.02, text)

@@ -55,7 +55,8 @@ def small_steps(view: View) -> Iterator[Hit]:
 def decay(view: View) -> Iterator[Hit]:
     """The step with weight decay has a cosine below 0.7 with the step without, where the gradient is not zero.
 
-    And the decay is fast: learning rate x decay / (1 - momentum) is above 1e-3, a thousand steps to shrink the weights by e.
+    And the decay is fast: it shrinks the weights by more than a thousandth a step (x 1 / (1 - momentum)): learning rate x decay,
+    or nearly the whole step of Adam, which divides decay and gradient alike by their size.
     """
     u = view.section("update")
     if u and u["decay"] and u["decay_cosine"] < DECAY and u["decay_pace"] > 1e-3:

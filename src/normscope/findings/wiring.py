@@ -380,3 +380,22 @@ def anew(view: View) -> Iterator[Hit]:
             "created (recreated) every step, its state is lost"
         )
         yield Hit(None, "optimizers", own["optimizers"], 1, text)
+
+
+@rule(
+    "NS616",
+    "a teacher that learns",
+    severity="warning",
+    meaning="The loss changes the network that is to be followed too, so the two meet halfway, or collapse.",
+    cure="with torch.no_grad(): t = teacher(x), or teacher.requires_grad_(False), and leave it out of the optimizer.",
+    source="a gradient that is not zero in a module called teacher, target_net, ema, momentum_encoder or the like",
+)
+def taught(view: View) -> Iterator[Hit]:
+    """Parameters of a module that is called a teacher or target network get a gradient from the loss."""
+    names = view.section("wiring").get("teachers", [])
+    if names:
+        text = (
+            f"{listed(names)} gets a gradient from the loss, and is trained with the other network: it is not frozen, its outputs "
+            "are not detached (no_grad)"
+        )
+        yield Hit(None, "teachers", len(names), 0, text, name=names[0])

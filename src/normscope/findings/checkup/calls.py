@@ -74,6 +74,8 @@ def _padding_only(scene: Scene, kept: list[tuple[str, Tensor]]) -> dict[str, Any
                 )
             else:
                 common = seen.mode().values
+                if len(left.unique()) < 3:  # a mask, not tokens
+                    continue
                 alone = float((seen == common).float().mean()) > 0.95 and float((left == common).float().mean()) < 0.05
             if alone:
                 return {"module": module, "share": float(keep.float().mean())}

@@ -119,6 +119,9 @@ def of_data(
     t = scene.targets if isinstance(scene.targets, Tensor) else None
     pooled = _pooled(batches) or ((own, t) if own is not None and t is not None else None)
     found |= _targets(t)
+    several = [x.float() for x in tensors(scene.targets) if x.is_floating_point() and x.dim()]
+    if t is None and len(list(tensors(scene.targets))) > 1 and several:
+        found["largest_target"] = max(float(x.square().mean().sqrt()) for x in several)
     found |= _class_like(pooled[1] if pooled is not None else t)
     if pooled is not None:
         found |= _leak(*pooled)
@@ -264,6 +267,12 @@ def _balance(x: Tensor, t: Tensor, batches: list[tuple[Tensor, Tensor | None]]) 
     pure = [len(b.unique()) == 1 for _, b in batches if b is not None and b.dim() == 1 and len(b) >= 4]
     if len(pure) >= 3:
         found["pure_batches"] = sum(pure) / len(pure)
+        alike = [
+            float((b[:, None] == b).float().mean())
+            for _, b in batches
+            if b is not None and b.dim() == 1 and len(b) >= 4
+        ]
+        found["alike"] = {"within": sum(alike) / len(alike), "overall": float((counts / len(t)).square().sum())}
     return found
 
 

@@ -18,7 +18,7 @@ from normscope.findings.checkup.scene import Rerun, Scene
 
 def of_mixing(scene: Scene) -> dict[str, Any]:
     """Numbers about who sees whom; see NS106 to NS112."""
-    found: dict[str, Any] = _constant(scene) | {"time": through_time(scene)}
+    found: dict[str, Any] = _constant(scene) | {"time": through_time(scene), "along_batch": _along_batch(scene)}
     again = Rerun.of(scene.at)
     if again is None:
         return found
@@ -34,6 +34,7 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
         if len(inputs) == 1 and inputs[0].is_floating_point():
             found.update(_affine(again, scene))
             found.update(_pixels(again, base, inputs[0]))
+            found.update(_patches(again, base, inputs[0]))
             found["first"] = scene.calls[0].name if scene.calls else ""
         if scene.output is not None and scene.output.is_floating_point():
             zero = float((scene.output == 0).float().mean())
@@ -47,6 +48,18 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
             found["zeroed"]["redrawn"] = float(((one == 0) != (other == 0)).float().mean())
     found["padding"] = _padding(scene)
     return found
+
+
+def _along_batch(scene: Scene) -> dict[str, Any]:
+    """The first attention or recurrent layer that takes the samples for its sequence: built for (length, n, d), given (n, ...)."""
+    n = scene.at.rows.n
+    for c in scene.calls:
+        first = getattr(c.module, "batch_first", None)
+        inner = getattr(c.module, "self_attn", None)
+        first = getattr(inner, "batch_first", first) if first is None else first
+        if isinstance(c.module, SEQUENCE) and first is False and len(c.shape) == 3 and c.shape[0] == n != c.shape[1]:
+            return {"module": c.name, "kind": type(c.module).__name__, "shape": list(c.shape)}
+    return {}
 
 
 def _place(again: Rerun, base: Tensor) -> dict[str, Any]:
@@ -236,6 +249,28 @@ def _pixels(again: Rerun, base: Tensor, x: Tensor) -> dict[str, Any]:
     scale = float(base.std(0).max())
     change = float((shuffled - base).abs().max()) / scale if scale > 0 else math.inf
     return {"shuffled_pixels": change}
+
+
+def _patches(again: Rerun, base: Tensor, x: Tensor) -> dict[str, Any]:
+    """The size of square patches of an image whose places do not matter to the outputs, if there is one."""
+    scale = float((base - base.mean(0)).abs().max())
+    if x.dim() != 4 or not scale > 0:
+        return {}
+    h, w = x.shape[2:]
+    for p in (2, 3, 4, 5, 6, 7, 8, 14, 16, 32):
+        if h % p or w % p or (h // p) * (w // p) < 4:
+            continue
+        order = torch.randperm((h // p) * (w // p), generator=torch.Generator().manual_seed(9)).to(x.device)
+
+        def shuffled(t: Tensor, p: int = p, order: Tensor = order) -> Tensor:
+            cut = t.reshape(len(t), -1, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)[:, order]
+            back = cut.reshape(len(t), h // p, w // p, -1, p, p).permute(0, 3, 1, 4, 2, 5)
+            return back.reshape(t.shape)
+
+        moved = again.output(*again.alter(shuffled))
+        if moved.shape == base.shape and float((moved - base).abs().max()) < 1e-4 * scale:
+            return {"patch": p}
+    return {}
 
 
 def _padding(scene: Scene) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.call.arguments import tensors
 from normscope.call.losses import COTANGENT
 from normscope.call.step import Step
 from normscope.findings.checkup.data import clean
@@ -81,7 +82,7 @@ def of_trial(
         best = min(RACES, key=lambda name: found[name]["end"])
         n = trial.longer(trial.steps, trial.second)
         found["stream"] = trial.told(trial.course(trial.stream, best, found[best]["rate"], n))
-        if found[best]["trains"] and not valid:
+        if found[best]["trains"]:
             found["stream"]["unseen"] = trial.unseen(best, found[best]["rate"], n)
     found["seconds"] = time.perf_counter() - trial.begun
     return found
@@ -200,7 +201,10 @@ class _Trial:
         start = as_left.run(_never, 0, look=level(as_left, None)).seen
         rates: list[float] = []
 
+        spread = [math.nan, math.nan]
+
         def after() -> tuple[float, float, float]:
+            spread[1] = _spread(as_left)
             again = level(as_left, None)()
             return again, level(runs, False)(), level(checks, False)() if valid else math.nan
 
@@ -208,6 +212,7 @@ class _Trial:
 
         def begin(copies: Mapping[int, Tensor]) -> Update:
             update = mine.begin(copies)
+            spread[0] = _spread(as_left)
 
             def noted(*batch: Any) -> Tensor:
                 rates.append(max(float(g.get("lr", math.nan)) for g in mine.twin.param_groups))
@@ -226,11 +231,25 @@ class _Trial:
             found |= dict(zip(("again", "eval_after", "valid_after"), course.seen, strict=True))
         fell = found["progress"] > FALLS
         found |= {"rates": rates, "handed": mine.handed, "optimizers": len(set(mine.steppers)), "changed": mine.changed}
+        found["spread"] = spread
         if mine.changed and not course.blown:
             usual = Own(replace(at, train_step=None))
             found["plain"] = self.told(as_left.run(usual.begin, steps, around=usual.around))["progress"]
             found["progress_again"] = (self.chance - found["again"]) / self.scale
         return found | {"trains": fell if fell or course.blown or len(course.losses) >= ENOUGH else None}
+
+
+def _spread(runs: ShortRuns) -> float:
+    """How far the outputs of samples differ, relative to their size; inside a run."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        args, kwargs, _ = runs.batch(0)
+        outputs = [t.float() for t in tensors(runs.at.whole(args, kwargs)) if t.is_floating_point() and t.dim() > 1]
+    size = [
+        float(t.std(0).square().mean().sqrt() / t.square().mean().sqrt().clamp_min(1e-30))
+        for t in outputs
+        if len(t) > 1
+    ]
+    return max(size, default=math.nan)
 
 
 def _same_floor(one: dict[str, Any], other: dict[str, Any]) -> None:

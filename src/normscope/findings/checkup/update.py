@@ -50,7 +50,9 @@ def of_update(scene: Scene) -> dict[str, Any]:
     found["along_gradient"] = _cosine(d0, g)
     found["decay_cosine"] = _cosine(d[some], d0[some])
     found["decay"] = max(float(x.get("weight_decay", 0.0) or 0.0) for x in optimizer.param_groups)
-    found["decay_pace"] = found["decay"] * found["lr"] / (1 - momentum if momentum < 1 else 1e-3)
+    w = torch.cat([named[n].detach().flatten().float() for n in live])
+    shrinks = float(((d0 - d) * w)[some].sum() / w[some].square().sum().clamp_min(1e-30))
+    found["decay_pace"] = max(shrinks, 0.0) / (1 - momentum if momentum < 1 else 1e-3)
     found["betas"] = next((list(x["betas"]) for x in optimizer.param_groups if "betas" in x), None)
     found["gradient_rms"] = float(g.square().mean().sqrt())
     found["eps"] = max(

@@ -15,6 +15,12 @@ from normscope.call.arguments import mapped
 from normscope.call.reach import Reach
 from normscope.findings.checkup.scene import Rerun, Scene
 
+#: What modules are called that another one is to follow or to imitate, and that get no gradient.
+TEACHERS = {
+    "teacher", "teacher_model", "teacher_net", "ema", "ema_model", "target_net", "target_network", "target_encoder",
+    "momentum_encoder", "ref_model", "reference_model",
+}  # fmt: skip
+
 
 def _slow_norms(root: nn.Module) -> list[tuple[str, float]]:
     """Batch norms in training mode whose running statistics hardly move, and their momentum."""
@@ -76,6 +82,8 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
     ]  # fmt: skip
     found["slow_norms"] = _slow_norms(root)
     found["equal_units"] = _equal_units(scene)
+    taught = [n for n in moving if TEACHERS & set(n.split("."))]
+    found["teachers"] = modules_of(taught, root) if 0 < len(taught) < len(moving) else []
     found["zero_frozen"] = [
         c.name for c in scene.weighted
         if (own := [p for n, p in named.items() if scene.layer_of(n) == c.name and p.dim() > 1])
