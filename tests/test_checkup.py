@@ -951,6 +951,136 @@ def a_teacher_without_no_grad():
     return pupil(True)
 
 
+class Pooled(nn.Module):
+    """A mean over the places of a sequence, weighed by a softmax."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim, self.inp, self.score, self.out = dim, nn.Linear(12, 16), nn.Linear(16, 1), nn.Linear(16, 3)
+
+    def forward(self, x):
+        h = F.relu(self.inp(x))
+        return self.out((h * self.score(h).softmax(self.dim)).sum(1))
+
+
+@broken("NS120")
+def a_pooling_weighed_over_the_samples():
+    return sequences(Pooled(0))
+
+
+class Anchors(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.last, self.head = last, nn.Conv2d(3, 10, 3, padding=1)
+
+    def forward(self, x):
+        h = self.head(x)
+        return (h.permute(0, 2, 3, 1) if self.last else h).reshape(len(x), -1, 5)
+
+
+def anchors(last):
+    x = torch.randn(448, 3, 4, 4)
+    t = x.mean(1).reshape(448, 16, 1).repeat(1, 2, 5)
+    return setup(Anchors(last), x, t, nn.MSELoss())
+
+
+@broken("NS119")
+def anchors_without_a_permute():
+    return anchors(False)
+
+
+class Two(nn.Module):
+    def __init__(self, reads):
+        super().__init__()
+        self.reads, self.one, self.other, self.out = reads, nn.Linear(12, 16), nn.Linear(12, 16), nn.Linear(32, 3)
+
+    def forward(self, a, b):
+        return self.out(torch.cat([F.relu(self.one(a)), F.relu(self.other(b if self.reads else a))], 1))
+
+
+def two_inputs(reads):
+    x, t = table()
+    given = classify(Two(reads))
+    return given | {"inputs": (x[:64], 2 * x[:64].roll(1, 1)), "targets": labels(t)[:64], "data": None, "valid": None}
+
+
+@broken("NS122")
+def a_second_input_that_is_never_read():
+    return two_inputs(False)
+
+
+class Pairs(nn.Module):
+    def __init__(self, columns):
+        super().__init__()
+        self.columns, self.emb, self.out = columns, nn.Embedding(20, 8), nn.Linear(16, 3)
+
+    def forward(self, ids):
+        return self.out(self.emb(ids[:, self.columns]).flatten(1))
+
+
+@broken("NS122")
+def a_column_of_ids_taken_twice():
+    ids = torch.randint(20, (448, 2))
+    return setup(Pairs([0, 0]), ids, ids[:, 1] % 3, nn.CrossEntropyLoss())
+
+
+@broken("NS123", "0", severity="info")
+def linear_layers_in_a_row():
+    return classify(nn.Sequential(nn.Linear(12, 32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)))
+
+
+class Cells(nn.Module):
+    def __init__(self, cut):
+        super().__init__()
+        self.cut, self.emb, self.cell, self.out = cut, nn.Embedding(20, 16), nn.GRUCell(16, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        h = torch.zeros(len(x), 16)
+        for k in range(x.shape[1]):
+            h = self.cell(self.emb(x[:, k]), h.detach() if self.cut else h)
+        return self.out(h)
+
+
+class Convolved(nn.Module):
+    """The last place of a stack of causal convolutions."""
+
+    def __init__(self, dilations):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv1d(1 if not i else 16, 16, 3, dilation=d) for i, d in enumerate(dilations))
+        self.out = nn.Linear(16, 1)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = F.relu(layer(F.pad(x, (2 * layer.dilation[0], 0))))
+        return self.out(x[..., -1])
+
+
+def signal(dilations):
+    x = torch.randn(448, 1, 30)
+    return setup(Convolved(dilations), x, x[..., 3], nn.MSELoss())
+
+
+@broken("NS205")
+def a_receptive_field_that_is_too_short():
+    return signal((1, 1, 1))
+
+
+@broken("NS205", "emb")
+def a_state_detached_at_each_step():
+    x = torch.randint(20, (448, 8))
+    return setup(Cells(True), x, (x[:, 0] > 10).long(), nn.CrossEntropyLoss())
+
+
+@broken("NS608")
+def an_eval_inside_of_the_loop():
+    def step(model, optimizer, loss, x, t):
+        model.eval()
+        return plain(model, optimizer, loss, x, t)
+
+    model = nn.Sequential(nn.Linear(12, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+    return classify(model, optimizer=torch.optim.SGD(model.parameters(), 0.1)) | {"train_step": step, "trial": 20}
+
+
 #: The nearest set-up that is as it should be: its rule is silent.
 HEALED = {
     "NS111": lambda: classify(nn.Sequential(mlp(12, 32, 32), nn.Dropout(0.5), nn.Linear(32, 3))),
@@ -959,6 +1089,9 @@ HEALED = {
     "NS616": lambda: pupil(False),
     "NS805": lambda: two_targets(1.0),
     "NS115": lambda: words(True),
+    "NS122": lambda: two_inputs(True),
+    "NS123": lambda: classify(mlp(12, 32, 32, 3)),
+    "NS205": lambda: signal((1, 2, 4, 8)),
     "NS119": lambda: sequences(Axes(lambda x: x.transpose(1, 2))),
     "NS120": lambda: sequences(Attends(-1)),
     "NS121": lambda: classify(Joined(False)),
@@ -975,6 +1108,11 @@ HEALED = {
     "NS711": lambda: places(Dense(), nn.CrossEntropyLoss()),
     "NS712": lambda: written(True),
 }
+
+
+def test_pooling_over_places_and_anchors_with_a_permute_are_fine():
+    assert "NS120" not in {f.code for f in found(lambda: sequences(Pooled(1))).findings}
+    assert "NS119" not in {f.code for f in found(lambda: anchors(True)).findings}
 
 
 @pytest.mark.parametrize("code", HEALED)

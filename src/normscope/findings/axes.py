@@ -63,3 +63,39 @@ def twice(view: View) -> Iterator[Hit]:
             "with itself (a duplicate in torch.cat), and the skip or second input is not seen"
         )
         yield Hit(None, "channels", 0.5, 0.0, text, name=c["module"])
+
+
+@rule(
+    "NS122",
+    "an input that is not read",
+    severity="warning",
+    meaning="Other samples' values of this input change nothing: what it holds cannot be learnt from.",
+    cure="Look at forward: is the argument used, and not another one in its place?",
+    source="equal to the last bit",
+)
+def unread(view: View) -> Iterator[Hit]:
+    """One of several inputs, or one of at most eight columns of ids, was exchanged between samples, and no output changed.
+
+    Inputs that are the same for all samples are not judged.
+    """
+    u = view.section("mixing").get("unread")
+    if u:
+        text = f"the outputs do not depend on {u['name']}, {tuple(u['shape'])}: it is ignored, never read (another in its place?)"
+        yield Hit(None, "unread", 1.0, 0.0, text)
+
+
+@rule(
+    "NS123",
+    "layers without an activation between them",
+    severity="info",
+    meaning="Two Linear layers in a row are one: the second adds parameters, and no function.",
+    cure="nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c)).",
+    source="the second gets what the first gave, to the last bit",
+)
+def in_a_row(view: View) -> Iterator[Hit]:
+    """A Linear layer gets exactly what another one gave, and the first is not narrower than both ends (a factorization)."""
+    pairs = view.section("wiring").get("in_a_row", [])
+    if pairs:
+        names = "; ".join(f"{a} and {b}" for a, b in pairs[:4])
+        text = f"no activation between the linear layers {names}: consecutive linear layers are one linear (affine) map"
+        yield Hit(None, "pairs", len(pairs), 0.0, text, name=pairs[0][0])

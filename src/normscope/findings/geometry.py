@@ -203,7 +203,8 @@ def signal_scale(view: View) -> Iterator[Hit]:
 
     Reference: He, Zhang, Ren, Sun 2015.
     """
-    curve = [r for r in view.hidden("rms") if not math.isnan(r.value)]
+    zero = set(view.section("wiring").get("zero_layers", []))
+    curve = [r for r in view.hidden("rms") if not math.isnan(r.value) and r.name not in zero]
     alive = max((i for i, r in enumerate(curve) if r.value > 0), default=0)
     # A zero with a signal behind it is beside the chain: a table or a branch that starts at zero.
     curve = [r for i, r in enumerate(curve) if r.value > 0 or i > alive]

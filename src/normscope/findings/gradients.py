@@ -132,13 +132,24 @@ def small_updates(view: View) -> Iterator[Hit]:
     source="chosen by us: a millionth; a fresh LSTM halves the gradient at each step",
 )
 def through_time(view: View) -> Iterator[Hit]:
-    """The gradient at the first time step of a recurrent layer's input is below a millionth of that at the last one.
+    """The gradient at the first time step of a recurrent layer's input is below a millionth of that at the last one. Or it is
+    exactly zero at a fifth of the places of the data or more; a warning where the outputs depend on these places.
 
     A fresh LSTM forgets by half a step, so that 20 steps are a millionth. Only the recent past counts in many tasks: an
     info.
 
     Reference: Jozefowicz, Zaremba, Sutskever 2015, section 2 (the bias of the forget gate).
     """
+    r = view.section("reach")
+    if r:
+        n, places = len(r["lost"]), f"places {r['lost'][0]} to {r['lost'][-1]} of {r['of']} along axis {r['axis']}"
+        why = (
+            "though the outputs depend on them: the gradient is cut on the way (a detach at each step, truncated backpropagation)"
+            if r.get("depends")
+            else "and the outputs do not depend on them: they lie outside of the receptive field, or are never read"
+        )
+        text = f"no gradient reaches {n} {places} of {r['module'] or 'the inputs'}, {why}"
+        yield Hit(None, "lost", n, 0.0, text, "warning" if r.get("depends") else "", r["module"])
     t = view.section("mixing").get("time", {})
     if t and t["first"] < 1e-6 * t["last"]:
         text = (

@@ -54,7 +54,9 @@ def saturated_units(view: View) -> Iterator[Hit]:
     worst = max(curve, key=lambda r: r.value, default=None)
     if worst and worst.value > SATURATED:
         first = next(r for r in curve if r.value > SATURATED)
-        text = f"{worst.value:.0%} of the outputs of {where(worst)} are at an end of the activation's range"
+        fed = view.section("wiring").get("fed", {}).get(worst.name)
+        by = f" (fed by {fed}, whose weights are too large)" if fed else ""
+        text = f"{worst.value:.0%} of the outputs of {where(worst)}{by} are at an end of the activation's range"
         yield Hit(
             first, "saturated_units", worst.value, SATURATED, text, "" if worst.value > SATURATED_WARNING else "info"
         )

@@ -169,7 +169,8 @@ def random_frozen(view: View) -> Iterator[Hit]:
             "distributed exactly as random "
             "initial weights: its checkpoint was not loaded"
         )
-        yield Hit(None, "fresh", r["share"], 0.9, text, name=r["module"])
+        trains = view.section("trial").get("own", {}).get("progress", 0.0) > 0.3  # random features may be meant
+        yield Hit(None, "fresh", r["share"], 0.9, text, "info" if trains else "", r["module"])
     zero = view.section("wiring").get("zero_frozen", [])
     if zero:
         text = (
@@ -215,6 +216,14 @@ def eval_mode(view: View) -> Iterator[Hit]:
     """
     w = view.section("wiring")
     norms, drops = w.get("eval_norms", 0), w.get("eval_drops", 0)
+    own = view.section("trial").get("own", {})
+    if own.get("evaluates") and view.section("wiring").get("modes", 0):
+        text = (
+            "the loop runs the model in eval mode where it differentiates (model.eval() inside of it, never switched back by "
+            "model.train()): batch norms use running statistics that never move, dropout is off"
+        )
+        yield Hit(None, "eval", 1.0, 0, text)
+        return
     if view.facts.get("mode") == "eval" or not (norms or drops):
         return
     training = any(view.given(k) for k in ("optimizer", "data", "train_step"))

@@ -37,6 +37,8 @@ class Own:
         self.twin = at.optimizer
         #: Whether the user's loop hands the model other inputs than those of the batch.
         self.changed = False
+        #: Whether it runs the model in eval mode where it differentiates.
+        self.evaluates = False
 
     def begin(self, copies: Mapping[int, Tensor]) -> Update:
         """See `ShortRuns.run`."""
@@ -85,6 +87,7 @@ class Own:
             got = list(tensors((now, more)))
             same = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(given, got, strict=False)]
             self.changed |= not all(same)
+            self.evaluates |= torch.is_grad_enabled() and not self.at.root.training
 
         hooks = [
             register_optimizer_step_pre_hook(look),

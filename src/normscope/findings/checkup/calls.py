@@ -18,6 +18,7 @@ from normscope.findings.checkup.scene import Scene
 _RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape}
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
+_TIMES, _SUMS = {Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul}, {Tensor.sum, torch.sum}
 _ATTENTION = {F.multi_head_attention_forward, F.scaled_dot_product_attention}
 _DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 #: Dropout that leaves hardly anything: the usual rates lie between 0.1 and 0.5.
@@ -144,14 +145,20 @@ class _Calls(TorchFunctionMode):
             self.cuts.append({"function": func.__name__, "module": name})
         if func in _RESHAPES and self.reshaped is None and exchanged(tuple(x.shape), tuple(y.shape)):
             self.reshaped = {"from": list(x.shape), "to": list(y.shape), "module": name}
+        elif func in _SOFTMAX and x.dim() == 2 and len(self.kept) < 4:
+            self.kept.append((name, y > 0))
         elif func in _SOFTMAX and x.dim() >= 3:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if isinstance(dim, int):
                 self._made[id(y)] = (y, dim % x.dim())
             if y.dim() in (3, 4) and len(self.kept) < 4:
                 self.kept.append((name, (y > 0).flatten(1, -2).any(1)))
-        elif func in _DROPOUT and id(x) in self._made:
-            self._made[id(y)] = (y, self._made[id(x)][1])
+        elif func in (*_DROPOUT, *_TIMES) and (known := self._weights(args)) is not None and y.dim() > known:
+            self._made[id(y)] = (y, known)
+        elif func in _SUMS and id(x) in self._made:
+            dim, known = kwargs.get("dim", args[1] if len(args) > 1 else None), self._made[id(x)][1]
+            if isinstance(dim, int) and dim % x.dim() != known and x.shape[known] > 1 and self.softmax is None:
+                self.softmax = {"dim": known, "summed": dim % x.dim(), "shape": list(x.shape), "module": name}
         elif func in _PRODUCTS and id(x) in self._made:
             self.attention = name if self.attention is None else self.attention
             dim = self._made[id(x)][1]
@@ -160,6 +167,10 @@ class _Calls(TorchFunctionMode):
         elif func in _ATTENTION:
             self.attention = name if self.attention is None else self.attention
             self._looks(name, func, args, kwargs)
+
+    def _weights(self, args: Any) -> int | None:
+        """The axis of the softmax that one of two factors came from."""
+        return next((self._made[id(a)][1] for a in args if id(a) in self._made), None)
 
     def _looks(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
         """At which keys a mask lets attention look: true means ignore for one function, keep for the other."""
@@ -184,6 +195,8 @@ def exchanged(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
             return sorted(old) == sorted(new)
         moved = old[1:] != new[1:] and sorted(old[1:]) == sorted(new[1:]) and len(set(old[1:])) > 1
         return moved and (old[2:] + old[1:2] == new[1:] or old[-1:] + old[1:-1] == new[1:]) and min(old[1:]) > 1
+    if len(old) == 4 and len(new) == 3 and old[0] == new[0]:  # (n, k c, h, w) to (n, k h w, c)
+        return 1 < new[2] < old[1] and old[1] % new[2] == 0 and new[2] not in old[2:] and min(old[2:]) > 1
     if len(old) >= 3 and len(new) == 2 and old[0] > 1:
         c, rest = old[1], 1
         for s in (old[0], *old[2:]):

@@ -395,8 +395,11 @@ def _unbounded(scene: Scene, o: Tensor, t: Tensor, g: Tensor, known: dict[str, A
             way = ways.get(id(x))
             return x if way is None else x + far * way
 
-        with torch.no_grad():
-            return float(call.value(mapped(scene.whole, there), t, scene.at.seed))
+        try:
+            with torch.no_grad():
+                return float(call.value(mapped(scene.whole, there), t, scene.at.seed))
+        except Exception:  # a loss that refuses such outputs
+            return math.nan
 
     now, near, far = scene.value, down(1e2), down(1e4)
     deep = math.isfinite(far) and far < -50 * (abs(now) + 1) and far < 20 * near

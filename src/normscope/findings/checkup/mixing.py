@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.call.arguments import first_tensor, tensors
+from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.call.samples import SEQUENCE, Samples
 from normscope.findings.checkup.scene import Rerun, Scene
 
@@ -31,6 +32,8 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
         found.update(_mixes(again, base, inputs))
         found.update(_place(again, base))
         found.update(_order(again, base, inputs))
+        with _woken(again.at.root):  # branches that start at zero will open
+            found.update(_unread(again, again.output()))
         if len(inputs) == 1 and inputs[0].is_floating_point():
             found.update(_affine(again, scene))
             found.update(_pixels(again, base, inputs[0]))
@@ -75,6 +78,37 @@ def _place(again: Rerun, base: Tensor) -> dict[str, Any]:
     return {"place": float((rolled - base.roll(1, 0)).abs().max()) / spread} if spread > 0 else {}
 
 
+def _unread(again: Rerun, base: Tensor) -> dict[str, Any]:
+    """Which of several inputs, or of a few columns of ids, other samples' values can stand in for without any change."""
+    given = (again.args, again.kwargs)
+    every, names = list(tensors(given)), _paths(again)
+
+    def stands(old: Tensor, new: Tensor) -> bool:
+        args, kwargs = mapped(given, lambda x: new if x is old else x)
+        return not torch.equal(old, new) and torch.equal(again.output(args, kwargs), base)
+
+    for t in every if len(every) > 1 else []:
+        if t.dim() and stands(t, t.roll(1, 0)):
+            return {"unread": {"name": names.get(id(t), "an input"), "shape": list(t.shape)}}
+    for t in every:
+        if t.dim() == 2 and 2 <= t.shape[1] <= 8 and not t.is_floating_point() and t.dtype != torch.bool:
+            for j in range(t.shape[1]):
+                column = t.clone()
+                column[:, j] = t[:, j].roll(1, 0)
+                if stands(t, column):
+                    return {"unread": {"name": f"column {j} of {names.get(id(t), 'the ids')}", "shape": list(t.shape)}}
+    return {}
+
+
+def _paths(again: Rerun) -> dict[int, str]:
+    """What the arguments are called, by ``id``."""
+    try:
+        bound = inspect.signature(again.at.root.forward).bind_partial(*again.args, **again.kwargs).arguments
+    except (TypeError, ValueError):
+        return {}
+    return {id(v): f"input {k!r}" for k, v in bound.items() if isinstance(v, Tensor)}
+
+
 def _order(again: Rerun, base: Tensor, inputs: list[Tensor]) -> dict[str, Any]:
     """How far the outputs of token ids move when the tokens change places, beyond changing places themselves."""
     ids = [x for x in inputs if not x.is_floating_point() and x.dtype != torch.bool and x.dim() == 2]
@@ -88,6 +122,70 @@ def _order(again: Rerun, base: Tensor, inputs: list[Tensor]) -> dict[str, Any]:
         return {}
     along = base[:, order] if base.dim() > 2 and base.shape[1] == length else base
     return {"order": float((shuffled - along).abs().max()) / spread}
+
+
+def of_reach(scene: Scene) -> dict[str, Any]:
+    """At which places along an axis of the data (of embedded ids: time) the loss has a gradient of exactly zero for every
+    sample, though the data varies there, and whether the outputs depend on them all the same.
+    """
+    at = scene.at
+    if scene.loss is None or at.step is not None or at.rows.axis != 0 or at.rows.rows is not None:
+        return {}
+    first = next((c for c in scene.weighted if c.data is not None or isinstance(c.module, nn.Embedding)), None)
+    if first is None:
+        return {}
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(module, nn.Embedding):
+            seen.append(output.detach().requires_grad_())
+            return seen[-1]
+        return None
+
+    def work() -> dict[str, Any]:
+        args, kwargs, leaves = at.arguments(grad=True)
+        handle = first.module.register_forward_hook(look)
+        try:
+            value = at.value(at.whole(args, kwargs), at.own_targets())
+        finally:
+            handle.remove()
+        wanted = seen or (leaves if len(leaves) == 1 else [])
+        if not wanted or not value.requires_grad or len({x.shape for x in wanted}) > 1:
+            return {}
+        grads = torch.autograd.grad(value, wanted, allow_unused=True)
+        found = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)]
+        one = len(wanted) == 1  # else an embedding that is looked up step by step
+        leaf, g = (wanted[0], found[0]) if one else (torch.stack(wanted, 1), torch.stack(found, 1))
+        if leaf.dim() < 2 or len(leaf) != at.rows.n or not bool((g != 0).any()):
+            return {}
+        axes = [1] if seen else [i for i in range(1, leaf.dim()) if leaf.shape[i] >= 4]
+        for i in axes:
+            others = [k for k in range(leaf.dim()) if k != i]
+            silent = (g == 0).movedim(i, 0).flatten(1).all(1)
+            varies = (leaf.detach() - leaf.detach()[:1]).abs().amax(others) > 0
+            lost = silent & varies
+            if leaf.shape[i] >= 4 and 0.2 <= float(lost.float().mean()) < 1:
+                return {
+                    "axis": i,
+                    "of": leaf.shape[i],
+                    "lost": lost.nonzero().flatten().tolist(),
+                    "module": first.name if seen else "",
+                }
+        return {}
+
+    found: dict[str, Any] = at.run(work)
+    again = Rerun.of(at) if found else None
+    if again is not None:
+        places = torch.tensor(found["lost"])
+
+        def other(x: Tensor) -> Tensor:
+            return x.index_copy(found["axis"], places, x.index_select(found["axis"], places).roll(1, 0))
+
+        args, kwargs = again.alter(other)
+        base = again.run(again.output, "eval")
+        moved = again.run(lambda: again.output(args, kwargs), "eval")
+        found["depends"] = base is not None and moved is not None and not torch.equal(base, moved)
+    return found
 
 
 def through_time(scene: Scene) -> dict[str, Any]:
@@ -179,7 +277,7 @@ def _mixes(again: Rerun, base: Tensor, inputs: list[Tensor]) -> dict[str, Any]:
     if a is None or b is None or a.shape != b.shape:
         return {}
     scale = float((a - a.mean(0)).square().mean().sqrt()) + 1e-12
-    moved = (a - b).flatten(1).square().mean(1).sqrt() / scale
+    moved = (a - b).reshape(len(a), -1).square().mean(1).sqrt() / scale
     own, others = float(moved[0]), float(moved[1:].max())
     found: dict[str, Any] = {"own": own, "others": others, "axes": max(x.dim() for x in inputs)}
     if others < 1e-3:

@@ -57,6 +57,8 @@ class Scene:
     value: float = float("nan")
     #: Layers whose input channels are the same twice.
     twice: list[dict[str, Any]] = field(default_factory=list)
+    #: Linear layers of which the second gets what the first gave.
+    in_a_row: list[tuple[str, str]] = field(default_factory=list)
     grads: dict[str, Tensor | None] = field(default_factory=dict)
     #: Names of leaves behind the outputs that are no registered parameters; "" where no module holds it.
     unregistered: list[tuple[str, int]] = field(default_factory=list)
@@ -127,6 +129,7 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
 @contextmanager
 def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[no-untyped-def]
     handles, weights_ran = [], [False]
+    linear: dict[int, tuple[nn.Linear, str, Tensor]] = {}
     frozen_names = {m: n for n, m in root.named_modules()}
 
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -141,6 +144,11 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
             _varies(x, samples, module), _varies(y, samples, module),
             tuple(x.shape),
         )  # fmt: skip
+        if isinstance(module, nn.Linear):
+            before = linear.get(id(x))
+            if before is not None and before[0].out_features >= min(before[0].in_features, module.out_features):
+                scene.in_a_row.append((before[1], call.name))
+            linear[id(y)] = (module, call.name, y)
         if weighted and (channels := _same_twice(x, module)):
             scene.twice.append({"module": call.name, "channels": channels})
         if weighted and not x.requires_grad and (not weights_ran[0] or isinstance(module, nn.Embedding)):

@@ -230,7 +230,13 @@ class _Trial:
         if course.seen is not None:
             found |= dict(zip(("again", "eval_after", "valid_after"), course.seen, strict=True))
         fell = found["progress"] > FALLS
-        found |= {"rates": rates, "handed": mine.handed, "optimizers": len(set(mine.steppers)), "changed": mine.changed}
+        found |= {
+            "rates": rates,
+            "handed": mine.handed,
+            "optimizers": len(set(mine.steppers)),
+            "changed": mine.changed,
+            "evaluates": mine.evaluates,
+        }
         found["spread"] = spread
         if mine.changed and not course.blown:
             usual = Own(replace(at, train_step=None))

@@ -22,6 +22,15 @@ TEACHERS = {
 }  # fmt: skip
 
 
+def _fed(scene: Scene) -> dict[str, str]:
+    """By module name, the last module with weights that ran before it."""
+    before, found = "", dict[str, str]()
+    for c in scene.calls:
+        found.setdefault(c.name, before)
+        before = c.name if c.weighted else before
+    return found
+
+
 def _slow_norms(root: nn.Module) -> list[tuple[str, float]]:
     """Batch norms in training mode whose running statistics hardly move, and their momentum."""
     return [
@@ -84,6 +93,7 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
     found["equal_units"] = _equal_units(scene)
     taught = [n for n in moving if TEACHERS & set(n.split("."))]
     found["teachers"] = modules_of(taught, root) if 0 < len(taught) < len(moving) else []
+    found["in_a_row"] = scene.in_a_row
     found["zero_frozen"] = [
         c.name for c in scene.weighted
         if (own := [p for n, p in named.items() if scene.layer_of(n) == c.name and p.dim() > 1])
@@ -91,6 +101,10 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
     ]  # fmt: skip
     found["random_frozen"] = _random_frozen(scene, named, held)
     found["copy"] = _copy(scene)
+    found["fed"] = _fed(scene)
+    found["modes"] = sum(
+        isinstance(m, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd) for m in root.modules()
+    )
     found["eval_norms"], found["eval_drops"] = _left_in_eval(root)
     return found
 
@@ -219,7 +233,7 @@ def _equal_units(scene: Scene) -> list[str]:
     """Layers with several units, all of them equal and not zero, whose readers treat them alike."""
     layers = [
         (c.name, p) for c in scene.weighted for n, p in c.module.named_parameters(recurse=False)
-        if n == "weight" and p.dim() > 1 and c.size_out > 1
+        if n == "weight" and p.dim() > 1 and c.size_out > 1 and "norm" not in type(c.module).__name__.lower()
     ]  # fmt: skip
     out = []
     for (name, p), (_, after) in pairwise(layers):
