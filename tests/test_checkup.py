@@ -1081,6 +1081,76 @@ def an_eval_inside_of_the_loop():
     return classify(model, optimizer=torch.optim.SGD(model.parameters(), 0.1)) | {"train_step": step, "trial": 20}
 
 
+@broken("NS604", "log")
+def a_part_of_the_loss_made_a_number():
+    loss = lambda o, t: (o[0] - t).square().mean() + (o[1] - t).square().mean().item()  # noqa: E731
+    return regress(Spread()) | {"loss": loss}
+
+
+class Gated(nn.Module):
+    def __init__(self, gate):
+        super().__init__()
+        self.inp, self.f, self.out, self.gate = nn.Linear(12, 32), mlp(32, 32, 32), nn.Linear(32, 3), gate
+
+    def forward(self, x):
+        h = self.inp(x)
+        return self.out(h + self.gate * self.f(F.relu(h)))
+
+
+@broken("NS603", "gate")
+def a_gate_that_is_no_parameter():
+    return classify(Gated(torch.zeros(1, requires_grad=True)))
+
+
+@broken("NS603", severity="error")
+def a_gate_of_plain_zeros():
+    return classify(Gated(torch.zeros(1)))
+
+
+class Standardized(nn.Module):
+    """A batch norm written by hand."""
+
+    def __init__(self, updates):
+        super().__init__()
+        self.updates = updates
+        self.register_buffer("running_mean", torch.zeros(12))
+        self.register_buffer("running_var", torch.ones(12))
+
+    def forward(self, x):
+        if not self.training:
+            return (x - self.running_mean) / (self.running_var + 1e-5).sqrt()
+        mean, var = x.mean(0), x.var(0)
+        if self.updates:
+            self.running_mean.lerp_(mean.detach(), 0.1)
+            self.running_var.lerp_(var.detach(), 0.1)
+        return (x - mean) / (var + 1e-5).sqrt()
+
+
+def standardized(updates):
+    model = nn.Sequential(Standardized(updates), *mlp(12, 32, 3))
+    return classify(model, optimizer=torch.optim.SGD(model.parameters(), 0.1)) | {"trial": 20}
+
+
+@broken("NS504", "0")
+def statistics_that_nobody_updates():
+    return standardized(False)
+
+
+def test_norms_and_heads_that_start_at_zero_are_fine():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.norm = nn.Linear(32, 32), nn.BatchNorm1d(32)
+            nn.init.zeros_(self.norm.weight)
+
+        def forward(self, x):
+            return F.relu(x + self.norm(self.body(x)))
+
+    model = nn.Sequential(nn.Linear(12, 32), Branch(), Branch(), nn.Linear(32, 3))
+    nn.init.zeros_(model[-1].weight)
+    assert [f.code for f in found(lambda: classify(model)).findings if f.severity != "info"] == []
+
+
 #: The nearest set-up that is as it should be: its rule is silent.
 HEALED = {
     "NS111": lambda: classify(nn.Sequential(mlp(12, 32, 32), nn.Dropout(0.5), nn.Linear(32, 3))),
@@ -1097,6 +1167,7 @@ HEALED = {
     "NS121": lambda: classify(Joined(False)),
     "NS503": lambda: classify(Drops(False)),
     "NS505": lambda: classify(Drops(False, 0.5)),
+    "NS603": lambda: classify(Gated(nn.Parameter(torch.zeros(1)))),
     "NS504": lambda: normed(0.01),
     "NS408": lambda: adam(betas=(0.9, 0.95)),
     "NS409": lambda: scheduled(0.99),
@@ -1108,6 +1179,10 @@ HEALED = {
     "NS711": lambda: places(Dense(), nn.CrossEntropyLoss()),
     "NS712": lambda: written(True),
 }
+
+
+def test_statistics_that_are_updated_are_fine():
+    assert "NS504" not in {f.code for f in found(lambda: standardized(True)).findings}
 
 
 def test_pooling_over_places_and_anchors_with_a_permute_are_fine():

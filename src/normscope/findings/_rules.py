@@ -149,7 +149,7 @@ def _in_the_light_of(trial: Mapping[str, Any], f: Finding) -> Finding:
         return replace(f, severity="info", evidence=f"{f.evidence} (yet its own trial trained)") if own else f
     if not f.code.startswith(PREDICTIONS):
         return f
-    trained = any(races) and False not in races if own is None else own  # the user's own run counts most
+    trained = own or (any(races) and False not in races)
     if trained:
         return replace(f, severity="info", evidence=f"{f.evidence} (yet the trial trained)")
     return f if None in races else replace(f, severity="warning" if any(races) else "error")

@@ -143,8 +143,9 @@ def through_time(view: View) -> Iterator[Hit]:
     r = view.section("reach")
     if r:
         n, places = len(r["lost"]), f"places {r['lost'][0]} to {r['lost'][-1]} of {r['of']} along axis {r['axis']}"
+        step = f" at each step of {r['step']}" if r.get("step") else " at each step"
         why = (
-            "though the outputs depend on them: the gradient is cut on the way (a detach at each step, truncated backpropagation)"
+            f"though the outputs depend on them: the gradient is cut on the way (a detach{step}, truncated backpropagation)"
             if r.get("depends")
             else "and the outputs do not depend on them: they lie outside of the receptive field, or are never read"
         )

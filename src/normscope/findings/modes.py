@@ -86,7 +86,18 @@ def dropout(view: View) -> Iterator[Hit]:
     source="chosen by us: below 0.005, more than 200 steps to move by 1 - 1/e",
 )
 def slow_statistics(view: View) -> Iterator[Hit]:
-    """A batch norm in training mode with running statistics has a momentum above 0 and below 0.005."""
+    """A batch norm in training mode with running statistics has a momentum above 0 and below 0.005; or buffers called running
+    did not move at all in the user's own steps.
+    """
+    own = view.section("trial").get("own", {})
+    still = own.get("still", []) if not own.get("evaluates") and not view.section("wiring").get("eval_norms") else []
+    if still:
+        text = (
+            f"{listed(still)} did not move in {own['steps']} steps of training: the running statistics (buffers) are never "
+            "updated, and eval mode uses the initial ones"
+        )
+        yield Hit(None, "still", len(still), 0.0, text, name=still[0].rpartition(".")[0])
+        return
     slow = view.section("wiring").get("slow_norms", [])
     if slow:
         name, momentum = slow[0]

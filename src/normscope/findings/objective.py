@@ -122,7 +122,7 @@ def blind(view: View) -> Iterator[Hit]:
         one = math.prod(s["outputs"][1:]) == 1 and not view.section("wiring").get("lost", {}).get("tensors")
         why = ": a softmax over one output (a single class) is constant" if one else ""
         text = f"the loss {s['name']} is {s['value']:.3g} for any outputs {tuple(s['outputs'])}, no gradient{why}"
-        yield Hit(None, "gradient", 0.0, 0.0, text)
+        yield Hit(None, "gradient", 0.0, 0.0, text, name=s.get("last", ""))
     elif s.get("zero_gradient") and not s["reaches_weights"] and not view.section("wiring").get("cut"):
         text = (
             f"the loss {s['name']} changes with the outputs in steps only, its gradient is exactly zero: it is not differentiable "
@@ -169,9 +169,9 @@ def bottomless(view: View) -> Iterator[Hit]:
     if s.get("unbounded") and not critic and not s.get("wrong_sign") and not s.get("outside_binary"):
         text = (
             f"the loss falls from {s['value']:.3g} to {s['far']:.3g} as the outputs grow to 10 000: it is "
-            "unbounded below"
+            "unbounded below (a log-variance of the wrong sign, logits for log-probabilities)"
         )
-        yield Hit(None, "far", s["far"], -50.0, text)
+        yield Hit(None, "far", s["far"], -50.0, text, name=s.get("last", ""))
 
 
 @rule(

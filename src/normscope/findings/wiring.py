@@ -72,7 +72,7 @@ def unregistered(view: View) -> Iterator[Hit]:
     """The graph behind the outputs ends in leaves that require a gradient and are no registered parameters.
 
     Layers in a plain list, tuple or dict, in a global variable, or made anew in every forward pass. Silent where the
-    optimizer given holds the tensors all the same.
+    optimizer given holds the tensors all the same. Or a plain tensor of zeros closes a gate that no optimizer will open.
     """
     names = view.section("wiring").get("unregistered", [])
     if names:
@@ -80,6 +80,13 @@ def unregistered(view: View) -> Iterator[Hit]:
         text = f"{len(names)} tensor(s) behind the outputs are not registered as parameters: "
         text += f"{listed(known)} (a plain list or dict instead of nn.ModuleList)" if known else "no module holds them"
         yield Hit(None, "unregistered", len(names), 0, text, name=known[0] if known else "")
+    zero = view.section("wiring").get("plain_zero", [])
+    if zero and view.section("wiring").get("asleep"):
+        text = (
+            f"{listed(zero)} is a plain tensor of zeros, neither an nn.Parameter nor in the optimizer (not registered): what it "
+            "multiplies, a gate, stays closed, and weights behind it get no gradient"
+        )
+        yield Hit(None, "unregistered", len(zero), 0, text, "error", zero[0].rpartition(".")[0])
 
 
 @rule(
@@ -110,6 +117,13 @@ def lost(view: View) -> Iterator[Hit]:
         text = f"no parameter receives a gradient: {at}{who} (detach, no_grad, argmax, a comparison, .item(), numpy)"
         yield Hit(None, "lost", 1.0, 0, text, "error", c.get("module", ""))
         return
+    numbers, returned = view.section("calls").get("numbers", []), w.get("returned", {"tensors": 0})
+    if numbers and returned["tensors"]:
+        text = (
+            f"{listed(returned['modules'])} gets no gradient though the model returns what it computes: {numbers[0]}() made a "
+            "plain number of a part of the loss, which is a constant then (detached)"
+        )
+        yield Hit(None, "lost", returned["tensors"], 0, text, name=returned["modules"][0])
     lost = view.section("wiring").get("lost", {})
     if lost and lost["tensors"] and lost["share"] > SHARE:
         text = (

@@ -18,6 +18,7 @@ from normscope.findings.checkup.scene import Scene
 _RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape}
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
+_NUMBERS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy}
 _TIMES, _SUMS = {Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul}, {Tensor.sum, torch.sum}
 _ATTENTION = {F.multi_head_attention_forward, F.scaled_dot_product_attention}
 _DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
@@ -50,7 +51,8 @@ def of_calls(scene: Scene) -> dict[str, Any]:
             replace(at, mode="eval").run(evaluated)
     return {
         "reshaped": found.reshaped, "softmax": found.softmax, "dropout": found.dropout, "cuts": found.cuts,
-        "heavy": found.heavy, "attention": found.attention, "padding_only": _padding_only(scene, found.kept),
+        "numbers": found.numbers, "heavy": found.heavy, "attention": found.attention,
+        "padding_only": _padding_only(scene, found.kept),
     }  # fmt: skip
 
 
@@ -97,6 +99,8 @@ class _Calls(TorchFunctionMode):
         self.kept: list[tuple[str, Tensor]] = []
         #: The first functions that gave a result without gradient for arguments with one.
         self.cuts: list[dict[str, Any]] = []
+        #: Functions that made plain numbers of tensors with a gradient.
+        self.numbers: list[str] = []
         self.stack: list[str] = []
         self._made: dict[int, tuple[Tensor, int]] = {}
 
@@ -122,6 +126,8 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         whole = func(*args, **kwargs)
         x, y = (args[0] if args else None), first_tensor(whole)
+        if func in _NUMBERS and isinstance(x, Tensor) and x.requires_grad and not self.eval:
+            self.numbers.append(func.__name__)
         if isinstance(x, Tensor) and y is not None:
             name = self.stack[-1] if self.stack else ""
             if func in _DROPOUT:

@@ -184,6 +184,9 @@ def of_reach(scene: Scene) -> dict[str, Any]:
         args, kwargs = again.alter(other)
         base = again.run(again.output, "eval")
         moved = again.run(lambda: again.output(args, kwargs), "eval")
+        calls = [c for c in scene.calls if c.weighted and not isinstance(c.module, nn.Embedding)]
+        times = {c.name: sum(x.name == c.name for x in calls) for c in calls}
+        found["step"] = next((n for n, k in times.items() if k >= len(found["lost"])), "")
         found["depends"] = base is not None and moved is not None and not torch.equal(base, moved)
     return found
 
@@ -230,7 +233,7 @@ def _constant(scene: Scene) -> dict[str, Any]:
     if not ends or ends[-1].varies_out > 1e-6 or scene.output is None:
         return {}
     for c in scene.calls:
-        weights = [p for p in c.module.parameters(recurse=False) if p.dim() > 1]
+        weights = [p for n, p in c.module.named_parameters(recurse=False) if n.startswith("weight")]
         zero = bool(weights) and not any(bool((p != 0).any()) for p in weights)
         if c.varies_in > 1e-3 and c.varies_out <= 1e-6 and not zero and c.size_out > 0:
             later = scene.calls[scene.calls.index(c) :]

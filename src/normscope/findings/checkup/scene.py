@@ -112,7 +112,7 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
             continue
         if id(leaf) in mine:
             scene.reached.add(mine[id(leaf)])
-        elif leaf.numel() > 1 and (isinstance(leaf, nn.Parameter) or id(leaf) in others):
+        elif isinstance(leaf, nn.Parameter) or id(leaf) in others:
             original = others.get(id(leaf), id(leaf))  # other leaves are made on the way, to differentiate by them
             scene.unregistered.append((held.get(original, ""), original))
     wanted = [(n, scene.copies[k]) for k, n in scene.names.items() if scene.copies[k].requires_grad]

@@ -202,9 +202,12 @@ class _Trial:
         rates: list[float] = []
 
         spread = [math.nan, math.nan]
+        moving = {n: b.clone() for n, b in at.root.named_buffers() if "running" in n and b.is_floating_point()}
+        still: list[str] = []
 
         def after() -> tuple[float, float, float]:
             spread[1] = _spread(as_left)
+            still.extend(n for n, b in at.root.named_buffers() if n in moving and torch.equal(b, moving[n]))
             again = level(as_left, None)()
             return again, level(runs, False)(), level(checks, False)() if valid else math.nan
 
@@ -236,6 +239,7 @@ class _Trial:
             "optimizers": len(set(mine.steppers)),
             "changed": mine.changed,
             "evaluates": mine.evaluates,
+            "still": still,
         }
         found["spread"] = spread
         if mine.changed and not course.blown:

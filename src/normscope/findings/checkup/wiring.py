@@ -22,6 +22,15 @@ TEACHERS = {
 }  # fmt: skip
 
 
+def _plain(root: nn.Module) -> dict[str, Tensor]:
+    """Floating tensors that modules hold as attributes, neither parameters nor buffers, and that want no gradient."""
+    return {
+        f"{name}.{key}" if name else key: value
+        for name, module in root.named_modules() for key, value in vars(module).items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() and not value.requires_grad
+    }  # fmt: skip
+
+
 def _fed(scene: Scene) -> dict[str, str]:
     """By module name, the last module with weights that ran before it."""
     before, found = "", dict[str, str]()
@@ -61,6 +70,8 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
     found["cut"] = bool(scene.grads) and all(g is None for g in scene.grads.values())
     found["cut_in_loss"] = found["cut"] and bool(scene.reached)
     share = sum(named[n].numel() for n in trains) or 1
+    returned = [n for n in lost if n in scene.reached]
+    found["returned"] = {"modules": modules_of(returned, root), "tensors": len(returned)}
     deliberate = [n for n in lost if held is not None and id(named[n]) not in held]
     lost = [n for n in lost if n not in deliberate and n not in scene.reached]
     used = [n for n in lost if scene.layer_of(n) in ran]
@@ -94,6 +105,8 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
     taught = [n for n in moving if TEACHERS & set(n.split("."))]
     found["teachers"] = modules_of(taught, root) if 0 < len(taught) < len(moving) else []
     found["in_a_row"] = scene.in_a_row
+    held_plain = _plain(root)
+    found["plain_zero"] = [n for n, t in held_plain.items() if not bool((t != 0).any())]
     found["zero_frozen"] = [
         c.name for c in scene.weighted
         if (own := [p for n, p in named.items() if scene.layer_of(n) == c.name and p.dim() > 1])
