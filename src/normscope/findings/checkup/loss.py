@@ -293,7 +293,7 @@ def reach_of(scene: Scene) -> dict[str, Any] | None:
     def work() -> list[Tensor]:
         root = scene.at.root
         own = [p for m in root.modules() if any(True for _ in m.children()) for p in m.parameters(recurse=False)]
-        mine = [*last.parameters(recurse=False), *(p for p in own if p.dim() < 2)]
+        mine = [*last.parameters(recurse=False), *(p for p in own if p.dim() < 2 and bool((p != 0).any()))]
         mine = [p for p in mine if p.is_floating_point()]
         start = [p.detach().clone() for p in mine]
         outs = [again.output()]

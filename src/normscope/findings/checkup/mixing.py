@@ -30,15 +30,17 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
         if not bool(torch.isfinite(base).all()):
             return
         found.update(_mixes(again, base, inputs))
-        found.update(_place(again, base))
-        found.update(_order(again, base, inputs))
+        alone = len(inputs) == 1 and inputs[0].is_floating_point()
+        found.update(_affine(again, scene) if alone else {})
         with _woken(again.at.root):  # branches that start at zero will open
-            found.update(_unread(again, again.output()))
-        if len(inputs) == 1 and inputs[0].is_floating_point():
-            found.update(_affine(again, scene))
-            found.update(_pixels(again, base, inputs[0]))
-            found.update(_patches(again, base, inputs[0]))
-            found["first"] = scene.calls[0].name if scene.calls else ""
+            open_ = again.output()
+            found.update(_place(again, open_))
+            found.update(_order(again, open_, inputs))
+            found.update(_unread(again, open_))
+            if alone:
+                found.update(_pixels(again, open_, inputs[0]))
+                found.update(_patches(again, open_, inputs[0]))
+                found["first"] = scene.calls[0].name if scene.calls else ""
         if scene.output is not None and scene.output.is_floating_point():
             zero = float((scene.output == 0).float().mean())
             found["zeroed"] = {"train": zero, "eval": float((base == 0).float().mean()), "module": scene.calls[-1].name}
@@ -65,6 +67,12 @@ def _along_batch(scene: Scene) -> dict[str, Any]:
     return {}
 
 
+def _differences(outputs: Tensor) -> float:
+    """The largest difference of an output from its mean over samples; 0 where it is rounding."""
+    most = float((outputs - outputs.mean(0)).abs().max())
+    return most if most > 1e-5 * float(outputs.abs().max()) else 0.0
+
+
 def _place(again: Rerun, base: Tensor) -> dict[str, Any]:
     """How far a sample's output moves when the samples change places, relative to the spread of the outputs."""
     n = again.samples.n
@@ -74,8 +82,8 @@ def _place(again: Rerun, base: Tensor) -> dict[str, Any]:
     # Noise has its own place in the batch: what a second seed changes is not told from it.
     if rolled.shape != base.shape or not torch.equal(base, again.output(seed=again.at.seed + 1)):
         return {}
-    spread = float((base - base.mean(0)).abs().max())
-    return {"place": float((rolled - base.roll(1, 0)).abs().max()) / spread} if spread > 0 else {}
+    spread = _differences(base)
+    return {"place": float((rolled - base.roll(1, 0)).abs().max()) / spread} if spread else {}
 
 
 def _unread(again: Rerun, base: Tensor) -> dict[str, Any]:
@@ -117,8 +125,8 @@ def _order(again: Rerun, base: Tensor, inputs: list[Tensor]) -> dict[str, Any]:
     length = ids[0].shape[1]
     order = torch.randperm(length, generator=torch.Generator().manual_seed(8)).to(ids[0].device)
     shuffled = again.output(*again.alter(lambda x: x[:, order]))
-    spread = float((base - base.mean(0)).abs().max())
-    if shuffled.shape != base.shape or not spread > 0:
+    spread = _differences(base)
+    if shuffled.shape != base.shape or spread == 0:
         return {}
     along = base[:, order] if base.dim() > 2 and base.shape[1] == length else base
     return {"order": float((shuffled - along).abs().max()) / spread}
@@ -347,15 +355,15 @@ def _pixels(again: Rerun, base: Tensor, x: Tensor) -> dict[str, Any]:
         return {}
     order = torch.randperm(x.shape[-1] * x.shape[-2], generator=torch.Generator().manual_seed(5)).to(x.device)
     shuffled = again.output(*again.alter(lambda t: t.flatten(2)[:, :, order].reshape(t.shape)))
-    scale = float(base.std(0).max())
-    change = float((shuffled - base).abs().max()) / scale if scale > 0 else math.inf
+    scale = _differences(base)
+    change = float((shuffled - base).abs().max()) / scale if scale else math.inf
     return {"shuffled_pixels": change}
 
 
 def _patches(again: Rerun, base: Tensor, x: Tensor) -> dict[str, Any]:
     """The size of square patches of an image whose places do not matter to the outputs, if there is one."""
-    scale = float((base - base.mean(0)).abs().max())
-    if x.dim() != 4 or not scale > 0:
+    scale = _differences(base)
+    if x.dim() != 4 or scale == 0:
         return {}
     h, w = x.shape[2:]
     for p in (2, 3, 4, 5, 6, 7, 8, 14, 16, 32):

@@ -29,9 +29,8 @@ RACES: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[float, ...]]]
 #: A net trains where its loss falls below chance by this share of it (cross-validated: docs/findings.md); a loss without a
 #: known chance, and the user's own few steps, by the second share.
 TRAINS, FALLS = 0.6, 0.1
-#: A race ends early at this share of chance; one that has not got there goes on for so many times as long, and SGD in a last
-#: try for as many steps as go into the seconds.
-DONE, LONGER, LATE = 0.05, 4, (1000, 3.0)
+#: A race ends early at this share of chance; one that has not got there goes on for so many times as long.
+DONE, LONGER = 0.05, 4
 #: Steps from which on a loss that did not fall says something.
 ENOUGH = 50
 #: (steps of a run, of a screening run, rates an optimizer, finalists), the first that fits.
@@ -76,8 +75,6 @@ def of_trial(
     for name in RACES:
         found[name] = trial.race(name)
     _same_floor(found["sgd"], found["adam"])
-    if found["adam"]["trains"] and found["sgd"]["trains"] is False and "own" not in found:
-        found["sgd"]["late"] = trial.late(found["sgd"])
     if trial.several and "own" in found and not found["own"]["trains"]:
         best = min(RACES, key=lambda name: found[name]["end"])
         n = trial.longer(trial.steps, trial.second)
@@ -170,13 +167,6 @@ class _Trial:
 
         seen.run(seen.plain(lambda p: RACES[name][0](p, lr=rate)), n, until=until)
         return lowest[0]
-
-    def late(self, race: Mapping[str, Any]) -> float:
-        """The best progress of a much longer run, at the two best rates: a net may sit on a plateau first."""
-        steps, seconds = LATE
-        n = int(min(steps, min(seconds, self.left / 2) / 2 / max(self.second, 1e-6)))
-        rates = [r for r, end in race["tried"] if math.isfinite(end)][:2] if n > race["steps"] else []
-        return max((self.told(self.course(self.one, "sgd", r, n))["progress"] for r in rates), default=-math.inf)
 
     def seen(self, losses: Sequence[float], rates: Sequence[float]) -> dict[str, Any]:
         """The losses of the user's own loop as a run."""
