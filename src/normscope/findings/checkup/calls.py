@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from normscope.call.arguments import first_tensor, tensors
+from normscope.call.arguments import tensors
 from normscope.findings.checkup.scene import Scene
-
-_RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape}
-_SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
-_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
-_NUMBERS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy}
-_TIMES, _SUMS = {Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul}, {Tensor.sum, torch.sum}
-_ATTENTION = {F.multi_head_attention_forward, F.scaled_dot_product_attention}
-_DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
-#: Dropout that leaves hardly anything: the usual rates lie between 0.1 and 0.5.
-HEAVY = 0.8
 
 
 def of_calls(scene: Scene) -> dict[str, Any]:
     """Where axes are exchanged by a reshape, where a softmax runs along another axis than the one that is summed over, where
     attention looks at padding alone, the first functions that cut the graph, and dropout that stays on or leaves nothing.
     """
-    at, found = scene.at, _Calls()
-
-    def work() -> None:
-        args, kwargs, _ = at.arguments()
-        with found:
-            whole = at.whole(args, kwargs)
-            if scene.loss is not None and at.step is None:
-                at.value(whole, at.own_targets())
+    at, found = scene.at, scene.functions
 
     def evaluated() -> None:
         args, kwargs, _ = at.arguments()
         with found:
             at.whole(args, kwargs)
 
-    with found.inside(at.root):
-        at.run(work)
-        if at.step is None:
-            found.eval = True
+    if at.step is None and found.drops:
+        found.eval = True
+        with found.inside(at.root):
             replace(at, mode="eval").run(evaluated)
     return {
         "reshaped": found.reshaped, "softmax": found.softmax, "dropout": found.dropout, "cuts": found.cuts,
@@ -83,129 +61,3 @@ def _padding_only(scene: Scene, kept: list[tuple[str, Tensor]]) -> dict[str, Any
             if alone:
                 return {"module": module, "share": float(keep.float().mean())}
     return None
-
-
-class _Calls(TorchFunctionMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.eval = False
-        self.reshaped: dict[str, Any] | None = None
-        self.softmax: dict[str, Any] | None = None
-        self.dropout: dict[str, Any] | None = None
-        self.heavy: list[tuple[str, float]] = []
-        #: The first module that attends.
-        self.attention: str | None = None
-        #: Of every attention the positions (n, length) that some query looks at.
-        self.kept: list[tuple[str, Tensor]] = []
-        #: The first functions that gave a result without gradient for arguments with one.
-        self.cuts: list[dict[str, Any]] = []
-        #: Functions that made plain numbers of tensors with a gradient.
-        self.numbers: list[str] = []
-        self.stack: list[str] = []
-        self._made: dict[int, tuple[Tensor, int]] = {}
-
-    @contextmanager
-    def inside(self, root: nn.Module) -> Iterator[None]:
-        """Hooks that say which module is running."""
-        stack = self.stack  # not the mode itself: what a hook's object holds is put back behind a run
-
-        def leave(*_: Any) -> None:
-            stack.pop()
-
-        handles = []
-        for name, m in root.named_modules():
-            handles.append(m.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
-            handles.append(m.register_forward_hook(leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        whole = func(*args, **kwargs)
-        x, y = (args[0] if args else None), first_tensor(whole)
-        if func in _NUMBERS and isinstance(x, Tensor) and x.requires_grad and not self.eval:
-            self.numbers.append(func.__name__)
-        if isinstance(x, Tensor) and y is not None:
-            name = self.stack[-1] if self.stack else ""
-            if func in _DROPOUT:
-                self._drops(name, args, kwargs)
-            if not self.eval:
-                self._trains(name, func, args, kwargs, x, y)
-        return whole
-
-    def _drops(self, name: str, args: Any, kwargs: Any) -> None:
-        p = float(kwargs.get("p", args[1] if len(args) > 1 else 0.5))
-        if not kwargs.get("training", args[2] if len(args) > 2 else True) or p == 0:
-            return
-        if self.eval and self.dropout is None:
-            self.dropout = {"p": p, "module": name}
-        if p >= HEAVY and not self.eval:
-            self.heavy.append((name, p))
-
-    def _trains(self, name: str, func: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> None:
-        cut = len(self.cuts) < 3 and not y.requires_grad and torch.is_grad_enabled()
-        if cut and any(t.requires_grad for t in tensors((args, kwargs))):
-            self.cuts.append({"function": func.__name__, "module": name})
-        if func in _RESHAPES and self.reshaped is None and exchanged(tuple(x.shape), tuple(y.shape)):
-            self.reshaped = {"from": list(x.shape), "to": list(y.shape), "module": name}
-        elif func in _SOFTMAX and x.dim() == 2 and len(self.kept) < 4:
-            self.kept.append((name, y > 0))
-        elif func in _SOFTMAX and x.dim() >= 3:
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if isinstance(dim, int):
-                self._made[id(y)] = (y, dim % x.dim())
-            if y.dim() in (3, 4) and len(self.kept) < 4:
-                self.kept.append((name, (y > 0).flatten(1, -2).any(1)))
-        elif func in (*_DROPOUT, *_TIMES) and (known := self._weights(args)) is not None and y.dim() > known:
-            self._made[id(y)] = (y, known)
-        elif func in _SUMS and id(x) in self._made:
-            dim, known = kwargs.get("dim", args[1] if len(args) > 1 else None), self._made[id(x)][1]
-            if isinstance(dim, int) and dim % x.dim() != known and x.shape[known] > 1 and self.softmax is None:
-                self.softmax = {"dim": known, "summed": dim % x.dim(), "shape": list(x.shape), "module": name}
-        elif func in _PRODUCTS and id(x) in self._made:
-            self.attention = name if self.attention is None else self.attention
-            dim = self._made[id(x)][1]
-            if dim != x.dim() - 1 and x.shape[-1] > 1 and self.softmax is None:
-                self.softmax = {"dim": dim, "summed": x.dim() - 1, "shape": list(x.shape), "module": name}
-        elif func in _ATTENTION:
-            self.attention = name if self.attention is None else self.attention
-            self._looks(name, func, args, kwargs)
-
-    def _weights(self, args: Any) -> int | None:
-        """The axis of the softmax that one of two factors came from."""
-        return next((self._made[id(a)][1] for a in args if id(a) in self._made), None)
-
-    def _looks(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
-        """At which keys a mask lets attention look: true means ignore for one function, keep for the other."""
-        if func is F.multi_head_attention_forward:
-            mask = kwargs.get("key_padding_mask")
-            if isinstance(mask, Tensor) and mask.dim() == 2:
-                self.kept.append((name, ~mask if mask.dtype is torch.bool else mask > -1e4))
-            return
-        mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
-        if isinstance(mask, Tensor) and mask.dim() == 4:
-            keep = mask if mask.dtype is torch.bool else mask > -1e4
-            self.kept.append((name, keep.flatten(1, 2).any(1)))
-
-
-def exchanged(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
-    """Whether a reshape gives the axes other places: two neighbours exchanged, (n, a, b) to (n, b, a), or classes of images
-    made the last axis, (n, c, h, w) to (n h w, c).
-    """
-    if len(old) == len(new) and len(old) >= 3 and old[0] == new[0] and old != new:
-        places = [i for i in range(len(old)) if old[i] != new[i]]
-        if len(places) == 2 and places[1] == places[0] + 1 and min(old[i] for i in places) > 1:
-            return sorted(old) == sorted(new)
-        moved = old[1:] != new[1:] and sorted(old[1:]) == sorted(new[1:]) and len(set(old[1:])) > 1
-        return moved and (old[2:] + old[1:2] == new[1:] or old[-1:] + old[1:-1] == new[1:]) and min(old[1:]) > 1
-    if len(old) == 4 and len(new) == 3 and old[0] == new[0]:  # (n, k c, h, w) to (n, k h w, c)
-        return 1 < new[2] < old[1] and old[1] % new[2] == 0 and new[2] not in old[2:] and min(old[2:]) > 1
-    if len(old) >= 3 and len(new) == 2 and old[0] > 1:
-        c, rest = old[1], 1
-        for s in (old[0], *old[2:]):
-            rest *= s
-        return 1 < c == new[1] and new[0] == rest and old[-1] != c and rest > old[0]
-    return False

@@ -285,7 +285,7 @@ def _sign(value: Any, o: Tensor, t: Tensor, g: Tensor, classes: Tensor | None, t
 
 def reach_of(scene: Scene) -> dict[str, Any] | None:
     """The ends between which the outputs lie however large the last weights are; means of the columns there."""
-    again = Rerun.of(scene.at, 32)
+    again = Rerun.of(scene.at)
     if again is None or not scene.weighted or scene.output is None:
         return None
     last = scene.weighted[-1].module

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.call.arguments import first_tensor, mapped, tensors
+from normscope.call.arguments import first_tensor, mapped, own_call, tensors
 from normscope.call.samples import SEQUENCE, Samples
 from normscope.findings.checkup.scene import Rerun, Scene
 
@@ -36,10 +36,10 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
             open_ = again.output()
             found.update(_place(again, open_))
             found.update(_order(again, open_, inputs))
-            found.update(_unread(again, open_))
+            found.update(_unread(again))
             if alone:
                 found.update(_pixels(again, open_, inputs[0]))
-                found.update(_patches(again, open_, inputs[0]))
+                found.update(_patches(again, open_, inputs[0]) if _cuts(scene) else {})
                 found["first"] = scene.calls[0].name if scene.calls else ""
         if scene.output is not None and scene.output.is_floating_point():
             zero = float((scene.output == 0).float().mean())
@@ -86,14 +86,17 @@ def _place(again: Rerun, base: Tensor) -> dict[str, Any]:
     return {"place": float((rolled - base.roll(1, 0)).abs().max()) / spread} if spread else {}
 
 
-def _unread(again: Rerun, base: Tensor) -> dict[str, Any]:
+def _unread(again: Rerun) -> dict[str, Any]:
     """Which of several inputs, or of a few columns of ids, other samples' values can stand in for without any change."""
     given = (again.args, again.kwargs)
     every, names = list(tensors(given)), _paths(again)
+    base = list(tensors(again.whole()))
 
     def stands(old: Tensor, new: Tensor) -> bool:
+        if torch.equal(old, new):
+            return False
         args, kwargs = mapped(given, lambda x: new if x is old else x)
-        return not torch.equal(old, new) and torch.equal(again.output(args, kwargs), base)
+        return all(map(torch.equal, base, tensors(again.whole(args, kwargs))))
 
     for t in every if len(every) > 1 else []:
         if t.dim() and stands(t, t.roll(1, 0)):
@@ -150,21 +153,29 @@ def of_reach(scene: Scene) -> dict[str, Any]:
             return seen[-1]
         return None
 
+    again = Rerun.of(at)
+    if again is None:
+        return {}
+
     def work() -> dict[str, Any]:
-        args, kwargs, leaves = at.arguments(grad=True)
+        args, kwargs, leaves = own_call(again.args, again.kwargs, grad=True)
         handle = first.module.register_forward_hook(look)
         try:
-            value = at.value(at.whole(args, kwargs), at.own_targets())
+            ends = [t for t in tensors(at.whole(args, kwargs)) if t.requires_grad]
         finally:
             handle.remove()
+        if not ends:
+            return {}
+        generator = torch.Generator().manual_seed(10)
+        value = torch.stack([(t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in ends]).sum()
         wanted = seen or (leaves if len(leaves) == 1 else [])
-        if not wanted or not value.requires_grad or len({x.shape for x in wanted}) > 1:
+        if not wanted or len({x.shape for x in wanted}) > 1:
             return {}
         grads = torch.autograd.grad(value, wanted, allow_unused=True)
         found = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)]
         one = len(wanted) == 1  # else an embedding that is looked up step by step
         leaf, g = (wanted[0], found[0]) if one else (torch.stack(wanted, 1), torch.stack(found, 1))
-        if leaf.dim() < 2 or len(leaf) != at.rows.n or not bool((g != 0).any()):
+        if leaf.dim() < 2 or len(leaf) != again.samples.n or not bool((g != 0).any()):
             return {}
         axes = [1] if seen else [i for i in range(1, leaf.dim()) if leaf.shape[i] >= 4]
         for i in axes:
@@ -181,9 +192,8 @@ def of_reach(scene: Scene) -> dict[str, Any]:
                 }
         return {}
 
-    found: dict[str, Any] = at.run(work)
-    again = Rerun.of(at) if found else None
-    if again is not None:
+    found: dict[str, Any] = again.run(work, at.mode) or {}
+    if found:
         places = torch.tensor(found["lost"])
 
         def other(x: Tensor) -> Tensor:
@@ -358,6 +368,12 @@ def _pixels(again: Rerun, base: Tensor, x: Tensor) -> dict[str, Any]:
     scale = _differences(base)
     change = float((shuffled - base).abs().max()) / scale if scale else math.inf
     return {"shuffled_pixels": change}
+
+
+def _cuts(scene: Scene) -> bool:
+    """Whether what first reads an image may cut it into patches: no convolution whose windows overlap."""
+    first = next((c.module for c in scene.weighted if c.data is not None), None)
+    return not isinstance(first, nn.Conv2d) or first.kernel_size == first.stride
 
 
 def _patches(again: Rerun, base: Tensor, x: Tensor) -> dict[str, Any]:

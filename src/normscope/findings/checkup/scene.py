@@ -17,6 +17,7 @@ from normscope.call.losses import COTANGENT, OWN, Loss
 from normscope.call.reach import Reach
 from normscope.call.samples import Samples
 from normscope.call.step import Step
+from normscope.findings.checkup.functions import Functions
 from normscope.training.short import leaf
 
 #: Entries of the outputs up to which the loss is evaluated again and again (chosen by us: 25 evaluations stay below .2 s).
@@ -55,6 +56,8 @@ class Scene:
     targets: Any = None
     loss: Loss | None = None
     value: float = float("nan")
+    #: What was heard of the functions that model and loss call.
+    functions: Functions = field(default_factory=Functions)
     #: Layers whose input channels are the same twice.
     twice: list[dict[str, Any]] = field(default_factory=list)
     #: Linear layers of which the second gets what the first gave.
@@ -91,7 +94,8 @@ def watch(at: Step) -> Scene:
 def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modules: list[nn.Module]) -> None:
     at = scene.at
     args, kwargs, _ = at.arguments()
-    with _observed(scene, at.root, at.rows):
+    functions = scene.functions
+    with functions.inside(at.root), _observed(scene, at.root, at.rows), functions:
         scene.whole = whole = at.whole(args, kwargs)
     scene.targets = at.own_targets()
     scene.loss = at.settled(whole)
@@ -101,7 +105,8 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
     if scene.loss.kind == COTANGENT:
         value = None
     else:
-        value = scene.loss.value(whole, scene.targets, at.seed)
+        with functions:
+            value = scene.loss.value(whole, scene.targets, at.seed)
         scene.value = float(value.detach())
     outputs = [t for t in tensors(whole) if t.grad_fn is not None]
     mine = {id(scene.copies[k]): name for k, name in scene.names.items()}
@@ -244,12 +249,16 @@ class Rerun:
 
     def output(self, args: Any = None, kwargs: Any = None, seed: int | None = None) -> Tensor:
         """The first output tensor of these arguments, random numbers drawn from ``seed``; inside a run."""
+        y = first_tensor(self.whole(args, kwargs, seed))
+        assert y is not None
+        return y.detach().float()
+
+    def whole(self, args: Any = None, kwargs: Any = None, seed: int | None = None) -> Any:
+        """All that the model returns, as `output`."""
         torch.default_generator.manual_seed(self.at.seed if seed is None else seed)
         with torch.no_grad():
             own = mapped((self.args, self.kwargs) if args is None else (args, kwargs), lambda t: t.clone())
-            y = first_tensor(self.at.whole(*own))
-        assert y is not None
-        return y.detach().float()
+            return self.at.whole(*own)
 
     def run(self, work: Callable[[], Any], mode: str | None) -> Any:
         """``work()`` with the model on copies, in a mode; ``None`` where it does not run on some of the samples alone."""
