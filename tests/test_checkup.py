@@ -1151,6 +1151,27 @@ def test_norms_and_heads_that_start_at_zero_are_fine():
     assert [f.code for f in found(lambda: classify(model)).findings if f.severity != "info"] == []
 
 
+@broken("NS711")
+def a_weight_for_the_commoner_answer():
+    x, _ = table()
+    t = (torch.arange(448)[:, None] % 8 == 0).float()
+    return setup(mlp(12, 32, 1), x, t, nn.BCEWithLogitsLoss(pos_weight=torch.tensor(0.125)))
+
+
+@broken("NS810", "emb")
+def most_words_unknown():
+    x = torch.where(torch.rand(448, 12) < 0.8, 1, torch.randint(2, 30, (448, 12)))
+    return setup(Words(), x, (x[:, 0] > 15).long(), nn.CrossEntropyLoss())
+
+
+def test_statistics_of_frozen_norms_may_stand_still():
+    model = nn.Sequential(nn.Linear(12, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+    for m in model[:2]:
+        m.eval().requires_grad_(False)
+    given = classify(model, optimizer=torch.optim.SGD(model[3].parameters(), 0.1)) | {"trial": 20}
+    assert "NS504" not in {f.code for f in found(lambda: given).findings}
+
+
 #: The nearest set-up that is as it should be: its rule is silent.
 HEALED = {
     "NS111": lambda: classify(nn.Sequential(mlp(12, 32, 32), nn.Dropout(0.5), nn.Linear(32, 3))),

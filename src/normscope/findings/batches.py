@@ -239,7 +239,7 @@ def other_valid(view: View) -> Iterator[Hit]:
 )
 def one_row(view: View) -> Iterator[Hit]:
     """The inputs hold ids beyond the embedding's rows, and on the way to it a third of all tokens or more became one id; or
-    all ids of a batch are one, of a table of more than three rows.
+    all ids of a batch are one, of a table of more than three rows; or one token that is no padding has 60 % of all places.
     """
     t = view.section("data").get("tokens")
     if (
@@ -255,6 +255,10 @@ def one_row(view: View) -> Iterator[Hit]:
             f"{t['rows']} rows, and they are clamped to its vocabulary"
         )
         yield Hit(None, "one_row", t["one_row"], 1 / 3, text, name=t["module"])
+    u = (t or {}).get("unknown", {})
+    if t and u and u["share"] > 0.6 and u["kinds"] > 3:
+        text = f"{u['share']:.0%} of all tokens are id {u['id']}: it dominates; are most unknown words (out of vocabulary)?"
+        yield Hit(None, "one_row", u["share"], 0.6, text, name=t["module"])
     one = view.section("data").get("one_id")
     if one:
         text = (

@@ -147,10 +147,13 @@ def through_time(view: View) -> Iterator[Hit]:
         why = (
             f"though the outputs depend on them: the gradient is cut on the way (a detach{step}, truncated backpropagation)"
             if r.get("depends")
-            else "and the outputs do not depend on them: they lie outside of the receptive field, or are never read"
+            else "and the outputs do not depend on them: they lie outside of the receptive field, or are never read (a state that "
+            f"is not carried on{step if r.get('step') else ''}, attention along another axis)"
         )
         text = f"no gradient reaches {n} {places} of {r['module'] or 'the inputs'}, {why}"
-        yield Hit(None, "lost", n, 0.0, text, "warning" if r.get("depends") else "", r["module"])
+        name = r.get("step") or view.section("calls").get("attention") or r["module"]
+        stuck = view.section("trial").get("own", {}).get("trains") is False
+        yield Hit(None, "lost", n, 0.0, text, "warning" if r.get("depends") or stuck else "", name)
     t = view.section("mixing").get("time", {})
     if t and t["first"] < 1e-6 * t["last"]:
         text = (

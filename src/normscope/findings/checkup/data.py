@@ -196,9 +196,27 @@ def _tokens(scene: Scene) -> dict[str, Any]:
             return {"tokens": {
                 "module": c.name, "given": given, "got": len(got[0]), "largest_id": int(x.max()),
                 "rows": c.module.num_embeddings, "one_row": share, "row": int(got[0][got[1].argmax()]),
-                "given_one": float(x.unique(return_counts=True)[1].max()) / x.numel(),
+                "given_one": float(x.unique(return_counts=True)[1].max()) / x.numel(), "unknown": _unknown(x),
             }}  # fmt: skip
     return {}
+
+
+def _unknown(x: Tensor) -> dict[str, float]:
+    """The commonest token, and its share of all that are not padding (one token that fills an end of the rows)."""
+    if x.dim() != 2 or x.shape[1] < 4:
+        return {}
+    inner = torch.ones_like(x, dtype=torch.bool)
+    for flipped in (x.flip(1), x):
+        pad = flipped[:, 0].mode().values
+        run = (flipped == pad).long().cumprod(1).bool()
+        if int((x == pad).sum()) <= 1.05 * int(run.sum()) + 5:  # it stands at this end only
+            inner &= ~(run if flipped is x else run.flip(1))
+    kinds, counts = x[inner].unique(return_counts=True)
+    return (
+        {"id": int(kinds[counts.argmax()]), "share": float(counts.max() / counts.sum()), "kinds": len(kinds)}
+        if len(kinds)
+        else {}
+    )
 
 
 def _one_id(scene: Scene) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def of_loss(scene: Scene) -> dict[str, Any]:
         found |= _capped(value, o, t, right)
     found |= _broadcast(value, o, t)
     # At outputs of zero: a saturated softmax has rows without gradient too, which nothing ignores.
-    flat = _gradient(scene, o, t, torch.zeros_like(o)) if classes is not None else g
+    binary = found["task"] == "binary" and scene.loss.kind == "bce_with_logits"
+    flat = _gradient(scene, o, t, torch.zeros_like(o)) if classes is not None or binary else g
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if not x.is_floating_point() and x.dim() > 1]
     found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes, ids)
     found |= _constant_answer(value, o, t, classes, found)
@@ -219,6 +220,8 @@ def _reading_of_targets(
             if known and bool(silent[mine].all()) and not bool(silent[~mine].any()) and not _padded(ids, t == k):
                 found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean())}
         found |= _class_weights(rows, flat) if classes is not None else {}
+    if _binary(o, t) and t.numel() == len(t):
+        found |= _class_weights(g.reshape(len(g), -1), t.flatten())
     return found
 
 

@@ -192,7 +192,11 @@ class _Trial:
         rates: list[float] = []
 
         spread = [math.nan, math.nan]
-        moving = {n: b.clone() for n, b in at.root.named_buffers() if "running" in n and b.is_floating_point()}
+        trains = {f"{n}." if n else "" for n, m in at.root.named_modules() if m.training}
+        moving = {
+            n: b.clone() for n, b in at.root.named_buffers()
+            if "running" in n and b.is_floating_point() and n[: n.rfind(".") + 1] in trains
+        }  # fmt: skip
         still: list[str] = []
 
         def after() -> tuple[float, float, float]:
