@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from pathlib import Path
-
-import polars as pl
 
 from normscope.claims import CLAIMS, PAPERS, Claim, Verdict, Verdicts, load
 from normscope.findings import RULES
@@ -17,7 +16,6 @@ from normscope.geometry.metrics import METRICS
 from normscope.report.claims import band, duration, measured, number, said
 
 HERE = Path(__file__).parent
-EVIDENCE = HERE.parent / "results" / "trainability.csv"
 QUICK = HERE.parent / "results" / "verify.jsonl"
 FULL = HERE.parent / "results" / "verify_full.jsonl"
 
@@ -42,58 +40,14 @@ def findings_page() -> str:
 
 
 def evidence() -> str:
-    """The table behind the thresholds: what was said at initialization, and what training then did."""
-    if not EVIDENCE.exists():
-        return ""
-    table = pl.read_csv(EVIDENCE, infer_schema_length=None)
-    best = pl.col("accuracy").max().over("data")
-    table = table.with_columns(relative=pl.col("accuracy") / best, trains=pl.col("accuracy") >= 0.8 * best)
-    said = pl.col("findings").fill_null("")
-    quiet = table.filter(~said.str.contains("warning|error"))
-    error = table.filter(said.str.contains("error"))
-    warned = table.filter(said.str.contains("warning") & ~said.str.contains("error"))
-    lines = [
-        "## The evidence\n",
-        f"{len(table)} nets of width 128 ({table['net'].n_unique()} kinds, depths 4 to 64, digits and Fashion-MNIST), "
-        "each diagnosed at initialization on 128 samples and then trained for 300 steps of plain SGD at five rates, "
-        "the best of which counts. "
-        "A net *trains* here if it reaches 80 % of the best training accuracy on its data. "
-        "Made by `python benchmarks/trainability.py`; numbers in `results/trainability.csv`.\n",
-        "| diagnosis | nets | of these train | median accuracy, relative to the best |\n|---|---|---|---|",
-    ]
-    for name, part in (("no warning", quiet), ("a warning", warned), ("an error", error)):
-        share = f"{part['trains'].sum()} ({part['trains'].mean():.0%})" if len(part) else "-"
-        lines.append(f"| {name} | {len(part)} | {share} | {part['relative'].median() or 0:.2f} |")
-    lines += ["\nBy rule (a net may have several):\n", "| code | nets | of these train |\n|---|---|---|"]
-    for code in RULES:
-        part = table.filter(said.str.contains(code))
-        if len(part):
-            lines.append(f"| {code} | {len(part)} | {part['trains'].sum()} ({part['trains'].mean():.0%}) |")
-    missed = table.filter(~said.str.contains("warning|error") & ~pl.col("trains"))
-    wrong = table.filter(said.str.contains("error") & pl.col("trains"))
-    for title, part in (("Missed: did not train, no warning", missed), ("Wrong: an error, yet it trained", wrong)):
-        lines.append(f"\n{title}: " + ("; ".join(_named(row) for row in part.iter_rows(named=True)) or "none") + ".")
-    lines += [
-        "\nEvery net:\n",
-        "| data | net | depth | accuracy | rate | rank, last hidden | gradient, first / last | findings |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in table.sort("data", "net", "depth").iter_rows(named=True):
-        lines.append(
-            f"| {row['data']} | {row['net']} | {row['depth']} | {row['accuracy']:.2f} | {row['rate']} | "
-            f"{_short(row['participation_rank'])} | {_short(row['gradient_ratio'])} | {row['findings'] or ''} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _named(row: dict) -> str:
-    return (
-        f"{row['net']} at depth {row['depth']} on {row['data']} ({row['accuracy']:.2f}; {row['findings'] or 'quiet'})"
-    )
-
-
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    """What was said of every net of the zoo before it was trained, and what training then did."""
+    zoo = str(HERE.parent / "benchmarks" / "zoo")
+    sys.path.insert(0, zoo)
+    try:
+        from table import read  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(zoo)
+    return read()
 
 
 def metrics_page() -> str:

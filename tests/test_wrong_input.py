@@ -167,7 +167,7 @@ MODELS = [
         shows=("depend", "detach", "grad"),
     ),
     *each(
-        "probe diagnose race", "outputs-detached", lambda: Returns(lambda f: f.detach()), X, Y,
+        "probe race", "outputs-detached", lambda: Returns(lambda f: f.detach()), X, Y,
         shows=("depend", "detach", "grad"),
     ),
     *each("sharpness jacobian ntk", "outputs-are-integers", lambda: Returns(lambda f: f.argmax(1)), shows=("int64", "(12,)")),
@@ -248,7 +248,7 @@ LOSS = [
     *each(LOSSES, "loss-is-a-float", net, X, Y, lambda f, y: F.cross_entropy(f, y).item(), shows=("float", "1.")),
     *each(LOSSES, "loss-is-a-pair", net, X, Y, lambda f, y: (F.cross_entropy(f, y), 1.0), shows=("tuple", "(tensor")),
     *each(
-        "probe diagnose hessian race", "loss-is-detached", net, X, Y, lambda f, y: F.cross_entropy(f, y).detach(),
+        "probe hessian race", "loss-is-detached", net, X, Y, lambda f, y: F.cross_entropy(f, y).detach(),
         shows=("depend", "grad", "detach"),
     ),
     *each(

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from judging import CLOSE, OPTIMIZERS, SHARE, balanced, labels, leave_one_kind_out
+from judging import CLOSE, OPTIMIZERS, SHARE, Rate, balanced, labels, leave_one_kind_out
+from numpy.typing import NDArray
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 NAMES = {"sgd": "SGD", "adam": "Adam"}
@@ -50,19 +52,43 @@ def joined(training: pl.DataFrame, said: pl.DataFrame, trial: str, share: float 
     )
 
 
-def forecasts(table: pl.DataFrame, trial: str) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(what is read, optimizer, will it train) of every way of reading a diagnosis."""
+@dataclass(frozen=True)
+class Forecast:
+    """One way of reading a diagnosis: ``says`` that a net will train with an optimizer.
+
+    counts: nets that it is held against: not close to the line, and not undecided (a trial too short to say).
+    """
+
+    reading: str
+    name: str
+    says: NDArray[np.bool_]
+    truth: NDArray[np.bool_]
+    undecided: NDArray[np.bool_]
+    counts: NDArray[np.bool_]
+
+    def rate(self, among: NDArray[np.bool_] | None = None) -> Rate:
+        """Balanced accuracy among the nets that count."""
+        mask = self.counts if among is None else among & ~self.undecided
+        return balanced(self.says[mask], self.truth[mask])
+
+
+def forecasts(table: pl.DataFrame, trial: str) -> Iterator[Forecast]:
+    """Every way of reading a diagnosis."""
     worst = table["worst"].to_numpy()
-    yield "no warning, no error", "sgd", worst < 2
-    yield "no error", "adam", worst < 3
+    nobody = np.zeros(len(table), bool)
+
+    def made(reading: str, name: str, says: NDArray[np.bool_], undecided: NDArray[np.bool_]) -> Forecast:
+        truth, close = (table[f"{name} {what}"].to_numpy() for what in ("trains", "close"))
+        return Forecast(reading, name, says, truth, undecided, ~close & ~undecided)
+
+    yield made("no warning, no error", "sgd", worst < 2, nobody)
+    yield made("no error", "adam", worst < 3, nobody)
     if trial != "no":
         for name in OPTIMIZERS:
-            column = f"trial {name} trains"
-            yield (
-                f'`trains["{name}"]`',
-                name,
-                table[column].fill_null(0).to_numpy() > 0 if column in table.columns else worst < 0,
-            )
+            # No trial at all where the loss was not finite from the start: that is a no.
+            trains, progress = table[f"trial {name} trains"], table[f"trial {name} progress"]
+            undecided = (trains.is_null() & progress.is_not_null()).to_numpy()
+            yield made(f'`trains["{name}"]`', name, trains.fill_null(0).to_numpy() > 0, undecided)
 
 
 def page(training: pl.DataFrame, said: pl.DataFrame, *, every: bool = False) -> str:
@@ -86,12 +112,12 @@ def page(training: pl.DataFrame, said: pl.DataFrame, *, every: bool = False) -> 
 
 def _opening(training: pl.DataFrame, truth: pl.DataFrame) -> str:
     trained = " and ".join(f"{share(truth[f'{name} trains']):.0%} with {NAMES[name]}" for name in OPTIMIZERS)
-    seeds = training["seed"].n_unique()
+    twice = training.group_by("net").len().filter(pl.col("len") > 1).height
     return (
         "## The evidence\n\n"
         f"{len(truth)} nets of {truth['kind'].n_unique()} kinds on {truth['group'].n_unique()} tasks (MNIST, Fashion-MNIST, "
         "part of CIFAR-10, digits, tables, series, tokens), each diagnosed as it was made, on 128 training samples, and then "
-        f"trained {'twice, from two seeds' if seeds == 2 else 'once'}: 200 steps of 64 samples with SGD at five rates and "
+        f"trained ({twice} of them from two seeds): 200 steps of 64 samples with SGD at five rates and "
         "with Adam at three, the best of which counts. "
         "Most nets are a random sample of wide grids (depth, width, activation, norm, law of the weights, gain, skip, task); "
         "the planted ones are known faults, and oddities that look like faults. "
@@ -111,19 +137,18 @@ def _overall(tables: dict[str, pl.DataFrame]) -> Iterator[str]:
         'read as "it trains"',
         "with",
         "nets",
+        "undecided",
         "balanced accuracy",
         "of those that train",
         "of the others",
     )
     yield f"| {' | '.join(heads)} | close ones too |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for trial, table in tables.items():
-        for reading, name, says in forecasts(table, trial):
-            clear = ~table[f"{name} close"].to_numpy()
-            truth = table[f"{name} trains"].to_numpy()
-            r, everyone = balanced(says[clear], truth[clear]), balanced(says, truth)
+        for f in forecasts(table, trial):
+            r, everyone = f.rate(), f.rate(np.ones(len(table), bool))
             yield (
-                f"| {how(trial)} | {reading} | {NAMES[name]} | {r.n} | **{r.value:.1%}** "
+                f"| {how(trial)} | {f.reading} | {NAMES[f.name]} | {r.n} | {f.undecided.sum()} | **{r.value:.1%}** "
                 f"({r.low:.1%} to {r.high:.1%}) | {r.good:.1%} | {r.bad:.1%} | {everyone.value:.1%} of {everyone.n} |"
             )
     yield ""
@@ -145,11 +170,9 @@ def _lines(training: pl.DataFrame, said: pl.DataFrame, trials: list[str]) -> Ite
     for line in LINES:
         for trial in trials:
             table = joined(training, said, trial, line)
-            for reading, name, says in forecasts(table, trial):
-                clear = ~table[f"{name} close"].to_numpy()
-                truth = table[f"{name} trains"].to_numpy()[clear]
-                cell = f"{balanced(says[clear], truth).value:.1%} ({truth.mean():.0%})"
-                found.setdefault((how(trial), reading, NAMES[name]), []).append(cell)
+            for f in forecasts(table, trial):
+                cell = f"{f.rate().value:.1%} ({f.truth[f.counts].mean():.0%})"
+                found.setdefault((how(trial), f.reading, NAMES[f.name]), []).append(cell)
     heads = ("diagnosis", 'read as "it trains"', "with", *(f"{line:.0%} of the way" for line in LINES))
     yield f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
     for key, cells in found.items():
@@ -159,19 +182,17 @@ def _lines(training: pl.DataFrame, said: pl.DataFrame, trials: list[str]) -> Ite
 
 def _kinds(tables: dict[str, pl.DataFrame]) -> Iterator[str]:
     """Balanced accuracy by kind: one column a reading."""
-    readings = [(trial, *f) for trial, table in tables.items() for f in forecasts(table, trial)]
+    readings = [(trial, f) for trial, table in tables.items() for f in forecasts(table, trial)]
     yield "By kind (balanced accuracy of nets that are not close to the line; in brackets how many train, and how many do not):\n"
     short = {"no": "", "one": ", trial", "many": ", trial on 16 batches"}
-    heads = [f"{reading}{short[trial]}: {NAMES[name]}" for trial, reading, name, _ in readings]
+    heads = [f"{f.reading}{short[trial]}: {NAMES[f.name]}" for trial, f in readings]
     yield f"| kind | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}"
     for kind in next(iter(tables.values()))["kind"].unique(maintain_order=True):
         cells = []
-        for trial, _, name, says in readings:
-            table = tables[trial]
-            mine = ((table["kind"] == kind) & ~table[f"{name} close"]).to_numpy()
-            truth = table[f"{name} trains"].to_numpy()[mine]
-            r = balanced(says[mine], truth)
-            cells.append(f"{'-' if np.isnan(r.value) else f'{r.value:.0%}'} ({truth.sum()}, {(~truth).sum()})")
+        for trial, f in readings:
+            mine = (tables[trial]["kind"] == kind).to_numpy() & f.counts
+            r, good = f.rate(mine), f.truth[mine].sum()
+            cells.append(f"{'-' if np.isnan(r.value) else f'{r.value:.0%}'} ({good}, {mine.sum() - good})")
         yield f"| {kind} | {' | '.join(cells)} |"
     yield ""
 
@@ -207,13 +228,13 @@ def _rules(table: pl.DataFrame) -> Iterator[str]:
 
 
 def _lists(table: pl.DataFrame, trial: str) -> Iterator[str]:
-    for reading, name, says in forecasts(table, trial):
-        clear = ~table[f"{name} close"].to_numpy()
-        truth = table[f"{name} trains"].to_numpy()
-        for title, wrong in (("Missed", says & ~truth & clear), ("False alarms", ~says & truth & clear)):
-            nets = [_named(row, name) for row in table.filter(pl.Series(wrong)).iter_rows(named=True)]
-            what = f"{how(trial)}, {reading}, {NAMES[name]}"
+    for f in forecasts(table, trial):
+        for title, wrong in (("Missed", f.says & ~f.truth), ("False alarms", ~f.says & f.truth)):
+            nets = [_named(row, f.name) for row in table.filter(pl.Series(wrong & f.counts)).iter_rows(named=True)]
+            what = f"{how(trial)}, {f.reading}, {NAMES[f.name]}"
             yield f"{title} ({what}; {len(nets)}): {'; '.join(nets) or 'none'}.\n"
+        if f.undecided.any():
+            yield f"Undecided with {NAMES[f.name]}: {', '.join(table['net'].filter(pl.Series(f.undecided)))}.\n"
 
 
 def _codes(row: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, rule, settles, where
 
-#: Participation ranks, from the trainability table (docs/findings.md): nets without skip connections that ended below
+#: Participation ranks, from trained nets (docs/findings.md): nets without skip connections that ended below
 #: RANK_ERROR did not train; those that spent more than LAYERS_LOW layers below RANK_LOW, or ended below RANK_END, trained
 #: worse than shallower ones of their kind.
 RANK_END, RANK_LOW, LAYERS_LOW = 1.03, 1.15, 10
@@ -25,7 +25,7 @@ SCALE = 100.0
     meaning="The deep layers see nearly the same vector for every input, so the loss stays near that of a constant.",
     cure="Put batch norm before each activation, or a skip connection round each layer, or make the net shallower; "
     "without normalization start from other weights: `normscope cure MODEL --how auto` (orthogonal, identity).",
-    source="trainability table (docs/findings.md)",
+    source="trained nets (docs/findings.md)",
 )
 def rank_collapse(view: View) -> Iterator[Hit]:
     """The batch has fallen onto one line.
@@ -192,7 +192,7 @@ def directions_lost(view: View) -> Iterator[Hit]:
     "all layers.",
     cure="Match the gain of the weights to the activation (sqrt(2 / fan_in) for ReLU), or add a norm; "
     "`normscope cure MODEL --how lsuv` sets every layer's scale on a batch.",
-    source="trainability table (docs/findings.md)",
+    source="trained nets (docs/findings.md)",
 )
 def signal_scale(view: View) -> Iterator[Hit]:
     """The root mean square activation changes more than a hundredfold between the first and the last hidden layer.

@@ -24,7 +24,7 @@ SMALL_UPDATE = 3e-3
     cure="Fewer layers, skip connections, or a warm-up of the learning rate; where there are skip connections, "
     "branches that "
     "start at zero (`normscope cure MODEL --how zero-branches`); without batch norm other weights (`--how auto`).",
-    source="trainability table (docs/findings.md)",
+    source="trained nets (docs/findings.md)",
 )
 def exploding(view: View) -> Iterator[Hit]:
     """The gradient norm grows more than a hundredfold on its way from the last hidden layer to the first.
@@ -50,7 +50,7 @@ def exploding(view: View) -> Iterator[Hit]:
     meaning="The first layers get almost no gradient: they stay at their random values while the last ones train.",
     cure="Match the gain of the weights to the activation, add batch norm or skip connections; "
     "`normscope cure MODEL --how auto` tries what can be done without.",
-    source="trainability table (docs/findings.md)",
+    source="trained nets (docs/findings.md)",
 )
 def vanishing(view: View) -> Iterator[Hit]:
     """The gradient norm shrinks more than a hundredfold on its way from the last hidden layer to the first.
@@ -99,7 +99,7 @@ def collinear(view: View) -> Iterator[Hit]:
     cure="Raise the gain of the weights (`normscope cure MODEL --how lsuv`) or add a norm, so that the outputs "
     "depend on the "
     "input; a larger rate alone rarely helps.",
-    source="trainability table (docs/findings.md)",
+    source="trained nets (docs/findings.md)",
 )
 def small_updates(view: View) -> Iterator[Hit]:
     """For every layer, the norm of the loss gradient with respect to its weights is below 0.003 of the norm of the
