@@ -57,6 +57,11 @@ constant = 7
 """
 
 
+@pytest.fixture(autouse=True)
+def _short_trials(monkeypatch):
+    monkeypatch.setattr("normscope.findings.checkup.trial.SECONDS", 1.0)
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty current folder with a user's file in it."""
