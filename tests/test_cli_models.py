@@ -172,6 +172,11 @@ number, a_net, a_step = 7, make(), step()
 """
 
 
+@pytest.fixture(autouse=True)
+def _short_trials(monkeypatch):
+    monkeypatch.setattr("normscope.findings.checkup.trial.SECONDS", 1.0)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models")
