@@ -1206,6 +1206,33 @@ def test_statistics_that_are_updated_are_fine():
     assert "NS504" not in {f.code for f in found(lambda: standardized(True)).findings}
 
 
+def test_an_activation_in_place_stands_between_linear_layers():
+    model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(inplace=True), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3))
+    assert "NS123" not in {f.code for f in found(lambda: classify(model)).findings}
+
+
+def test_a_loss_may_sum_probabilities_over_places():
+    def dice(o, t):
+        p, hot = o.softmax(1), F.one_hot(t, 3).movedim(-1, 1).float()
+        return 1 - (2 * (p * hot).sum(2).sum(-1) / (p.sum((2, 3)) + hot.sum((2, 3)))).mean()
+
+    made = found(lambda: places(Dense(), dice))
+    assert made.profile.facts["checkup"]["left_out"] == {}
+    assert [f.code for f in made.findings if f.severity != "info"] == []
+
+
+def test_a_temperature_that_is_calibrated_is_a_note():
+    model = Scaled()
+    given = classify(model)
+    fit = torch.optim.Adam(model.body.parameters(), 1e-2)
+    for x, t in 20 * given["data"]:
+        plain(model, fit, given["loss"], x, t)
+    model.body.requires_grad_(False)
+    model.scale.data.fill_(40.0)
+    given |= {"optimizer": torch.optim.Adam([model.scale], 1.0), "trial": 50}
+    assert {f.severity for f in found(lambda: given).findings if f.code == "NS605"} == {"info"}
+
+
 def test_pooling_over_places_and_anchors_with_a_permute_are_fine():
     assert "NS120" not in {f.code for f in found(lambda: sequences(Pooled(1))).findings}
     assert "NS119" not in {f.code for f in found(lambda: anchors(True)).findings}

@@ -335,3 +335,37 @@ def test_a_loop_whose_inputs_change_without_their_targets_is_told():
     first = diagnose(model, x[:64], y[:64], **given, train_step=mirrored).findings[0]
     assert (first.code, "inputs" in first.evidence) == ("NS423", True)
     assert [f for f in diagnose(model, x[:64], y[:64], **given).findings if f.severity != "info"] == []
+
+
+def test_what_the_trial_looks_at_moves_no_running_statistics():
+    x, y = table()
+    model = net(10, 32, 2, norm=True)
+    data = batches(x, y)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step(model, optimizer, loss_fn, x, y):
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    given = {"loss": nn.CrossEntropyLoss(), "optimizer": optimizer, "data": data, "valid": (x[:64], y[:64])}
+    own = diagnose(model, *data[0], **given, train_step=step, trial=10).profile.facts["checkup"]["trial"]["own"]
+    alone = copy.deepcopy(model)
+    trained(alone, torch.optim.SGD(alone.parameters(), 0.1), data, 10)
+    alone.eval()
+    with torch.no_grad():
+        wanted = [float(nn.functional.cross_entropy(alone(x), y)) for x, y in data[:8]]
+    assert own["eval_after"] == pytest.approx(sum(wanted) / len(wanted), rel=1e-6)
+    assert own["valid_after"] == pytest.approx(wanted[0], rel=1e-6)
+
+
+def test_a_race_that_ends_early_was_seen_on_the_batches_held_back():
+    x = torch.randn(512, 10, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    model = net(10, 256, 2)
+    frozen = torch.optim.SGD(model.parameters(), 1e-6)
+    found = diagnose(model, x[:64], y[:64], "cross_entropy", optimizer=frozen, data=batches(10 * x, y), trial=200)
+    assert math.isfinite(found.profile.facts["checkup"]["trial"]["stream"]["unseen"])
+    assert "NS426" not in {f.code for f in found.findings}

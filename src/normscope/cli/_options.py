@@ -47,3 +47,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 Html = Annotated[Path | None, typer.Option(help="Write the report as one self-contained HTML file.")]
 Csv = Annotated[Path | None, typer.Option(help="Write every number as CSV.")]
 Parquet = Annotated[Path | None, typer.Option(help="Write every number as parquet.")]
+Trial = Annotated[str, typer.Option(help="auto: up to 50 steps on copies (20 s); a number of steps; none.")]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(help="warning, error or a code such as NS101: exit with 1 if it was found; may be repeated."),
+]

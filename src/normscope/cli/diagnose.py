@@ -35,9 +35,7 @@ def diagnose(
     curvature: Annotated[
         bool, typer.Option("--sharpness", help="Measure lambda_max and the largest stable learning rate too.")
     ] = False,
-    trial: Annotated[
-        str, typer.Option(help="auto: train copies for up to 50 steps (20 s); a number of steps; none.")
-    ] = "auto",
+    trial: option.Trial = "auto",
     lr: Annotated[float | None, typer.Option(help="A learning rate to hold against it; implies --sharpness.")] = None,
     seed: option.Seed = 0,
     device: option.Device = "cpu",
@@ -46,10 +44,7 @@ def diagnose(
     csv: option.Csv = None,
     parquet: option.Parquet = None,
     json: option.Json = False,
-    fail_on: Annotated[
-        list[str] | None,
-        typer.Option(help="warning, error or a code such as NS101: exit with 1 if it was found; may be repeated."),
-    ] = None,
+    fail_on: option.FailOn = None,
 ) -> None:
     """Show layer by layer what a network does to a batch, what is wrong with it, and why.
 
@@ -75,9 +70,8 @@ def diagnose(
                 found = run(step, label=name, **options)
             diagnoses.append(replace(found, facts={**found.facts, "data": source}))
     report = content(diagnoses)
-    written, lost = write_report(
-        report, html, csv, parquet
-    )  # before anything is printed: a closed pipe must not lose them
+    # Before anything is printed: a closed pipe must not lose them.
+    written, lost = write_report(report, html, csv, parquet)
     if json:
         print_json(
             {"models": [d.to_dict() | {"label": f["label"]} for d, f in zip(diagnoses, report.facts, strict=True)]}

@@ -29,15 +29,10 @@ def why(
     module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as for python -m.")] = False,
     steps: Annotated[int, typer.Option(help="Optimizer steps after which the script is stopped.")] = 20,
     max_seconds: Annotated[float, typer.Option(help="Seconds after which it is stopped at the next step.")] = 300.0,
-    trial: Annotated[
-        str, typer.Option(help="auto: up to 50 steps on copies (20 s); a number of steps; none.")
-    ] = "auto",
+    trial: option.Trial = "auto",
     html: option.Html = None,
     json: option.Json = False,
-    fail_on: Annotated[
-        list[str] | None,
-        typer.Option(help="warning, error or a code such as NS101: exit with 1 if it was found; may be repeated."),
-    ] = None,
+    fail_on: option.FailOn = None,
 ) -> None:
     """Run a training script unchanged up to its first steps, and say why it does not train.
 
@@ -65,20 +60,16 @@ def why(
     if diagnoses:
         report = content(diagnoses)
         written, lost = write_report(report, html, None, None)
-        if json:
-            print_json({"script": script, "ended": found.ended, "crash": found.crash, "missing": found.missing,
-                        "models": [d.to_dict() for d in diagnoses]})  # fmt: skip
-        else:
+        if not json:
             from normscope.report import terminal
 
             terminal.render(report, console)
             _places(diagnoses)
             for path in written:
                 console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
-    elif json:
-        print_json(
-            {"script": script, "ended": found.ended, "crash": found.crash, "missing": found.missing, "models": []}
-        )
+    if json:
+        told = {"script": script, "ended": found.ended, "crash": found.crash, "missing": found.missing}
+        print_json(told | {"models": [d.to_dict() for d in diagnoses]})
     for reason in found.missing:
         say(f"A training step must be seen; {reason}. Let the script get to optimizer.step(), or raise --max-seconds.")
     if found.crash:

@@ -106,8 +106,9 @@ def inside(module: str) -> str:
     return f" in {module}" if module else ""
 
 
-#: Families in the order in which they are read where several are equally severe: a cause before what follows from it.
-CAUSES = ("NS8", "NS6", "NS7", "NS11", "NS12", "NS406", "NS40", "NS1", "NS2", "NS3", "NS41", "NS5", "NS9", "NS42")
+#: Families in the order in which they are read where several are equally severe: causes before what follows from them.
+ROOTS = ("NS8", "NS6", "NS7", "NS11", "NS12", "NS406")
+CAUSES = (*ROOTS, "NS40", "NS1", "NS2", "NS3", "NS41", "NS5", "NS9", "NS42")
 
 
 def find(profile: Profile) -> list[Finding]:
@@ -119,13 +120,13 @@ def find(profile: Profile) -> list[Finding]:
     view = View(profile)
     found = [f for r in RULES.values() for f in r.findings(view)]
     found = [_in_the_light_of(view.section("trial"), f) for f in found]
-    cause = any(_family(f.code) <= 5 and f.severity != "info" for f in found)
+    cause = any(_family(f.code) < len(ROOTS) and f.severity != "info" for f in found)
     if cause:
         found = [f for f in found if f.code not in AFTERWARDS]
 
     def key(f: Finding) -> tuple[bool, int, int, str, int]:
         family = _family(f.code)
-        return cause and family > 5, SEVERITIES.index(f.severity), family, f.code, f.layer or 0
+        return cause and family >= len(ROOTS), SEVERITIES.index(f.severity), family, f.code, f.layer or 0
 
     return sorted(found, key=key)
 
@@ -149,8 +150,7 @@ def _in_the_light_of(trial: Mapping[str, Any], f: Finding) -> Finding:
         return replace(f, severity="info", evidence=f"{f.evidence} (yet its own trial trained)") if own else f
     if not f.code.startswith(PREDICTIONS):
         return f
-    trained = own or (any(races) and False not in races)
-    if trained:
+    if own or (any(races) and False not in races):
         return replace(f, severity="info", evidence=f"{f.evidence} (yet the trial trained)")
     return f if None in races else replace(f, severity="warning" if any(races) else "error")
 

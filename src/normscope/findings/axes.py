@@ -1,4 +1,4 @@
-"""NS119 to NS121: axes and channels that were taken for others."""
+"""NS119 to NS123: axes, channels, inputs and layers that were taken for others."""
 
 from __future__ import annotations
 

@@ -108,7 +108,8 @@ def column_scales(view: View) -> Iterator[Hit]:
 )
 def target_scale(view: View) -> Iterator[Hit]:
     """The targets of a regression have an rms above 1000, and the outputs less than a hundredth of it; or the outputs are
-    300 times the targets' standard deviation; or one of several targets has an rms above 30.
+    300 times the targets' standard deviation; or one of several targets has an rms above 30 (a
+    note where the user's own trial trains).
     """
     t, s, u = view.section("data").get("target_rms", 0.0), view.section("loss"), view.section("update")
     if s.get("task") == "regression" and t > PRICES and s.get("output_rms", math.inf) < t / 100:
@@ -134,7 +135,8 @@ def target_scale(view: View) -> Iterator[Hit]:
             f"of several targets one has rms {one:.3g}: its part of the loss dominates the others by its units alone; bring all to "
             "one magnitude (standardize), or weigh the parts (balance)"
         )
-        yield Hit(None, "target_rms", one, UNITS, text)
+        trains = view.section("trial").get("own", {}).get("trains")  # boxes in pixels, returns
+        yield Hit(None, "target_rms", one, UNITS, text, "info" if trains else "")
 
 
 @rule(

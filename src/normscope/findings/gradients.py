@@ -140,7 +140,7 @@ def through_time(view: View) -> Iterator[Hit]:
 
     Reference: Jozefowicz, Zaremba, Sutskever 2015, section 2 (the bias of the forget gate).
     """
-    r = view.section("reach")
+    r = view.section("places").get("lost", {})
     if r:
         n, places = len(r["lost"]), f"places {r['lost'][0]} to {r['lost'][-1]} of {r['of']} along axis {r['axis']}"
         step = f" at each step of {r['step']}" if r.get("step") else " at each step"
@@ -154,7 +154,7 @@ def through_time(view: View) -> Iterator[Hit]:
         name = r.get("step") or view.section("calls").get("attention") or r["module"]
         stuck = view.section("trial").get("own", {}).get("trains") is False
         yield Hit(None, "lost", n, 0.0, text, "warning" if r.get("depends") or stuck else "", name)
-    t = view.section("mixing").get("time", {})
+    t = view.section("places").get("time", {})
     if t and t["first"] < 1e-6 * t["last"]:
         text = (
             f"the gradient through time vanishes in {t['module']}: {t['first']:.1e} at the first of "

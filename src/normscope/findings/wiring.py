@@ -147,7 +147,7 @@ def lost(view: View) -> Iterator[Hit]:
     source="requires_grad of all parameters",
 )
 def frozen(view: View) -> Iterator[Hit]:
-    """``requires_grad`` is False for every parameter of the model, or for all but four numbers at most."""
+    """``requires_grad`` is False for every parameter of the model, or (a warning) for all but four numbers at most."""
     w = view.section("wiring")
     few = w.get("all_but")
     if few:
@@ -155,7 +155,8 @@ def frozen(view: View) -> Iterator[Hit]:
             f"only {listed(few['names'])} ({few['numbers'][0]} of {sum(few['numbers'])} numbers) can train, all else is frozen "
             f"(requires_grad=False): {listed(few['modules'])}"
         )
-        yield Hit(None, "trainable", few["numbers"][0], 4, text, name=few["modules"][0])
+        trains = view.section("trial").get("own", {}).get("trains")  # a temperature may be all that is meant
+        yield Hit(None, "trainable", few["numbers"][0], 4, text, "info" if trains else "warning", few["modules"][0])
     if w.get("parameters") and not w["trainable"] and not w.get("unregistered"):
         yield Hit(None, "trainable", 0, 1, f"all {w['parameters']} parameters are frozen (requires_grad=False)")
 

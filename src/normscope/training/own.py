@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from normscope.call.arguments import own_call, tensors
 from normscope.call.step import Step
 from normscope.call.traceless import Kept
-from normscope.training.short import ShortRuns, Update
+from normscope.training.short import ShortRuns, Update, untouched
 
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
@@ -70,7 +70,7 @@ class Own:
     def _noted(self, copies: Mapping[int, Tensor], args: Any, kwargs: Any, targets: Any) -> Iterator[None]:
         """One step of the user's loop, with the size of the gradient that reaches the optimizer beside the loss's own."""
         wanted = [p for p in copies.values() if p.requires_grad]
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), untouched(self.at.root):
             own_args, own_kwargs, _ = own_call(args, kwargs, grad=False)
             value = self.at.value(self.at.whole(own_args, own_kwargs), targets)
             found = torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else []

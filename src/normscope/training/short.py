@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,13 +132,28 @@ def leaf(p: Tensor) -> Tensor:
     return nn.Parameter(value, requires_grad=p.requires_grad) if isinstance(p, nn.Parameter) else value.requires_grad_()
 
 
+@contextmanager
+def untouched(root: nn.Module) -> Iterator[None]:
+    """Buffers and modes of a model are as before behind it: what is only looked at moves no running statistics."""
+    modes = [(m, m.training) for m in root.modules()]
+    held = [(m, k, b, b.clone()) for m in root.modules() for k, b in m._buffers.items() if b is not None]
+    try:
+        yield
+    finally:
+        for m, k, b, value in held:
+            m._buffers[k] = b
+            b.copy_(value)
+        for m, training in modes:
+            m.training = training
+
+
 def level(runs: ShortRuns, training: bool | None) -> Callable[[], float]:
-    """The mean loss of the first batches, in a mode (``None``: as it is); inside a run."""
+    """The mean loss of the first batches, in a mode (``None``: as it is); inside a run, and without a trace in it."""
 
     def look() -> float:
-        for m in runs.at.root.modules() if training is not None else ():
-            m.training = bool(training)
-        with torch.no_grad():
+        with untouched(runs.at.root), torch.no_grad():
+            for m in runs.at.root.modules() if training is not None else ():
+                m.training = bool(training)
             values = [float(runs.value(*runs.batch(i))) for i in range(min(8, len(runs.batches)))]
         return sum(values) / len(values)
 

@@ -14,7 +14,8 @@ from normscope.findings.checkup.calls import of_calls
 from normscope.findings.checkup.data import firsts, load, of_data
 from normscope.findings.checkup.loop import of_loop
 from normscope.findings.checkup.loss import of_loss
-from normscope.findings.checkup.mixing import of_mixing, of_reach
+from normscope.findings.checkup.mixing import of_mixing
+from normscope.findings.checkup.places import of_places
 from normscope.findings.checkup.scene import watch
 from normscope.findings.checkup.trial import of_trial
 from normscope.findings.checkup.update import of_update
@@ -65,7 +66,7 @@ def check_up(
     every("data", lambda: of_data(scene, firsts(read), firsts(valid)) | {"broken": broken or {}})
     every("calls", lambda: of_calls(scene) | {"twice": scene.twice})
     every("mixing", lambda: of_mixing(scene))
-    every("reach", lambda: of_reach(scene))
+    every("places", lambda: of_places(scene))
     every("update", lambda: of_update(scene))
     every("loop", lambda: observed["loop"] if "loop" in observed else of_loop(at))
     found["seconds"] = time.perf_counter() - start

@@ -103,11 +103,15 @@ class Functions(TorchFunctionMode):
                 self._made[id(y)] = (y, dim % x.dim())
             if y.dim() in (3, 4) and len(self.kept) < 4:
                 self.kept.append((name, (y > 0).flatten(1, -2).any(1)))
-        elif func in (*_DROPOUT, *_TIMES) and (known := self._weights(args)) is not None and y.dim() > known:
-            self._made[id(y)] = (y, known)
+        elif func in (*_DROPOUT, *_TIMES) and (
+            made := next((self._made[id(a)] for a in args if id(a) in self._made), None)
+        ):
+            if made[0].dim() == y.dim():
+                self._made[id(y)] = (y, made[1])
         elif func in _SUMS and id(x) in self._made:
             dim, known = kwargs.get("dim", args[1] if len(args) > 1 else None), self._made[id(x)][1]
-            if isinstance(dim, int) and dim % x.dim() != known and x.shape[known] > 1 and self.softmax is None:
+            inside = bool(self.stack) and self.softmax is None  # a loss may sum probabilities over any axis
+            if inside and isinstance(dim, int) and dim % x.dim() != known and x.shape[known] > 1:
                 self.softmax = {"dim": known, "summed": dim % x.dim(), "shape": list(x.shape), "module": name}
         elif func in _PRODUCTS and id(x) in self._made:
             self.attention = name if self.attention is None else self.attention
@@ -117,10 +121,6 @@ class Functions(TorchFunctionMode):
         elif func in _ATTENTION:
             self.attention = name if self.attention is None else self.attention
             self._looks(name, func, args, kwargs)
-
-    def _weights(self, args: Any) -> int | None:
-        """The axis of the softmax that one of two factors came from."""
-        return next((self._made[id(a)][1] for a in args if id(a) in self._made), None)
 
     def _looks(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
         """At which keys a mask lets attention look: true means ignore for one function, keep for the other."""

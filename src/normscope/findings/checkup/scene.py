@@ -134,7 +134,7 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
 @contextmanager
 def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[no-untyped-def]
     handles, weights_ran = [], [False]
-    linear: dict[int, tuple[nn.Linear, str, Tensor]] = {}
+    linear: dict[int, tuple[nn.Linear, str, Tensor, int]] = {}
     frozen_names = {m: n for n, m in root.named_modules()}
 
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -151,9 +151,14 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
         )  # fmt: skip
         if isinstance(module, nn.Linear):
             before = linear.get(id(x))
-            if before is not None and before[0].out_features >= min(before[0].in_features, module.out_features):
+            same = before is not None and before[3] == x._version  # no activation in place between them
+            if (
+                before is not None
+                and same
+                and before[0].out_features >= min(before[0].in_features, module.out_features)
+            ):
                 scene.in_a_row.append((before[1], call.name))
-            linear[id(y)] = (module, call.name, y)
+            linear[id(y)] = (module, call.name, y, y._version)
         if weighted and (channels := _same_twice(x, module)):
             scene.twice.append({"module": call.name, "channels": channels})
         if weighted and not x.requires_grad and (not weights_ran[0] or isinstance(module, nn.Embedding)):

@@ -17,7 +17,7 @@ from normscope.call.step import Step
 from normscope.findings.checkup.data import clean
 from normscope.findings.checkup.scene import Scene
 from normscope.training.own import Own, wants_a_closure
-from normscope.training.short import Course, ShortRuns, Update, level
+from normscope.training.short import Course, ShortRuns, Update, level, untouched
 
 #: Updates of a run, and of the runs by which rates are screened; seconds that all of them together may take.
 STEPS, SCREEN, SECONDS = 50, 8, 20.0
@@ -149,8 +149,8 @@ class _Trial:
         return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in finals], **outcome}
 
     def unseen(self, name: str, rate: float, n: int) -> float:
-        """The lowest loss of the last quarter of the batches while the race runs on the others, beside its best constant
-        answer's; NaN for fewer than eight batches.
+        """The lowest loss of the last quarter of the batches while the race runs on the others; NaN for fewer than eight
+        batches, and where it was never a number.
         """
         k = len(self.stream.batches) * 3 // 4
         if k < 6:
@@ -163,10 +163,13 @@ class _Trial:
         def until(losses: list[float]) -> bool:
             if len(losses) in (n // 8, n // 4, n // 2, n):
                 lowest[0] = min(lowest[0], look())
-            return self.done(losses)
+            done = self.done(losses)
+            if done:
+                lowest[0] = min(lowest[0], look())
+            return done
 
         seen.run(seen.plain(lambda p: RACES[name][0](p, lr=rate)), n, until=until)
-        return lowest[0]
+        return lowest[0] if math.isfinite(lowest[0]) else math.nan
 
     def seen(self, losses: Sequence[float], rates: Sequence[float]) -> dict[str, Any]:
         """The losses of the user's own loop as a run."""
@@ -245,7 +248,7 @@ class _Trial:
 
 def _spread(runs: ShortRuns) -> float:
     """How far the outputs of samples differ, relative to their size; inside a run."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), untouched(runs.at.root):
         args, kwargs, _ = runs.batch(0)
         outputs = [t.float() for t in tensors(runs.at.whole(args, kwargs)) if t.is_floating_point() and t.dim() > 1]
     size = [
