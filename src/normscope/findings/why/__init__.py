@@ -67,7 +67,9 @@ def run(
     finite_number("max_seconds", max_seconds, above=0, do="The usual limit is 300.")
     path = os.fspath(script)
     if not module and not Path(path).is_file():
-        raise UsageError(f"why takes a Python script; {path!r} is no file. Give its path, or module=True for a module.")
+        raise UsageError(
+            f"why takes a Python script; {path!r} is no file. Give its path; a module's name goes with -m (module=True)."
+        )
     watch = Watch(steps, max_seconds, on_step)
     crash, ended = "", "ended by itself"
     with _as_main(path, args, module), watch.watching():
