@@ -9,6 +9,8 @@ from normscope.findings._rules import Hit, View, inside, rule
 
 FLOOR, OUTSIDE = 0.1, 0.1
 START = 6.0
+#: The least share of the gradient for the targets; how unevenly two tasks may pull.
+DROWNED, UNEVEN = 0.05, 300.0
 
 
 @rule(
@@ -75,13 +77,22 @@ def bounded_logits(view: View) -> Iterator[Hit]:
     source="sums over axis 0 equal to one within 1e-4",
 )
 def over_the_batch(view: View) -> Iterator[Hit]:
-    """The outputs, or their exponentials, sum to one over the samples, not over the classes."""
+    """The outputs, or their exponentials, sum to one over the samples, not over the classes; or the loss itself takes a softmax
+    or log-sum-exp of (n, k) over its n samples.
+    """
     sums = view.section("loss").get("sums_to_one", {})
     over = sums.get("over", "classes")
     if over != "classes":
         name = "the batch axis (dim=0)" if over == "samples" else f"{over} (dim={over[5:]})"
         text = f"the outputs are {sums['what']} that sum to one over {name}, not over the classes: a softmax along a wrong axis"
         yield Hit(None, "sums", 1.0, 1.0, text, name=view.section("loss").get("last", ""))
+    within = view.section("calls").get("over_samples")
+    if within:
+        text = (
+            f"the loss takes a {within['function']} of shape {tuple(within['shape'])} over the batch axis (dim=0): samples compete "
+            "with each other, classes or components do not"
+        )
+        yield Hit(None, "axis", 0.0, 1.0, text)
 
 
 @rule(
@@ -93,8 +104,20 @@ def over_the_batch(view: View) -> Iterator[Hit]:
     source="the loss is the same for targets in another order",
 )
 def broadcast(view: View) -> Iterator[Hit]:
-    """Outputs and targets have different shapes, and permuting the targets over the samples leaves the loss as it is."""
-    s = view.section("loss")
+    """Outputs and targets have different shapes, and permuting the targets over the samples leaves the loss as it is.
+
+    Or a column (n, 1) is added to or multiplied with a row (n,) of other numbers, in the loss or in the model: every sample
+    meets every other one.
+    """
+    s, crossed = view.section("loss"), view.section("calls").get("crossed")
+    if crossed and not s.get("broadcast"):
+        one, other = (tuple(shape) for shape in crossed["shapes"])
+        place = inside(crossed["module"]) or " in the loss"
+        text = (
+            f"{crossed['function']} of {one} and {other}{place} broadcasts to {(max(one[0], other[0]),) * 2}: every sample is "
+            "combined with every other one"
+        )
+        yield Hit(None, "broadcast", 1, 0, text, "warning", crossed["module"])
     if s.get("broadcast"):
         text = (
             f"outputs {tuple(s['outputs'])} and targets {tuple(s['targets'])} broadcast against each other: the "
@@ -282,7 +305,7 @@ def ignored(view: View) -> Iterator[Hit]:
     if k:
         text = (
             f"{k['share']:.0%} of the targets are ignored: all samples of class {k['class']} get no gradient "
-            "(ignore_index or weight 0)"
+            f"({'a hinge loss wants targets of -1 and 1, not 0 and 1' if k.get('binary') else 'ignore_index or weight 0'})"
         )
         yield Hit(None, "ignored", k["share"], 0.0, text)
     w = view.section("loss").get("weighted")
@@ -348,3 +371,62 @@ def bad_start(view: View) -> Iterator[Hit]:
             f"{s.get('last_weight', 'the last layer')}"
         )
         yield Hit(None, "loss", s["value"], START * s["constant"], text, name=s.get("last_weight", ""))
+
+
+@rule(
+    "NS714",
+    "the targets hardly matter",
+    severity="warning",
+    meaning="Other parts of the loss (a penalty, a divergence, another task) drown the one that knows the right answers, so "
+    "training serves them.",
+    cure="Bring the parts to one size: sum or average both over the same axes, then weigh: loss = fit + 0.01 * penalty.",
+    source="chosen by us: all targets together decide less than a twentieth of the gradient; of two tasks one pulls 300 times "
+    "as hard",
+)
+def drowned(view: View) -> Iterator[Hit]:
+    """The gradient is taken again with every target another one (the next class, the other side of zero). In the parameters
+    that all outputs depend on it stays what it was to 5 %: what pulls there is not the targets.
+
+    Several targets: the same for each alone, in the parameters that all of them move.
+    """
+    s, loss = view.section("pull"), view.section("loss")
+    share = s.get("share", math.nan)
+    far = loss.get("output_rms", 0.0) > 20 * loss.get("target_rms", math.inf)  # outputs that dwarf any target: NS713
+    if 1e-6 < share < DROWNED and not far:  # a loss that reads no targets at all has others
+        text = (
+            f"other targets change the gradient by {share:.2g} of its size: a penalty or divergence (KL) term of the loss "
+            "outweighs the part that fits the targets; its weight is too large"
+        )
+        yield Hit(None, "share", share, DROWNED, text)
+    tasks = s.get("tasks", [])
+    if tasks and min(tasks) > 0 and max(tasks) > UNEVEN * min(tasks):
+        strong, weak = tasks.index(max(tasks)), tasks.index(min(tasks))
+        text = (
+            f"target {strong} pulls {max(tasks) / min(tasks):.2g} times as hard as target {weak} on what they share: the "
+            "losses of the tasks have different scales, and one drowns the other"
+        )
+        yield Hit(None, "tasks", max(tasks) / min(tasks), UNEVEN, text)
+
+
+@rule(
+    "NS715",
+    "wrong answers hardly pull",
+    severity="warning",
+    meaning="The loss asks more of samples that are answered rightly than of those that are wrong: the hard ones are not learnt.",
+    cure="Weigh by what is missing: (1 - p) ** gamma * cross_entropy, with p the probability of the right class.",
+    source="chosen by us: 1.2 times the pull on right answers, at logits of 2 and -2; a cross-entropy has a seventh",
+)
+def easy(view: View) -> Iterator[Hit]:
+    """The gradient that raises the right class is smaller where another class is ahead than where it is right already.
+
+    As a focal factor p ** gamma makes it. A softmax cross-entropy of two classes pulls 7 times as hard on wrong answers.
+    """
+    s = view.section("loss")
+    pulls = s.get("pulls", [])
+    logits = s.get("softmax_in_loss") or s.get("task") == "binary"
+    if len(pulls) == 2 and logits and not s.get("wrong_sign") and pulls[0] > max(1.2 * pulls[1], 1e-9):
+        text = (
+            f"a sample that is answered rightly (logits of 2) is pulled by {pulls[0]:.2g} towards its class, one that is wrong by "
+            f"{pulls[1]:.2g}: easy samples count most, the weighting (focal factor) is inverted"
+        )
+        yield Hit(None, "pull", pulls[0], 1.2 * pulls[1], text)
