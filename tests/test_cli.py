@@ -661,6 +661,7 @@ def test_a_process_ends_with_one_line_on_misuse(tmp_path):
 LIGHT = """
 import sys
 from normscope.cli import main, _app
+sys.argv = ["normscope"]
 commands = ["diagnose"]  # enrolled by the first call
 for words in [["--version"], ["list"], ["explain", "NS101"], ["explain", "NS1O1"], ["--help"], commands]:
     for word in words if words is commands else [None]:
