@@ -24,7 +24,7 @@ from normscope.findings import RULES
 
 BROKEN = {}
 #: Rules of these modules each have a broken set-up here.
-CHECKED_HERE = ("sight", "axes", "updates", "wiring", "steps", "objective", "batches")
+CHECKED_HERE = ("sight", "axes", "updates", "wiring", "steps", "objective", "targets", "batches")
 
 
 def broken(code, module="", severity=None):
