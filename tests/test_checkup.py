@@ -797,6 +797,35 @@ def written(causal):
     return setup(Writer(causal), x[:, :-1], x[:, 1:], lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()))
 
 
+@broken("NS712")
+def a_language_model_whose_targets_are_shifted_twice():
+    given = written(True)
+    return given | {"targets": given["targets"].roll(-1, 1), "data": None, "valid": None}
+
+
+@broken("NS111", "rnn")
+def states_of_both_directions_in_a_view():
+    x = torch.randn(448, 9, 6)
+    return setup(BothWays(), x, (x[:, :, 0].sum(1) > 0).long(), nn.CrossEntropyLoss())
+
+
+class BothWays(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.GRU(6, 16, batch_first=True, bidirectional=True), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[1].view(len(x), -1))
+
+
+@broken("NS506", "1")
+def all_parameters_drawn_alike():
+    model = nn.Sequential(nn.Linear(12, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+    for p in model.parameters():
+        nn.init.normal_(p, 0, 0.02)
+    return classify(model)
+
+
 @broken("NS712", "block")
 def a_language_model_that_looks_ahead():
     return written(False)

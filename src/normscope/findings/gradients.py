@@ -147,8 +147,8 @@ def through_time(view: View) -> Iterator[Hit]:
         why = (
             f"though the outputs depend on them: the gradient is cut on the way (a detach{step}, truncated backpropagation)"
             if r.get("depends")
-            else "and the outputs do not depend on them: they lie outside of the receptive field, or are never read (a state that "
-            f"is not carried on{step if r.get('step') else ''}, attention along another axis)"
+            else "and the outputs do not depend on them: they lie outside of the receptive field, or are never read (a hidden "
+            f"state that is not carried on{step if r.get('step') else ''}, attention along another axis)"
         )
         text = f"no gradient reaches {n} {places} of {r['module'] or 'the inputs'}, {why}"
         name = r.get("step") or view.section("calls").get("attention") or r["module"]

@@ -124,3 +124,26 @@ def heavy_dropout(view: View) -> Iterator[Hit]:
         names = list(dict.fromkeys(n for n, _ in heavy if n))
         text = f"dropout with p={p:g}{inside(listed(names) if names else '')} keeps {1 - p:.0%} only: p is dropped, not keep_prob"
         yield Hit(None, "dropout", p, 0.8, text, name=name)
+
+
+@rule(
+    "NS506",
+    "norms with random gains",
+    severity="warning",
+    meaning="A norm multiplies by its weight: near zero and of either sign, it takes away what the layers before it made.",
+    cure="Initialize weights of two axes or more only: if p.dim() > 1: nn.init.normal_(p, std=0.02); norms start at weight 1, "
+    "bias 0.",
+    source="chosen by us: all gains below 0.3, a fifth or more of them negative",
+)
+def gains(view: View) -> Iterator[Hit]:
+    """The gains of a normalization layer are small random numbers of both signs; gains of exactly zero are no such case.
+
+    As ``for p in model.parameters(): nn.init.normal_(p, 0, 0.02)`` leaves them.
+    """
+    names = view.section("wiring").get("random_gains", [])
+    if names:
+        text = (
+            f"the weight (gain, gamma) of the norms {listed(names)} is near 0 and of both signs: an initialization (normal_, "
+            "xavier) overwrote the ones"
+        )
+        yield Hit(None, "gains", len(names), 0, text, name=names[0])

@@ -43,13 +43,20 @@ def mixing(view: View) -> Iterator[Hit]:
         yield Hit(None, "along_batch", 1.0, 0.0, text, name=along["module"])
         return
     m = view.section("mixing").get("mixes", {})
+    cut = view.section("calls").get("sliced")
+    where_from = "" if not cut else (
+        f"; {tuple(cut['from'])} is reshaped to {tuple(cut['to'])}{inside(cut['module'])}"
+        + (f", behind {cut['behind']}: transpose the samples to the front first" if cut["behind"] else "")
+    )  # fmt: skip
+    culprit = (cut["behind"] or cut["module"]) if cut else ""
     place = view.section("mixing").get("place", 0.0)
     if place > MIXES and not (m and m["others"] >= MIXES and m.get("sequence")):
         text = (
             f"when the samples of the batch change places the outputs change by {place:.2g} of their spread: what a sample gets "
-            "depends on its place in the batch, something is added or cut along the batch axis (a positional encoding, a mask)"
+            "depends on its place in the batch, something is added or cut along the batch axis (a positional encoding, a mask, a "
+            f"view){where_from}"
         )
-        yield Hit(None, "place_in_batch", place, MIXES, text)
+        yield Hit(None, "place_in_batch", place, MIXES, text, name=culprit)
         return
     if not m or m["others"] < MIXES:
         return
@@ -62,9 +69,9 @@ def mixing(view: View) -> Iterator[Hit]:
         text = (
             f"exchanging one sample moves the outputs of other samples by {m['others']:.2g} of their spread "
             "(its own by "
-            f"{m['own']:.2g}): {who}"
+            f"{m['own']:.2g}): {who}{'' if m.get('sequence') else where_from}"
         )
-        yield Hit(None, "others_moved", m["others"], MIXES, text, name=name if m.get("sequence") else "")
+        yield Hit(None, "others_moved", m["others"], MIXES, text, name=name if m.get("sequence") else culprit)
 
 
 @rule(

@@ -135,7 +135,7 @@ def ignored(view: View) -> Iterator[Hit]:
 
 @rule(
     "NS712",
-    "the targets are the inputs",
+    "targets that are not the next tokens",
     severity="warning",
     meaning="Each position is asked for a token that it sees: the loss falls to zero and nothing is learnt.",
     cure="Shift by one: model(tokens[:, :-1]) against tokens[:, 1:]; in a model that sees ahead, give attention a causal mask.",
@@ -145,12 +145,19 @@ def unshifted(view: View) -> Iterator[Hit]:
     """At 99 % of the positions the token whose logit the loss wants raised is the input token there, in a causal model; or it
     is the next token, and the model looks ahead.
 
-    A loss that shifts by itself wants another token, and is silent.
+    A loss that shifts by itself wants another token, and is silent; of shifted targets it would want the next token but one.
     """
     share = view.section("loss").get("copied_inputs", 0.0)
     if share > 0.99:
         text = f"at {share:.0%} of the positions the target equals the input token: not shifted by one"
         yield Hit(None, "copied", share, 0.99, text)
+    two = view.section("loss").get("two_ahead", 0.0)
+    if two:
+        text = (
+            f"at {two:.0%} of the positions the target is the next token but one: shifted twice, by the data and again by the "
+            "loss or model (off by one)"
+        )
+        yield Hit(None, "two_ahead", two, 0.9, text)
     ahead = view.section("loss").get("sees_ahead", 0.0)
     if ahead > 1e-4:
         who = view.section("calls").get("attention") or ""

@@ -28,7 +28,7 @@ def of_calls(scene: Scene) -> dict[str, Any]:
         with found.inside(at.root):
             replace(at, mode="eval").run(evaluated)
     names = (
-        "reshaped", "softmax", "dropout", "cuts", "derived", "crossed", "over_samples", "numbers", "heavy", "attention",
+        "reshaped", "sliced", "softmax", "dropout", "cuts", "derived", "crossed", "over_samples", "numbers", "heavy", "attention",
     )  # fmt: skip
     return {name: getattr(found, name) for name in names} | {"padding_only": _padding_only(scene, found.kept)}
 

@@ -58,6 +58,10 @@ class Functions(TorchFunctionMode):
         self.crossed: dict[str, Any] | None = None
         #: The first softmax or log-sum-exp in the loss that runs over samples.
         self.over_samples: dict[str, Any] | None = None
+        #: The first reshape that cuts the samples' axis, which was not in front: (layers, n, d) made (n, ...).
+        self.sliced: dict[str, Any] | None = None
+        self.n = 0
+        self._ended: list[str] = []
         #: Whether a derivative by the inputs that has no graph is computed with, and no model runs after.
         self.derived = False
         self.stack: list[str] = []
@@ -67,10 +71,13 @@ class Functions(TorchFunctionMode):
     @contextmanager
     def inside(self, root: nn.Module) -> Iterator[None]:
         """Hooks that say which module is running."""
-        stack = self.stack  # not the mode itself: what a hook's object holds is put back behind a run
+        stack, ended = (
+            self.stack,
+            self._ended,
+        )  # not the mode itself: what a hook's object holds is put back behind a run
 
         def leave(*_: Any) -> None:
-            stack.pop()
+            ended[:] = [stack.pop()]
 
         handles = []
         for name, m in root.named_modules():
@@ -132,6 +139,15 @@ class Functions(TorchFunctionMode):
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if dim in (0, -2) and len(x) > x.shape[1] > 1:
                 self.over_samples = {"function": func.__name__, "shape": list(x.shape)}
+        if (
+            func in _RESHAPES
+            and self.sliced is None
+            and y.dim()
+            and 1 < self.n == len(y) == (*x.shape, 0, 0)[1] != len(x) > 1
+        ):
+            self.sliced = {
+                "from": list(x.shape), "to": list(y.shape), "module": name, "behind": "".join(self._ended)
+            }  # fmt: skip
         if func in _RESHAPES and self.reshaped is None and exchanged(tuple(x.shape), tuple(y.shape)):
             self.reshaped = {"from": list(x.shape), "to": list(y.shape), "module": name}
         elif func in _SOFTMAX and x.dim() == 2 and len(self.kept) < 4:

@@ -73,8 +73,9 @@ def _last_weight(scene: Scene) -> str:
 
 
 def _next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
-    """The share of positions where the loss wants the input token itself raised, of a model that does not look ahead; and
-    how far a model that is asked for the next token looks ahead: how much a change of the last one moves the outputs before.
+    """The share of positions where the loss wants the input token itself raised, of a model that does not look ahead, or the
+    next but one; and how far a model that is asked for the next token looks ahead: how much a change of the last one moves
+    the outputs before.
     """
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if x.dim() == 2 and x.dtype == torch.long]
     if not ids or o.dim() != 3 or o.shape[:2] != ids[0].shape or ids[0].shape[1] < 3:
@@ -85,6 +86,9 @@ def _next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
     wanted, x = g.argmin(-1), ids[0].to(g.device)
     same = float((wanted == x)[seen].float().mean())
     following = float((wanted[:, :-1] == x[:, 1:])[seen[:, :-1]].float().mean())
+    after = float((wanted[:, :-2] == x[:, 2:])[seen[:, :-2]].float().mean())
+    if after > 0.9 > max(same, following):
+        return {"two_ahead": after}
     again = Rerun.of(scene.at, 8)
     if max(same, following) < 0.9 or again is None:
         return {}

@@ -80,7 +80,9 @@ def lost_places(scene: Scene) -> dict[str, Any]:
         moved = again.run(lambda: again.output(*again.alter(other)), "eval")
         calls = [c for c in scene.calls if c.weighted and not isinstance(c.module, nn.Embedding)]
         times = {c.name: sum(x.name == c.name for x in calls) for c in calls}
-        found["step"] = next((n for n, k in times.items() if k >= len(found["lost"])), "")
+        often = [n for n, k in times.items() if k >= len(found["lost"])]
+        cells = [n for n in often if isinstance(at.root.get_submodule(n), nn.RNNCellBase)]
+        found["step"] = (cells or often[-1:] or [""])[0]
         found["depends"] = base is not None and moved is not None and not torch.equal(base, moved)
     return found
 

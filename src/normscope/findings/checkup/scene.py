@@ -97,6 +97,7 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
     at = scene.at
     args, kwargs, _ = at.arguments()
     functions = scene.functions
+    functions.n = at.rows.n
     with functions.inside(at.root), _observed(scene, at.root, at.rows), functions:
         scene.whole = whole = at.whole(args, kwargs)
     scene.targets = at.own_targets()

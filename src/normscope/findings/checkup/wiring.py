@@ -41,6 +41,18 @@ def _fed(scene: Scene) -> dict[str, str]:
     return found
 
 
+def _random_gains(scene: Scene) -> list[str]:
+    """Norms whose gains are small numbers of both signs, as an initialization of all parameters alike leaves them."""
+    found = []
+    for c in scene.weighted:
+        w = getattr(c.module, "weight", None)
+        if "norm" in type(c.module).__name__.lower() and isinstance(w, Tensor) and w.dim() == 1 and len(w) >= 8:
+            signs = float((w < 0).float().mean())
+            if 0.2 < signs < 0.8 and 0 < float(w.abs().max()) < 0.3:
+                found.append(c.name)
+    return list(dict.fromkeys(found))
+
+
 def _slow_norms(root: nn.Module) -> list[tuple[str, float]]:
     """Batch norms in training mode whose running statistics hardly move, and their momentum."""
     return [
@@ -103,6 +115,7 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
         if not any(bool((p != 0).any()) for p in c.module.parameters(recurse=False) if p.dim() > 1)
         and any(p.dim() > 1 for p in c.module.parameters(recurse=False))
     ]  # fmt: skip
+    found["random_gains"] = _random_gains(scene)
     found["slow_norms"] = _slow_norms(root)
     found["equal_units"] = _equal_units(scene)
     taught = [n for n in moving if TEACHERS & set(n.split("."))]
