@@ -15,8 +15,8 @@ from torch import Tensor
 from normscope.core.registry import Registry
 from normscope.geometry.statistic import Statistic
 
-#: What has to be known of a representation, each with all before it: entries alone (of the units), lengths of samples and
-#: of their centred parts, the Gram matrix, its eigenvalues.
+#: What has to be known of a representation, each with all before it: entries alone (of the units), lengths of samples
+#: and of their centred parts, the Gram matrix, its eigenvalues.
 Needs = Literal["entries", "norms", "gram", "eigenvalues"]
 
 
@@ -24,11 +24,11 @@ Needs = Literal["entries", "norms", "gram", "eigenvalues"]
 class Metric:
     """A registered metric: the function, and what a reader must know about the number.
 
-    ``title``: its name in words, ``short``: in a table's head; ``unit``; ``log``: drawn on a log axis; ``reading``: how to
-    read its chart; ``low`` and ``high``: the range of the value (inclusive); ``source``: where it is defined; ``needs``: how
-    much of a representation it reads (`Needs`), ``None``: not said, so all; ``invariant``: what leaves it unchanged, of
-    ``scale`` (X -> c X), ``rotation`` (X -> X Q), ``permutation`` (of the samples); ``signal``: what it is measured on,
-    ``activation`` or ``gradient``.
+    ``title``: its name in words, ``short``: in a table's head; ``unit``; ``log``: drawn on a log axis; ``reading``: how
+    to read its chart, one without has none; ``low`` and ``high``: the range of the value (inclusive); ``source``: where
+    it is defined; ``needs``: how much of a representation it reads (`Needs`), ``None``: not said, so all;
+    ``invariant``: what leaves it unchanged, of ``scale`` (X -> c X), ``rotation`` (X -> X Q), ``permutation`` (of the
+    samples); ``signal``: what it is measured on, ``activation`` or ``gradient``.
     """
 
     function: Callable[..., Tensor | float]
@@ -50,14 +50,14 @@ class Metric:
         return self.function.__doc__
 
     def __call__(self, gram: Float[Tensor, "n n"] | Statistic, **options: float) -> float:
-        """The value for a Gram matrix (n, n) or a `Statistic`; ``options`` go to the metric (``tau`` of `soft_rank`)."""
+        """The value for a Gram matrix (n, n) or a `Statistic`; ``options`` are the metric's (``tau`` of `soft_rank`)."""
         return float(self.function(gram if isinstance(gram, Statistic) else Statistic.of_gram(gram), **options))
 
     def null(self, n: int, d: int, draws: int = 64, seed: int = 0) -> float:
         r"""What i.i.d. standard normal entries of n samples and d features give: the mean over ``draws`` of them.
 
-        With $X = L Q$, Q orthonormal rows, L lower triangular and independent of Q, $G = L L^T$ whatever d is: $L_{ii}^2$ is
-        $\chi^2$ with d - i + 1 degrees of freedom and the entries below are standard normal (Bartlett), for n <= d.
+        For n <= d, $X = L Q$ with orthonormal rows Q and L lower triangular, so $G = L L^T$: $L_{ii}^2$ is $\chi^2$ with
+        d - i + 1 degrees of freedom and the entries below are standard normal (Bartlett). The cost does not grow with d.
         """
         rng = np.random.default_rng(seed)
         x = rng.standard_normal((draws, n, min(n, d)))
@@ -84,19 +84,19 @@ def register(
     invariant: str = "scale rotation permutation",
     signal: str = "activation",
 ) -> Callable[[Callable[..., Tensor | float]], Metric]:
-    """Decorator: enrol a function of a `Statistic` as a metric under its own name, with it in every list, page and check.
+    """Decorator: enrol a function of a `Statistic` as a metric under its own name, in every list, page and check.
 
-    The other arguments are those of `Metric`; title and short default to the name in words. A function that says what it
-    ``needs`` takes statistics with any leading axes (...) and returns values (...), layers of one shape at once; one that
-    does not is called for each representation alone.
+    The arguments are those of `Metric`; title and short default to the name in words. A function that says what it
+    ``needs`` takes statistics with any leading axes (...) and returns values (...), layers of one shape at once; one
+    that does not is called for each representation alone.
     """
 
     def enrol(function: Callable[..., Tensor | float]) -> Metric:
         name = function.__name__
         words = name.replace("_", " ")
         metric = Metric(
-            function, name, title or words[:1].upper() + words[1:], short or words, unit, log, reading, low, high, source,
-            needs, tuple(invariant.split()), signal,
+            function, name, title or words[:1].upper() + words[1:], short or words, unit, log, reading, low, high,
+            source, needs, tuple(invariant.split()), signal,
         )  # fmt: skip
         return METRICS.add(name, metric)
 

@@ -2,8 +2,8 @@
 
 Every metric is registered in `METRICS` and can be called on an (n, n) Gram matrix $G = X X^T$ of n samples, as in
 ``metrics.orthogonality_gap(x @ x.T)``. `measure` takes the representation itself and is more accurate: it never
-squares what it can leave unsquared. Each is written once, for a `Statistic` with any leading axes (...): those of m layers
-of one shape are measured at once.
+squares what it can leave unsquared. Each is written once, for a `Statistic` with any leading axes (...): m layers of one
+shape are measured at once.
 """
 
 from __future__ import annotations

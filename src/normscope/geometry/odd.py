@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from normscope.geometry.statistic import Statistic
+from normscope.geometry.statistic import Statistic, squared_lengths
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class OddPoint:
 
 
 def contrast_shares(s: Statistic) -> Float[Tensor, "*m n"]:
-    r"""$q_i = \frac{n}{n-1} S_{ii} / \mathrm{tr} S$, $S = P G P$; NaN where the samples are equal up to rounding, or n < 2."""
+    r"""$q_i = \frac{n}{n-1} S_{ii} / \mathrm{tr} S$, $S = P G P$; NaN for samples equal up to rounding, or n < 2."""
     return s.cached(_contrast_shares)
 
 
@@ -63,8 +63,7 @@ def _odd_points(s: Statistic) -> dict[str, Tensor]:
     if s.factor is not None:
         f = s.factor64
         mean = (others[..., None, :] @ f) / (n - 1)
-        from_mean = f - mean
-        distances = torch.linalg.vecdot(from_mean, from_mean)
+        distances = squared_lengths(f - mean)
         w2, d2 = torch.linalg.vecdot(others, distances) / (n - 1), _at(distances, o)
         m2 = torch.linalg.vecdot(mean, mean).squeeze(-1)
         om = torch.linalg.vecdot(f.take_along_dim(o[..., None], -2), mean).squeeze(-1)
@@ -72,8 +71,8 @@ def _odd_points(s: Statistic) -> dict[str, Tensor]:
         # m from the others alone: taking o off a sum of all would lose digits to it.
         sums = (s.gram @ others[..., None]).squeeze(-1)
         m2, om = torch.linalg.vecdot(others, sums) / (n - 1) ** 2, _at(sums, o) / (n - 1)
-        # Of samples less the mean of all, c_i: the others have the mean -c_o / (n - 1), so W^2 = sum |c_i|^2 / (n - 1) less
-        # the square of that, and o - m = c_o n / (n - 1). Distances do not see the common mean, so nothing cancels.
+        # Of samples less the mean of all, c_i: the others have the mean -c_o / (n - 1), so W^2 = sum |c_i|^2 / (n - 1)
+        # less the square of that, and o - m = c_o n / (n - 1). The common mean is in none of these, so does not cancel.
         own = _at(s.spreads, o)
         w2 = (torch.linalg.vecdot(others, s.spreads) / (n - 1) - own / (n - 1) ** 2).clamp_min(0)
         d2 = own * (n / (n - 1)) ** 2
@@ -96,7 +95,7 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
 
 
 def odd_point(s: Statistic) -> OddPoint:
-    """The sample that differs most from all others, of one representation; NaN (index -1) for equal samples or n < 3."""
+    """The sample that differs most, of one representation; NaN (index -1) for equal samples or n < 3."""
     found = {name: float(value) for name, value in odd_points(s).items()}
     index = found.pop("index")
     return OddPoint(index=-1 if math.isnan(index) else int(index), **found)

@@ -69,7 +69,7 @@ def _blocks(s: Statistic) -> Iterator[tuple[int, int]]:
 
 
 def _parts(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of (..., r, r + more): the square, which has every pair twice and now zeros on its diagonal, and the rest."""
+    """Views of (..., r, r + more): the square, every pair twice in it and its diagonal set to 0, and the rest."""
     twice, once = block[..., : block.shape[-2]], block[..., block.shape[-2] :]
     twice.diagonal(dim1=-2, dim2=-1).zero_()
     return twice, once

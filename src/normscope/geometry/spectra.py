@@ -1,4 +1,4 @@
-"""Singular values of many representations of one shape: from a Gram matrix where that can resolve them, else from an SVD."""
+"""Singular values of representations of one shape: from a Gram matrix where that can resolve them, else an SVD."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: A float64 Gram has eigenvalues good to about 1e-15 of the largest: below this ratio singular values come from a QR or SVD.
+#: A float64 Gram has eigenvalues good to about 1e-15 of the largest: below this ratio singular values come from X.
 FLOAT64_RATIO = 1e-10
-#: How much a metric may owe to the rounding of the small Gram of a tall matrix (chosen by us: a tenth of what is promised).
+#: How much a metric may owe to the rounding of a tall matrix's Gram (chosen by us: a tenth of what is promised).
 EFFECT = 1e-10
 
 
@@ -45,9 +45,9 @@ def of_factors(f: Float[Tensor, "m n k"], grams: Tensor | None, features: int) -
 def _tall(x: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
     r"""Singular values of one matrix with k < n, from $X^T X$ where that moves no metric by `EFFECT`.
 
-    An eigenvalue is off by $\epsilon\lambda_1$, its root by $\epsilon\lambda_1 / 2\sigma$. As n > k the smallest of the n
-    singular values is 0 whatever these are, so what remains to be moved is the entropy of $p = \sigma / \sum\sigma$, by at
-    most $\sum_i |d\sigma_i| \log(1/p_{min}) / \sum\sigma$.
+    An eigenvalue is off by $\epsilon\lambda_1$, its root by $\epsilon\lambda_1 / 2\sigma$. As n > k the smallest of
+    the n singular values is 0 whatever these are; what remains to be moved is the entropy of $p = \sigma / \sum\sigma$,
+    by at most $\sum_i |d\sigma_i| \log(1/p_{min}) / \sum\sigma$.
     """
     if not x.shape[1]:
         return x.new_zeros(0)

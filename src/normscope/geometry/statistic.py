@@ -30,7 +30,7 @@ FLOAT64_RATIO = spectra.FLOAT64_RATIO
 
 @dataclass(frozen=True)
 class Statistic:
-    r"""Sufficient statistic of a representation $X$ (n samples as rows, d features), or of m of them with a leading axis.
+    r"""Sufficient statistic of a representation $X$ (n samples as rows, d features), or of m with a leading axis.
 
     Either a ``factor`` $F$ (..., n, k) with $F F^T = X X^T$ exactly up to float64 rounding ($X$ itself when $d \le 4n$,
     else the triangular factor of a QR), or the ``product`` $X X^T$ alone, where a QR would not change a digit that
@@ -160,7 +160,7 @@ class Statistic:
         """Squared norm of each sample."""
         if self.factor is None:
             return self.gram.diagonal(dim1=-2, dim2=-1)
-        return torch.linalg.vecdot(self.factor64, self.factor64)
+        return squared_lengths(self.factor64)
 
     @cached_property
     def finite(self) -> Bool[Tensor, " *m"]:
@@ -189,7 +189,7 @@ class Statistic:
         if self.factor is None:
             return self.centred.diagonal(dim1=-2, dim2=-1)
         f = self.factor64 - self.factor64.mean(-2, keepdim=True)
-        return torch.linalg.vecdot(f, f)
+        return squared_lengths(f)
 
     # Products of pairs
 
@@ -221,7 +221,7 @@ class Statistic:
 
     @cached_property
     def ascending(self) -> Float[Tensor, "*m n"]:
-        """Eigenvalues of the Gram as they come, those below 1e-15 of the largest are rounding; 0 where it is not finite."""
+        """Eigenvalues of the Gram as they come, below 1e-15 of the largest rounding; 0 where it is not finite."""
         return torch.linalg.eigvalsh(torch.where(self.finite[..., None, None], self.gram, 0.0))
 
     @cached_property
@@ -242,6 +242,11 @@ class Statistic:
     def eigenvalues(self) -> Float[Tensor, "*m n"]:
         """Eigenvalues of $X X^T$, all n, descending, never negative: the squares of the singular values."""
         return self.singular_values.square()
+
+
+def squared_lengths(x: Float[Tensor, "*m n k"]) -> Float[Tensor, "*m n"]:
+    """Squared norm of each row, without a temporary of the size of ``x``."""
+    return torch.linalg.vector_norm(x, dim=-1).square()
 
 
 def _blocks(flat: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:

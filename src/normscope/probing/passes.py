@@ -32,7 +32,7 @@ from normscope.probing.recorder import Recorder, Seen, chosen, numbers, of_weigh
 class Collection:
     """What the passes brought: numbers in the order of execution, parameter gradients, drift of running statistics.
 
-    hidden: the statistic of the last hidden layer, from which the shape of the batch is read; there if anything was seen.
+    hidden: the statistic of the last hidden layer, for the shape of the batch; there if anything was seen.
     """
 
     seen: list[Seen] = field(default_factory=list)
