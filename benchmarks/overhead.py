@@ -2,6 +2,7 @@
 
     python benchmarks/overhead.py               # all cases, medians of ratios
     python benchmarks/overhead.py --peers       # also delve and torchlens, where they are installed
+    python benchmarks/overhead.py --theory      # the theory line of a diagnosis, n = 128 to 1024
     python benchmarks/overhead.py --only GPT    # the cases whose names hold this
 
 Every arm runs in the same process in turn (A B C A B C ...), so that a change of the machine's speed hits all alike;
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from normscope import Spec, build, probe
+from normscope import Spec, build, diagnose, probe
 from normscope.call.taps import find_taps
 from normscope.geometry.metrics import METRICS
 
@@ -166,6 +167,25 @@ def measure(name: str, repeats: int, peers: bool) -> None:
         print(f"{arm:32}{statistics.median(seconds):9.3f}{ratios[0]:11.2f}{ratios[1]:9.2f}{peak(name, arm):9.0f}")
 
 
+def theory(samples: int) -> None:
+    """CPU seconds of a probe, and of a diagnosis without trial, without and with its theory line: 4 layers, batch norm, ReLU."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(samples, 64, generator=generator), torch.randint(10, (samples,), generator=generator)
+    model = build(Spec(depth=4, width=256, norm="batch", outputs=10), 64)
+    runs: dict[str, Callable[[], Any]] = {
+        "probe": lambda: probe(model, x, y),
+        "diagnose": lambda: diagnose(model, x, y, trial=False, theory=False),
+        "diagnose + theory": lambda: diagnose(model, x, y, trial=False),
+    }
+    diagnose(model, x[:8], y[:8], trial=False)  # imports
+    for arm, run in runs.items():
+        before, start = _peak_rss(), time.process_time()
+        run()
+        print(
+            f"n = {samples:5} {arm:20}{time.process_time() - start:8.2f} CPU s{_peak_rss() - before:+8.0f} MB of peak"
+        )
+
+
 def peak(name: str, arm: str) -> float:
     """Peak memory of a fresh process that runs one arm once, above one that only builds the net; MB."""
 
@@ -190,6 +210,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--only", default="")
+    parser.add_argument("--theory", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -198,6 +219,10 @@ def main() -> None:
         runs = arms(*NETS[args.one](), peers="torchlens" in args.arm or "delve" in args.arm)
         runs.get(args.arm, lambda: None)()
         print(_peak_rss())
+        return
+    if args.theory:
+        for samples in (128, 256, 512, 1024):
+            theory(samples)
         return
     for name in NETS:
         if args.only in name:

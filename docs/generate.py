@@ -1,4 +1,4 @@
-"""Write the pages that are made from the code and the results: findings.md, metrics.md, papers/*.md, report.png.
+"""Write what is made from the code and the results: findings.md, metrics.md, papers/*.md, report.png, the CLI's index.
 
 python docs/generate.py [--picture]
 """
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from normscope.claims import CLAIMS, PAPERS, Claim, Verdict, Verdicts, load
+from normscope.cli import _index
 from normscope.findings import RULES
 from normscope.geometry.metrics import METRICS
 from normscope.report.claims import band, duration, measured, number, said
@@ -164,6 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     (HERE / "findings.md").write_text(findings_page())
     (HERE / "metrics.md").write_text(metrics_page())
+    _index.write()
     load()
     (HERE / "papers").mkdir(exist_ok=True)
     for key in PAPERS:

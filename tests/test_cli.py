@@ -516,7 +516,7 @@ def test_a_model_that_does_not_take_the_data_is_told_alike_by_every_command(run,
 def test_what_is_unexpected_is_a_traceback_one_message_and_exit_code_3(run, monkeypatch):
     import importlib
 
-    monkeypatch.setattr(importlib.import_module("normscope.cli.diagnose"), "check_lr", lambda lr: [][0])
+    monkeypatch.setattr(importlib.import_module("normscope.cli._shared"), "check_lr", lambda lr: [][0])
     code, out, err = run("diagnose", SMALL)
     assert (code, out, "Traceback" in err) == (3, "", True)
     assert err.splitlines()[-1].startswith("error: Something unexpected happened in normscope: IndexError.")
@@ -658,7 +658,32 @@ def test_a_process_ends_with_one_line_on_misuse(tmp_path):
     assert (done.stdout, done.stderr.count("\n")) == ("", 1)
 
 
-HEAVY = ("polars", "altair", "jinja2", "sklearn", "transformers", "pandas", "scipy", "typer", "rich", "torch._dynamo")
+LIGHT = """
+import sys
+from normscope.cli import main, _app
+sys.argv = ["normscope"]
+commands = ["diagnose"]  # enrolled by the first call
+for words in [["--version"], ["list"], ["explain", "NS101"], ["explain", "NS1O1"], ["--help"], commands]:
+    for word in words if words is commands else [None]:
+        try:
+            main([word, "--help"] if word else words)
+        except SystemExit:
+            commands[:] = [c.name or c.callback.__name__ for c in _app.app.registered_commands]
+print(*[m for m in ("torch", "numpy", "scipy", "polars", "altair", "sklearn") if m in sys.modules], file=sys.stderr)
+"""
+
+
+def test_what_only_prints_imports_no_torch():
+    done = process("-c", LIGHT)
+    assert all(f"Usage: normscope {name}" in done.stdout for name in ("cure", "diagnose", "race", "sweep", "why"))
+    *_, error, loaded = done.stderr.split("\n")[:-1]
+    assert (error.startswith("error: There is no finding code 'NS1O1'. Did you mean"), loaded) == (True, "")
+
+
+HEAVY = (
+    "polars", "altair", "jinja2", "sklearn", "transformers", "pandas", "scipy", "typer", "rich", "torch._dynamo",
+    "dask", "cloudpickle", "jaxtyping",
+)  # fmt: skip
 IMPORT = f"""
 import gc, sys, time
 before = time.process_time()
@@ -666,12 +691,12 @@ import torch, numpy
 torch_took = time.process_time() - before
 gc.collect()  # the full collection that torch's import leaves due is not ours
 before = time.process_time()
-import normscope
+from normscope import cure, diagnose, fisher, probe, race, sweep
 print((time.process_time() - before) / torch_took, *[m for m in {HEAVY!r} if m in sys.modules])
 """
 
 
-def test_importing_normscope_loads_little_and_adds_little_to_torch():
+def test_the_verbs_load_little_and_add_little_to_torch():
     share, *loaded = process("-c", IMPORT).stdout.split()
     assert loaded == []
     assert float(share) < 1 / 3  # of the CPU time that importing torch takes; about 1/6

@@ -1,10 +1,12 @@
 """Diagnose with theory and curvature beside the measurement."""
 
+import numpy as np
 import pytest
 import torch
 
 import normscope as ns
 from normscope.findings import find
+from normscope.theory import overlay
 
 
 def plain(width=64, depth=3, norm="none", seed=0):
@@ -117,3 +119,24 @@ def test_building_a_named_model_seeds_no_cuda_device(monkeypatch):
     load_model("mlp:depth=2,width=8")
     assert not seeded
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("not enough memory"), np.linalg.LinAlgError("no"), IndexError("no")]
+)
+def test_a_prediction_that_fails_leaves_the_measurement_and_a_note(monkeypatch, error):
+    def fails(*args, **options):
+        raise error
+
+    model, (x, y) = plain(), batch()
+    whole = ns.diagnose(model, x, y, trial=False, theory=False)
+    monkeypatch.setattr("normscope.theory.beside.predict", fails)
+    found = ns.diagnose(model, x, y, trial=False)
+    assert found.findings == whole.findings
+    assert found.facts["notes"] == [f"no prediction beside it: {type(error).__name__}: {error}"]
+
+
+def test_a_prediction_too_dear_is_left_out_before_it_starts():
+    model, (x, _) = plain(), batch()
+    with pytest.raises(ns.UsageError, match=r"24 samples in \d+ layers .* budget=1e-09"):
+        overlay(model, x, ns.probe(model, x), budget=1e-9)

@@ -223,10 +223,32 @@ def test_a_face_is_made_where_it_says(face):
     assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_the_package_is_imported_without_what_pages_and_integrations_need():
-    heavy = {"altair", "jinja2", "vl_convert", "lightning", "transformers", "tensorboard", "dask", "polars"}
-    code = f"import sys, normscope; print(*{heavy} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == []
+def alone(code):
+    """What a fresh Python prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_importing_the_package_imports_none_of_its_rooms():
+    assert (
+        alone("import sys, normscope; print(*[m for m in sys.modules if m.startswith(('normscope.', 'torch'))])") == []
+    )
+
+
+def test_a_registry_is_filled_whatever_was_imported_first():
+    first = "from normscope.core.faces import FACES; from normscope.sweeping import TASKS; "
+    assert alone(first + "print('race.cell' in FACES, 'probe' in TASKS)") == ["True", "True"]
+
+
+def test_the_package_knows_where_each_of_its_names_is_made():
+    assert set(normscope._HOMES) == set(normscope.__all__) <= set(dir(normscope))
+    assert [n for n in normscope.__all__ if getattr(normscope, n).__module__.split(".")[0] != "normscope"] == []
+
+
+def test_a_room_is_an_attribute_of_the_package_and_a_slip_is_not():
+    assert alone("import normscope; print(normscope.nn.__name__, hasattr(normscope, 'nm'))") == [
+        "normscope.nn",
+        "False",
+    ]
 
 
 # The check itself can fail

@@ -1,12 +1,16 @@
 """`predict` against Monte Carlo over single neurons, wide simulation, and closed forms from the literature."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from normscope import Spec, UsageError
+from normscope.theory import grams
 from normscope.theory.grams import batch_norm_gram, rescaled_spectrum
 from normscope.theory.predicted import predict, predicted_grams
 from normscope.theory.simulated import simulate
@@ -224,3 +228,49 @@ def test_specs_without_a_recursion_are_refused(spec, message):
 def test_equal_samples_cannot_be_rescaled():
     with pytest.raises(UsageError, match="equal"):
         predict(Spec(norm="batch"), np.ones((4, 4)))
+
+
+def batch_of(kind, n):
+    """Gram matrices (n, n) of batches that strain an integral over scales."""
+    x = RNG.standard_normal((n, 40))
+    if kind == "odd":
+        x = 1e-3 * x
+        x[0, 0], x[1, 1] = 3, 2
+    elif kind == "pairs":
+        x[n // 2 :] = x[: n - n // 2] + 1e-6 * x[n // 2 :]
+    elif kind == "plane":
+        x = x[:, :2]
+    elif kind == "scales":
+        x = x * 0.3 ** np.arange(40)
+    return x @ x.T / x.shape[1]
+
+
+@pytest.mark.parametrize("kind", ["wide", "odd", "pairs", "plane", "scales"])
+@pytest.mark.parametrize("slope", [0.0, -1.0, 0.2])
+@pytest.mark.parametrize("recenter", [True, False])
+def test_the_few_nodes_of_batch_norm_against_all(monkeypatch, kind, slope, recenter):
+    c = batch_of(kind, 60)
+    few = batch_norm_gram(c, slope, recenter)
+    monkeypatch.setattr(grams, "_FEW", 60)
+    every = batch_norm_gram(c, slope, recenter)
+    assert 0 < np.abs(few - every).max() < 1e-11 * np.abs(every).max()
+
+
+MEMORY = """
+import numpy as np
+from pathlib import Path
+from normscope.theory.grams import batch_norm_gram
+def peak():
+    return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")).split()[1])
+x = np.random.default_rng(0).standard_normal((512, 64))
+batch_norm_gram(x[:60] @ x[:60].T)
+before = peak()
+batch_norm_gram(x @ x.T)
+print((peak() - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
+def test_the_gram_of_batch_norm_holds_a_few_matrices_not_one_a_node():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30 * 512**2 * 8  # one a node of the grid would be 160, several times over

@@ -55,7 +55,7 @@ def cures(monkeypatch):
         if how not in ("double", "orthogonal"):
             raise unknown("cure", how, ("double", "orthogonal"))
 
-    command = importlib.import_module("normscope.cli.race")
+    command = importlib.import_module("normscope.cli._entrants")
     monkeypatch.setattr(command, "parts_of", parts_of)
     monkeypatch.setattr(command, "cure", cure)
     return given

@@ -1,5 +1,6 @@
 """What README shows is what the examples do."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -26,6 +27,8 @@ def test_generated_pages_are_up_to_date():
     page = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     assert (ROOT / "docs" / "findings.md").read_text() == page["findings_page"]()
     assert (ROOT / "docs" / "metrics.md").read_text() == page["metrics_page"]()
+    index = page["_index"]
+    assert json.loads(index.FILE.read_text(encoding="utf-8")) == json.loads(index.text())  # claims in any order
     page["load"]()
     for key in page["PAPERS"]:
         assert (ROOT / "docs" / "papers" / f"{key}.md").read_text() == page["paper_page"](key, *page["results"]())

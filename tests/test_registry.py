@@ -1,5 +1,7 @@
 """Named things: found by name, in order, and a miss names the nearest hit."""
 
+import sys
+
 import pytest
 
 from normscope import UsageError
@@ -77,6 +79,15 @@ def test_membership_does_not_raise(fruits):
 def test_a_name_is_taken_once(fruits):
     with pytest.raises(RuntimeError, match="'apple' is registered twice"):
         fruits.add("apple", 4)
+
+
+def test_a_registry_imports_its_home_when_it_is_first_used(tmp_path, monkeypatch):
+    (tmp_path / "orchard_of_this_test.py").write_text("import sys\nsys.fruits.add('plum', 3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    fruits = Registry("fruit", home="orchard_of_this_test")
+    monkeypatch.setattr("sys.fruits", fruits, raising=False)
+    assert "orchard_of_this_test" not in sys.modules
+    assert list(fruits) == ["plum"]
 
 
 def test_a_name_taken_twice_keeps_the_first(fruits):

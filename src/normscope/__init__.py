@@ -25,86 +25,61 @@ Results
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from normscope import report as _report  # noqa: F401  (enters what results show of themselves)
-from normscope import tasks as _tasks  # noqa: F401  (enrols the tasks)
-from normscope.call.step import Step
-from normscope.core.errors import UsageError
-from normscope.core.records import Profile, Record
-from normscope.core.spec import Spec
-from normscope.curvature import Sharpness, fisher, hessian, jacobian, ntk, sharpness
-from normscope.findings import Finding
-from normscope.findings.cures import cure
-from normscope.findings.diagnosis import Diagnosis, diagnose
-from normscope.geometry.metrics import measure
-from normscope.geometry.shapes import configuration
-from normscope.linalg import LinearMap, Spectrum, spectrum
-from normscope.nn import build
-from normscope.probing.passes import probe
-from normscope.probing.tracker import Tracker
-from normscope.racing import Race, race
-from normscope.sweeping import Grid, sweep
-
 if TYPE_CHECKING:
+    from normscope.call.step import Step
     from normscope.claims import verify
+    from normscope.core.errors import UsageError
+    from normscope.core.records import Profile, Record
+    from normscope.core.spec import Spec
+    from normscope.curvature import Sharpness, fisher, hessian, jacobian, ntk, sharpness
+    from normscope.findings import Finding
+    from normscope.findings.cures import cure
+    from normscope.findings.diagnosis import Diagnosis, diagnose
     from normscope.findings.why import why
+    from normscope.geometry.metrics import measure
+    from normscope.geometry.shapes import configuration
     from normscope.learning_rates import Rates, rates
+    from normscope.linalg import LinearMap, Spectrum, spectrum
+    from normscope.nn import build
+    from normscope.probing.passes import probe
+    from normscope.probing.tracker import Tracker
+    from normscope.racing import Race, race
+    from normscope.sweeping import Grid, sweep
     from normscope.theory import predict, simulate
 
 __all__ = [
-    "Diagnosis",
-    "Finding",
-    "Grid",
-    "LinearMap",
-    "Profile",
-    "Race",
-    "Rates",
-    "Record",
-    "Sharpness",
-    "Spec",
-    "Spectrum",
-    "Step",
-    "Tracker",
-    "UsageError",
-    "build",
-    "configuration",
-    "cure",
-    "diagnose",
-    "fisher",
-    "hessian",
-    "jacobian",
-    "measure",
-    "ntk",
-    "predict",
-    "probe",
-    "race",
-    "rates",
-    "sharpness",
-    "simulate",
-    "spectrum",
-    "sweep",
-    "verify",
-    "why",
-]
+    "Diagnosis", "Finding", "Grid", "LinearMap", "Profile", "Race", "Rates", "Record", "Sharpness", "Spec", "Spectrum",
+    "Step", "Tracker", "UsageError", "build", "configuration", "cure", "diagnose", "fisher", "hessian", "jacobian",
+    "measure", "ntk", "predict", "probe", "race", "rates", "sharpness", "simulate", "spectrum", "sweep", "verify", "why",
+]  # fmt: skip
+
+#: Where each name is made: the module below ``normscope`` that is imported when the name is first asked for.
+_HOMES = {
+    "Diagnosis": "findings.diagnosis", "Finding": "findings", "Grid": "sweeping", "LinearMap": "linalg",
+    "Profile": "core.records", "Race": "racing", "Rates": "learning_rates", "Record": "core.records",
+    "Sharpness": "curvature", "Spec": "core.spec", "Spectrum": "linalg", "Step": "call.step",
+    "Tracker": "probing.tracker", "UsageError": "core.errors", "build": "nn",
+    "configuration": "geometry.shapes", "cure": "findings.cures", "diagnose": "findings.diagnosis",
+    "fisher": "curvature", "hessian": "curvature", "jacobian": "curvature", "measure": "geometry.metrics",
+    "ntk": "curvature", "predict": "theory", "probe": "probing.passes", "race": "racing",
+    "rates": "learning_rates", "sharpness": "curvature", "simulate": "theory", "spectrum": "linalg",
+    "sweep": "sweeping", "verify": "claims", "why": "findings.why",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """What is imported when it is first asked for: theory and claims, which need scipy, and what trains."""
-    if name in ("predict", "simulate"):
-        from normscope import theory
-
-        return getattr(theory, name)
-    if name in ("rates", "Rates"):
-        from normscope import learning_rates
-
-        return getattr(learning_rates, name)
-    if name == "why":
-        from normscope.findings.why import why
-
-        return why
-    if name == "verify":
-        from normscope.claims import verify
-
-        return verify
+    """A name, or a room such as ``normscope.nn``, where it is first asked for: ``import normscope`` imports nothing."""
+    if name in _HOMES:
+        globals()[name] = getattr(import_module(f"normscope.{_HOMES[name]}"), name)
+        return globals()[name]
+    if find_spec(f"normscope.{name}"):
+        return import_module(f"normscope.{name}")
     raise AttributeError(f"module 'normscope' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from normscope.core.errors import UsageError
 
@@ -25,6 +26,19 @@ def nodes(*tensors: Tensor) -> Iterator[Any]:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 stack.append(parent)
+
+
+def handwritten(y: Tensor, x: Tensor) -> bool:
+    """Whether a ``torch.autograd.Function`` with a backward pass of its own lies among the nodes from ``y`` down to ``x``."""
+    stack, seen = [y.grad_fn], {x.grad_fn}
+    while stack and len(seen) < 100:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if isinstance(node, BackwardCFunction):
+                return True
+            stack.extend(parent for parent, _ in node.next_functions)
+    return False
 
 
 def unreached(leaves: Sequence[Tensor], *tensors: Tensor) -> list[int]:

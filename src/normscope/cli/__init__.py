@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 import traceback
+from importlib import import_module
 
 from normscope.core.errors import UsageError
-from normscope.core.load import Crashed
+
+#: Command -> the file here that enrols it when it is imported; what is heavy is imported when the command runs.
+COMMANDS = {
+    "cure": "cure", "diagnose": "diagnose", "explain": "explain", "list": "explain", "predict": "predict", "race": "race",
+    "selfcheck": "selfcheck", "sharpness": "sharpness", "sweep": "sweep", "verify": "verify", "why": "why",
+}  # fmt: skip
 
 
 def main(args: list[str] | None = None) -> None:
@@ -16,27 +22,19 @@ def main(args: list[str] | None = None) -> None:
     model raised an exception of its own, or something unexpected happened here. 4: nothing can be told.
     130: Ctrl-C. 141: a broken pipe.
     """
-    # A command enrols itself when its file is imported.
-    from normscope.cli import (  # noqa: F401
-        _app,
-        cure,
-        diagnose,
-        explain,
-        predict,
-        race,
-        selfcheck,
-        sharpness,
-        sweep,
-        verify,
-        why,
-    )
+    from normscope.cli import _app
 
+    asked = (sys.argv[1:] if args is None else args)[:1]
+    for command in asked if COMMANDS.keys() & set(asked) else COMMANDS:
+        import_module(f"normscope.cli.{COMMANDS[command]}")
     try:
         try:
             _app.app(args=args)
         finally:
             sys.stdout.flush()  # a reader that is gone is noticed now, not while Python ends
     except UsageError as error:
+        from normscope.core.load import Crashed
+
         _app.say(str(error))
         sys.exit(_app.CRASHED if isinstance(error, Crashed) else 2)
     except (SystemExit, BrokenPipeError) as stop:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +19,10 @@ CRASHED, INTERRUPTED, BROKEN_PIPE = 3, 130, 141
 
 
 class _Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        """By name: in which order they were enrolled is of no meaning."""
+        return sorted(self.commands)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for; older versions of typer end Ctrl-C with exit code 1."""
         try:
@@ -43,6 +46,8 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"normscope {version('normscope')}")
         raise typer.Exit
 

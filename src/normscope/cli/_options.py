@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from normscope.call.losses import LOSSES
+from normscope.cli._index import index
 
 MODEL_HELP = (
     "mlp:depth=32,norm=batch (also vgg:, resnet:), transformers:gpt2, timm:NAME, torchvision:NAME, or a callable, "
@@ -20,8 +20,8 @@ DATA_HELP = (
     "digits, or what a library's config asks for."
 )
 LOSS_HELP = (
-    f"{', '.join(LOSSES)}, or file.py:fn, package.module:fn: a callable (outputs, targets), a torch loss module or its class. "
-    "Default: the model's own, else by the targets."
+    f"{', '.join(index()['losses'])}, or file.py:fn, package.module:fn: a callable (outputs, targets), a torch loss module or "
+    "its class. Default: the model's own, else by the targets."
 )
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
-from normscope.call.arguments import mapped, tensors
-from normscope.call.step import Step
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
-from normscope.cli._shared import BATCH, Given, check_runs, quiet, running
 from normscope.core.errors import UsageError
-from normscope.findings.cures import Course, Reading, Trial, follow, parts_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from normscope.call.step import Step
+    from normscope.findings.cures import Course, Reading, Trial
 
 #: Row of the table -> field of a `Reading`.
 ROWS = {
@@ -64,6 +65,9 @@ def cure(
     Half of the samples are for the cure, the other half for the measurements before and after. Exit code 0: fine, 2: misuse,
     3: the model crashed.
     """
+    from normscope.cli._shared import BATCH, Given, check_runs, quiet, running
+    from normscope.findings.cures import follow, parts_of
+
     parts_of(how)
     if n is not None and n < 2:
         raise UsageError(f"-n must be at least 2, because a cure compares samples; got {n}. The default is {BATCH}.")
@@ -95,6 +99,8 @@ def cure(
 
 def _halves(step: Step) -> tuple[Step, tuple[Any, Any] | None]:
     """The batch cut in two along its samples; whole, and nothing fresh, where it cannot be cut or is under 4 samples."""
+    from normscope.call.arguments import mapped, tensors
+
     n, axis = step.rows.n, step.rows.axis
     inputs, targets = list(tensors(step.inputs)), list(tensors(step.targets))
     whole = [*(x.shape[axis : axis + 1] for x in inputs), *(x.shape[:1] for x in targets)]

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
+from normscope.cli._index import index
 from normscope.cli._outputs import attempt, check_outputs, tables
-from normscope.cli._shared import Given, check_lr, quiet, running
 from normscope.core.errors import UsageError, unknown
 from normscope.core.files import write
-from normscope.data.models import check_model
-from normscope.findings import RULES
-from normscope.findings.diagnosis import Diagnosis, content
-from normscope.findings.diagnosis import diagnose as run
+
+if TYPE_CHECKING:
+    from normscope.findings.diagnosis import Diagnosis
 
 
 @app.command()
@@ -50,6 +49,11 @@ def diagnose(
 
     Several models are compared in one report. Exit code 0: fine, 1: --fail-on fired, 2: misuse, 3: the model crashed.
     """
+    from normscope.cli._shared import Given, check_lr, quiet, running
+    from normscope.data.models import check_model
+    from normscope.findings.diagnosis import content
+    from normscope.findings.diagnosis import diagnose as run
+
     check_fail_on(fail_on or [])
     check_outputs(html=html, csv=csv, parquet=parquet)
     if html is not None:
@@ -99,9 +103,10 @@ def trial_of(value: str) -> str | int | bool:
 
 def check_fail_on(wanted: list[str]) -> None:
     """What --fail-on names exists."""
+    codes = index()["rules"]
     for item in wanted:
-        if item not in ("warning", "error", "info") and item not in RULES:
-            raise unknown("severity or finding code", item, ["warning", "error", *RULES])
+        if item not in ("warning", "error", "info") and item not in codes:
+            raise unknown("severity or finding code", item, ["warning", "error", *codes])
 
 
 def failed(diagnoses: list[Diagnosis], wanted: list[str]) -> bool:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
 from normscope.core.errors import UsageError
-from normscope.core.records import Profile
 from normscope.core.spec import Spec, parse
+
+if TYPE_CHECKING:
+    from normscope.core.records import Profile
 
 #: Columns of the printed table, and their signal; a narrow terminal shows the first ones.
 SHOWN = {
@@ -70,6 +71,8 @@ def predict(
 def _start(
     spec: Spec, n: int, cosine: float | None, data: str | None, data_dir: Path | None, seed: int
 ) -> dict[str, Any]:
+    import numpy as np
+
     if n < 2:
         raise UsageError(f"--batch must be at least 2: one sample has no geometry; got {n}.")
     if cosine is not None and data is not None:
@@ -116,6 +119,8 @@ def _print(spec: Spec, profiles: list[Profile]) -> None:
 
 def _shown_layers(depth: int) -> list[int]:
     """All layers of a shallow net; else the first ones and then ever fewer."""
+    import numpy as np
+
     if depth < _ROWS:
         return list(range(depth + 1))
     return sorted({0, 1, 2, 3, 4, *np.geomspace(5, depth, _ROWS - 5).round().astype(int).tolist()})
@@ -131,6 +136,8 @@ def _by_layer(profile: Profile, metric: str, signal: str) -> dict[int, tuple[flo
 
 
 def _summary(values: list[tuple[float, float]]) -> tuple[float, float]:
+    import numpy as np
+
     numbers = np.array([v for v, _ in values])
     if len(numbers) == 1:
         return values[0]

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated
 
-import torch
 import typer
 
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
-from normscope.cli._shared import device_named
 from normscope.core.errors import unknown
-from normscope.curvature import selfcheck as run
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = ("float32", "float64")
 
 
 @app.command()
@@ -29,9 +26,14 @@ def selfcheck(
     Some second-order compositions through torch's fused norms are silently wrong in some versions. normscope does not
     use them; code of yours may. Exit code 1: something that normscope relies on is not exact here.
     """
+    import torch
+
+    from normscope.cli._shared import device_named
+    from normscope.curvature import selfcheck as run
+
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    checks = run(device_named(device), DTYPES[dtype], seed)
+    checks = run(device_named(device), getattr(torch, dtype), seed)
     failed = [c for c in checks if c.relied_on and c.status != "exact"]
     if json:
         about = {"torch": torch.__version__, "device": device, "dtype": dtype, "trusted": not failed}

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
-from torch import Tensor
 
-from normscope.call.step import Step
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, errors, print_json
-from normscope.cli._shared import Given, check_lr, quiet, running
 from normscope.core.errors import UsageError
-from normscope.curvature import Sharpness, stable_rates
-from normscope.curvature import sharpness as run
+
+if TYPE_CHECKING:
+    from normscope.call.step import Step
+    from normscope.curvature import Sharpness
 
 
 @app.command()
@@ -48,6 +47,10 @@ def sharpness(
     It belongs to the loss that is printed with it. 2 / lambda_max is where linearised gradient descent turns unstable; nets
     may catapult past it. Exit code 0: fine, 1: --lr is above the threshold, 2: misuse, 3: the model crashed.
     """
+    from normscope.cli._shared import Given, check_lr, quiet, running
+    from normscope.curvature import sharpness as run
+    from normscope.curvature import stable_rates
+
     names = {"gd": "gradient descent", "heavy-ball": "heavy ball", "nesterov": "nesterov", "ema": "ema momentum"}
     if optimiser not in names:
         raise UsageError(f"--optimiser must be one of {', '.join(names)}; got {optimiser!r}.")
@@ -128,6 +131,8 @@ class _Bar:
 
 def _expected(step: Step, found: Sharpness) -> float | None:
     """The prediction beside the measurement, for a plain MLP in training mode."""
+    from torch import Tensor
+
     from normscope.theory import predicted_sharpness
 
     if step.mode != "train" or len(step.args) != 1 or not isinstance(step.args[0], Tensor):

@@ -14,23 +14,21 @@ import typer
 
 from normscope.cli import _options as option
 from normscope.cli._app import INTERRUPTED, app, console, errors, print_json, say_stopped
+from normscope.cli._index import index
 from normscope.core.errors import UsageError
-from normscope.sweeping import Grid, Store, SweepStopped, plan
-from normscope.sweeping import sweep as run
-from normscope.sweeping.plan import Plan, Plot
-from normscope.sweeping.ranges import HELP, axis
-from normscope.sweeping.run import state
-from normscope.sweeping.task import Task
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from normscope.sweeping import Grid, Store
+    from normscope.sweeping.plan import Plan, Plot
 
 _EXTRA = {"ignore_unknown_options": True}
 #: A comma between models, not between a model's arguments (``net.py:make,depth=3,timm:resnet18``).
 _NEXT_MODEL = re.compile(r",(?=[^,=]*:)")
 
 
-@app.command(context_settings=_EXTRA, epilog=f"Axes: --PARAMETER {HELP}. Parameters: those of the task.")
+@app.command(context_settings=_EXTRA, epilog=f"Axes: --PARAMETER {index()['axes']}. Parameters: those of the task.")
 def sweep(
     words: Annotated[
         list[str] | None,
@@ -71,6 +69,8 @@ def sweep(
     Exit code 0: fine, 1: cells failed or the sweep stopped, 2: misuse, 130: Ctrl-C (run it again to go on).
     """
     from normscope.cli._outputs import check_outputs
+    from normscope.sweeping import Store, plan
+    from normscope.sweeping.task import Task
 
     check_outputs(html=html, png=png, csv=csv)
     if html or png:
@@ -101,16 +101,21 @@ def sweep(
 
 
 def _planned(task: str | None, words: list[str], **options: Any) -> Plan:
+    from normscope.sweeping import plan
+
     file = words.pop(0) if words and not words[0].startswith("--") else None
     if file is None and task is None:
         raise UsageError("Give a file (normscope sweep FILE.toml) or --task; see normscope sweep --help.")
-    base = plan.read(file) if file is not None else Plan(task or "")
+    base = plan.read(file) if file is not None else plan.Plan(task or "")
     base = dataclasses.replace(base, task=task or base.task)
     return plan.changed(base, _axes(words, base.task), **options)
 
 
 def _axes(words: list[str], task: str) -> dict[str, Any]:
     """``--depth 1:64:log2 --norm=none,batch`` as axes; the names are checked against the task's later."""
+    from normscope.sweeping import plan
+    from normscope.sweeping.ranges import HELP, axis
+
     kinds = plan.kinds_of(task)
     found: dict[str, Any] = {}
     rest = list(words)
@@ -133,6 +138,8 @@ def _axes(words: list[str], task: str) -> dict[str, Any]:
 
 
 def _dry(planned: Plan, grid: Grid, kept: Store, json: bool) -> None:
+    from normscope.sweeping.run import state
+
     counts = state(grid, planned.task, kept)
     took = _typical_seconds(kept, planned.task)
     count = planned.executor.workers or _cores()
@@ -165,7 +172,9 @@ def _cores() -> int:
 
 
 def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool) -> pl.DataFrame:
-    from normscope.sweeping import executors
+    from normscope.sweeping import SweepStopped, executors, plan
+    from normscope.sweeping import sweep as run
+    from normscope.sweeping.run import state
 
     e = planned.executor
     began = time.monotonic()

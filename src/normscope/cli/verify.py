@@ -11,7 +11,6 @@ from rich.markup import escape
 from normscope.cli import _options as option
 from normscope.cli._app import INTERRUPTED, app, console, print_json
 from normscope.cli._outputs import attempt, check_outputs
-from normscope.cli._shared import device_named
 from normscope.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ def verify(
     """
     from normscope import claims as science
     from normscope.claims.verification import summary, tally
+    from normscope.cli._shared import device_named
     from normscope.report.claims import duration
 
     if seeds < 1:

@@ -6,17 +6,17 @@ import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from normscope.cli import _options as option
 from normscope.cli._app import CRASHED, app, console, errors, print_json, say
 from normscope.cli._outputs import check_outputs
-from normscope.cli._shared import quiet
 from normscope.cli.diagnose import check_fail_on, failed, trial_of, write_report
-from normscope.findings.diagnosis import Diagnosis, content
-from normscope.findings.why import run
+
+if TYPE_CHECKING:
+    from normscope.findings.diagnosis import Diagnosis
 
 #: Exit code where nothing can be said: no training step was seen.
 UNCLEAR = 4
@@ -40,6 +40,10 @@ def why(
     that it writes until then are written; trackers are told to stay offline. Exit code 0: fine, 1: --fail-on fired,
     2: misuse, 3: the script crashed, 4: no training step was seen.
     """
+    from normscope.cli._shared import quiet
+    from normscope.findings.diagnosis import content
+    from normscope.findings.why import run
+
     check_fail_on(fail_on or [])
     check_outputs(html=html)
     if html is not None:

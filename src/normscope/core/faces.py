@@ -11,7 +11,7 @@ from typing import Any
 from normscope.core.registry import Registry
 
 #: ``race.page`` -> ``module:function``.
-FACES: Registry[str] = Registry("face")
+FACES: Registry[str] = Registry("face", home="normscope.report")
 
 
 def show(face: str, *args: Any) -> Any:

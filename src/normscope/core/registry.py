@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from typing import TypeVar
 
 from normscope.core.errors import unknown
@@ -11,17 +12,28 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """Ordered name -> thing. ``registry[name]`` raises ``UsageError`` with the nearest known name."""
+    """Ordered name -> thing. ``registry[name]`` raises ``UsageError`` with the nearest known name.
 
-    def __init__(self, kind: str) -> None:
+    home: the module that enrols the first things, on a higher floor perhaps; it is imported when the registry is first used.
+    """
+
+    def __init__(self, kind: str, home: str = "") -> None:
         self.kind = kind
-        self._things: dict[str, T] = {}
+        self._home = home
+        self._enrolled: dict[str, T] = {}
+
+    @property
+    def _things(self) -> dict[str, T]:
+        if self._home:
+            import_module(self._home)  # each time: another thread may be in the middle of it, and is waited for
+        return self._enrolled
 
     def add(self, name: str, thing: T) -> T:
         """Enrol a thing; a name is given once."""
-        if name in self._things:
+        things = self._things
+        if name in things:
             raise RuntimeError(f"{self.kind} {name!r} is registered twice")
-        self._things[name] = thing
+        things[name] = thing
         return thing
 
     def register(self, name: str | None = None) -> Callable[[T], T]:

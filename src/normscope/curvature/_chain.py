@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from normscope.curvature._batch import Batch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 #: Modules that act on each entry alone and hold no parameter.
 ELEMENTWISE = (

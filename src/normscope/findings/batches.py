@@ -297,7 +297,7 @@ def sorted_classes(view: View) -> Iterator[Hit]:
 
 @rule(
     "NS812",
-    "unbalanced classes",
+    "imbalanced classes",
     severity="info",
     meaning="One class has nearly all samples, so accuracy says little and the others are learnt late.",
     cure="Weigh the classes, nn.CrossEntropyLoss(weight=...), or sample them evenly; judge by balanced accuracy.",
@@ -307,4 +307,30 @@ def imbalance(view: View) -> Iterator[Hit]:
     """One class has 90 % of the samples or more; a warning where it has all of them."""
     m = view.section("data").get("majority", 0.0)
     if m > 0.9:
-        yield Hit(None, "majority", m, 0.9, f"{m:.1%} of the samples are of one class", "warning" if m == 1 else "")
+        yield Hit(
+            None,
+            "majority",
+            m,
+            0.9,
+            f"{m:.1%} of the samples are of one class, the majority",
+            "warning" if m == 1 else "",
+        )
+
+
+@rule(
+    "NS813",
+    "a number that stands for nothing",
+    severity="warning",
+    meaning="Missing values were written as a number far from all others: they outweigh everything that was measured.",
+    cure="keep = targets != -999; model(x[keep]), or fill in the column's mean, with a column that says where.",
+    source="chosen by us: one value ten times as far from the median as any other, in 0.2 % of the rows or more",
+)
+def sentinel(view: View) -> Iterator[Hit]:
+    """In a column of the inputs or targets one extreme value occurs again and again, and no other comes near it."""
+    s = view.section("data").get("sentinel")
+    if s:
+        text = (
+            f"{s['share']:.1%} of column {s['column']} of the {s['what']} are {s['value']:g}, ten times as far out as any other "
+            f"value ({s['wide']:.2g} from the median): a sentinel for missing values, an outlier"
+        )
+        yield Hit(None, "share", s["share"], 0.002, text)

@@ -258,7 +258,7 @@ def diagnose(
         )
     findings = find(profile)
     if theory and at.mode == "train" and not tokens:
-        profile = _with_prediction(at, profile)
+        profile = _with_prediction(at, profile, facts)
     diagnosis = Diagnosis(label, profile, findings, fisher, facts)
     facts["verdict"] = diagnosis.verdict
     facts["normscope"] = _version()
@@ -300,7 +300,8 @@ def _curvature(at: Step, lr: float | None, facts: dict[str, Any]) -> Sharpness |
     return found
 
 
-def _with_prediction(at: Step, profile: Profile) -> Profile:
+def _with_prediction(at: Step, profile: Profile, facts: dict[str, Any]) -> Profile:
+    """The profile and its prediction; where there is none for want of memory, time or luck, a note among the facts."""
     if len(at.args) != 1 or not isinstance(at.args[0], Tensor) or not at.args[0].is_floating_point():
         return profile
     from normscope.theory import overlay
@@ -309,8 +310,8 @@ def _with_prediction(at: Step, profile: Profile) -> Profile:
     try:
         # In a run: reading a parametrized weight computes it, and may move the buffers it is computed with.
         predicted = at.run(lambda: overlay(at.root, inputs, profile, metrics=PREDICTED))
-    except (ArithmeticError, ValueError, RuntimeError, MemoryError) as error:
-        profile.facts["notes"].append(f"no prediction beside it: {type(error).__name__}: {error}")
+    except Exception as error:  # whatever fails beside a finished measurement must not lose it
+        facts["notes"].append(f"no prediction beside it: {type(error).__name__}: {error}")
         return profile
     if predicted is None:
         return profile

@@ -1,4 +1,4 @@
-"""NS7xx: what the loss can see, from the loss as a function of the outputs."""
+"""NS701 to NS706: what the loss can see, from the loss as a function of the outputs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, inside, rule
 
-FLOOR, OUTSIDE = 0.1, 0.1
-START = 6.0
+FLOOR = 0.1
 
 
 @rule(
@@ -75,13 +74,22 @@ def bounded_logits(view: View) -> Iterator[Hit]:
     source="sums over axis 0 equal to one within 1e-4",
 )
 def over_the_batch(view: View) -> Iterator[Hit]:
-    """The outputs, or their exponentials, sum to one over the samples, not over the classes."""
+    """The outputs, or their exponentials, sum to one over the samples, not over the classes; or the loss itself takes a softmax
+    or log-sum-exp of (n, k) over its n samples.
+    """
     sums = view.section("loss").get("sums_to_one", {})
     over = sums.get("over", "classes")
     if over != "classes":
         name = "the batch axis (dim=0)" if over == "samples" else f"{over} (dim={over[5:]})"
         text = f"the outputs are {sums['what']} that sum to one over {name}, not over the classes: a softmax along a wrong axis"
         yield Hit(None, "sums", 1.0, 1.0, text, name=view.section("loss").get("last", ""))
+    within = view.section("calls").get("over_samples")
+    if within:
+        text = (
+            f"the loss takes a {within['function']} of shape {tuple(within['shape'])} over the batch axis (dim=0): samples compete "
+            "with each other, classes or components do not"
+        )
+        yield Hit(None, "axis", 0.0, 1.0, text)
 
 
 @rule(
@@ -93,8 +101,20 @@ def over_the_batch(view: View) -> Iterator[Hit]:
     source="the loss is the same for targets in another order",
 )
 def broadcast(view: View) -> Iterator[Hit]:
-    """Outputs and targets have different shapes, and permuting the targets over the samples leaves the loss as it is."""
-    s = view.section("loss")
+    """Outputs and targets have different shapes, and permuting the targets over the samples leaves the loss as it is.
+
+    Or a column (n, 1) is added to or multiplied with a row (n,) of other numbers, in the loss or in the model: every sample
+    meets every other one.
+    """
+    s, crossed = view.section("loss"), view.section("calls").get("crossed")
+    if crossed and not s.get("broadcast"):
+        one, other = (tuple(shape) for shape in crossed["shapes"])
+        place = inside(crossed["module"]) or " in the loss"
+        text = (
+            f"{crossed['function']} of {one} and {other}{place} broadcasts to {(max(one[0], other[0]),) * 2}: every sample is "
+            "combined with every other one"
+        )
+        yield Hit(None, "broadcast", 1, 0, text, "warning", crossed["module"])
     if s.get("broadcast"):
         text = (
             f"outputs {tuple(s['outputs'])} and targets {tuple(s['targets'])} broadcast against each other: the "
@@ -172,179 +192,3 @@ def bottomless(view: View) -> Iterator[Hit]:
             "unbounded below (a log-variance of the wrong sign, logits for log-probabilities)"
         )
         yield Hit(None, "far", s["far"], -50.0, text, name=s.get("last", ""))
-
-
-@rule(
-    "NS707",
-    "targets out of the outputs' reach",
-    severity="warning",
-    meaning="The last activation bounds the outputs, and part of the targets lie beyond.",
-    cure="Leave the last activation out for regression, or scale the targets into its range.",
-    source="chosen by us: a tenth of the targets outside, and a tenth of the constant answer's loss left",
-)
-def reach(view: View) -> Iterator[Hit]:
-    """With the last weights scaled up 300-fold the outputs gather at ends, and the targets, cut off there, still cost.
-
-    The floor is the loss of the targets clamped into the outputs' range.
-    """
-    s = view.section("loss")
-    if s.get("task") != "regression" or "outside" not in s or s["outside"] < OUTSIDE:
-        return
-    if s["floor"] > FLOOR * s.get("constant", math.inf):
-        r = s["reach"]
-        ends = ", ".join(f"{r[k]:.3g}" if k in r else "infinity" for k in ("low", "high"))
-        text = (
-            f"the outputs lie in ({ends}) whatever the weights, bounded by the last layer {r['module']} "
-            f"({r['module_kind']}): "
-            f"{s['outside']:.0%} of the targets are out of range, the loss cannot fall below {s['floor']:.3g}"
-        )
-        yield Hit(None, "outside", s["outside"], OUTSIDE, text, name=r["module"])
-
-
-@rule(
-    "NS708",
-    "several labels a sample, one softmax",
-    severity="warning",
-    meaning="The outputs of a sample sum to one, but several of its labels are one.",
-    cure="Several labels a sample want nn.BCEWithLogitsLoss() on raw outputs, a sigmoid each.",
-    source="chosen by us: in 10 % of the rows",
-)
-def several_labels(view: View) -> Iterator[Hit]:
-    """The targets are zeros and ones with several ones in a row, and the outputs, or the loss, hold a softmax over the row."""
-    s = view.section("loss")
-    sums = s.get("sums_to_one", {}).get("over") == "classes"
-    if s.get("several_ones", 0) > 0.1 and (sums or s.get("softmax_in_loss")):
-        text = (
-            f"{s['several_ones']:.0%} of the samples have several labels (multi-label), and a softmax makes the "
-            "outputs of a sample sum to "
-            "one: use a sigmoid each"
-        )
-        yield Hit(None, "several_ones", s["several_ones"], 0.1, text, name=s.get("last", ""))
-
-
-@rule(
-    "NS709",
-    "classes regressed as numbers",
-    severity="warning",
-    meaning="The targets look like class indices, and the loss takes class 4 for the mean of classes 3 and 5.",
-    cure="One output a class: nn.Linear(width, classes) with nn.CrossEntropyLoss() and targets.long().",
-    source="chosen by us: 3 or more whole numbers from 0 without a gap, each 0.6 times as often as on average "
-    "or more, to two standard errors",
-)
-def classes_as_numbers(view: View) -> Iterator[Hit]:
-    """One output and a regression loss, and targets that are 0, 1, ..., c - 1, all about equally often.
-
-    Counts and ratings are seldom so even; if yours are, this is a false alarm. A note where the user's own trial trains.
-    """
-    c, loss = view.section("data").get("class_like", 0), view.section("loss")
-    if c and loss.get("task") == "regression" and math.prod(loss["outputs"][1:]) == 1:
-        text = (
-            f"the targets are the whole numbers 0 to {c - 1}, about equally often, like class indices, and "
-            "one output is regressed (mse) on them"
-        )
-        trains = view.section("trial").get("own", {}).get("trains")  # grades may be meant as numbers
-        yield Hit(None, "class_like", c, 3, text, "info" if trains else "")
-
-
-@rule(
-    "NS710",
-    "targets beyond a binary loss",
-    severity="error",
-    meaning="A binary cross-entropy takes targets from 0 to 1; beyond, it has no floor.",
-    cure="c classes want c outputs and nn.CrossEntropyLoss(); labels -1 and 1 want (targets + 1) / 2.",
-    source="range of the targets",
-)
-def not_binary(view: View) -> Iterator[Hit]:
-    """The loss is a binary cross-entropy, and targets lie outside 0..1: more classes than two, or labels of -1 and 1."""
-    s = view.section("loss")
-    if s.get("outside_binary"):
-        low, high = s["target_range"]
-        text = (
-            f"the targets range from {low:g} to {high:g} for a binary loss: more than two classes need as many outputs"
-        )
-        yield Hit(None, "target_range", high, 1.0, text)
-
-
-@rule(
-    "NS711",
-    "a class is ignored",
-    severity="warning",
-    meaning="Samples of one class get no gradient, or much less than those of classes that need it less.",
-    cure="Take an index that no class has: nn.CrossEntropyLoss(ignore_index=-100); class weights fall with the class's count.",
-    source="rows of exactly zero gradient; chosen by us: a pull twice as large though three times as common",
-)
-def ignored(view: View) -> Iterator[Hit]:
-    """Every sample of one class has a gradient of exactly zero in the outputs, and no sample of the others; padding apart.
-
-    Or the samples of the commonest class pull more than twice as hard as those of the rarest, where counts differ threefold.
-    """
-    k = view.section("loss").get("ignored_class")
-    if k:
-        text = (
-            f"{k['share']:.0%} of the targets are ignored: all samples of class {k['class']} get no gradient "
-            "(ignore_index or weight 0)"
-        )
-        yield Hit(None, "ignored", k["share"], 0.0, text)
-    w = view.section("loss").get("weighted")
-    if w and w["pull"] > 2:
-        text = (
-            f"a sample of class {w['common']} pulls {w['pull']:.2g} times as hard as one of class {w['rare']}, which is "
-            f"{w['counts']:.2g} times as rare: the class weights are inverted, the majority counts even more"
-        )
-        yield Hit(None, "weights", w["pull"], 2.0, text)
-
-
-@rule(
-    "NS712",
-    "the targets are the inputs",
-    severity="warning",
-    meaning="Each position is asked for a token that it sees: the loss falls to zero and nothing is learnt.",
-    cure="Shift by one: model(tokens[:, :-1]) against tokens[:, 1:]; in a model that sees ahead, give attention a causal mask.",
-    source="chosen by us: 99 % of the positions, in a model that does not look ahead; 90 % of the next ones in one that does",
-)
-def unshifted(view: View) -> Iterator[Hit]:
-    """At 99 % of the positions the token whose logit the loss wants raised is the input token there, in a causal model; or it
-    is the next token, and the model looks ahead.
-
-    A loss that shifts by itself wants another token, and is silent.
-    """
-    share = view.section("loss").get("copied_inputs", 0.0)
-    if share > 0.99:
-        text = f"at {share:.0%} of the positions the target equals the input token: not shifted by one"
-        yield Hit(None, "copied", share, 0.99, text)
-    ahead = view.section("loss").get("sees_ahead", 0.0)
-    if ahead > 1e-4:
-        who = view.section("calls").get("attention") or ""
-        text = (
-            f"the targets are the next tokens, and another last token changes the outputs before it (by {ahead:.1g} of the "
-            f"largest): the model sees the future, attention{inside(who)} has no causal mask; the answer leaks"
-        )
-        yield Hit(None, "sees_ahead", ahead, 1e-4, text, name=who)
-
-
-@rule(
-    "NS713",
-    "a start far above chance",
-    severity="warning",
-    meaning="The first loss is many times that of an answer that ignores the inputs: the outputs start far too large.",
-    cure="Start the last layer (and the embeddings it shares) small: nn.init.normal_(layer.weight, std=0.02), "
-    "or standardize the inputs.",
-    source="chosen by us: six times the loss of the class frequencies, and 3 nat above it",
-)
-def bad_start(view: View) -> Iterator[Hit]:
-    """The loss of a classifier at this point is more than six times that of the constant answer (the class frequencies).
-
-    Of a regression: the same, and the outputs are three times as large as the targets. Fresh layers of usual gain start
-    within 1.5 times; logits of size s cost about s.
-    """
-    s = view.section("loss")
-    wide = s.get("task") == "regression" and s.get("output_rms", 0.0) > 3 * s.get("target_rms", math.inf)
-    judged = (s.get("task") == "classes" or wide) and "constant" in s and not s.get("wrong_sign")
-    if judged and s["value"] > max(START * max(s["constant"], 0.1), s["constant"] + 3):
-        text = (
-            f"the loss is {s['value']:.3g} at the start, and {s['constant']:.3g} for an answer that ignores the "
-            f"inputs: {'outputs' if wide else 'logits'} of size "
-            f"{s.get('output_rms', math.nan):.2g}, too large an initial scale at "
-            f"{s.get('last_weight', 'the last layer')}"
-        )
-        yield Hit(None, "loss", s["value"], START * s["constant"], text, name=s.get("last_weight", ""))

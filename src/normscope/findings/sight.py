@@ -158,6 +158,12 @@ def constant(view: View) -> Iterator[Hit]:
         text = (
             "all samples get the same output, however large the last weights are: something takes a mean over the batch"
         )
+        ends = view.section("mixing").get("padded_ends", 0.0)
+        if ends > 0.6:
+            text = (
+                f"all samples get the same output, and {ends:.0%} of the rows end in padding: what is read at the last step "
+                "(out[:, -1]) has seen padding for long; take each row's own last position (its length), or pack the sequences"
+            )
         yield Hit(None, "spread", 0.0, 1e-6, text)
 
 

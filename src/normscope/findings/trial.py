@@ -86,7 +86,8 @@ def own_step(view: View) -> Iterator[Hit]:
     """
     t = view.section("trial")
     own, best = t.get("own"), best_race(t)
-    if own is not None and own.get("plain", 0.0) > 2 * AHEAD and own["progress_again"] < AHEAD / 2:
+    falls = own is not None and own["end"] < 0.7 * own["losses"][0]  # a loss of the loop's own that it does bring down
+    if own is not None and own.get("plain", 0.0) > 2 * AHEAD and own["progress_again"] < AHEAD / 2 and not falls:
         text = (
             f"in {own['steps']} steps of the loop as given the loss of the batches gets from {own['start']:.3g} to "
             f"{own['again']:.3g}; the same optimizer in the plain loop gets {own['plain']:.0%} of the way from chance to zero: the "

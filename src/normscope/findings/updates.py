@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, rule
+from normscope.findings._rules import Hit, View, listed, rule
 
 #: Steps in which a rate must not vanish (chosen by us).
 SOON = 60
@@ -27,10 +27,18 @@ def small_steps(view: View) -> Iterator[Hit]:
     """The largest relative change of a weight matrix in one step of the user's optimizer is below 1.5e-5.
 
     One step is taken on copies, with the gradient of this batch and the optimizer's own settings; momentum counts with its
-    factor 1 / (1 - momentum), and of a warm-up the rate that it goes to. Not judged where wiring, loss or data are at fault,
+    factor 1 / (1 - momentum), and of a warm-up the rate that it goes to. Or one group of parameters has a rate below 1e-6 and
+    a ten-thousandth of another group's. Not judged where wiring, loss or data are at fault,
     or ``eps`` makes the steps small (NS405).
     """
     u = view.section("update")
+    group = u.get("slow_group")
+    if group and group["rate"] < 1e-4 * group["largest"] and group["rate"] < 1e-6:
+        text = (
+            f"the parameter group of {listed(group['modules'])} has learning rate {group['rate']:.2g}, another one "
+            f"{group['largest']:.2g}: it hardly moves, its rate is too small"
+        )
+        yield Hit(None, "learning_rate", group["rate"], 1e-4 * group["largest"], text, name=group["modules"][0])
     if not u or "largest" not in u or u["largest"] >= SMALL or next(iter(eps.check(view)), None):
         return
     if u["along_gradient"] > 0:
@@ -172,7 +180,8 @@ def betas(view: View) -> Iterator[Hit]:
     source="chosen by us: a twentieth of its first value after the trial's steps, or zero throughout",
 )
 def schedule(view: View) -> Iterator[Hit]:
-    """In the user's own first 60 steps the learning rate is zero at all of them, or falls to less than a twentieth.
+    """In the user's own first 60 steps the learning rate is zero at all of them, or falls to less than a twentieth; or rises
+    so slowly that a warm-up would end long after the training (``steps``), or after 20 000 steps.
 
     Not where the whole training (``steps``) is hardly longer than that, as a schedule over few steps ends so.
     """
@@ -183,9 +192,43 @@ def schedule(view: View) -> Iterator[Hit]:
     if max(rates) == 0:
         text = f"the learning rate is 0 in all of the first {len(rates)} steps: the schedule (warm-up) never raises it"
         yield Hit(None, "learning_rate", 0.0, 0.0, text)
+    elif rates[-1] > 1.5 * rates[0] and (late := _still_warming(rates, steps, view.section("update").get("lr", 0.0))):
+        text = (
+            f"the learning rate warms up from {rates[0]:.2g}, and after {len(rates)} steps is {rates[-1]:.2g} of "
+            f"{view.section('update')['lr']:.2g}: at this pace the warm-up takes {late:.0f} steps, "
+            + (f"the training has {steps:.0f}" if math.isfinite(steps) else "the rate stays too small")
+        )
+        yield Hit(None, "learning_rate", rates[-1], 0.1 * view.section("update")["lr"], text)
     elif rates[-1] < 0.05 * rates[0] and steps > 1.5 * len(rates):
         text = (
             f"the learning rate falls from {rates[0]:.2g} to {rates[-1]:.2g} within {len(rates)} steps: the scheduler decays it "
             "after every batch (per step, not per epoch), and nothing is left"
         )
         yield Hit(None, "learning_rate", rates[-1], 0.05 * rates[0], text)
+
+
+def _still_warming(rates: list[float], steps: float, full: float) -> float:
+    """Steps that a warm-up takes at the pace of the first ones, where they are far too many; else 0."""
+    pace = (rates[-1] - rates[0]) / (len(rates) - 1)
+    needed = full / pace if pace > 0 else math.inf
+    many = 20_000 if math.isinf(steps) else 10 * steps
+    return needed if many < needed < math.inf else 0.0
+
+
+@rule(
+    "NS410",
+    "steps lost to rounding",
+    severity="warning",
+    meaning="The weights are kept in a type so coarse that most steps are rounded away: they stay where they are.",
+    cure="Keep the weights in float32 and compute in bfloat16: torch.autocast(device, dtype=torch.bfloat16).",
+    source="chosen by us: four fifths of the entries with a gradient are the same, to the last bit, after a step",
+)
+def rounded(view: View) -> Iterator[Hit]:
+    """Of weights in half precision most entries that have a gradient do not change in one step of the optimizer."""
+    r = view.section("update").get("rounded")
+    if r and r["share"] > 0.8:
+        text = (
+            f"{r['share']:.0%} of the weights in {r['dtype']} (half precision) do not change in a step of {r['step']:.1g} "
+            "relative to their size: the updates are rounded away"
+        )
+        yield Hit(None, "rounded", r["share"], 0.8, text, name=r["module"])

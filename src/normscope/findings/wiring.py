@@ -124,6 +124,13 @@ def lost(view: View) -> Iterator[Hit]:
             "plain number of a part of the loss, which is a constant then (detached)"
         )
         yield Hit(None, "lost", returned["tensors"], 0, text, name=returned["modules"][0])
+    unread = view.section("loss").get("unread_targets", [])
+    if unread and returned["tensors"]:
+        text = (
+            f"{listed(returned['modules'])} gets no gradient though the model returns what it computes: the loss does not use "
+            f"{listed(unread)} of the targets (a part of the loss is overwritten, or not added)"
+        )
+        yield Hit(None, "lost", returned["tensors"], 0, text, name=returned["modules"][0])
     lost = view.section("wiring").get("lost", {})
     if lost and lost["tensors"] and lost["share"] > SHARE:
         text = (
@@ -174,8 +181,9 @@ def random_frozen(view: View) -> Iterator[Hit]:
     """The first part of the network is frozen, and 90 % of its weights have exactly the distribution of fresh torch layers.
 
     Uniform within 1/sqrt(fan_in), Xavier's bound, N(0, 1) embeddings, N(0, 0.02²): trained weights leave the bound at once.
-    Judged for a block of two weights or more in front of all that trains, a fifth of the parameters or more: single random
-    projections and adapters (LoRA) beside fresh layers are silent. Or a frozen layer's weights are one number.
+    Judged for a block of two weights or more in front of all that trains, a fifth of the parameters or more, and for a table
+    of embeddings (N(0, s²), without any direction): single random projections and adapters (LoRA) beside fresh layers are
+    silent. Or a frozen layer's weights are one number.
     """
     r = view.section("wiring").get("random_frozen")
     if r:
@@ -272,154 +280,10 @@ def asleep(view: View) -> Iterator[Hit]:
     if not a or blind or not a["of"] or a["weights"] < max(1, 0.5 * a["of"]):
         return
     why = "all of them are zero: every unit is identical" if a["all_zero"] else "no unit passes anything on"
+    if any(r.value == 1 for r in view.hidden("dead_units")):
+        why += ": dead, what goes into the activation is always negative (a bias far below zero?)"
     text = (
         f"{a['weights']} of {a['of']} weight matrices have no gradient at all, also after three steps: "
         f"{listed(a['modules'])}; {why}"
     )
     yield Hit(None, "asleep", a["weights"] / a["of"], 0.5, text, name=a["first"])
-
-
-@rule(
-    "NS610",
-    "gradients clipped too early",
-    severity="warning",
-    meaning="Clipping before the backward pass clips nothing: the optimizer gets the raw gradients.",
-    cure="loss.backward(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); optimizer.step(), in this order.",
-    source="order of the calls in one real step",
-)
-def clip_early(view: View) -> Iterator[Hit]:
-    """In one real step of ``train_step``, on copies, the gradients are clipped before ``backward`` and not after it."""
-    s = view.section("loop")
-    if s and s["clip_early"]:
-        text = (
-            f"the step's order is {', '.join(s['events'])}: the clip comes before backward, so gradients are "
-            "never clipped"
-        )
-        yield Hit(None, "clip", 1, 0, text)
-
-
-@rule(
-    "NS611",
-    "gradients never cleared",
-    severity="warning",
-    meaning="Each step adds its gradient to those of all steps before.",
-    cure="Call optimizer.zero_grad() before loss.backward().",
-    source="two real steps on copies",
-)
-def never_cleared(view: View) -> Iterator[Hit]:
-    """Two steps of ``train_step`` in a row, both with an update, and the second one's gradient still holds the first's."""
-    s = view.section("loop")
-    if s and s["never_cleared"]:
-        text = (
-            f"two steps ran ({', '.join(s['events'])}), and nothing cleared the gradients between them: "
-            "zero_grad() is missing"
-        )
-        yield Hit(None, "cleared", 0, 1, text)
-
-
-@rule(
-    "NS612",
-    "a step that changes nothing",
-    severity="error",
-    meaning="The loop's own step leaves every parameter as it was.",
-    cure="optimizer.zero_grad(); loss.backward(); optimizer.step(), in this order, on the optimizer that holds "
-    "this model.",
-    source="two real steps on copies",
-)
-def idle_step(view: View) -> Iterator[Hit]:
-    """After two real steps of ``train_step`` on copies of model and optimizer no parameter has changed.
-
-    ``backward`` or ``step`` is never called, or the gradients are cleared between them.
-    """
-    s, w = view.section("loop"), view.section("wiring")
-    if not s or s["moved"] or not w.get("moving") or w.get("optimizer", {}).get("held_moving") == 0:
-        return
-    why = "backward is never called" if not s["backward"] else (
-        "optimizer.step is never called" if not s["stepped"] else "the gradients are cleared between backward and step"
-        if s["cleared_late"] else "the update is zero"
-    )  # fmt: skip
-    severity = "info" if s["backward"] and not s["stepped"] else ""
-    yield Hit(None, "moved", 0, 1, f"two steps changed no parameter: {why} (order: {', '.join(s['events'])})", severity)
-
-
-@rule(
-    "NS613",
-    "identical units",
-    severity="error",
-    meaning="All units of these layers start equal, get equal gradients, and stay equal: a layer is as wide as "
-    "one unit.",
-    cure="Start from random weights: nn.init.kaiming_normal_(layer.weight).",
-    source="rows of the weights equal to the last bit",
-)
-def identical(view: View) -> Iterator[Hit]:
-    """Every row of a hidden layer's weight is the same, and every column of the next one's: constant initialization."""
-    names = view.section("wiring").get("equal_units", [])
-    if names:
-        text = f"all units of {listed(names)} have identical weights: constant (symmetric) initialization"
-        yield Hit(None, "equal", len(names), 0, text, name=names[0])
-
-
-@rule(
-    "NS614",
-    "gradients cut to nothing",
-    severity="warning",
-    meaning="The optimizer is handed a small part of the gradient of the loss: every step is as much too small (of SGD).",
-    cure="Clip where gradients explode, not all of them: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); look at "
-    "factors by which the loss is divided.",
-    source="chosen by us: a fiftieth of the gradient's norm",
-)
-def cut(view: View) -> Iterator[Hit]:
-    """In the user's own loop the optimizer gets a gradient of less than a fiftieth of the norm of the loss's own.
-
-    As a clipping norm far below the gradients does. Not for optimizers that rescale each entry (Adam).
-    """
-    own, u = view.section("trial").get("own", {}), view.section("update")
-    handed = [(a, b) for a, b in own.get("handed", []) if b > 0]
-    if not handed or "ada" in u.get("class", "ada").lower():
-        return
-    share = max(a / b for a, b in handed)
-    if 0 < share < 0.02:
-        a, b = handed[0]
-        text = (
-            f"the optimizer is handed gradients of norm {a:.2g}, that of the loss is {b:.2g}: clipping (max_norm) or a factor cuts "
-            f"each step to {share:.1%}, the steps are too small"
-        )
-        yield Hit(None, "handed", share, 0.02, text)
-
-
-@rule(
-    "NS615",
-    "a new optimizer at every step",
-    severity="warning",
-    meaning="What an optimizer gathers over steps (moments, momentum) is thrown away each time, and the given one never steps.",
-    cure="Build the optimizer once, before the loop, and step that one.",
-    source="the object that steps",
-)
-def anew(view: View) -> Iterator[Hit]:
-    """Two steps of the user's own loop were taken by two optimizers."""
-    own = view.section("trial").get("own", {})
-    if own.get("optimizers", 1) > 1 and len(own.get("handed", [])) == own["optimizers"]:
-        text = (
-            f"{own['optimizers']} steps of the loop were taken by {own['optimizers']} different optimizers: a new optimizer is "
-            "created (recreated) every step, its state is lost"
-        )
-        yield Hit(None, "optimizers", own["optimizers"], 1, text)
-
-
-@rule(
-    "NS616",
-    "a teacher that learns",
-    severity="warning",
-    meaning="The loss changes the network that is to be followed too, so the two meet halfway, or collapse.",
-    cure="with torch.no_grad(): t = teacher(x), or teacher.requires_grad_(False), and leave it out of the optimizer.",
-    source="a gradient that is not zero in a module called teacher, target_net, ema, momentum_encoder or the like",
-)
-def taught(view: View) -> Iterator[Hit]:
-    """Parameters of a module that is called a teacher or target network get a gradient from the loss."""
-    names = view.section("wiring").get("teachers", [])
-    if names:
-        text = (
-            f"{listed(names)} gets a gradient from the loss, and is trained with the other network: it is not frozen, its outputs "
-            "are not detached (no_grad)"
-        )
-        yield Hit(None, "teachers", len(names), 0, text, name=names[0])

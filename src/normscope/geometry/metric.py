@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from normscope.core.registry import Registry
 from normscope.geometry.statistic import Statistic
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 #: What has to be known of a representation, each with all before it: entries alone (of the units), lengths of samples
 #: and of their centred parts, the Gram matrix, its eigenvalues.

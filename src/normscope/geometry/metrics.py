@@ -9,10 +9,9 @@ shape are measured at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from normscope.core.errors import UsageError, shown
@@ -21,6 +20,9 @@ from normscope.geometry.metric import METRICS, evaluate, register
 from normscope.geometry.metric import Metric as Metric
 from normscope.geometry.odd import contrast_shares, first_largest, odd_points
 from normscope.geometry.statistic import Statistic
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = None) -> dict[str, float]:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from normscope.geometry.statistic import Statistic
 
 #: Numbers of one block while passing over pairs of samples (2 MiB: a pass over a block stays in the cache).

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from normscope.geometry.odd import OddPoint, contrast_shares, odd_point
 from normscope.geometry.statistic import Statistic
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 #: A batch this small has no odd state at any width: the fixed point exists for n >= 7 (nachum2024, our section 3.2).
 SMALLEST_ODD_BATCH = 7

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 #: A float64 Gram has eigenvalues good to about 1e-15 of the largest: below this ratio singular values come from X.
 FLOAT64_RATIO = 1e-10

@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from normscope.core.errors import UsageError
 from normscope.geometry import pairs, spectra
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 T = TypeVar("T")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from normscope.core.errors import UsageError, unknown
@@ -24,6 +23,9 @@ from normscope.init._layers import (
     walk,
 )
 from normscope.init._rows import input_rows
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 BASES = ("sliced", "polar", "haar")
 SCALES = ("rms", "paper")

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor
@@ -29,6 +28,9 @@ from normscope.init._layers import (
     survey,
     untied,
 )
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 VARIANTS = ("A", "B")
 #: Step of a weight's entries over their root mean square: the first of a stage, the largest and the smallest (chosen by us:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from normscope.linalg.maps import LinearMap
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 #: Called after each product with (products so far, value, its error, products left or NaN while that is unknown).
 Progress = Callable[[float, float, float, float], None]

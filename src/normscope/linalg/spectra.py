@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from normscope.core.errors import UsageError, finite_number, seed_of, unknown, whole_number
 from normscope.linalg.eigen import Progress, Ritz, from_directions, lanczos, orthonormalise
 from normscope.linalg.maps import LinearMap, gram
 from normscope.linalg.traces import Estimate, moments, rademacher
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 METHODS = ("auto", "dense", "screened", "directions", "lanczos")
 #: A dense solve is taken where the smaller side is at most this (chosen by us: a second of eigh) ...

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from normscope.core.registry import Registry
 from normscope.nn._fold import fold as _fold
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 #: Added to a mean square inside the root, as torch has it.
 EPS = 1e-5

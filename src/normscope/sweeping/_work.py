@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from normscope.core.errors import UsageError
@@ -24,6 +25,9 @@ from normscope.sweeping.task import Task
 
 #: Environment of worker processes: with as many workers as cores, a second thread would only wait.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
+
+#: What most cells need: imported before their time and memory are counted, and once for all workers that are forked.
+NEEDED = ("torch", "normscope.probing.passes", "normscope.curvature", "normscope.training")
 
 
 class CellTimeout(BaseException):
@@ -56,7 +60,7 @@ class Done:
 
 def work(job: Job) -> Done:
     """Run a cell. Whatever it raises becomes a failure with its traceback; nothing is raised but KeyboardInterrupt."""
-    pin()
+    prepare()
     began = time.perf_counter()
     error: str | None = None
     found: list[Any] = []
@@ -102,7 +106,7 @@ def start_worker() -> None:
             os._exit(1)
 
         threading.Thread(target=leave, name="driver-watch", daemon=True).start()
-    pin()
+    prepare()
 
 
 def alive() -> int:
@@ -111,8 +115,10 @@ def alive() -> int:
 
 
 @functools.cache
-def pin() -> None:
-    """One thread for torch and BLAS in a process that is a worker; the driver's own is left to `sweep`."""
+def prepare() -> None:
+    """What cells need, and one thread for torch and BLAS in a process that is a worker; the driver's is left to `sweep`."""
+    for module in NEEDED:
+        import_module(module)
     if multiprocessing.parent_process() is None and "distributed.worker" not in sys.modules:
         return
     one_thread()

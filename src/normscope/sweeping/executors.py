@@ -67,7 +67,7 @@ def local(workers: int | None = None) -> Pool:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["normscope"])
+        context.set_forkserver_preload([*_work.NEEDED])
 
     def make() -> Executor:
         return ProcessPoolExecutor(count, mp_context=context, initializer=_work.start_worker)

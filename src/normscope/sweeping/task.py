@@ -17,7 +17,7 @@ from normscope.sweeping.grid import Cell
 
 #: name -> function: parameters -> what `normscope.sweeping._rows.records` takes. A function may carry ``check``, a
 #: function of the same parameters that raises ``UsageError`` before anything runs.
-TASKS: Registry[Callable[..., Any]] = Registry("task")
+TASKS: Registry[Callable[..., Any]] = Registry("task", home="normscope.tasks")
 
 
 @dataclass(frozen=True)

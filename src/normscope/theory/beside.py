@@ -12,6 +12,9 @@ from normscope.theory._measures import DEFAULT_METRICS
 from normscope.theory.predicted import predict
 from normscope.theory.recognise import layer_names, spec_of
 
+#: Seconds a layer over n^3: an eigendecomposition (9 n^3 operations) and a dozen nodes (n^3 each) at 3e10 a second.
+_SECONDS = 21 / 3e10
+
 
 def overlay(
     model: nn.Module,
@@ -21,6 +24,7 @@ def overlay(
     metrics: Sequence[str] | None = None,
     gradients: bool = False,
     log2_points: int = 9,
+    budget: float = 20.0,
 ) -> Profile | None:
     """The infinite-width prediction for a plain MLP, in the layers and names of its measured profile, or ``None``.
 
@@ -30,12 +34,20 @@ def overlay(
         relative to the last layer's, and loss gradients of independent samples are assumed.
 
     ``None``, without a word, for a model that `spec_of` does not know, whose layers were not measured, or whose spec
-    has no recursion. ``eps`` of the norms is taken as 0.
+    has no recursion. ``eps`` of the norms is taken as 0. ``UsageError`` where the Grams of that many samples would take more
+    than ``budget`` seconds of one core, by a count of operations; so seldom more than a gigabyte.
     """
     spec, names = spec_of(model), layer_names(model)
     layers = {r.name: r.layer for r in measured.records if r.source == "measured" and r.call == 0}
     if spec is None or not names or not set(names) <= set(layers) or inputs.dim() < 2:
         return None
+    n = len(inputs)
+    seconds = spec.depth * n**3 * _SECONDS
+    if seconds > budget:
+        raise UsageError(
+            f"the Grams of {n} samples in {spec.depth} layers would take about {seconds:.0f} s, more than budget={budget:g}. "
+            "Measure fewer samples, or raise the budget of overlay()."
+        )
     known = {r.metric for r in measured.records if r.signal == "activation"}
     wanted = [m for m in DEFAULT_METRICS if m in known] if metrics is None else list(metrics)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,19 +71,14 @@ def predict(
     rows = sampled or (gradients and ALGEBRA[spec.norm].rescales_batch and spec.activation != "identity")
     sets: list[Array | None] = list(quasi_normals(n, log2_points, _REPLICATES, seed)) if rows else [None]
     layers = [WideLayer(spec, points) for points in sets]
-    chains, factors = _forward(spec, start, layers if sampled else layers[:1])
-    tables = []
-    for i, grams in enumerate(chains):
-        batch = Batch(n, spec.width, grams, factors)
-        tables.append(evaluate(batch, names))
-        if start.features is not None:  # the input has its own number of features
-            first = Batch(n, start.features, grams[:1], None if factors is None else factors[:1])
-            for name, value in evaluate(first, names).items():
-                tables[i][name][0] = value[0]
-    records = _activation_records(tables)
-    if gradients:
-        runs = [_backward(layer, chains[i if sampled else 0], start.features) for i, layer in enumerate(layers)]
-        records += _gradient_records(runs)
+    tables, runs = [], []
+    for i, layer in enumerate(layers):
+        if i == 0 or sampled:
+            grams, table = _follow(spec, start, layer, names, keep=gradients)
+            tables.append(table)
+        if gradients:
+            runs.append(_backward(layer, grams, start.features))
+    records = _activation_records(tables) + (_gradient_records(runs) if gradients else [])
     facts: dict[str, Any] = {
         "samples": n,
         "method": "quasi-Monte Carlo over neurons" if sampled else "closed form or quadrature",
@@ -109,7 +104,7 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
     sets: list[Array | None] = (
         list(quasi_normals(start.samples, log2_points, _REPLICATES, seed)) if needs_points(spec) else [None]
     )
-    chains, _ = _forward(spec, start, [WideLayer(spec, points) for points in sets])
+    chains = [[gram for gram, _ in _forward(spec, start, WideLayer(spec, points))] for points in sets]
     return np.asarray(np.mean(chains, axis=0))
 
 
@@ -118,26 +113,47 @@ def _options(log2_points: int, seed: int) -> tuple[int, int]:
     return whole_number("log2_points", log2_points, 0, do), seed_of(seed)
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def _forward(spec: Spec, start: Start, layers: Sequence[WideLayer]) -> tuple[list[Array], Array | None]:
-    """Grams (depth + 1, n, n) of each replicate; and factors, where the small directions are known better than that."""
+def _follow(
+    spec: Spec, start: Start, layer: WideLayer, names: Sequence[str], keep: bool
+) -> tuple[list[Array], dict[str, Array]]:
+    """The Grams of layers 0..depth, where they are to be kept, and the metrics of each, (depth + 1,)."""
+    grams: list[Array] = []
+    rows: list[dict[str, Array]] = []
+    before: Array | None = None
+    for at, (gram, factor) in enumerate(_forward(spec, start, layer)):
+        features = spec.width if at or start.features is None else start.features
+        if gram is before and at > 1:
+            rows.append(rows[-1])
+        else:
+            rows.append(evaluate(Batch(start.samples, features, gram[None], factor), names))
+        before = gram
+        if keep:
+            grams.append(gram)
+    return grams, {name: np.concatenate([row[name] for row in rows]) for name in names}
+
+
+def _forward(spec: Spec, start: Start, layer: WideLayer) -> Iterator[tuple[Array, Array | None]]:
+    """Grams of layers 0..depth; and factors (1, k, n), where the small directions are known better than that.
+
+    From a fixed point on the same array.
+    """
     if ALGEBRA[spec.norm].rescales_batch and spec.activation == "identity" and not spec.bias:
-        grams, factors = _linear_batch_norm(spec, start)
-        return [grams], factors
-    chains = []
-    for layer in layers:
-        steps, first = [start.gram], layer.reading(start.features)
-        while len(steps) <= spec.depth:
-            steps.append((first if len(steps) == 1 else layer).forward(steps[-1]))
-            if not np.isfinite(steps[-1]).all():
-                raise UsageError(f"The recursion overflows at layer {len(steps) - 1}; lower the gain ({layer.gain:g}).")
-            if len(steps) > 2 and np.abs(steps[-1] - steps[-2]).max() <= 1e-16 * np.abs(steps[-1]).max():
-                steps += [steps[-1]] * (spec.depth + 1 - len(steps))
-        chains.append(np.stack(steps))
-    return chains, None
+        yield from _linear_batch_norm(spec, start)
+        return
+    gram, settled = start.gram, False
+    yield gram, None
+    for at in range(1, spec.depth + 1):
+        if not settled:
+            with np.errstate(over="ignore", invalid="ignore"):
+                after = (layer if at > 1 else layer.reading(start.features)).forward(gram)
+            if not np.isfinite(after).all():
+                raise UsageError(f"The recursion overflows at layer {at}; lower the gain ({layer.gain:g}).")
+            settled = at > 1 and bool(np.abs(after - gram).max() <= 1e-16 * np.abs(after).max())
+            gram = after
+        yield gram, None
 
 
-def _linear_batch_norm(spec: Spec, start: Start) -> tuple[Array, Array]:
+def _linear_batch_norm(spec: Spec, start: Start) -> Iterator[tuple[Array, Array | None]]:
     """Eigenvectors stay, eigenvalues follow ``rescaled_spectrum``:
     directions of 1e-12 are followed in full precision.
     """
@@ -149,18 +165,16 @@ def _linear_batch_norm(spec: Spec, start: Start) -> tuple[Array, Array]:
     if not sigma[0] > 1e-14 * np.abs(start.factor).max():
         raise UsageError("All samples are equal, so batch norm has nothing to rescale.")
     values = np.where(sigma > 1e-15 * sigma[0], sigma**2, 0)
-    grams, factors = np.empty((spec.depth + 1, n, n)), np.zeros((spec.depth + 1, n, n))
-    grams[0], factors[0, : len(start.factor)] = start.gram, start.factor
-    for layer in range(1, spec.depth + 1):
+    yield start.gram, start.factor[None]
+    for _ in range(spec.depth):
         values = rescaled_spectrum(values) * (n / len(values))
         root = (np.sqrt(values)[:, None] * vectors) @ basis.T
-        grams[layer], factors[layer, : len(root)] = root.T @ root, root
-    return grams, factors
+        yield root.T @ root, root[None]
 
 
-def _backward(layer: WideLayer, grams: Array, features: int | None) -> tuple[Array, Array]:
+def _backward(layer: WideLayer, grams: Sequence[Array], features: int | None) -> tuple[Array, Array]:
     """log of the squared gradient norm at layers 0..depth relative to the last, and growth of the norm per layer."""
-    depth, n = len(grams) - 1, grams.shape[1]
+    depth, n = len(grams) - 1, len(grams[0])
     pi, log = np.eye(n), np.zeros(depth + 1)
     for at in range(depth, 0, -1):
         pi = backward(layer if at > 1 else layer.reading(features), grams[at - 1], pi)

@@ -30,9 +30,10 @@ class Own:
     def __init__(self, at: Step) -> None:
         assert at.optimizer is not None
         self.at, self.optimizer = at, at.optimizer
-        #: Norms of the gradients that the optimizer was handed, and of those of the loss, at the first steps; who stepped.
+        #: Norms of the gradients that the first optimizer to step was handed, and of those of the loss, in two runs of the
+        #: loop's body; and who stepped in each.
         self.handed: list[tuple[float, float]] = []
-        self.steppers: list[int] = []
+        self.steppers: list[set[int]] = []
         self.kept: list[Any] = []  # so that no two have one id
         self.twin = at.optimizer
         #: Whether the user's loop hands the model other inputs than those of the batch.
@@ -77,10 +78,12 @@ class Own:
         true = _norm(found)
 
         def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            self.steppers.append(id(optimizer))
+            if not self.steppers[-1]:
+                self.handed.append((_norm([p.grad for g in optimizer.param_groups for p in g["params"]]), true))
+            self.steppers[-1].add(id(optimizer))
             self.kept.append(optimizer)
-            self.handed.append((_norm([p.grad for g in optimizer.param_groups for p in g["params"]]), true))
 
+        self.steppers.append(set())
         given = [t.clone() for t in tensors((args, kwargs))]
 
         def enter(_: Any, now: Any, more: Any) -> None:

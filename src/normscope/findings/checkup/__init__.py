@@ -10,12 +10,14 @@ from typing import Any
 from normscope.call.arguments import tensors
 from normscope.call.losses import COTANGENT
 from normscope.call.step import Step
+from normscope.findings.checkup.backward import of_backward
 from normscope.findings.checkup.calls import of_calls
 from normscope.findings.checkup.data import firsts, load, of_data
 from normscope.findings.checkup.loop import of_loop
 from normscope.findings.checkup.loss import of_loss
 from normscope.findings.checkup.mixing import of_mixing
 from normscope.findings.checkup.places import of_places
+from normscope.findings.checkup.pull import of_pull
 from normscope.findings.checkup.scene import watch
 from normscope.findings.checkup.trial import of_trial
 from normscope.findings.checkup.update import of_update
@@ -67,6 +69,8 @@ def check_up(
     every("calls", lambda: of_calls(scene) | {"twice": scene.twice})
     every("mixing", lambda: of_mixing(scene))
     every("places", lambda: of_places(scene))
+    every("pull", lambda: of_pull(scene))
+    every("backward", lambda: of_backward(scene))
     every("update", lambda: of_update(scene))
     every("loop", lambda: observed["loop"] if "loop" in observed else of_loop(at))
     found["seconds"] = time.perf_counter() - start

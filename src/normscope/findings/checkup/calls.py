@@ -27,11 +27,10 @@ def of_calls(scene: Scene) -> dict[str, Any]:
         found.eval = True
         with found.inside(at.root):
             replace(at, mode="eval").run(evaluated)
-    return {
-        "reshaped": found.reshaped, "softmax": found.softmax, "dropout": found.dropout, "cuts": found.cuts,
-        "numbers": found.numbers, "heavy": found.heavy, "attention": found.attention,
-        "padding_only": _padding_only(scene, found.kept),
-    }  # fmt: skip
+    names = (
+        "reshaped", "softmax", "dropout", "cuts", "derived", "crossed", "over_samples", "numbers", "heavy", "attention",
+    )  # fmt: skip
+    return {name: getattr(found, name) for name in names} | {"padding_only": _padding_only(scene, found.kept)}
 
 
 def _padding_only(scene: Scene, kept: list[tuple[str, Tensor]]) -> dict[str, Any] | None:

@@ -123,6 +123,7 @@ def of_data(
     if t is None and len(list(tensors(scene.targets))) > 1 and several:
         found["largest_target"] = max(float(x.square().mean().sqrt()) for x in several)
     found |= _class_like(pooled[1] if pooled is not None else t)
+    found["sentinel"] = _sentinel(pooled)
     if pooled is not None:
         found |= _leak(*pooled)
         found |= _balance(*pooled, batches)
@@ -249,6 +250,32 @@ def _targets(t: Tensor | None) -> dict[str, Any]:
     if t is None or not t.is_floating_point() or not t.numel():
         return {}
     return {"target_rms": float(t.float().square().mean().sqrt()), "target_std": float(t.float().std())}
+
+
+def _sentinel(pooled: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+    """A value, far outside of all others, that stands again and again in a column of the inputs or of the targets: -999."""
+    for what, v in (("inputs", pooled[0]), ("targets", pooled[1])) if pooled is not None else ():
+        if not v.is_floating_point() or v.dim() > 2 or len(v) < 64 or v.numel() > 1000 * len(v):
+            continue
+        table = v.reshape(len(v), -1)
+        for end in (table.min(0).values, table.max(0).values):
+            there = table == end
+            often = there.float().mean(0)
+            rest = torch.where(there, torch.nan, table)
+            middle = rest.nanmedian(0).values
+            wide = (rest - middle).abs().nan_to_num(0.0).amax(0)
+            far = (end - middle).abs() > 10 * wide.clamp_min(1e-12)
+            hit = (often >= max(2 / len(table), 0.002)) & (often < 0.5) & far & (wide > 0)
+            if bool(hit.any()):
+                j = int(hit.long().argmax())
+                return {
+                    "what": what,
+                    "column": j,
+                    "value": float(end[j]),
+                    "share": float(often[j]),
+                    "wide": float(wide[j]),
+                }
+    return {}
 
 
 def _class_like(t: Tensor | None) -> dict[str, Any]:

@@ -17,6 +17,16 @@ _RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape}
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 _NUMBERS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy}
+_ARITHMETIC = {
+    getattr(where, name)
+    for names, where in (
+        (("mul", "sub", "add", "div"), torch),
+        (("mul", "sub", "add", "div", "__mul__", "__rmul__", "__sub__", "__rsub__", "__add__", "__radd__"), Tensor),
+        (("__truediv__", "__rtruediv__"), Tensor),
+    )
+    for name in names
+}
+_OVER = {torch.logsumexp, Tensor.logsumexp, *_SOFTMAX, F.log_softmax, torch.log_softmax, Tensor.log_softmax}
 _TIMES, _SUMS = {Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul}, {Tensor.sum, torch.sum}
 _ATTENTION = {F.multi_head_attention_forward, F.scaled_dot_product_attention}
 _DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
@@ -44,7 +54,14 @@ class Functions(TorchFunctionMode):
         self.cuts: list[dict[str, Any]] = []
         #: Functions that made plain numbers of tensors with a gradient.
         self.numbers: list[str] = []
+        #: The first sum or product of a column (n, 1) and a row (n,) of other numbers, which gives (n, n).
+        self.crossed: dict[str, Any] | None = None
+        #: The first softmax or log-sum-exp in the loss that runs over samples.
+        self.over_samples: dict[str, Any] | None = None
+        #: Whether a derivative by the inputs that has no graph is computed with, and no model runs after.
+        self.derived = False
         self.stack: list[str] = []
+        self._derivatives: list[Tensor] = []
         self._made: dict[int, tuple[Tensor, int]] = {}
 
     @contextmanager
@@ -68,6 +85,7 @@ class Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         whole = func(*args, **kwargs)
+        self._derives(func, args, kwargs, whole)
         x, y = (args[0] if args else None), first_tensor(whole)
         if func in _NUMBERS and isinstance(x, Tensor) and x.requires_grad and not self.eval:
             self.numbers.append(func.__name__)
@@ -78,6 +96,17 @@ class Functions(TorchFunctionMode):
             if not self.eval:
                 self._trains(name, func, args, kwargs, x, y)
         return whole
+
+    def _derives(self, func: Any, args: Any, kwargs: Any, whole: Any) -> None:
+        if func is torch.autograd.grad:
+            by = kwargs.get("inputs", args[1] if len(args) > 1 else ())
+            if not kwargs.get("create_graph") and not any(isinstance(t, nn.Parameter) for t in tensors(by)):
+                self._derivatives += list(tensors(whole))
+        elif self._derivatives:
+            if self.stack:  # an attack: the model runs on what it gave
+                self.derived, self._derivatives = False, []
+            elif any(t is d for t in tensors((args, kwargs)) for d in self._derivatives):
+                self.derived = True
 
     def _drops(self, name: str, args: Any, kwargs: Any) -> None:
         p = float(kwargs.get("p", args[1] if len(args) > 1 else 0.5))
@@ -93,6 +122,16 @@ class Functions(TorchFunctionMode):
         cut = len(self.cuts) < 3 and not y.requires_grad and torch.is_grad_enabled()
         if cut and any(t.requires_grad for t in tensors((args, kwargs))):
             self.cuts.append({"function": func.__name__, "module": name})
+        if func in _ARITHMETIC and self.crossed is None and len(args) > 1 and _crosses(*args[:2]):
+            self.crossed = {
+                "function": func.__name__.strip("_"),
+                "shapes": [list(a.shape) for a in args[:2]],
+                "module": name,
+            }
+        if func in _OVER and not name and self.over_samples is None and x.requires_grad and x.dim() == 2:
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if dim in (0, -2) and len(x) > x.shape[1] > 1:
+                self.over_samples = {"function": func.__name__, "shape": list(x.shape)}
         if func in _RESHAPES and self.reshaped is None and exchanged(tuple(x.shape), tuple(y.shape)):
             self.reshaped = {"from": list(x.shape), "to": list(y.shape), "module": name}
         elif func in _SOFTMAX and x.dim() == 2 and len(self.kept) < 4:
@@ -133,6 +172,15 @@ class Functions(TorchFunctionMode):
         if isinstance(mask, Tensor) and mask.dim() == 4:
             keep = mask if mask.dtype is torch.bool else mask > -1e4
             self.kept.append((name, keep.flatten(1, 2).any(1)))
+
+
+def _crosses(a: Any, b: Any) -> bool:
+    """Whether a column meets a row of as many other numbers; all pairs of the same numbers are meant to be."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or {a.dim(), b.dim()} != {1, 2} or a.numel() != b.numel():
+        return False
+    column = a if a.dim() == 2 else b
+    floating = a.is_floating_point() and b.is_floating_point()
+    return floating and column.shape[1] == 1 < len(column) and not torch.equal(a.flatten(), b.flatten())
 
 
 def exchanged(old: tuple[int, ...], new: tuple[int, ...]) -> bool:

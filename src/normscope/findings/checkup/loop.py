@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from normscope.call.step import Step
+from normscope.findings.checkup.functions import Functions
 from normscope.training.own import Own
 from normscope.training.short import ShortRuns, Update
 
@@ -22,7 +24,10 @@ def of_loop(at: Step) -> dict[str, Any]:
         return {}
     log: list[list[str]] = []
     unmoved: list[bool] = []
+    back: dict[str, Any] = {"handed": False, "fed": {}, "of": {}}
+    functions = Functions()
     own = Own(at)
+    names = {id(p): n.rpartition(".")[0] for n, p in at.root.named_parameters()}
 
     def begin(copies: Mapping[int, Tensor]) -> Update:
         update = own.begin(copies)
@@ -33,16 +38,53 @@ def of_loop(at: Step) -> dict[str, Any]:
             log.append(events)
             if not any(c.grad is not None and bool((c.grad != 0).any()) for c in copies.values()):
                 events.append("clear")
-            with listening(events):
-                value = update(args, kwargs, targets)
+            before, after = {k: c.detach().clone() for k, c in copies.items()}, {}
+
+            def look(*_: Any) -> None:
+                after.update({k: c.detach().clone() for k, c in copies.items()})
+
+            here = {id(c): names.get(k, "") for k, c in copies.items()}
+
+            def handed(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+                held = [p for g in optimizer.param_groups for p in g["params"] if id(p) in here]
+                fed = any(p.grad is not None and bool((p.grad != 0).any()) for p in held)
+                back["handed"] |= fed
+                back["fed"][id(optimizer)] = fed or back["fed"].get(id(optimizer), False)
+                back["of"][id(optimizer)] = list(dict.fromkeys(here[id(p)] for p in held))
+
+            hooks = register_optimizer_step_pre_hook(handed), register_optimizer_step_post_hook(look)
+            try:
+                with listening(events), functions.inside(at.root), functions:
+                    value = update(args, kwargs, targets)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            if after:
+                back.update(_undone(names, before, after, copies))
             unmoved[:] = [torch.equal(copies[k], start[k]) for k in start]
             return value
 
         return listened
 
     ShortRuns(at).run(begin, 2, around=own.around)
+    back["starved"] = [n for k, fed in back.pop("fed").items() if not fed for n in back["of"][k]]
+    del back["of"]
     still = all(g.get("lr", 1.0) == 0 for g in at.optimizer.param_groups)  # as a warm-up leaves it: nothing is to move
-    return order_of(log, -1 if still else unmoved.count(False))
+    return order_of(log, -1 if still else unmoved.count(False)) | back | {"derived": functions.derived}
+
+
+def _undone(
+    names: Mapping[int, str], before: Mapping[int, Tensor], after: Mapping[int, Tensor], now: Mapping[int, Tensor]
+) -> dict[str, Any]:
+    """Which share of the optimizer's step the loop takes back, and in which modules most."""
+    step = {k: (after[k] - before[k]).flatten() for k in after if k in names and before[k].is_floating_point()}
+    more = {k: (now[k].detach() - after[k]).flatten() for k in step}
+    along = {k: -float(step[k] @ more[k]) for k in step}
+    total, size = sum(float(d @ d) for d in step.values()), sum(float(d @ d) for d in more.values())
+    if not total or not size or sum(along.values()) < 0.5 * (total * size) ** 0.5:
+        return {}
+    worst = sorted(step, key=lambda k: -along[k])
+    return {"undone": sum(along.values()) / total, "undone_in": list(dict.fromkeys(names[k] for k in worst))[:8]}
 
 
 def order_of(log: list[list[str]], moved: int) -> dict[str, Any]:

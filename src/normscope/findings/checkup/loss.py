@@ -40,11 +40,13 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     if right is not None and "sums_to_one" not in found:
         found |= _capped(value, o, t, right)
     found |= _broadcast(value, o, t)
+    found["unread_targets"] = _unread(value, o, t, scene.value)
     # At outputs of zero: a saturated softmax has rows without gradient too, which nothing ignores.
     binary = found["task"] == "binary" and scene.loss.kind == "bce_with_logits"
     flat = _gradient(scene, o, t, torch.zeros_like(o)) if classes is not None or binary else g
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if not x.is_floating_point() and x.dim() > 1]
     found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes, ids)
+    found |= _pulls(scene, o, t, classes if classes is not None else t if found["task"] == "binary" else None)
     found |= _constant_answer(value, o, t, classes, found)
     found |= _sign(value, o, t, g, classes, found["task"], scene.value)
     found["target_rms"] = float(t.float().square().mean().sqrt()) if t.numel() and not t.is_complex() else math.nan
@@ -196,6 +198,19 @@ def _broadcast(value: Any, o: Tensor, t: Tensor) -> dict[str, Any]:
     return {"broadcast": abs(a - b) < 1e-5 * abs(a) and abs(uses - a) > 1e-3 * abs(a) and float(t.std()) > 0}
 
 
+def _unread(value: Any, o: Tensor, t: Tensor, now: float) -> list[str]:
+    """The columns of a table of targets that others' values can stand in for without any change, if the loss reads some."""
+    if t.dim() != 2 or not 2 <= t.shape[1] <= 16 or t.shape == o.shape:
+        return []
+    blind = []
+    for j in range(t.shape[1]):
+        other = t.clone()
+        other[:, j] = t[:, j].flip(0)
+        if not torch.equal(other, t) and value(o, other) == value(o, t):
+            blind.append(f"column {j}")
+    return blind if len(blind) < t.shape[1] else []
+
+
 def _reading_of_targets(
     o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Tensor | None, ids: list[Tensor]
 ) -> dict[str, Any]:
@@ -219,6 +234,11 @@ def _reading_of_targets(
                 found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean())}
         found |= _class_weights(rows, flat) if classes is not None else {}
     if _binary(o, t) and t.numel() == len(t):
+        rows, flat = g.reshape(len(g), -1), t.flatten()
+        silent = (rows == 0).all(1)
+        for k in (0, 1):
+            if bool((flat == k).any()) and bool(silent[flat == k].all()) and not bool(silent[flat != k].any()):
+                found["ignored_class"] = {"class": k, "share": float((flat == k).float().mean()), "binary": True}
         found |= _class_weights(g.reshape(len(g), -1), t.flatten())
     return found
 
@@ -246,6 +266,22 @@ def _class_weights(rows: Tensor, classes: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _pulls(scene: Scene, o: Tensor, t: Tensor, right: Tensor | None) -> dict[str, Any]:
+    """How hard the loss pulls a sample to its right answer (one-hot, or 0 and 1) where it is there already, at logits of 2,
+    and where it is at another one, at logits of -2; of 16 samples or all.
+    """
+    if right is None or len(o) < 2:
+        return {}
+    wrong = right.roll(1, class_axis(o, t)) if right.dim() > 1 and right.shape[class_axis(o, t)] > 1 else 1 - right
+    sign = 2 * right - 1 if wrong.shape == right.shape and bool((wrong == 1 - right).all()) else right
+    places = right.select(class_axis(o, t), 0).unsqueeze(class_axis(o, t)) if right.dim() > 1 else right
+    half = (torch.arange(places.numel(), device=o.device) % 2 == 0).reshape(places.shape)
+    ends = [_gradient(scene, o, t, 4 * x.to(o) - 2) for x in (right, wrong, torch.where(half, right, wrong))]
+    if any(g is None for g in ends) or not torch.allclose(ends[2], torch.where(half, *ends[:2]), 1e-3, 1e-9):  # type: ignore[arg-type]
+        return {}  # a loss of all samples together, as an overlap
+    return {"pulls": [-float((g * sign).sum()) / max(float(sign.abs().sum()), 1.0) for g in ends[:2] if g is not None]}
+
+
 def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, found: dict[str, Any]) -> dict[str, Any]:
     """The loss of the best answer that does not look at the inputs, of those that were tried."""
     tried = [] if found["linear"] else [torch.zeros_like(o)]  # of a loss linear in log probabilities 0 is no answer
@@ -257,9 +293,13 @@ def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, f
     elif found["task"] == "binary":
         share = t.float().mean(0, keepdim=True)
         tried += [x.to(o).expand_as(o).contiguous() for x in (torch.logit(share, 1e-4), share)]
-    elif found["task"] == "regression":
+    elif found["task"] == "regression" and bool(
+        (t != t.flatten()[0]).any()
+    ):  # a residual that is to vanish has no chance level
         tried += [t.float().reshape(o.shape).mean(0, keepdim=True).to(o).expand_as(o).contiguous()]
-    values = [v for c in tried if math.isfinite(v := value(c, t))] if found["task"] != "other" else []
+    else:
+        return {}
+    values = [v for c in tried if math.isfinite(v := value(c, t))]
     return {"constant": min(values)} if values else {}
 
 
@@ -279,6 +319,10 @@ def _sign(value: Any, o: Tensor, t: Tensor, g: Tensor, classes: Tensor | None, t
         }
     if t.is_floating_point() and t.shape == o.shape:
         right_answer = value(t.to(o), t)
+        if (
+            value(o + 1e3 * (o - t), t) >= 0
+        ):  # a loss that is meant to be small far from the targets: a distance of unlike ones
+            return {}
         against = float((g * (t - o)).sum() / (g.norm() * (t - o).norm()).clamp_min(1e-30))
         return {"wrong_sign": against > 0.5 and right_answer > now, "right_answer": right_answer}
     return {}

@@ -52,6 +52,7 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
         if one is not None and other is not None:
             found["zeroed"]["redrawn"] = float(((one == 0) != (other == 0)).float().mean())
     found["padding"] = _padding(scene)
+    found["padded_ends"] = _padded_ends(scene)
     return found
 
 
@@ -286,6 +287,18 @@ def _patches(again: Rerun, base: Tensor, x: Tensor) -> dict[str, Any]:
         if moved.shape == base.shape and float((moved - base).abs().max()) < 1e-4 * scale:
             return {"patch": p}
     return {}
+
+
+def _padded_ends(scene: Scene) -> float:
+    """The share of rows of tokens, or of series, that end in three equal tokens or zeros, though no row begins so."""
+    for x in tensors((scene.at.args, scene.at.kwargs)):
+        series = x.dim() == 3 and x.is_floating_point()
+        if x.dtype == torch.bool or x.shape[:1] != (scene.at.rows.n,) or not (series or x.dim() == 2) or x.shape[1] < 6:
+            continue
+        pad = (x == 0).all(-1) if series else (x == x[:, -1].mode().values) if not x.is_floating_point() else None
+        if pad is not None and not bool(pad[:, :3].all(1).any()):
+            return float(pad[:, -3:].all(1).float().mean())
+    return 0.0
 
 
 def _padding(scene: Scene) -> dict[str, Any]:

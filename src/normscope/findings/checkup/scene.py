@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, mapped, tensors
-from normscope.call.graph import nodes
+from normscope.call.graph import handwritten, nodes
 from normscope.call.losses import COTANGENT, OWN, Loss
 from normscope.call.reach import Reach
 from normscope.call.samples import Samples
@@ -60,6 +60,8 @@ class Scene:
     functions: Functions = field(default_factory=Functions)
     #: Layers whose input channels are the same twice.
     twice: list[dict[str, Any]] = field(default_factory=list)
+    #: Modules (name, itself, input) with an ``autograd.Function`` of the user's.
+    custom: list[tuple[str, nn.Module, Tensor]] = field(default_factory=list)
     #: Linear layers of which the second gets what the first gave.
     in_a_row: list[tuple[str, str]] = field(default_factory=list)
     grads: dict[str, Tensor | None] = field(default_factory=dict)
@@ -149,6 +151,8 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
             _varies(x, samples, module), _varies(y, samples, module),
             tuple(x.shape),
         )  # fmt: skip
+        if not type(module).__module__.startswith("torch.nn") and handwritten(y, x):
+            scene.custom.append((call.name, module, x.detach()))
         if isinstance(module, nn.Linear):
             before = linear.get(id(x))
             same = before is not None and before[3] == x._version  # no activation in place between them

@@ -72,6 +72,8 @@ def of_trial(
         found["own"] = trial.seen(observed["losses"], observed["rates"])
     elif at.optimizer is not None and not wants_a_closure(at.optimizer):
         found["own"] = trial.own([(clean(x), clean(t)) for x, t in valid])
+    if found.get("own", {}).get("game"):  # several networks against each other: no loss of one of them tells
+        return {"start": trial.start, "game": True}
     for name in RACES:
         found[name] = trial.race(name)
     _same_floor(found["sgd"], found["adam"])
@@ -233,7 +235,8 @@ class _Trial:
         found |= {
             "rates": rates,
             "handed": mine.handed,
-            "optimizers": len(set(mine.steppers)),
+            "anew": len(mine.steppers) == 2 and all(mine.steppers) and not mine.steppers[0] & mine.steppers[1],
+            "game": any(len(s) > 1 for s in mine.steppers),
             "changed": mine.changed,
             "evaluates": mine.evaluates,
             "still": still,

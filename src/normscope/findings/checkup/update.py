@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from normscope.findings.checkup.scene import Scene
+from normscope.findings.checkup.wiring import modules_of
 from normscope.training.own import to_its_rate, twin, wants_a_closure
 
 
@@ -43,6 +44,8 @@ def of_update(scene: Scene) -> dict[str, Any]:
             "largest": sizes[top] / (1 - momentum if momentum < 1 else 1e-3), "largest_at": top,
             "median": ordered[len(ordered) // 2],
         }  # fmt: skip
+    found["slow_group"] = _slow_group(scene, live)
+    found["rounded"] = _rounded({n: (named[n], scene.grads[n], moved[n]) for n in live}, found.get("median", 0.0))
     g = torch.cat([scene.grads[n].flatten().float() for n in live])  # type: ignore[union-attr]
     d = torch.cat([moved[n].flatten().float() for n in live])
     d0 = torch.cat([still[n].flatten().float() for n in live])
@@ -60,6 +63,34 @@ def of_update(scene: Scene) -> dict[str, Any]:
     )
     found |= _after(scene, copies)
     return found
+
+
+def _slow_group(scene: Scene, live: list[str]) -> dict[str, Any] | None:
+    """The group with the smallest rate, of those with one, beside the largest, and its modules that have a gradient."""
+    names = {id(p): n for n, p in scene.at.root.named_parameters() if n in live}
+    rated: list[tuple[float, list[str]]] = []
+    for g in scene.at.optimizer.param_groups:  # type: ignore[union-attr]
+        rate = max(float(g.get(k, 0.0)) for k in ("lr", "initial_lr", "max_lr"))
+        mine = [names[id(p)] for p in g["params"] if id(p) in names]
+        rated += [(rate, mine)] if mine and rate > 0 else []
+    if len(rated) < 2:
+        return None
+    low = min(rated, key=lambda x: x[0])
+    return {"rate": low[0], "largest": max(r for r, _ in rated), "modules": modules_of(low[1], scene.at.root)}
+
+
+def _rounded(live: Mapping[str, tuple[Tensor, Any, Tensor]], step: float) -> dict[str, Any] | None:
+    """The share of the entries in half precision with a gradient that one step leaves as they are."""
+    half = {n: x for n, x in live.items() if x[0].dtype in (torch.bfloat16, torch.float16) and x[0].dim() > 1}
+    if not half:
+        return None
+    still = sum(int(((d == 0) & (g != 0)).sum()) for _, g, d in half.values())
+    every = sum(int((g != 0).sum()) for _, g, _ in half.values())
+    first = next(iter(half))
+    return {
+        "share": still / max(every, 1), "dtype": str(half[first][0].dtype).removeprefix("torch."), "step": step,
+        "module": first.rpartition(".")[0],
+    }  # fmt: skip
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

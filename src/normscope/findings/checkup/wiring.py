@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import mapped
 from normscope.call.reach import Reach
 from normscope.findings.checkup.scene import Rerun, Scene
+from normscope.training.own import held_by
 
 #: What modules are called that another one is to follow or to imitate, and that get no gradient.
 TEACHERS = {
@@ -53,7 +54,9 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
     root, at = scene.at.root, scene.at
     named = dict(root.named_parameters())
     trains = [n for n, p in named.items() if p.requires_grad]
-    held = {id(p) for g in at.optimizer.param_groups for p in g["params"]} if at.optimizer is not None else None
+    others = [] if at.train_step is None else held_by(at.train_step)
+    mine = [o for o in (at.optimizer, *others) if isinstance(o, torch.optim.Optimizer)]
+    held = {id(p) for o in mine for g in o.param_groups for p in g["params"]} if at.optimizer is not None else None
     found: dict[str, Any] = {"parameters": len(named), "trainable": len(trains)}
     numbers = [sum(p.numel() for n, p in named.items() if (n in trains) is kind) for kind in (True, False)]
     if trains and numbers[0] <= 4 and numbers[1] >= 100:
@@ -196,17 +199,33 @@ def _random_frozen(scene: Scene, named: Mapping[str, Tensor], held: set[int] | N
     for path, module in root.named_modules():
         inner = [n for n, _ in module.named_parameters(prefix=path)] if path else []
         weights = [n for n in inner if named[n].dim() > 1]
-        if len(weights) < 2 or not set(inner) <= frozen or not any(True for _ in module.children()):
+        table = isinstance(module, nn.Embedding | nn.EmbeddingBag) and inner and _gaussian(named[inner[0]])
+        if (not table and (len(weights) < 2 or not any(True for _ in module.children()))) or not set(inner) <= frozen:
             continue
         if not all(scene.layer_of(n) in fixed for n in weights if scene.layer_of(n) in {c.name for c in scene.calls}):
             continue
         if all(any(_same(named[n], p) for k, p in named.items() if k not in frozen) for n in weights):
             continue  # a teacher that starts as a copy of what trains
-        fresh = sum(named[n].numel() for n in weights if is_default(owner_of(root, n), named[n], n))
+        fresh = sum(named[n].numel() for n in weights if table or is_default(owner_of(root, n), named[n], n))
         every = sum(named[n].numel() for n in weights)
         if fresh >= 0.9 * every and every >= 0.2 * sum(p.numel() for p in named.values()):
             return {"module": path, "share": fresh / every, "tensors": len(weights)}
     return {}
+
+
+def _gaussian(p: Tensor) -> bool:
+    """Whether a table looks like independent Gaussian numbers of one size: by their distribution, and by the largest
+    singular value, that of noise (Marchenko and Pastur) to 10 %; embeddings that were learnt have directions.
+    """
+    w = p.detach().float()
+    if w.dim() != 2 or w.numel() < 256 or not bool(w.std() > 0):
+        return False
+    z = (w.flatten() / w.square().mean().sqrt())[:: max(1, w.numel() // 20_000)].sort().values
+    cdf = torch.distributions.Normal(0.0, 1.0).cdf(z)
+    grid = (torch.arange(len(z), device=z.device) + 0.5) / len(z)
+    edge = float(w.square().mean().sqrt()) * (math.sqrt(len(w)) + math.sqrt(w.shape[1]))
+    top = float(torch.linalg.matrix_norm(w[:5000] if len(w) > 5000 else w, 2)) * math.sqrt(max(1.0, len(w) / 5000))
+    return float((cdf - grid).abs().max()) < 2.2 / math.sqrt(len(z)) and top < 1.1 * edge
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

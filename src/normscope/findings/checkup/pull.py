@@ -1,0 +1,100 @@
+"""What pulls on the parameters: how much of the loss's gradient the targets decide, and which of several targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope.call.arguments import mapped, tensors
+from normscope.call.graph import unreached
+from normscope.call.losses import COTANGENT, OWN
+from normscope.findings.checkup.scene import Scene
+
+Gradients = list[Tensor | None]
+
+
+def of_pull(scene: Scene) -> dict[str, Any]:
+    """``share``: how far the gradient in the parameters that all outputs depend on changes when every target is another one,
+    relative to its size. ``tasks``: for several targets, the same for each of them alone, in the parameters that all of them move.
+
+    Looked at where a loss reads several outputs, several targets or the weights: elsewhere it has one part.
+    """
+    at, loss, given = scene.at, scene.loss, list(tensors(scene.targets))
+    if loss is None or loss.kind in (COTANGENT, OWN) or at.step is not None or not given:
+        return {}
+    outputs = [t for t in tensors(scene.whole) if t.is_floating_point()]
+    if len(outputs) < 2 and len(given) < 2 and not _reads_weights(scene):
+        return {}
+    others = [_other(t) for t in given]
+    if all(o is None for o in others):
+        return {}
+    found: dict[str, Any] = {}
+    ends = [p for p in scene.copies.values() if p.requires_grad]
+
+    def work() -> None:
+        args, kwargs, _ = at.arguments()
+        whole = at.whole(args, kwargs)
+        outs = [t for t in tensors(whole) if t.grad_fn is not None]
+
+        def gradient(changed: set[int]) -> tuple[Gradients, Gradients]:
+            swap = {
+                id(t): o for i, (t, o) in enumerate(zip(given, others, strict=True)) if i in changed and o is not None
+            }
+            value = loss.value(whole, mapped(scene.targets, lambda t: swap.get(id(t), t)), at.seed)
+            both = torch.autograd.grad(value, [*ends, *outs], allow_unused=True, retain_graph=True)
+            return list(both[: len(ends)]), list(both[len(ends) :])
+
+        base, there = gradient(set())
+        read = [o for o, g in zip(outs, there, strict=True) if g is not None and bool((g != 0).any())]
+        missed = {i for o in read for i in unreached(ends, o)}
+        shared = [i for i in range(len(ends)) if i not in missed]
+        every, _ = gradient(set(range(len(given))))
+        size = _size([base[i] for i in shared])
+        if size > 0 and math.isfinite(size):
+            found["share"] = _size(_less([base[i] for i in shared], [every[i] for i in shared])) / size
+        if len(given) > 1:
+            alone = [_less(base, gradient({i})[0]) for i in range(len(given))]
+            both = [i for i in range(len(ends)) if all(_size([a[i]]) > 0 for a in alone)]
+            found["tasks"] = [_size([a[i] for i in both]) for a in alone]
+
+    at.run(work, scene.copies)
+    return found
+
+
+def _reads_weights(scene: Scene) -> bool:
+    """Whether the loss has a gradient that does not come through the outputs: a penalty on the weights."""
+    assert scene.loss is not None
+    seen: list[bool] = []
+    scene.at.run(
+        lambda: seen.append(scene.loss.value(scene.whole, scene.targets, scene.at.seed).requires_grad),  # type: ignore[union-attr]
+        scene.copies,
+    )
+    return seen[0]
+
+
+def _other(t: Tensor) -> Tensor | None:
+    """Targets that ask for something else everywhere: the next class, the other side of zero or of 0..1; or ``None``."""
+    if t.is_complex() or t.numel() < 2:
+        return None
+    if t.dtype is torch.bool:
+        return ~t
+    low, high = t.min(), t.max()
+    if not bool(high > low):
+        return None
+    if t.is_floating_point():
+        return 1 - t if bool(low >= 0) and bool(high <= 1) else -t
+    return torch.where(t >= 0, torch.where(t < high, t + 1, low.clamp_min(0)), t)
+
+
+def _less(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Gradients:
+    return [a if b is None else -b if a is None else a - b for a, b in zip(one, other, strict=True)]
+
+
+def _size(gradients: Sequence[Tensor | None]) -> float:
+    """The norm of all of them together."""
+    squares = [g.detach().float().square().sum() for g in gradients if g is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

@@ -1,0 +1,226 @@
+"""NS61x: what the steps of the user's own loop do, and what they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from normscope.findings._rules import Hit, View, listed, rule
+
+
+@rule(
+    "NS610",
+    "gradients clipped too early",
+    severity="warning",
+    meaning="Clipping before the backward pass clips nothing: the optimizer gets the raw gradients.",
+    cure="loss.backward(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); optimizer.step(), in this order.",
+    source="order of the calls in one real step",
+)
+def clip_early(view: View) -> Iterator[Hit]:
+    """In one real step of ``train_step``, on copies, the gradients are clipped before ``backward`` and not after it."""
+    s = view.section("loop")
+    if s and s["clip_early"]:
+        text = (
+            f"the step's order is {', '.join(s['events'])}: the clip comes before backward, so gradients are "
+            "never clipped"
+        )
+        yield Hit(None, "clip", 1, 0, text)
+
+
+@rule(
+    "NS611",
+    "gradients never cleared",
+    severity="warning",
+    meaning="Each step adds its gradient to those of all steps before.",
+    cure="Call optimizer.zero_grad() before loss.backward().",
+    source="two real steps on copies",
+)
+def never_cleared(view: View) -> Iterator[Hit]:
+    """Two steps of ``train_step`` in a row, both with an update, and the second one's gradient still holds the first's."""
+    s = view.section("loop")
+    if s and s["never_cleared"]:
+        text = (
+            f"two steps ran ({', '.join(s['events'])}), and nothing cleared the gradients between them: "
+            "zero_grad() is missing"
+        )
+        yield Hit(None, "cleared", 0, 1, text)
+
+
+@rule(
+    "NS612",
+    "a step that changes nothing",
+    severity="error",
+    meaning="The loop's own step leaves every parameter as it was.",
+    cure="optimizer.zero_grad(); loss.backward(); optimizer.step(), in this order, on the optimizer that holds "
+    "this model.",
+    source="two real steps on copies",
+)
+def idle_step(view: View) -> Iterator[Hit]:
+    """After two real steps of ``train_step`` on copies of model and optimizer no parameter has changed.
+
+    ``backward`` or ``step`` is never called, or the gradients are cleared between them. Or one of several optimizers steps
+    without any gradient.
+    """
+    s, w = view.section("loop"), view.section("wiring")
+    if s.get("starved") and s["handed"]:
+        text = (
+            f"the optimizer of {listed(s['starved'])} steps, but no gradient ever reaches it: what its loss is computed from is "
+            "detached, or cut off from the graph"
+        )
+        yield Hit(None, "starved", len(s["starved"]), 0, text, name=s["starved"][0])
+    if not s or s["moved"] or not w.get("moving") or w.get("optimizer", {}).get("held_moving") == 0:
+        return
+    why = "backward is never called" if not s["backward"] else (
+        "optimizer.step is never called" if not s["stepped"] else "the gradients are cleared between backward and step"
+        if s["cleared_late"] else "no gradient reaches a parameter, the loss that goes backward is cut off from the model (a new "
+        "tensor, detach, .item())" if not s["handed"] else "the update is zero"
+    )  # fmt: skip
+    severity = "info" if s["backward"] and not s["stepped"] else ""
+    yield Hit(None, "moved", 0, 1, f"two steps changed no parameter: {why} (order: {', '.join(s['events'])})", severity)
+
+
+@rule(
+    "NS613",
+    "identical units",
+    severity="error",
+    meaning="All units of these layers start equal, get equal gradients, and stay equal: a layer is as wide as "
+    "one unit.",
+    cure="Start from random weights: nn.init.kaiming_normal_(layer.weight).",
+    source="rows of the weights equal to the last bit",
+)
+def identical(view: View) -> Iterator[Hit]:
+    """Every row of a hidden layer's weight is the same, and every column of the next one's: constant initialization."""
+    names = view.section("wiring").get("equal_units", [])
+    if names:
+        text = f"all units of {listed(names)} have identical weights: constant (symmetric) initialization"
+        yield Hit(None, "equal", len(names), 0, text, name=names[0])
+
+
+@rule(
+    "NS614",
+    "gradients cut to nothing",
+    severity="warning",
+    meaning="The optimizer is handed a small part of the gradient of the loss: every step is as much too small (of SGD).",
+    cure="Clip where gradients explode, not all of them: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); look at "
+    "factors by which the loss is divided.",
+    source="chosen by us: a fiftieth of the gradient's norm",
+)
+def cut(view: View) -> Iterator[Hit]:
+    """In the user's own loop the optimizer gets a gradient of less than a fiftieth of the norm of the loss's own.
+
+    As a clipping norm far below the gradients does. Not for optimizers that rescale each entry (Adam).
+    """
+    own, u = view.section("trial").get("own", {}), view.section("update")
+    handed = [(a, b) for a, b in own.get("handed", []) if b > 0]
+    if not handed or "ada" in u.get("class", "ada").lower():
+        return
+    share = max(a / b for a, b in handed)
+    if 0 < share < 0.02:
+        a, b = handed[0]
+        text = (
+            f"the optimizer is handed gradients of norm {a:.2g}, that of the loss is {b:.2g}: clipping (max_norm) or a factor cuts "
+            f"each step to {share:.1%}, the steps are too small"
+        )
+        yield Hit(None, "handed", share, 0.02, text)
+
+
+@rule(
+    "NS615",
+    "a new optimizer at every step",
+    severity="warning",
+    meaning="What an optimizer gathers over steps (moments, momentum) is thrown away each time, and the given one never steps.",
+    cure="Build the optimizer once, before the loop, and step that one.",
+    source="the object that steps",
+)
+def anew(view: View) -> Iterator[Hit]:
+    """No optimizer that stepped in one run of the user's own loop body stepped in the next."""
+    if view.section("trial").get("own", {}).get("anew"):
+        text = (
+            "two runs of the loop's body took their steps with different optimizers: a new optimizer is created (recreated) every "
+            "step, its state is lost"
+        )
+        yield Hit(None, "optimizers", 2, 1, text)
+
+
+@rule(
+    "NS616",
+    "a teacher that learns",
+    severity="warning",
+    meaning="The loss changes the network that is to be followed too, so the two meet halfway, or collapse.",
+    cure="with torch.no_grad(): t = teacher(x), or teacher.requires_grad_(False), and leave it out of the optimizer.",
+    source="a gradient that is not zero in a module called teacher, target_net, ema, momentum_encoder or the like",
+)
+def taught(view: View) -> Iterator[Hit]:
+    """Parameters of a module that is called a teacher or target network get a gradient from the loss."""
+    names = view.section("wiring").get("teachers", [])
+    if names:
+        text = (
+            f"{listed(names)} gets a gradient from the loss, and is trained with the other network: it is not frozen, its outputs "
+            "are not detached (no_grad)"
+        )
+        yield Hit(None, "teachers", len(names), 0, text, name=names[0])
+
+
+@rule(
+    "NS617",
+    "steps that are taken back",
+    severity="error",
+    meaning="After the optimizer's step something else writes into the weights and undoes most of it.",
+    cure="Keep averages (EMA) in a copy of the model: ema = copy.deepcopy(model); load them for evaluation alone.",
+    source="chosen by us: more than half of a step is undone, against its direction",
+)
+def undone(view: View) -> Iterator[Hit]:
+    """Between the optimizer's step and the end of the user's own loop body the parameters move back, by more than half of it.
+
+    As an average that is written into the trained model, old weights that are loaded again, or a copy that is restored do.
+    """
+    s = view.section("loop")
+    if s.get("undone", 0.0) > 0.5:
+        text = (
+            f"{s['undone']:.0%} of the optimizer's step is undone before the loop's body ends: something overwrites the weights "
+            f"in place ({listed(s['undone_in'])}): an average (EMA) copied back, a state that is restored (load_state_dict)"
+        )
+        yield Hit(None, "undone", s["undone"], 0.5, text, name=s["undone_in"][0])
+
+
+@rule(
+    "NS618",
+    "a backward pass of another function",
+    severity="error",
+    meaning="Whoever trains through this module follows a gradient that is not the loss's.",
+    cure="In backward multiply grad_output by the derivative at the saved input, and try "
+    "torch.autograd.gradcheck(Function.apply, x.double()).",
+    source="chosen by us: 10 % off the central difference, in float64, by factors that differ from direction to direction",
+)
+def other_backward(view: View) -> Iterator[Hit]:
+    """A ``torch.autograd.Function`` of the user's: along random directions its gradient is not what differences give.
+
+    Silent where the function has steps (a straight-through gradient is meant), and for one constant factor (a gradient
+    reversal).
+    """
+    s = view.section("backward")
+    if s:
+        text = (
+            f"the custom backward of {s['module']} is wrong: along a direction the gradient says {s['gradient']:.3g}, the forward "
+            f"pass moves by {s['difference']:.3g} (grad_output left out?)"
+        )
+        yield Hit(None, "gradient", s["gradient"], s["difference"], text, name=s["module"])
+
+
+@rule(
+    "NS619",
+    "a derivative without a graph",
+    severity="error",
+    meaning="What is computed from this derivative is a constant to the backward pass: the penalty or equation trains nothing.",
+    cure="torch.autograd.grad(outputs, inputs, grad_outputs, create_graph=True).",
+    source="a result of autograd.grad(create_graph=False) in the inputs that the loss reads",
+)
+def no_graph(view: View) -> Iterator[Hit]:
+    """The loss (or the loop's body) differentiates by the inputs with ``torch.autograd.grad``, without ``create_graph=True``,
+    and computes with what it gets; no forward pass comes after, as in an adversarial attack.
+    """
+    if view.section("calls").get("derived") or view.section("loop").get("derived"):
+        text = (
+            "torch.autograd.grad in the inputs is called without create_graph=True, and the loss reads the result (a gradient "
+            "penalty, a differential equation): that term has no gradient in the weights"
+        )
+        yield Hit(None, "create_graph", 0.0, 1.0, text)

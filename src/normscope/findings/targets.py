@@ -1,0 +1,248 @@
+"""NS707 to NS715: what the targets ask for, and what pulls towards them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from normscope.findings._rules import Hit, View, inside, rule
+
+FLOOR, OUTSIDE = 0.1, 0.1
+START = 6.0
+#: The least share of the gradient for the targets; how unevenly two tasks may pull.
+DROWNED, UNEVEN = 0.05, 300.0
+
+
+@rule(
+    "NS707",
+    "targets out of the outputs' reach",
+    severity="warning",
+    meaning="The last activation bounds the outputs, and part of the targets lie beyond.",
+    cure="Leave the last activation out for regression, or scale the targets into its range.",
+    source="chosen by us: a tenth of the targets outside, and a tenth of the constant answer's loss left",
+)
+def reach(view: View) -> Iterator[Hit]:
+    """With the last weights scaled up 300-fold the outputs gather at ends, and the targets, cut off there, still cost.
+
+    The floor is the loss of the targets clamped into the outputs' range.
+    """
+    s = view.section("loss")
+    if s.get("task") != "regression" or "outside" not in s or s["outside"] < OUTSIDE:
+        return
+    if s["floor"] > FLOOR * s.get("constant", math.inf):
+        r = s["reach"]
+        ends = ", ".join(f"{r[k]:.3g}" if k in r else "infinity" for k in ("low", "high"))
+        text = (
+            f"the outputs lie in ({ends}) whatever the weights, bounded by the last layer {r['module']} "
+            f"({r['module_kind']}): "
+            f"{s['outside']:.0%} of the targets are out of range, the loss cannot fall below {s['floor']:.3g}"
+        )
+        yield Hit(None, "outside", s["outside"], OUTSIDE, text, name=r["module"])
+
+
+@rule(
+    "NS708",
+    "several labels a sample, one softmax",
+    severity="warning",
+    meaning="The outputs of a sample sum to one, but several of its labels are one.",
+    cure="Several labels a sample want nn.BCEWithLogitsLoss() on raw outputs, a sigmoid each.",
+    source="chosen by us: in 10 % of the rows",
+)
+def several_labels(view: View) -> Iterator[Hit]:
+    """The targets are zeros and ones with several ones in a row, and the outputs, or the loss, hold a softmax over the row."""
+    s = view.section("loss")
+    sums = s.get("sums_to_one", {}).get("over") == "classes"
+    if s.get("several_ones", 0) > 0.1 and (sums or s.get("softmax_in_loss")):
+        text = (
+            f"{s['several_ones']:.0%} of the samples have several labels (multi-label), and a softmax makes the "
+            "outputs of a sample sum to "
+            "one: use a sigmoid each"
+        )
+        yield Hit(None, "several_ones", s["several_ones"], 0.1, text, name=s.get("last", ""))
+
+
+@rule(
+    "NS709",
+    "classes regressed as numbers",
+    severity="warning",
+    meaning="The targets look like class indices, and the loss takes class 4 for the mean of classes 3 and 5.",
+    cure="One output a class: nn.Linear(width, classes) with nn.CrossEntropyLoss() and targets.long().",
+    source="chosen by us: 3 or more whole numbers from 0 without a gap, each 0.6 times as often as on average "
+    "or more, to two standard errors",
+)
+def classes_as_numbers(view: View) -> Iterator[Hit]:
+    """One output and a regression loss, and targets that are 0, 1, ..., c - 1, all about equally often.
+
+    Counts and ratings are seldom so even; if yours are, this is a false alarm. A note where the user's own trial trains.
+    """
+    c, loss = view.section("data").get("class_like", 0), view.section("loss")
+    if c and loss.get("task") == "regression" and math.prod(loss["outputs"][1:]) == 1:
+        text = (
+            f"the targets are the whole numbers 0 to {c - 1}, about equally often, like class indices, and "
+            "one output is regressed (mse) on them"
+        )
+        trains = view.section("trial").get("own", {}).get("trains")  # grades may be meant as numbers
+        yield Hit(None, "class_like", c, 3, text, "info" if trains else "")
+
+
+@rule(
+    "NS710",
+    "targets beyond a binary loss",
+    severity="error",
+    meaning="A binary cross-entropy takes targets from 0 to 1; beyond, it has no floor.",
+    cure="c classes want c outputs and nn.CrossEntropyLoss(); labels -1 and 1 want (targets + 1) / 2.",
+    source="range of the targets",
+)
+def not_binary(view: View) -> Iterator[Hit]:
+    """The loss is a binary cross-entropy, and targets lie outside 0..1: more classes than two, or labels of -1 and 1."""
+    s = view.section("loss")
+    if s.get("outside_binary"):
+        low, high = s["target_range"]
+        text = (
+            f"the targets range from {low:g} to {high:g} for a binary loss: more than two classes need as many outputs"
+        )
+        yield Hit(None, "target_range", high, 1.0, text)
+
+
+@rule(
+    "NS711",
+    "a class is ignored",
+    severity="warning",
+    meaning="Samples of one class get no gradient, or much less than those of classes that need it less.",
+    cure="Take an index that no class has: nn.CrossEntropyLoss(ignore_index=-100); class weights fall with the class's count.",
+    source="rows of exactly zero gradient; chosen by us: a pull twice as large though three times as common",
+)
+def ignored(view: View) -> Iterator[Hit]:
+    """Every sample of one class has a gradient of exactly zero in the outputs, and no sample of the others; padding apart.
+
+    Or the samples of the commonest class pull more than twice as hard as those of the rarest, where counts differ threefold.
+    """
+    k = view.section("loss").get("ignored_class")
+    if k:
+        text = (
+            f"{k['share']:.0%} of the targets are ignored: all samples of class {k['class']} get no gradient "
+            f"({'a hinge loss wants targets of -1 and 1, not 0 and 1' if k.get('binary') else 'ignore_index or weight 0'})"
+        )
+        yield Hit(None, "ignored", k["share"], 0.0, text)
+    w = view.section("loss").get("weighted")
+    if w and w["pull"] > 2:
+        text = (
+            f"a sample of class {w['common']} pulls {w['pull']:.2g} times as hard as one of class {w['rare']}, which is "
+            f"{w['counts']:.2g} times as rare: the class weights are inverted, the majority counts even more"
+        )
+        yield Hit(None, "weights", w["pull"], 2.0, text)
+
+
+@rule(
+    "NS712",
+    "the targets are the inputs",
+    severity="warning",
+    meaning="Each position is asked for a token that it sees: the loss falls to zero and nothing is learnt.",
+    cure="Shift by one: model(tokens[:, :-1]) against tokens[:, 1:]; in a model that sees ahead, give attention a causal mask.",
+    source="chosen by us: 99 % of the positions, in a model that does not look ahead; 90 % of the next ones in one that does",
+)
+def unshifted(view: View) -> Iterator[Hit]:
+    """At 99 % of the positions the token whose logit the loss wants raised is the input token there, in a causal model; or it
+    is the next token, and the model looks ahead.
+
+    A loss that shifts by itself wants another token, and is silent.
+    """
+    share = view.section("loss").get("copied_inputs", 0.0)
+    if share > 0.99:
+        text = f"at {share:.0%} of the positions the target equals the input token: not shifted by one"
+        yield Hit(None, "copied", share, 0.99, text)
+    ahead = view.section("loss").get("sees_ahead", 0.0)
+    if ahead > 1e-4:
+        who = view.section("calls").get("attention") or ""
+        text = (
+            f"the targets are the next tokens, and another last token changes the outputs before it (by {ahead:.1g} of the "
+            f"largest): the model sees the future, attention{inside(who)} has no causal mask; the answer leaks"
+        )
+        yield Hit(None, "sees_ahead", ahead, 1e-4, text, name=who)
+
+
+@rule(
+    "NS713",
+    "a start far above chance",
+    severity="warning",
+    meaning="The first loss is many times that of an answer that ignores the inputs: the outputs start far too large.",
+    cure="Start the last layer (and the embeddings it shares) small: nn.init.normal_(layer.weight, std=0.02), "
+    "or standardize the inputs.",
+    source="chosen by us: six times the loss of the class frequencies, and 3 nat above it",
+)
+def bad_start(view: View) -> Iterator[Hit]:
+    """The loss of a classifier at this point is more than six times that of the constant answer (the class frequencies).
+
+    Of a regression: the same, and the outputs are three times as large as the targets. Fresh layers of usual gain start
+    within 1.5 times; logits of size s cost about s.
+    """
+    s = view.section("loss")
+    wide = s.get("task") == "regression" and s.get("output_rms", 0.0) > 3 * s.get("target_rms", math.inf)
+    judged = (s.get("task") == "classes" or wide) and "constant" in s and not s.get("wrong_sign")
+    if judged and s["value"] > max(START * max(s["constant"], 0.1), s["constant"] + 3):
+        text = (
+            f"the loss is {s['value']:.3g} at the start, and {s['constant']:.3g} for an answer that ignores the "
+            f"inputs: {'outputs' if wide else 'logits'} of size "
+            f"{s.get('output_rms', math.nan):.2g}, too large an initial scale at "
+            f"{s.get('last_weight', 'the last layer')}"
+        )
+        yield Hit(None, "loss", s["value"], START * s["constant"], text, name=s.get("last_weight", ""))
+
+
+@rule(
+    "NS714",
+    "the targets hardly matter",
+    severity="warning",
+    meaning="Other parts of the loss (a penalty, a divergence, another task) drown the one that knows the right answers, so "
+    "training serves them.",
+    cure="Bring the parts to one size: sum or average both over the same axes, then weigh: loss = fit + 0.01 * penalty.",
+    source="chosen by us: all targets together decide less than a twentieth of the gradient; of two tasks one pulls 300 times "
+    "as hard",
+)
+def drowned(view: View) -> Iterator[Hit]:
+    """The gradient is taken again with every target another one (the next class, the other side of zero). In the parameters
+    that all outputs depend on it stays what it was to 5 %: what pulls there is not the targets.
+
+    Several targets: the same for each alone, in the parameters that all of them move.
+    """
+    s, loss = view.section("pull"), view.section("loss")
+    share = s.get("share", math.nan)
+    far = loss.get("output_rms", 0.0) > 20 * loss.get("target_rms", math.inf)  # outputs that dwarf any target: NS713
+    if 1e-6 < share < DROWNED and not far:  # a loss that reads no targets at all has others
+        text = (
+            f"other targets change the gradient by {share:.2g} of its size: a penalty or divergence (KL) term of the loss "
+            "outweighs the part that fits the targets; its weight is too large"
+        )
+        yield Hit(None, "share", share, DROWNED, text)
+    tasks = s.get("tasks", [])
+    if tasks and min(tasks) > 0 and max(tasks) > UNEVEN * min(tasks):
+        strong, weak = tasks.index(max(tasks)), tasks.index(min(tasks))
+        text = (
+            f"target {strong} pulls {max(tasks) / min(tasks):.2g} times as hard as target {weak} on what they share: the "
+            "losses of the tasks have different scales, and one drowns the other"
+        )
+        yield Hit(None, "tasks", max(tasks) / min(tasks), UNEVEN, text)
+
+
+@rule(
+    "NS715",
+    "wrong answers hardly pull",
+    severity="warning",
+    meaning="The loss asks more of samples that are answered rightly than of those that are wrong: the hard ones are not learnt.",
+    cure="Weigh by what is missing: (1 - p) ** gamma * cross_entropy, with p the probability of the right class.",
+    source="chosen by us: 1.2 times the pull on right answers, at logits of 2 and -2; a cross-entropy has a seventh",
+)
+def easy(view: View) -> Iterator[Hit]:
+    """The gradient that raises the right class is smaller where another class is ahead than where it is right already.
+
+    As a focal factor p ** gamma makes it. A softmax cross-entropy of two classes pulls 7 times as hard on wrong answers.
+    """
+    s = view.section("loss")
+    pulls = s.get("pulls", [])
+    logits = s.get("softmax_in_loss") or s.get("task") == "binary"
+    if len(pulls) == 2 and logits and not s.get("wrong_sign") and pulls[0] > max(1.2 * pulls[1], 1e-9):
+        text = (
+            f"a sample that is answered rightly (logits of 2) is pulled by {pulls[0]:.2g} towards its class, one that is wrong by "
+            f"{pulls[1]:.2g}: easy samples count most, the weighting (focal factor) is inverted"
+        )
+        yield Hit(None, "pull", pulls[0], 1.2 * pulls[1], text)
