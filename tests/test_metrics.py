@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from normscope import UsageError, diagnose, measure, metrics, probe
-from normscope.cli.explain import LISTS
+from normscope.cli import _index
 from normscope.core.records import SIGNALS
 from normscope.geometry.metric import METRICS, Needs, evaluate
 from normscope.geometry.statistic import Statistic
@@ -610,7 +610,7 @@ def test_a_metric_of_ones_own_is_probed_in_every_layer(own):
 
 
 def test_a_metric_of_ones_own_is_listed(own):
-    assert "Largest norm of a sample." in LISTS["metrics"]()["largest_norm"]
+    assert '"largest_norm": "Largest norm of a sample. [x; a test]"' in _index.text()
 
 
 def test_a_metric_of_ones_own_that_has_a_reading_is_drawn(own, tmp_path):
