@@ -1,12 +1,13 @@
-"""What a probe costs: seconds and peak memory against a plain forward, and a plain forward + backward.
+"""What a probe costs: CPU seconds and peak memory against a plain forward, and a plain forward + backward.
 
-    python benchmarks/overhead.py            # the MLP and the ResNet, in turn, medians of ratios
-    python benchmarks/overhead.py --peers    # also delve and torchlens, where they are installed
-    python benchmarks/overhead.py --theory   # the theory line of a diagnosis, n = 128 to 1024
+    python benchmarks/overhead.py               # all cases, medians of ratios
+    python benchmarks/overhead.py --peers       # also delve and torchlens, where they are installed
+    python benchmarks/overhead.py --theory      # the theory line of a diagnosis, n = 128 to 1024
+    python benchmarks/overhead.py --only GPT    # the cases whose names hold this
 
 Every arm runs in the same process in turn (A B C A B C ...), so that a change of the machine's speed hits all alike;
-peak memory is that of a fresh process per arm. "passes" is what the probe adds to the two passes; "all" includes every
-metric of every layer (eigenvalues, cosines), which is computed after the passes.
+peak memory is that of a fresh process per arm. "no eigenvalues": the metrics that need none; "by hand": a hook on every
+layer that copies the output and takes the eigenvalues of its Gram matrix, nothing else, nothing put back.
 """
 
 from __future__ import annotations
@@ -28,39 +29,55 @@ from torch.nn.functional import cross_entropy
 
 from normscope import Spec, build, diagnose, probe
 from normscope.call.taps import find_taps
-from normscope.probing.passes import collect
+from normscope.geometry.metrics import METRICS
+
+Case = tuple[torch.nn.Module, Any, torch.Tensor]
 
 
-def mlp() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+def mlp(depth: int, width: int, n: int, norm: str = "none") -> Case:
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(128, 256, generator=generator)
-    return build(Spec(depth=32, width=256, outputs=10), 256), x, torch.randint(10, (128,), generator=generator)
+    x = torch.rand(n, width, generator=generator)
+    model = build(Spec(depth=depth, width=width, norm=norm, outputs=10), width)
+    return model, x, torch.randint(10, (n,), generator=generator)
 
 
-def mlp_bn() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    _, x, y = mlp()
-    return build(Spec(depth=32, width=256, norm="batch", outputs=10), 256), x, y
-
-
-def resnet() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
-    """ResNet-50 (bottlenecks 3-4-6-3, 1000 classes) on 64 images of 3 x 64 x 64."""
+def resnet(small: bool) -> Case:
+    """ResNet-50 (bottlenecks 3-4-6-3), or 18 (basic blocks 2-2-2-2), on 64 images of 3 x 64 x 64."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 3, 64, 64, generator=generator)
-    model = ResNetForImageClassification(ResNetConfig(num_labels=1000)).train()
+    basic = {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]} if small else {}
+    model = ResNetForImageClassification(ResNetConfig(num_labels=1000, **basic)).train()
     return model, x, torch.randint(1000, (64,), generator=generator)
 
 
-NETS = {"mlp 32 x 256, n = 128": mlp, "mlp + batch norm": mlp_bn, "ResNet-50, n = 64, 64 x 64": resnet}
+def gpt2() -> Case:
+    """GPT-2 (12 blocks of width 768) on 4 texts of 128 tokens; targets are the next tokens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokens = torch.randint(50257, (4, 129), generator=torch.Generator().manual_seed(0))
+    return GPT2LMHeadModel(GPT2Config(use_cache=False)).train(), tokens[:, :-1], tokens[:, 1:]
 
 
-def arms(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, peers: bool) -> dict[str, Callable[[], Any]]:
+NETS: dict[str, Callable[[], Case]] = {
+    "MLP 32 x 128, n = 128": lambda: mlp(32, 128, 128),
+    "MLP 32 x 256, n = 128": lambda: mlp(32, 256, 128),
+    "MLP 32 x 256 + batch norm, n = 128": lambda: mlp(32, 256, 128, "batch"),
+    "MLP 16 x 256, n = 1024": lambda: mlp(16, 256, 1024),
+    "ResNet-18, n = 64, 64 x 64": lambda: resnet(small=True),
+    "ResNet-50, n = 64, 64 x 64": lambda: resnet(small=False),
+    "GPT-2, n = 4 x 128": gpt2,
+}
+
+
+def arms(model: torch.nn.Module, x: Any, y: torch.Tensor, peers: bool) -> dict[str, Callable[[], Any]]:
     parameters = list(model.parameters())
 
     def logits() -> torch.Tensor:
         out = model(x)
-        return out if isinstance(out, torch.Tensor) else out.logits
+        out = out if isinstance(out, torch.Tensor) else out.logits
+        return out.movedim(-1, 1)
 
     def forward() -> None:
         with torch.no_grad():
@@ -69,14 +86,23 @@ def arms(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, peers: bool) 
     def both() -> None:
         torch.autograd.grad(cross_entropy(logits(), y), parameters)
 
-    def passes(backward: bool) -> Callable[[], Any]:
-        return lambda: collect(model, x, y, None, find_taps(model), "train", backward=backward)
+    def by_hand() -> None:
+        def look(_module: Any, _args: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                rows = output.detach().flatten(1).double()
+                torch.linalg.eigvalsh(rows @ rows.T)
 
+        hooks = [tap.module.register_forward_hook(look) for tap in find_taps(model)]
+        both()
+        for hook in hooks:
+            hook.remove()
+
+    cheap = [m.name for m in METRICS.values() if m.needs != "eigenvalues"]
     out: dict[str, Callable[[], Any]] = {
         "forward": forward,
         "forward + backward": both,
-        "probe, passes, forward": passes(False),
-        "probe, passes, both": passes(True),
+        "by hand": by_hand,
+        "probe, no eigenvalues": lambda: probe(model, x, y, mode="train", metrics=cheap),
         "probe, all, forward": lambda: probe(model, x, mode="train"),
         "probe, all, both": lambda: probe(model, x, y, mode="train"),
     }
@@ -120,7 +146,7 @@ def measure(name: str, repeats: int, peers: bool) -> None:
     times: dict[str, list[float]] = {arm: [] for arm in runs}
     for repeat in range(repeats + 1):
         for arm, run in list(runs.items()):
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 run()
             except Exception as error:
@@ -128,9 +154,9 @@ def measure(name: str, repeats: int, peers: bool) -> None:
                 del runs[arm]
                 continue
             if repeat:
-                times[arm].append(time.perf_counter() - start)
+                times[arm].append(time.process_time() - start)
     print(f"\n{name}: median of {repeats}, 1 thread")
-    print(f"{'':32}{'seconds':>9}{'/ forward':>11}{'/ both':>9}{'peak MB':>9}")
+    print(f"{'':32}{'CPU s':>9}{'/ forward':>11}{'/ both':>9}{'peak MB':>9}")
     for arm, seconds in times.items():
         if not seconds:
             continue
@@ -183,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--only", default="")
     parser.add_argument("--theory", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
@@ -198,7 +225,8 @@ def main() -> None:
             theory(samples)
         return
     for name in NETS:
-        measure(name, args.repeats if "mlp" in name else max(3, args.repeats // 2), args.peers)
+        if args.only in name:
+            measure(name, args.repeats if "MLP" in name else max(3, args.repeats // 2), args.peers)
 
 
 if __name__ == "__main__":

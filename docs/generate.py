@@ -17,6 +17,8 @@ from normscope.geometry.metrics import METRICS
 from normscope.report.claims import band, duration, measured, number, said
 
 HERE = Path(__file__).parent
+#: Samples and features of the page's values without structure.
+NULL = (64, 256)
 QUICK = HERE.parent / "results" / "verify.jsonl"
 FULL = HERE.parent / "results" / "verify_full.jsonl"
 
@@ -55,14 +57,18 @@ def metrics_page() -> str:
     lines = [
         "# Metrics\n",
         "Every metric of `normscope.measure(x)` and of a probe. Definitions with formulas are in the docstrings of",
-        "`normscope.geometry.metrics`; `invariant` says what leaves the number unchanged.\n",
-        "| metric | unit | range | of | invariant under | source | meaning |\n|---|---|---|---|---|---|---|",
+        "`normscope.geometry.metrics`; `invariant` says what leaves the number unchanged, `needs` what is computed,",
+        f"`i.i.d.` what {NULL[0]} samples of {NULL[1]} standard normal features give (`METRICS[name].null(n, d)`).\n",
+        "| metric | unit | range | i.i.d. | of | needs | invariant under | source | meaning |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for m in METRICS.values():
         meaning = (inspect.getdoc(m.function) or "").splitlines()[0].replace("|", "\\|")
         span = f"{m.low:g} to {m.high:g}".replace("inf", "∞")
+        null = m.null(*NULL)
         lines.append(
-            f"| `{m.name}` | {m.unit} | {span} | {m.signal} | {', '.join(m.invariant)} | {m.source} | {meaning} |"
+            f"| `{m.name}` | {m.unit} | {span} | {'' if null != null else number(null)} | {m.signal} | {m.needs} | "
+            f"{', '.join(m.invariant)} | {m.source} | {meaning} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from normscope import UsageError, measure, metrics
+from normscope import UsageError, diagnose, measure, metrics, probe
+from normscope.cli import _index
 from normscope.core.records import SIGNALS
-from normscope.geometry.metrics import METRICS
+from normscope.geometry.metric import METRICS, Needs, evaluate
 from normscope.geometry.statistic import Statistic
 
 # The oracle: samples as rows of a float64 numpy array, loops where a loop says it best.
@@ -466,6 +468,13 @@ def test_a_metric_explains_itself_in_a_first_line_that_ends(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=list(METRICS))
+def test_a_metric_says_how_it_is_called_and_what_it_needs(metric):
+    assert metric.title[0].isupper()
+    assert metric.short
+    assert metric.needs in get_args(Needs)
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=list(METRICS))
 def test_the_range_of_a_metric_is_not_empty(metric):
     assert metric.low < metric.high
 
@@ -526,6 +535,88 @@ def test_a_declared_invariance_holds(metric, change, batch):
 def test_an_invariance_that_is_not_declared_fails_somewhere(metric, change):
     pairs = [(value(metric, x), value(metric, CHANGES[change](x))) for x in BATCHES.values()]
     assert any(abs(a - b) > 1e-3 * abs(a) for a, b in pairs)
+
+
+# Layers at once
+
+#: Of one kind: some degenerate, so that each takes its own way to its singular values.
+ALIKE = {
+    "square": [normal(9, 9), normal(9, 9, seed=1).relu(), relu_with_dead_units()[:, :9], near_collinear(9, 9)],
+    "tall": [normal(12, 5), normal(12, 5).relu(), torch.ones(12, 5), torch.zeros(12, 5), normal(12, 1) @ normal(1, 5)],
+    "products": [normal(6, 90), normal(6, 90) + 30, normal(6, 90).relu()],
+    "float32": [normal(8, 20).float(), near_collinear(8, 20).float()],
+    "not finite": [normal(7, 7), normal(7, 7) / 0, normal(7, 7).index_fill(0, torch.tensor([3]), math.nan)],
+    "two samples": [normal(2, 3), normal(2, 3, seed=1)],
+    "one sample": [normal(1, 3), normal(1, 3, seed=1)],
+}
+
+
+@pytest.mark.parametrize("batch", ALIKE)
+@pytest.mark.parametrize("metric", METRICS.values(), ids=list(METRICS))
+def test_a_metric_of_several_layers_is_that_of_each(metric, batch):
+    members = [Statistic.of(x, units=-1, bounds=(-1.0, 1.0)) for x in ALIKE[batch]]
+    together = [found[metric.name] for found in evaluate(members, [metric])]
+    alone = [metric(Statistic.of(x, units=-1, bounds=(-1.0, 1.0))) for x in ALIKE[batch]]
+    assert_close(together, alone, rtol=1e-9, atol=1e-13)
+
+
+# Values without structure
+
+
+@pytest.mark.parametrize(("n", "d"), [(8, 30), (8, 8), (12, 5), (6, 4000)])
+def test_the_participation_rank_without_structure(n, d):
+    # E |G|^2 / (tr G)^2 = (n + d + 1) / (n d + 2) for Gaussian entries; the mean of the inverse is above, by its variance
+    found = metrics.participation_rank.null(n, d, draws=4000)
+    assert_close(found, (n * d + 2) / (n + d + 1), rtol=0.03)
+
+
+def test_the_scale_without_structure_is_one():
+    assert_close(metrics.rms.null(20, 300, draws=400), 1, rtol=0.01)
+
+
+def test_values_without_structure_are_those_of_such_batches():
+    # 200 draws each: 5 standard errors of the difference are 0.02
+    drawn = [measure(normal(6, 40, seed=k), ["entropy_rank"])["entropy_rank"] for k in range(200)]
+    assert_close(metrics.entropy_rank.null(6, 40, draws=200), np.mean(drawn), atol=0.02, rtol=0)
+
+
+# A metric of a user's own
+
+
+@pytest.fixture(params=["alone", "gram"])
+def own(request):
+    """Registered in one place; taken out of the registry at the end."""
+    needs = {} if request.param == "alone" else {"needs": "gram"}
+
+    @metrics.register(unit="x", source="a test", reading="Flat is healthy.", **needs)
+    def largest_norm(s):
+        """Largest norm of a sample."""
+        return s.gram.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt() if needs else s.gram.diag().max().sqrt()
+
+    yield largest_norm
+    del METRICS._things["largest_norm"]
+
+
+def test_a_metric_of_ones_own_is_measured(own):
+    assert measure([[3.0, 4.0], [0.0, 0.0]])["largest_norm"] == 5
+
+
+def test_a_metric_of_ones_own_is_probed_in_every_layer(own):
+    x = normal(9, 5).float()
+    model = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.ReLU(), torch.nn.Linear(5, 5))
+    found = [r.value for r in probe(model, x).records if r.metric == "largest_norm"]
+    expected = [a.double().norm(dim=1).max().item() for a in (x, *(model[:k](x).detach() for k in (1, 2, 3)))]
+    assert_close(found, expected, rtol=1e-12)
+
+
+def test_a_metric_of_ones_own_is_listed(own):
+    assert '"largest_norm": "Largest norm of a sample. [x; a test]"' in _index.text()
+
+
+def test_a_metric_of_ones_own_that_has_a_reading_is_drawn(own, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Linear(5, 3))
+    diagnose(model, normal(9, 5).float(), torch.arange(9) % 3, trial=False).to_html(tmp_path / "page.html")
+    assert "Flat is healthy." in (tmp_path / "page.html").read_text()
 
 
 # Calls on a Gram matrix

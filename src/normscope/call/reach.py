@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import random
 import types
 import weakref
@@ -26,6 +27,10 @@ GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.Ran
 MOST_BYTES = 2**28
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.BuiltinFunctionType,
            weakref.ref, torch.dtype, torch.device, torch.Size)  # fmt: skip
+
+#: Of these by their own type, which is quicker to ask; and containers whose methods are nobody's but Python's.
+_OFTEN = frozenset({str, int, float, bool, type(None)})
+_PLAIN = frozenset({dict, OrderedDict, list, set, deque})
 
 
 class Slots:
@@ -87,7 +92,7 @@ class Place:
     def write(self, items: Any) -> None:
         """Make it hold ``items``, unless it does: by identity, and for dictionaries in this order."""
         owner = self.owner
-        if _same(self.read(), items):
+        if _same(owner if type(owner) in _PLAIN else self.read(), items):
             return
         if isinstance(owner, dict):
             base = _base(owner)  # a subclass may refuse
@@ -126,11 +131,12 @@ def _contents(owner: Any) -> Any:
 
 
 def _same(now: Any, then: Any) -> bool:
-    if isinstance(then, dict):
-        return len(now) == len(then) and all(a is b and now[a] is then[b] for a, b in zip(now, then, strict=True))
+    """The same objects in the same order, keys and values."""
     if isinstance(then, set):
         return now == then
-    return len(now) == len(then) and all(a is b for a, b in zip(now, then, strict=True))
+    if len(now) != len(then) or not all(map(operator.is_, now, then)):
+        return False
+    return not isinstance(then, dict) or all(map(operator.is_, now.values(), then.values()))
 
 
 @dataclass
@@ -162,7 +168,7 @@ class Reach:
         most = MOST + len(first)
         while first or (stack and len(seen) < most):
             item = first.popleft() if first else stack.pop()
-            if isinstance(item, _LEAVES) or id(item) in seen:
+            if type(item) in _OFTEN or id(item) in seen or isinstance(item, _LEAVES):
                 continue
             seen.add(id(item))
             keep.append(item)
@@ -260,5 +266,6 @@ def _numpy_state(generator: Any) -> Any:
     return generator.get_state()
 
 
+@functools.cache
 def _foreign(module: str | None) -> bool:
     return (module or "builtins").partition(".")[0] in _FOREIGN

@@ -123,8 +123,11 @@ class _Entry:
         tuples: dict[int, tuple[Any, ...]] = {}
         for value in self.reach.tuples.values():
             _rebuilt(value, copies, tuples)
+        others = copies.keys() | tuples.keys()
         for place in self.reach.places:
-            _substitute(place, copies, tuples)
+            items = place.items
+            if not others.isdisjoint(map(id, items.values() if isinstance(items, dict) else items)):
+                _substitute(place, copies, tuples)
         if owner.mode is not None:
             for (
                 module

@@ -2,74 +2,27 @@
 
 Every metric is registered in `METRICS` and can be called on an (n, n) Gram matrix $G = X X^T$ of n samples, as in
 ``metrics.orthogonality_gap(x @ x.T)``. `measure` takes the representation itself and is more accurate: it never
-squares what it can leave unsquared.
+squares what it can leave unsquared. Each is written once, for a `Statistic` with any leading axes (...): m layers of one
+shape are measured at once.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from normscope.core.errors import UsageError, shown
-from normscope.core.registry import Registry
 from normscope.core.tensors import check_plain
+from normscope.geometry.metric import METRICS, evaluate, register
+from normscope.geometry.metric import Metric as Metric
+from normscope.geometry.odd import contrast_shares, first_largest, odd_points
 from normscope.geometry.statistic import Statistic
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A registered metric: the function, and what a reader must know about the number.
-
-    ``unit``; ``low`` and ``high``: the range of the value (inclusive); ``source``: where it is defined;
-    ``invariant``: what leaves it unchanged, of ``scale`` (X -> c X), ``rotation`` (X -> X Q), ``permutation`` (of
-    the samples); ``signal``: what it is measured on, ``activation`` or ``gradient``.
-    """
-
-    function: Callable[..., Tensor | float]
-    name: str
-    unit: str
-    low: float
-    high: float
-    source: str
-    invariant: tuple[str, ...]
-    signal: str
-
-    @property
-    def __doc__(self) -> str | None:  # type: ignore[override]
-        return self.function.__doc__
-
-    def __call__(self, gram: Float[Tensor, "n n"] | Statistic, **options: float) -> float:
-        """The value for a Gram matrix (n, n) or a `Statistic`; ``options`` go to the metric (``tau`` of `soft_rank`)."""
-        return float(self.function(gram if isinstance(gram, Statistic) else Statistic.of_gram(gram), **options))
-
-
-METRICS: Registry[Metric] = Registry("metric")
-
-
-def register(
-    *,
-    unit: str,
-    source: str,
-    low: float = 0.0,
-    high: float = math.inf,
-    invariant: str = "scale rotation permutation",
-    signal: str = "activation",
-) -> Callable[[Callable[..., Tensor | float]], Metric]:
-    """Decorator: enrol a function of a `Statistic` as a metric under its own name."""
-
-    def enrol(function: Callable[..., Tensor | float]) -> Metric:
-        name = function.__name__
-        return METRICS.add(name, Metric(function, name, unit, low, high, source, tuple(invariant.split()), signal))
-
-    return enrol
 
 
 def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = None) -> dict[str, float]:
@@ -87,7 +40,7 @@ def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = Non
     names = [m.name for m in METRICS.values() if m.signal == "activation"] if metrics is None else metric_names(metrics)
     chosen = [METRICS[name] for name in names]
     statistic = Statistic.of(x, exact=True, units=unit_axis(x))
-    return {m.name: m(statistic) for m in chosen}
+    return evaluate([statistic], chosen)[0]
 
 
 def _read(x: Any) -> Tensor:
@@ -126,7 +79,10 @@ def unit_axis(x: Tensor) -> int:
 # Orthogonality and rank
 
 
-@register(unit="1", high=1.0, source="daneshmand2021, eq. 2")
+@register(
+    short="gap", unit="1", needs="gram", high=1.0, source="daneshmand2021, eq. 2",
+    reading="0 when the samples are orthogonal, near 1 when they are aligned. Dotted: the least that its rank allows.",
+)  # fmt: skip
 def orthogonality_gap(s: Statistic) -> Tensor:
     r"""Distance of the batch from orthogonality; 0 iff all samples are orthogonal and equally long.
 
@@ -134,60 +90,71 @@ def orthogonality_gap(s: Statistic) -> Tensor:
     At most $\sqrt{1 - 1/n}$ (rank one). A batch of rank r < n cannot come below `orthogonality_gap_floor`.
     Healthy V does not exclude a lost dimension: read `sigma_min` too.
     """
-    gram = s.gram / s.gram.trace()
-    return (gram - torch.eye(s.samples, dtype=gram.dtype, device=gram.device) / s.samples).norm()
+    # (G/tr G - I/n)^2 off the diagonal and on it: a difference of two sums would lose the digits of a small gap
+    return (s.off_diagonal + (s.shares - 1 / s.samples).square().sum(-1)).sqrt()
 
 
-@register(unit="1", high=1.0, source="derived from daneshmand2021, eq. 2")
-def orthogonality_gap_floor(s: Statistic) -> float:
+@register(
+    title="Floor of the orthogonality gap", short="gap floor", unit="1", needs="eigenvalues", high=1.0,
+    source="derived from daneshmand2021, eq. 2",
+)  # fmt: skip
+def orthogonality_gap_floor(s: Statistic) -> Tensor:
     r"""The least orthogonality gap that a batch of this numerical rank r can have.
 
     $\sqrt{1/r - 1/n}$.
     """
     r = _rank_above(s, torch.finfo(torch.float64).eps)
-    return math.sqrt(max(0.0, 1 / r - 1 / s.samples)) if r > 0 else math.nan
+    return torch.where(r > 0, (1 / r - 1 / s.samples).clamp_min(0).sqrt(), torch.nan)
 
 
-@register(unit="x", source="daneshmand2021, section 3", invariant="rotation permutation")
+@register(
+    title="Smallest singular value", unit="x", log=True, needs="eigenvalues", invariant="rotation permutation",
+    source="daneshmand2021, section 3",
+)  # fmt: skip
 def sigma_min(s: Statistic) -> Tensor:
     """Smallest of the n singular values of X, in the unit of x (0 when n > d): a dimension is lost when it vanishes."""
-    return s.singular_values[-1]
+    return s.singular_values[..., -1]
 
 
-@register(unit="dimensions", low=1.0, source="daneshmand2020, Lemma 1")
+@register(
+    short="rank", unit="dimensions", log=True, needs="gram", low=1.0, source="daneshmand2020, Lemma 1",
+    reading="How many directions the batch fills. Near 1, all samples look alike; the batch size is the most there can be.",
+)  # fmt: skip
 def participation_rank(s: Statistic) -> Tensor:
     r"""Effective number of directions, between 1 (all samples on one line) and the rank.
 
     $r = \mathrm{tr}(G)^2 / \|G\|_F^2 = (\sum\lambda)^2/\sum\lambda^2$.
     """
-    return s.gram.trace().square() / s.gram.square().sum()
+    return 1 / (s.off_diagonal + s.shares.square().sum(-1))
 
 
-@register(unit="dimensions", source="daneshmand2020, section 2 (tau = 0.5)")
+@register(unit="dimensions", log=True, needs="eigenvalues", source="daneshmand2020, section 2 (tau = 0.5)")
 def soft_rank(s: Statistic, tau: float = 0.5) -> Tensor:
     r"""Number of eigenvalues of the second moment that reach ``tau`` when their mean is 1.
 
     The mean runs over the min(n, d) eigenvalues that can be non-zero (the papers have d of them, n >= d).
     """
     size = min(s.samples, s.features)
-    values = s.eigenvalues[:size]
-    if not s.finite:
-        return torch.tensor(math.nan)
-    return (values >= tau * values.mean()).sum() if values.sum() > 0 else torch.tensor(0)
+    values = s.eigenvalues[..., :size]
+    mean = values.mean(-1, keepdim=True)
+    return torch.where(s.finite, ((values >= tau * mean) & (mean > 0)).sum(-1).double(), torch.nan)
 
 
-@register(unit="dimensions", low=1.0, source="garrido2023 (RankMe)")
+@register(unit="dimensions", log=True, needs="eigenvalues", low=1.0, source="garrido2023 (RankMe)")
 def entropy_rank(s: Statistic) -> Tensor:
     r"""Exponential of the entropy of the normalized singular values (RankMe).
 
     $\exp(-\sum_i p_i \log p_i)$ with $p_i = \sigma_i / \sum_j \sigma_j$ (singular values, not eigenvalues).
     """
-    p = s.singular_values / s.singular_values.sum()
-    return torch.special.entr(p).sum().exp()
+    p = s.singular_values / s.singular_values.sum(-1, keepdim=True)
+    return torch.special.entr(p).sum(-1).exp()
 
 
-@register(unit="dimensions", source="numpy.linalg.matrix_rank")
-def numerical_rank(s: Statistic) -> float:
+@register(
+    short="num. rank", unit="dimensions", needs="eigenvalues", source="numpy.linalg.matrix_rank",
+    reading="Directions that survive rounding in float64. Dotted: as seen in float32.",
+)  # fmt: skip
+def numerical_rank(s: Statistic) -> Tensor:
     r"""Number of singular values that float64 can tell from zero.
 
     Those above $\sigma_1 \max(n, d)\, \epsilon$, $\epsilon = 2.2 \cdot 10^{-16}$.
@@ -197,8 +164,11 @@ def numerical_rank(s: Statistic) -> float:
     return _rank_above(s, torch.finfo(torch.float64).eps)
 
 
-@register(unit="dimensions", source="daneshmand2020, Fig. 1")
-def numerical_rank_float32(s: Statistic) -> float:
+@register(
+    title="Numerical rank in float32", short="num. rank f32", unit="dimensions", needs="eigenvalues",
+    source="daneshmand2020, Fig. 1",
+)  # fmt: skip
+def numerical_rank_float32(s: Statistic) -> Tensor:
     r"""Number of singular values that float32 can tell from zero.
 
     Those above $\sigma_1 \max(n, d)\, \epsilon$, $\epsilon = 1.2 \cdot 10^{-7}$.
@@ -206,14 +176,13 @@ def numerical_rank_float32(s: Statistic) -> float:
     return _rank_above(s, torch.finfo(torch.float32).eps)
 
 
-def _rank_above(s: Statistic, roundoff: float) -> float:
+def _rank_above(s: Statistic, roundoff: float) -> Tensor:
     sigma = s.singular_values
-    if not s.finite:
-        return math.nan
-    return float((sigma > sigma[0] * max(s.samples, s.features) * roundoff).sum())
+    count = (sigma > sigma[..., :1] * max(s.samples, s.features) * roundoff).sum(-1)
+    return torch.where(s.finite, count.double(), torch.nan)
 
 
-@register(unit="nat", source="joudaki2023 (isometry of activations)")
+@register(unit="nat", needs="eigenvalues", source="joudaki2023 (isometry of activations)")
 def isometry_gap(s: Statistic) -> Tensor:
     r"""Distance of the Gram's spectrum from flat; 0 iff all eigenvalues are equal.
 
@@ -221,70 +190,85 @@ def isometry_gap(s: Statistic) -> Tensor:
     Infinite when a dimension is missing: more samples than features, or after recentring.
     """
     values = s.eigenvalues
-    return values.mean().log() - values.log().mean()
+    return values.mean(-1).log() - values.log().mean(-1)
 
 
 # Angles, norms, means
 
 
-@register(unit="1", low=-1.0, high=1.0, source="pairwise cosine")
+@register(short="cos", unit="1", needs="gram", low=-1.0, high=1.0, source="pairwise cosine")
 def mean_cosine(s: Statistic) -> Tensor:
     """Mean cosine over all pairs of samples."""
-    return s.cosines.mean()
+    return s.cosines.mean
 
 
-@register(unit="1", high=1.0, source="daneshmand2021, Fig. 1")
+@register(
+    title="Mean |cosine|", short="|cos|", unit="1", needs="gram", high=1.0, source="daneshmand2021, Fig. 1",
+    reading="Alignment of two samples, averaged over pairs. 1 when all point the same way or the opposite way.",
+)  # fmt: skip
 def mean_abs_cosine(s: Statistic) -> Tensor:
     """Mean |cosine| over all pairs of samples: 1 when the whole batch lies on one line."""
-    return s.cosines.abs().mean()
+    return s.cosines.mean_abs
 
 
-@register(unit="1", high=1.0, source="pairwise cosine")
+@register(title="Largest |cosine|", short="max |cos|", unit="1", needs="gram", high=1.0, source="pairwise cosine")
 def max_abs_cosine(s: Statistic) -> Tensor:
     """Largest |cosine| over all pairs of samples; near 1: two samples the network no longer tells apart."""
-    return s.cosines.abs().max() if len(s.cosines) else torch.tensor(math.nan)
+    return s.cosines.max_abs
 
 
-@register(unit="x", source="length of a sample", invariant="rotation permutation")
+@register(
+    title="Activation scale", short="scale", unit="x", log=True, needs="norms", invariant="rotation permutation",
+    source="length of a sample",
+    reading="Mean norm of a sample. Growth or decay by a factor each layer is a straight line here.",
+)  # fmt: skip
 def mean_norm(s: Statistic) -> Tensor:
     r"""Mean over samples of their norm."""
-    return s.squared_norms.clamp_min(0).sqrt().mean()
+    return s.norms.mean(-1)
 
 
-@register(unit="x", source="scale of an entry", invariant="rotation permutation")
+@register(
+    title="Root mean square", unit="x", log=True, needs="norms", invariant="rotation permutation",
+    source="scale of an entry",
+)  # fmt: skip
 def rms(s: Statistic) -> Tensor:
     r"""Root mean square entry (d is taken as n for a bare Gram matrix).
 
     $\sqrt{\mathrm{tr}\,G / (n d)}$.
     """
-    return (s.gram.trace() / (s.samples * s.features)).sqrt()
+    return (s.trace / (s.samples * s.features)).sqrt()
 
 
-@register(unit="1", source="coefficient of variation")
+@register(title="Spread of the norms", short="spread", unit="1", needs="norms", source="coefficient of variation")
 def norm_spread(s: Statistic) -> Tensor:
     r"""Standard deviation (1/n) of the norms of the samples over their mean."""
-    norms = s.squared_norms.clamp_min(0).sqrt()
-    return norms.std(correction=0) / norms.mean()
+    return s.norms.std(-1, correction=0) / s.norms.mean(-1)
 
 
-@register(unit="1", high=1.0, source="share of energy in the batch mean")
+@register(short="shift", unit="1", needs="norms", high=1.0, source="share of energy in the batch mean")
 def mean_shift(s: Statistic) -> Tensor:
     r"""Share of the batch's energy in its mean; 1: all samples are equal.
 
     $\|\bar x\|^2 / \frac1n \sum_i \|x_i\|^2$.
     """
-    total = s.gram.trace()
-    return ((total - s.centred.trace()) / total).clamp(0, 1)
+    return ((s.trace - s.spreads.sum(-1)) / s.trace).clamp(0, 1)
 
 
-@register(unit="1", high=1.0, source="share of units that are zero", invariant="scale permutation")
-def dead_units(s: Statistic) -> float:
+@register(
+    short="dead", unit="1", needs="entries", high=1.0, invariant="scale permutation",
+    source="share of units that are zero",
+    reading="Units that are silent on the whole batch. Dotted: share of entries at the flat ends of a bounded activation.",
+)  # fmt: skip
+def dead_units(s: Statistic) -> Tensor:
     """Share of units that are exactly 0 for every sample and position (NaN for a bare Gram matrix)."""
     return s.dead
 
 
-@register(unit="1", high=1.0, source="share of entries near the ends of a bounded activation", invariant="permutation")
-def saturated_units(s: Statistic) -> float:
+@register(
+    short="saturated", unit="1", needs="entries", high=1.0, invariant="permutation",
+    source="share of entries near the ends of a bounded activation",
+)  # fmt: skip
+def saturated_units(s: Statistic) -> Tensor:
     """Share of entries within 2.5 % of the activation's range from its ends (NaN unless the activation is bounded)."""
     return s.saturated
 
@@ -292,119 +276,72 @@ def saturated_units(s: Statistic) -> float:
 # Cluster + odd point (nachum2024): the measurements; `configuration` names the shape
 
 
-@register(unit="1", high=1.0, source="nachum2024 (our detector)")
+@register(
+    title="Odd point", short="odd point", unit="1", needs="norms", high=1.0, source="nachum2024 (our detector)",
+    reading="Near 1 when one sample stands apart while all others have merged into a cluster.",
+)  # fmt: skip
 def odd_point_score(s: Statistic) -> Tensor:
     r"""Share of the centred energy that is one sample against the mean of the others.
 
     $R_2 = \max_i \frac{n}{n-1} S_{ii} / \mathrm{tr} S$, $S = P G P$: 1 for one odd point and a perfect cluster,
     1/(n-1) for an equiangular batch. NaN when all samples are equal.
     """
-    shares = contrast_shares(s)
-    return shares.max() if len(shares) else torch.tensor(math.nan)
+    return contrast_shares(s).amax(-1)
 
 
-@register(unit="sample", source="nachum2024 (our detector)", invariant="scale rotation")
-def odd_point_index(s: Statistic) -> Tensor | float:
+@register(
+    title="Odd point's index", short="odd index", unit="sample", needs="norms", invariant="scale rotation",
+    source="nachum2024 (our detector)",
+)  # fmt: skip
+def odd_point_index(s: Statistic) -> Tensor:
     """Index (from 0) of the sample with the largest share of the centred energy."""
-    shares = contrast_shares(s)
-    return float(shares.argmax()) if len(shares) else math.nan
+    found = contrast_shares(s)
+    return torch.where(found[..., 0].isnan(), torch.nan, first_largest(found).double())
 
 
-@register(unit="1", high=1.0, source="nachum2024 (our detector)")
-def odd_point_coherence(s: Statistic) -> float:
+@register(
+    title="Coherence of the cluster", short="coherence", unit="1", needs="gram", high=1.0,
+    source="nachum2024 (our detector)",
+)  # fmt: skip
+def odd_point_coherence(s: Statistic) -> Tensor:
     r"""How much the samples other than the odd one are one point: $|m|^2 / (|m|^2 + W^2)$.
 
     m is their mean, W^2 their mean squared distance from it. 0.32 for the bulk of complete batch norm, above 0.85
     for cluster + odd point with n >= 16.
     """
-    return odd_point(s).coherence
+    return odd_points(s)["coherence"]
 
 
-@register(unit="1", source="nachum2024 (our detector)")
-def odd_point_separation(s: Statistic) -> float:
+@register(title="Separation of the odd point", unit="1", needs="gram", source="nachum2024 (our detector)")
+def odd_point_separation(s: Statistic) -> Tensor:
     r"""Distance of the odd sample from the mean of the others over their own rms distance from it."""
-    return odd_point(s).separation
+    return odd_points(s)["separation"]
 
 
-@register(unit="1", high=1.0, source="nachum2024 (our detector)")
-def odd_point_margin(s: Statistic) -> float:
+@register(title="Margin of the odd point", unit="1", needs="norms", high=1.0, source="nachum2024 (our detector)")
+def odd_point_margin(s: Statistic) -> Tensor:
     """How alone the odd sample is: 1 - (second largest share of the centred energy / largest)."""
-    odd = odd_point(s)
-    return 1 - odd.runner_up / odd.score
-
-
-@dataclass(frozen=True)
-class OddPoint:
-    r"""One sample against the others: m is the mean of the others, W^2 their mean squared distance from m, o the odd one.
-
-    ``score`` $R_2$, ``index``, ``coherence`` $|m|^2/(|m|^2+W^2)$, ``cosine`` of o and m, ``separation``
-    $\sqrt{|o-m|^2 / W^2}$, ``norm_ratio`` $|o|/|m|$, ``runner_up``: the second largest share.
-    """
-
-    score: float
-    index: int
-    coherence: float
-    cosine: float
-    separation: float
-    norm_ratio: float
-    runner_up: float
-
-
-def contrast_shares(s: Statistic) -> Float[Tensor, " n"]:
-    r"""$q_i = \frac{n}{n-1} S_{ii} / \mathrm{tr} S$; empty when the samples are equal up to rounding, or n < 2."""
-    return s.cached(_contrast_shares)
-
-
-def _contrast_shares(s: Statistic) -> Tensor:
-    centred, n = s.centred.diagonal(), s.samples
-    if n < 2 or not s.finite or centred.sum() <= 1e-24 * s.gram.trace():
-        return centred[:0]
-    return centred / centred.sum() * (n / (n - 1))
-
-
-def odd_point(s: Statistic) -> OddPoint:
-    """The sample that differs most from all others, and by how much; NaN (index -1) for equal samples or n < 3."""
-    return s.cached(_odd_point)
-
-
-def _odd_point(s: Statistic) -> OddPoint:
-    shares, n = contrast_shares(s), s.samples
-    if n < 3 or not len(shares):
-        nan = math.nan
-        return OddPoint(nan, -1, nan, nan, nan, nan, nan)
-    top = shares.topk(2)
-    o = int(top.indices[0])
-    rest = torch.arange(n, device=shares.device) != o
-    gram = s.gram
-    m2 = gram[rest][:, rest].mean()
-    # W^2 and |o - m|^2 from centred entries: distances do not see the common mean, so nothing cancels.
-    c = s.centred
-    inner, outer, own = c[rest][:, rest], c[o, rest], c[o, o]
-    w2 = (inner.diagonal().mean() - inner.mean()).clamp_min(0)
-    d2 = (own - 2 * outer.mean() + inner.mean()).clamp_min(0)
-    om = gram[o, rest].mean()
-    norm_o, norm_m = gram[o, o].clamp_min(0).sqrt(), m2.clamp_min(0).sqrt()
-    return OddPoint(
-        score=top.values[0].item(),
-        index=o,
-        coherence=(m2 / (m2 + w2)).item(),
-        cosine=(om / (norm_o * norm_m)).clamp(-1, 1).item(),
-        separation=(d2 / w2).sqrt().item(),
-        norm_ratio=(norm_o / norm_m).item(),
-        runner_up=top.values[1].item(),
-    )
+    odd = odd_points(s)
+    return 1 - odd["runner_up"] / odd["score"]
 
 
 # Gradients
 
 
-@register(unit="loss / x", source="norm of the loss gradient", invariant="rotation permutation", signal="gradient")
+@register(
+    title="Gradient by layer", short="grad", unit="loss / x", log=True, needs="norms",
+    invariant="rotation permutation", signal="gradient", source="norm of the loss gradient",
+    reading="Norm of the loss gradient with respect to the output of each layer. Flat is healthy.",
+)  # fmt: skip
 def gradient_norm(s: Statistic) -> Tensor:
     r"""Frobenius norm of the loss gradient with respect to the layer's output, over the whole batch."""
-    return s.gram.trace().clamp_min(0).sqrt()
+    return s.trace.clamp_min(0).sqrt()
 
 
-@register(unit="1", high=1.0, source="daneshmand2020, section 3 (gradient direction)", signal="gradient")
+@register(
+    short="grad |cos|", unit="1", needs="gram", high=1.0, signal="gradient",
+    source="daneshmand2020, section 3 (gradient direction)",
+)  # fmt: skip
 def gradient_collinearity(s: Statistic) -> Tensor:
     """Mean |cosine| between the gradients that two samples receive: 1 when all samples pull along one line."""
-    return s.cosines.abs().mean()
+    return s.cosines.mean_abs

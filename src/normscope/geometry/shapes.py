@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from normscope.geometry.metrics import OddPoint, contrast_shares, odd_point
+from normscope.geometry.odd import OddPoint, contrast_shares, odd_point
 from normscope.geometry.statistic import Statistic
 
 if TYPE_CHECKING:
@@ -43,32 +43,32 @@ def configuration(x: Float[Tensor, "n ..."] | Statistic) -> Configuration:
     equiangular and two-cluster batches of 7 to 64 samples are 0 (n <= 6 is never called ``odd``).
     """
     s = x if isinstance(x, Statistic) else Statistic.of(x, exact=True)
-    odd, shares = odd_point(s), contrast_shares(s)
-    cosine = s.cosines.mean().item() if len(s.cosines) else math.nan
+    odd, shares, cosines = odd_point(s), contrast_shares(s), _cosines(s)
+    cosine = cosines.mean().item()
+    differ = not shares.isnan().any()
 
     def named(label: str, clusters: int = 1) -> Configuration:
         found = label == "odd"
-        confidence = 1 - odd.runner_up / odd.score if len(shares) and s.samples > 2 else math.nan
+        confidence = 1 - odd.runner_up / odd.score if differ and s.samples > 2 else math.nan
         return Configuration(
             label, odd, odd.index if found else -1, confidence, found and abs(odd.cosine) <= 0.1, cosine, clusters
         )
 
     if not s.finite or s.samples < 3:
         return named("mixed")
-    if not len(shares):
+    if not differ:
         return named("point")
     if is_odd(odd, s.samples):
         return named("odd")
-    if (s.cosines >= 0.98).all():
+    if (cosines >= 0.98).all():
         return named("ray")
-    if (s.cosines.abs() >= 0.98).all():
+    if (cosines.abs() >= 0.98).all():
         return named("line")
     if k := _clusters(s, shares):
         return named("clusters", k)
-    variances = s.centred.diagonal()
-    if variances.max() > 3 * variances.median() and odd.coherence < 0.6:
+    if s.spreads.max() > 3 * s.spreads.median() and odd.coherence < 0.6:
         return named("heavy")
-    spread = s.cosines.std(correction=0).item()
+    spread = cosines.std(correction=0).item()
     narrow = max(0.03, 2.5 / math.sqrt(s.features), 0.75 * math.sqrt(s.samples / s.features))
     narrow = min(narrow, 0.4)  # two orthogonal halves have a spread of 0.5
     if odd.score <= 3 / (s.samples - 1) and spread <= narrow:
@@ -81,6 +81,14 @@ def is_odd(odd: OddPoint, samples: int) -> bool:
     if samples < SMALLEST_ODD_BATCH or not odd.coherence >= 0.6:
         return False
     return odd.score >= 0.8 or (samples > 50 and odd.runner_up <= 0.1 * odd.score and odd.separation >= 10)
+
+
+def _cosines(s: Statistic) -> Float[Tensor, " pairs"]:
+    """Cosine of every pair of samples, i < j; pairs with a zero sample are left out."""
+    keep = s.norms != 0  # NaN stays, and shows
+    gram, norms = s.gram[keep][:, keep], s.norms[keep]
+    above = torch.ones_like(gram, dtype=torch.bool).triu(1)
+    return (gram / norms / norms[:, None]).masked_select(above).clamp(-1, 1)
 
 
 def _clusters(s: Statistic, shares: Tensor) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from normscope.core.errors import UsageError
+from normscope.geometry import pairs, spectra
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 T = TypeVar("T")
 
@@ -25,25 +27,26 @@ BLOCK = 2**21
 #: A float32 Gram has eigenvalues good to about 1e-6 of the largest: below this ratio it is formed again in float64.
 FLOAT32_RATIO = 1e-3
 #: A float64 Gram has eigenvalues good to about 1e-15 of the largest: below this ratio singular values come from a QR.
-FLOAT64_RATIO = 1e-10
+FLOAT64_RATIO = spectra.FLOAT64_RATIO
 
 
 @dataclass(frozen=True)
 class Statistic:
-    r"""Sufficient statistic of a representation $X$ (n samples as rows, d features).
+    r"""Sufficient statistic of a representation $X$ (n samples as rows, d features), or of m with a leading axis.
 
-    Either a ``factor`` $F$ (n, k) with $F F^T = X X^T$ exactly up to float64 rounding ($X$ itself when $d \le 4n$,
+    Either a ``factor`` $F$ (..., n, k) with $F F^T = X X^T$ exactly up to float64 rounding ($X$ itself when $d \le 4n$,
     else the triangular factor of a QR), or the ``product`` $X X^T$ alone, where a QR would not change a digit that
     the metrics use. ``dead``: share of units that are 0 for every sample and position; ``saturated``: share of
     entries within 2.5 % of the activation's range from one of its ends; both NaN where that was not asked for.
+    What follows from these has the same leading axes and is computed once, when it is first read.
     """
 
     samples: int
     features: int
     factor: Tensor | None = None
     product: Tensor | None = None
-    dead: float = float("nan")
-    saturated: float = float("nan")
+    dead: float | Float[Tensor, " *m"] = math.nan
+    saturated: float | Float[Tensor, " *m"] = math.nan
 
     @classmethod
     def of(
@@ -84,14 +87,15 @@ class Statistic:
             if not gram.isfinite().all():
                 return cls(n, d, None, gram, *shares)
             narrow = False
+        found = cls(n, d, None, gram, *shares)
         if spectrum or exact:
-            ratio = 0.0 if exact else _ratio(gram)
+            ratio = 0.0 if exact else _ratio(found.ascending)
             if narrow and ratio < FLOAT32_RATIO:
-                gram = _product(flat, torch.float64)
-                ratio = 0.0 if exact else _ratio(gram)
+                found = cls(n, d, None, _product(flat, torch.float64), *shares)
+                ratio = 0.0 if exact else _ratio(found.ascending)
             if ratio < FLOAT64_RATIO:
                 return cls(n, d, _triangle(flat), None, *shares)
-        return cls(n, d, None, gram, *shares)
+        return found
 
     @classmethod
     def of_gram(cls, gram: Float[Tensor, "n n"]) -> Statistic:
@@ -104,6 +108,40 @@ class Statistic:
         gram = gram.detach().to(torch.float64)
         return cls(len(gram), len(gram), None, (gram + gram.T) / 2)
 
+    @classmethod
+    def stacked(cls, members: Sequence[Statistic]) -> Statistic:
+        """Statistics of one `kind` as one, with a leading axis; what is known of eigenvalues goes with them."""
+        first = members[0]
+        shares = (
+            torch.tensor([getattr(s, name) for s in members], dtype=torch.float64) for name in ("dead", "saturated")
+        )
+        factor, product = (
+            None if getattr(first, name) is None else torch.stack([getattr(s, name) for s in members])
+            for name in ("factor", "product")
+        )
+        found = cls(first.samples, first.features, factor, product, *shares)
+        if all("ascending" in vars(s) for s in members):
+            vars(found)["ascending"] = torch.stack([s.ascending for s in members])
+        return found
+
+    @property
+    def kept(self) -> Tensor:
+        """The factor, or the product where there is none."""
+        kept = self.product if self.factor is None else self.factor
+        assert kept is not None
+        return kept
+
+    @property
+    def kind(self) -> Hashable:
+        """What statistics must have in common to be stacked."""
+        kept = self.kept
+        return self.samples, self.features, self.factor is None, kept.shape, kept.dtype, kept.device
+
+    @property
+    def tall(self) -> bool:
+        """Whether the factor has fewer columns than samples, so that the Gram over columns is the smaller one."""
+        return self.factor is not None and self.factor.shape[-1] < self.samples
+
     def cached(self, function: Callable[[Statistic], T]) -> T:
         """``function(self)``, computed once: what several metrics share."""
         memo = self.__dict__.setdefault("_memo", {})
@@ -111,69 +149,106 @@ class Statistic:
             memo[function] = function(self)
         return memo[function]
 
-    @cached_property
-    def finite(self) -> bool:
-        """Whether there is no NaN and no infinity in what was kept."""
-        kept = self.product if self.factor is None else self.factor
-        assert kept is not None
-        return bool(kept.isfinite().all() and self.squared_norms.isfinite().all())
+    # Lengths
 
     @cached_property
-    def gram(self) -> Float[Tensor, "n n"]:
-        """$X X^T$ in float64."""
-        if self.product is not None:
-            return self.product
+    def factor64(self) -> Float[Tensor, "*m n k"]:
+        """The factor in float64."""
         assert self.factor is not None
-        f = self.factor.to(torch.float64)
-        return f @ f.T
+        return self.factor.to(torch.float64)
 
     @cached_property
-    def centred(self) -> Float[Tensor, "n n"]:
-        r"""$P X X^T P$ with $P = I - 11^T/n$: the mean is taken off before squaring wherever a factor is there."""
-        if self.factor is not None:
-            f = self.factor.to(torch.float64)
-            f = f - f.mean(0)
-            return f @ f.T
-        gram = self.gram - self.gram.mean(0)
-        return gram - gram.mean(1, keepdim=True)
-
-    @cached_property
-    def squared_norms(self) -> Float[Tensor, " n"]:
+    def squared_norms(self) -> Float[Tensor, "*m n"]:
         """Squared norm of each sample."""
-        return self.gram.diagonal()
+        if self.factor is None:
+            return self.gram.diagonal(dim1=-2, dim2=-1)
+        return squared_lengths(self.factor64)
 
     @cached_property
-    def eigenvalues(self) -> Float[Tensor, " n"]:
+    def finite(self) -> Bool[Tensor, " *m"]:
+        """Whether there is no NaN and no infinity in what was kept, nor in the squares of it."""
+        found = self.squared_norms.isfinite().all(-1)
+        return found if self.factor is not None else found & self.gram.isfinite().flatten(-2).all(-1)
+
+    @cached_property
+    def norms(self) -> Float[Tensor, "*m n"]:
+        """Norm of each sample."""
+        return self.squared_norms.clamp_min(0).sqrt()
+
+    @cached_property
+    def trace(self) -> Float[Tensor, " *m"]:
+        """Sum of the squared norms."""
+        return self.squared_norms.sum(-1)
+
+    @cached_property
+    def shares(self) -> Float[Tensor, "*m n"]:
+        r"""$G_{ii} / \mathrm{tr}\,G$."""
+        return self.squared_norms / self.trace[..., None]
+
+    @cached_property
+    def spreads(self) -> Float[Tensor, "*m n"]:
+        r"""Squared distance of each sample from the mean, the diagonal of $P X X^T P$, $P = I - 11^T/n$."""
+        if self.factor is None:
+            return self.centred.diagonal(dim1=-2, dim2=-1)
+        f = self.factor64 - self.factor64.mean(-2, keepdim=True)
+        return squared_lengths(f)
+
+    # Products of pairs
+
+    @cached_property
+    def gram(self) -> Float[Tensor, "*m n n"]:
+        """$X X^T$ in float64."""
+        return self.factor64 @ self.factor64.mT if self.product is None else self.product
+
+    @cached_property
+    def centred(self) -> Float[Tensor, "*m n n"]:
+        r"""$P X X^T P$: the mean is taken off before squaring wherever a factor is there."""
+        if self.factor is not None:
+            f = self.factor64 - self.factor64.mean(-2, keepdim=True)
+            return f @ f.mT
+        gram = self.gram - self.gram.mean(-2, keepdim=True)
+        return gram - gram.mean(-1, keepdim=True)
+
+    @cached_property
+    def off_diagonal(self) -> Float[Tensor, " *m"]:
+        r"""$\sum_{i \ne j} (G_{ij} / \mathrm{tr}\,G)^2$, never negative."""
+        return pairs.off_diagonal(self)
+
+    @cached_property
+    def cosines(self) -> pairs.Cosines:
+        """Of the cosines of all pairs i < j: their mean, and the mean and the largest of their absolute values."""
+        return pairs.cosines(self)
+
+    # The spectrum
+
+    @cached_property
+    def ascending(self) -> Float[Tensor, "*m n"]:
+        """Eigenvalues of the Gram as they come, below 1e-15 of the largest rounding; 0 where it is not finite."""
+        return torch.linalg.eigvalsh(torch.where(self.finite[..., None, None], self.gram, 0.0))
+
+    @cached_property
+    def singular_values(self) -> Float[Tensor, "*m n"]:
+        """Singular values of $X$, padded with zeros to n, descending; from $X$ where the Gram cannot resolve them."""
+        finite = self.finite
+        found = torch.full_like(self.squared_norms, math.nan)
+        if not finite.any():
+            return found
+        if self.factor is None:
+            found[finite] = spectra.of_grams(self.ascending[finite])
+        else:
+            grams = None if self.tall else self.gram[finite]
+            found[finite] = spectra.of_factors(self.factor64[finite], grams, self.features)
+        return found
+
+    @cached_property
+    def eigenvalues(self) -> Float[Tensor, "*m n"]:
         """Eigenvalues of $X X^T$, all n, descending, never negative: the squares of the singular values."""
         return self.singular_values.square()
 
-    @cached_property
-    def singular_values(self) -> Float[Tensor, " n"]:
-        """Singular values of $X$, padded with zeros to n, descending; from $X$ where the Gram cannot resolve them."""
-        if not self.finite:
-            return torch.full((self.samples,), float("nan"), dtype=torch.float64, device=self.gram.device)
-        if self.factor is None or self.samples <= self.features:
-            values = torch.linalg.eigvalsh(self.gram).flip(0)
-            if self.factor is None or values[-1] > FLOAT64_RATIO * values[0]:
-                return _zeroed(values, self.samples).sqrt()
-        assert self.factor is not None
-        sigma = _zeroed(torch.linalg.svdvals(self.factor.to(torch.float64)), max(self.samples, self.features))
-        return torch.nn.functional.pad(sigma, (0, self.samples - len(sigma)))
 
-    @cached_property
-    def cosines(self) -> Float[Tensor, " pairs"]:
-        """Cosine of every pair of samples, i < j; pairs with a zero sample are left out."""
-        gram, norms = self.gram, self.squared_norms.clamp_min(0).sqrt()
-        keep = norms != 0  # NaN stays, and shows
-        if not keep.all():
-            gram, norms = gram[keep][:, keep], norms[keep]
-        above = torch.ones_like(gram, dtype=torch.bool).triu(1)
-        return (gram / norms / norms[:, None]).masked_select(above).clamp(-1, 1)
-
-
-def _zeroed(values: Tensor, size: int) -> Tensor:
-    """Descending values, those that are rounding of the largest (numpy's rule for the rank) set to zero."""
-    return torch.where(values > values[0] * size * torch.finfo(values.dtype).eps, values, 0.0)
+def squared_lengths(x: Float[Tensor, "*m n k"]) -> Float[Tensor, "*m n"]:
+    """Squared norm of each row, without a temporary of the size of ``x``."""
+    return torch.linalg.vector_norm(x, dim=-1).square()
 
 
 def _blocks(flat: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -210,9 +285,8 @@ def _triangle(flat: Tensor) -> Tensor:
     return carry.T
 
 
-def _ratio(gram: Tensor) -> float:
-    """Smallest over largest eigenvalue; 0 for a zero matrix."""
-    values = torch.linalg.eigvalsh(gram)
+def _ratio(values: Tensor) -> float:
+    """Smallest over largest eigenvalue of ascending ones; 0 for a zero matrix."""
     return (values[0] / values[-1]).item() if values[-1] > 0 else 0.0
 
 
@@ -220,6 +294,8 @@ def _dead(x: Tensor, axis: int | None) -> float:
     if axis is None:
         return float("nan")
     by_unit = x.movedim(axis, 1)
+    if x.dim() == 2:
+        return (by_unit != 0).any(0).logical_not_().sum().item() / by_unit.shape[1]
     if x.numel() <= BLOCK // 8:
         return (by_unit == 0).transpose(0, 1).flatten(1).all(1).double().mean().item()
     count = by_unit.shape[1]
@@ -238,3 +314,13 @@ def _saturated(x: Tensor, bounds: tuple[float, float] | None) -> float:
     low, high = bounds
     margin = 0.025 * (high - low)
     return ((x < low + margin) | (x > high - margin)).double().mean().item()
+
+
+def squared_norm(x: Tensor) -> float:
+    """Sum of the squares of all entries: the Gram of ``x`` as one sample, `Statistic.of` without the rest."""
+    flat = x.reshape(1, -1)
+    narrow = flat.shape[1] > COPY and flat.dtype != torch.float64
+    value = _product(flat, torch.float32 if narrow else torch.float64).item()
+    if not math.isfinite(value) or (narrow and value < 1e-28):
+        value = _product(flat, torch.float64).item()
+    return value

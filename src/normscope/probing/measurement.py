@@ -19,7 +19,6 @@ from normscope.probing.recorder import (
     RELATIVE_GRADIENT,
     Recorder,
     Seen,
-    asks_for_eigenvalues,
     frobenius,
     numbers,
     of_weights,
@@ -50,12 +49,11 @@ def key_schema() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: metrics of outputs and of gradients, and whether any of them looks at eigenvalues."""
+    """What is measured: metrics of outputs and of gradients."""
 
     activation: tuple[Metric, ...]
     gradient: tuple[Metric, ...]
     relative_gradient: bool
-    spectrum: bool
 
     @classmethod
     def of(cls, metrics: str | Iterable[str]) -> Plan:
@@ -65,7 +63,12 @@ class Plan:
         names = metric_names(metrics, RELATIVE_GRADIENT)
         chosen = [METRICS[name] for name in names if name != RELATIVE_GRADIENT]
         activation, gradient = (tuple(m for m in chosen if m.signal == s) for s in ("activation", "gradient"))
-        return cls(activation, gradient, RELATIVE_GRADIENT in names, any(map(asks_for_eigenvalues, activation)))
+        return cls(activation, gradient, RELATIVE_GRADIENT in names)
+
+    @property
+    def spectrum(self) -> bool:
+        """Whether any metric looks at eigenvalues."""
+        return any(m.needs == "eigenvalues" for m in self.activation)
 
     @property
     def gradients(self) -> bool:
@@ -99,8 +102,8 @@ class Measurement:
         self._forward = ExitStack()
         self._backward: list[Any] = []
         plan = tracker._plan
-        angles = len(plan.gradient) > plan.gradients
-        self._recorder = Recorder(self._rows, spectrum=plan.spectrum, gradients=bool(plan.gradient), angles=angles)
+        metrics = (*plan.activation, *plan.gradient)
+        self._recorder = Recorder(self._rows, metrics, gradients=bool(plan.gradient))
         self._weights: dict[nn.Parameter, tuple[float, float]] = {}
 
     def begin(self) -> None:
@@ -206,6 +209,7 @@ class Measurement:
 
     def rows(self) -> list[tuple[Key, float]]:
         """The numbers of the step with their coordinates, in the order of the forward pass."""
+        self._recorder.finish()
         return [row for seen in self._recorder.seen for row in self._of(seen)]
 
     def _of(self, seen: Seen) -> Iterable[tuple[Key, float]]:

@@ -30,9 +30,13 @@ from normscope.probing.recorder import Recorder, Seen, chosen, numbers, of_weigh
 
 @dataclass
 class Collection:
-    """What the passes brought: statistics in the order of execution, parameter gradients, drift of running statistics."""
+    """What the passes brought: numbers in the order of execution, parameter gradients, drift of running statistics.
+
+    hidden: the statistic of the last hidden layer, for the shape of the batch; there if anything was seen.
+    """
 
     seen: list[Seen] = field(default_factory=list)
+    hidden: Statistic = field(init=False, repr=False)
     weights: dict[str, tuple[float, float]] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
     loss: float = math.nan
@@ -94,8 +98,7 @@ def probe(
         raise UsageError(f"A probe compares samples, so it needs a batch of at least 2; got {n}.")
     _refuse_untrained(root, mode)
     taps = find_taps(root, layers)
-    spectrum = any(m.signal == "activation" for m in picked)
-    found = collect(at, taps, backward=backward, tokens=tokens, spectrum=spectrum, functions=layers is None)
+    found = collect(at, taps, picked, backward=backward, tokens=tokens, functions=layers is None)
     notes = [*at.notes, *found.notes, *_notes(at, taps, found, layers)]
     if not found.seen or all(s.layer == 0 for s in found.seen):
         raise UsageError(
@@ -118,7 +121,7 @@ def probe(
         "layers": len({s.layer for s in found.seen if s.layer}),
         "batch_norms": len(normalizers(root)) + found.functional_norms,
         "untrained_batch_norms": sum(untrained_statistics(m) for _, m in normalizers(root)),
-        "shape": _shape(found.seen[-2 if len(found.seen) > 2 else -1].activation),
+        "shape": _shape(found.hidden),
         "seed": at.seed,
         "seconds": time.perf_counter() - start,
         "torch": torch.__version__,
@@ -172,13 +175,13 @@ def _notes(at: Step, taps: list[Tap], found: Collection, layers: Any) -> list[st
 def collect(
     at: Step,
     taps: list[Tap],
+    metrics: Iterable[Metric],
     *,
     backward: bool | None,
     tokens: bool = False,
-    spectrum: bool = True,
     functions: bool = False,
 ) -> Collection:
-    """The passes themselves: one forward, and one backward if asked for; the statistics of every tap."""
+    """The passes themselves: one forward, and one backward if asked for; the metrics of every tap."""
     out = Collection()
     samples, root = at.rows, at.root
     own = at.step is not None or at.targets is not None or bool(at.criterion.kind)
@@ -187,10 +190,11 @@ def collect(
     def rows(tap: Tap, x: Tensor) -> Tensor | None:
         return samples.of(x, tap.module, tokens=tokens)
 
+    recorder = Recorder(rows, metrics, gradients=backward is not False, last=2)
+    out.seen = recorder.seen
+
     def work() -> None:
         nonlocal recording
-        recorder = Recorder(rows, spectrum=spectrum, gradients=backward is not False)
-        out.seen = recorder.seen
 
         def keep(seen: Seen, x: Tensor) -> None:
             if backward is not False and x.requires_grad:
@@ -230,6 +234,9 @@ def collect(
             _differentiate(at, whole, leaves, entry, first, recorder, out)
 
     at.run(work)
+    recorder.finish()
+    if recorder.latest:
+        out.hidden = recorder.latest[0 if len(out.seen) > 2 else -1]
     return out
 
 
@@ -298,11 +305,10 @@ def _note_drift(
 
 def _records(seen: Seen, metrics: list[Metric], found: Collection, root: nn.Module) -> Iterable[Record]:
     tap = seen.tap
-    here = Record(
-        layer=seen.layer, metric="", value=0.0, name=tap.name, call=seen.call, kind=tap.kind if seen.layer else "input"
-    )
+    kind = tap.kind if seen.layer else "input"
     for signal, name, value in numbers(seen, metrics):
-        yield here._replace(metric=name, value=value, signal=signal)
+        yield Record(seen.layer, name, value, signal, tap.name, seen.call, kind)
+    here = Record(layer=seen.layer, metric="", value=0.0, name=tap.name, call=seen.call, kind=kind)
     wanted = {m.name for m in metrics}
     if seen.layer and seen.call == 0:
         own = tap.parameters or [f"{tap.name}.{n}" if tap.name else n for n, _ in tap.module.named_parameters()]
@@ -344,4 +350,7 @@ def _shape(hidden: Statistic) -> str:
 
 
 def _norm(x: Tensor) -> float:
-    return x.detach().double().norm().item() if not x.is_sparse else x.coalesce().values().double().norm().item()
+    """Frobenius norm in float64, a block at a time that stays in the cache: no copy of the whole."""
+    x = x.coalesce().values() if x.is_sparse else x
+    norms = [block.double().norm() for block in x.detach().reshape(-1).split(2**18)]
+    return (norms[0] if len(norms) == 1 else torch.stack(norms).norm()).item()

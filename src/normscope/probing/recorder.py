@@ -1,22 +1,23 @@
-"""What is kept of each layer that runs: one statistic of its output, one of the gradient that comes back to it."""
+"""What is measured of each layer that runs: its output, and the gradient that comes back to it."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from normscope.call.taps import Tap
 from normscope.geometry.metrics import METRICS, Metric, metric_names, unit_axis
-from normscope.geometry.statistic import Statistic
+from normscope.geometry.pool import Pool
+from normscope.geometry.statistic import Statistic, squared_norm
 
 #: Metrics of a layer's parameters, not of one representation: their gradient over themselves.
 RELATIVE_GRADIENT = "relative_gradient"
-#: NaN in these says that they were not looked for: no activation, no bounded one, no weights.
-OPTIONAL = ("dead_units", "saturated_units", "gradient_collinearity")
 #: Ends of the activations that have them.
 _BOUNDS: dict[str, tuple[float, float]] = {
     "Tanh": (-1, 1), "Sigmoid": (0, 1), "Hardtanh": (-1, 1), "Hardsigmoid": (0, 1), "Softsign": (-1, 1), "Erf": (-1, 1),
@@ -31,51 +32,82 @@ Rows = Callable[[Tap, Tensor], Tensor | None]
 
 @dataclass
 class Seen:
-    """What was collected at one call of one tap; ``samples``: rows that entered the numbers."""
+    """What was collected at one call of one tap; ``samples``: rows that entered the numbers.
+
+    activation, gradient: metric -> value, filled when the statistics are measured, at the latest in `Recorder.finish`.
+    """
 
     tap: Tap
     layer: int
     call: int
     samples: int
-    activation: Statistic
-    gradient: Statistic | None = None
+    activation: dict[str, float] = field(default_factory=dict)
+    gradient: dict[str, float] = field(default_factory=dict)
     gradient_norm: float | None = None
 
 
 class Recorder:
-    """Statistics of the taps' outputs, in the order of execution, and of the loss gradients with respect to them.
+    """Metrics of the taps' outputs, in the order of execution, and of the loss gradients with respect to them.
 
-    rows: how an output becomes rows of samples. spectrum: whether eigenvalues will be asked for. angles: whether angles
-    between the gradients of samples are wanted, where a layer has weights; else the norm alone. ``seen`` fills as the
-    passes run; nothing in it keeps an activation or a gradient alive.
+    rows: how an output becomes rows of samples. metrics: what is wanted, of outputs and of gradients; nothing is computed
+    that none of them needs. gradients: whether any are looked at. ``seen`` fills as the passes run; nothing in it keeps an
+    activation or a gradient alive, and what waits to be measured is bounded (`Pool`). last: how many of the latest outputs'
+    statistics are kept in ``latest``, with all that was computed of them.
     """
 
-    def __init__(self, rows: Rows, *, spectrum: bool, gradients: bool, angles: bool = True) -> None:
-        self.rows, self.spectrum, self.gradients, self.angles = rows, spectrum, gradients, angles
+    def __init__(self, rows: Rows, metrics: Iterable[Metric], *, gradients: bool, last: int = 0) -> None:
+        wanted = tuple(metrics)
+        self.rows, self.gradients = rows, gradients
+        self.outputs = tuple(m for m in wanted if m.signal == "activation")
+        self.angles = tuple(m for m in wanted if m.signal == "gradient" and m.name != "gradient_norm")
+        self.spectrum = any(m.needs in ("eigenvalues", None) for m in self.outputs)
+        self.entries = any(m.needs in ("entries", None) for m in self.outputs)
         self.seen: list[Seen] = []
+        self.latest: deque[Statistic] = deque(maxlen=last)
+        self._pool = Pool()
 
     def look(self, tap: Tap, layer: int, call: int, x: Tensor) -> Seen | None:
-        """Keep an output; ``None`` if no axis of it runs over the samples."""
-        rows = self.rows(tap, x)
-        if rows is None:
-            return None
-        inner = tap.module.activation if getattr(tap.module, "normscope_layer", False) else tap.module
-        kind = type(inner).__name__
-        units = unit_axis(x) if kind in _ACTIVATIONS else None
-        with torch.autocast(x.device.type, enabled=False):
-            statistic = Statistic.of(rows, spectrum=self.spectrum, units=units, bounds=_BOUNDS.get(kind))
-        seen = Seen(tap, layer, call, len(rows), statistic)
-        self.seen.append(seen)
+        """Take an output; ``None`` if no axis of it runs over the samples."""
+        with _plainly(x):
+            rows = self.rows(tap, x)
+            if rows is None:
+                return None
+            inner = tap.module.activation if getattr(tap.module, "normscope_layer", False) else tap.module
+            kind = type(inner).__name__
+            units = unit_axis(x) if self.entries and kind in _ACTIVATIONS else None
+            bounds = _BOUNDS.get(kind) if self.entries else None
+            seen = Seen(tap, layer, call, len(rows))
+            if self.outputs or self.latest.maxlen:
+                statistic = Statistic.of(rows, spectrum=self.spectrum, units=units, bounds=bounds)
+                self.latest.append(statistic)
+                self._pool.add(statistic, self.outputs, seen.activation.update)
+            self.seen.append(seen)
         return seen
 
     def look_back(self, seen: Seen, grad: Tensor | None) -> None:
-        """Keep the gradient with respect to an output: of several backward passes the first; ``None`` where none came."""
+        """Take the gradient with respect to an output: of several backward passes the first; ``None`` where none came."""
         if seen.gradient_norm is not None or grad is None:
             return
-        with torch.autocast(grad.device.type, enabled=False):
+        with _plainly(grad):
             rows = self.rows(seen.tap, grad) if self.angles and has_angles(seen.tap) else None
-            seen.gradient = None if rows is None else Statistic.of(rows, spectrum=False)
+            if rows is not None:
+                self._pool.add(Statistic.of(rows, spectrum=False), self.angles, seen.gradient.update)
             seen.gradient_norm = frobenius(grad)
+
+    def finish(self) -> None:
+        """Measure what still waits."""
+        self._pool.flush()
+
+
+@contextmanager
+def _plainly(x: Tensor) -> Iterator[None]:
+    """Outside autocast, and unseen by modes that watch torch's functions: ours are not the model's."""
+    with torch._C.DisableTorchFunction():
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                yield
+        else:
+            yield
 
 
 def has_angles(tap: Tap) -> bool:
@@ -90,8 +122,8 @@ def frobenius(x: Tensor) -> float:
     x = torch.view_as_real(x) if x.is_complex() else x
     if not x.numel():
         return 0.0
-    value = Statistic.of(x.reshape(1, -1), spectrum=False).gram.trace().clamp_min(0).sqrt().item()
-    return value if math.isfinite(value) else math.nan
+    value = squared_norm(x)
+    return math.sqrt(value) if math.isfinite(value) else math.nan
 
 
 def numbers(seen: Seen, metrics: Iterable[Metric]) -> Iterator[tuple[str, str, float]]:
@@ -101,11 +133,11 @@ def numbers(seen: Seen, metrics: Iterable[Metric]) -> Iterator[tuple[str, str, f
             if seen.gradient_norm is not None:
                 yield "gradient", metric.name, seen.gradient_norm
             continue
-        statistic = seen.activation if metric.signal == "activation" else seen.gradient
-        if statistic is None:
-            continue
-        value = metric(statistic) if statistic.finite else math.nan
-        if not (math.isnan(value) and metric.name in OPTIONAL):
+        values = seen.activation if metric.signal == "activation" else seen.gradient
+        value = values.get(metric.name)
+        # NaN of entries, or of a gradient, says that it was not looked for: no activation, no bounded one, no weights
+        optional = metric.needs == "entries" or metric.signal == "gradient"
+        if value is not None and not (optional and math.isnan(value)):
             yield metric.signal, metric.name, value
 
 
@@ -116,21 +148,6 @@ def of_weights(pairs: Iterable[tuple[float, float]]) -> tuple[float, float] | No
         return None
     norm, size = (math.hypot(*column) for column in zip(*pairs, strict=True))
     return norm, norm / size if size else math.inf
-
-
-def asks_for_eigenvalues(metric: Metric) -> bool:
-    """Whether a metric looks at eigenvalues, found by asking it."""
-    asked = False
-
-    class Asked(Statistic):
-        @property
-        def singular_values(self) -> Tensor:
-            nonlocal asked
-            asked = True
-            return torch.ones(4, dtype=torch.float64)
-
-    metric(Asked(4, 4, torch.eye(4, dtype=torch.float64)))
-    return asked
 
 
 def chosen(names: Iterable[str] | str | None) -> list[Metric]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -82,8 +82,8 @@ def over_depth(
     return Chart(metric, label, alt.layer(*parts).add_params(*parameters), (metric, companion), head)
 
 
-#: The charts, in the order of the page. Another one is another function in this list.
-CHARTS: tuple[Callable[[Scene], Chart | None], ...] = (
+#: The charts of the library's metrics, in the order of the page; other metrics that have a ``reading`` follow.
+CHARTS: tuple[partial[Chart | None], ...] = (
     partial(over_depth, metric="participation_rank", batch_line=True, findings=("soft_rank", "entropy_rank")),
     partial(
         over_depth,
@@ -127,7 +127,9 @@ CHARTS: tuple[Callable[[Scene], Chart | None], ...] = (
 
 def charts(scene: Scene) -> list[Chart]:
     """Every chart there is data for."""
-    return [chart for make in CHARTS if (chart := make(scene)) is not None]
+    others = _labels.charted(but=[make.keywords["metric"] for make in CHARTS])
+    more = [partial(over_depth, metric=name, strict=False) for name in others]
+    return [chart for make in (*CHARTS, *more) if (chart := make(scene)) is not None]
 
 
 def row(at: Layer, columns: Sequence[str], digits: int = 5) -> dict[str, Any]:
