@@ -818,6 +818,47 @@ class BothWays(nn.Module):
         return self.out(self.rnn(x)[1].view(len(x), -1))
 
 
+@broken("NS124", "2")
+def one_unit_between_wide_layers():
+    return classify(mlp(12, 32, 1, 32, 3))
+
+
+class Divides(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        self.by, self.net = by, mlp(12, 32, 3)
+
+    def forward(self, x):
+        return self.net(x.div_(self.by) if self.by else x.relu_())
+
+
+@broken("NS814")
+def a_division_in_place():
+    return classify(Divides(2.0))
+
+
+def test_an_activation_in_place_on_the_inputs_is_fine():
+    assert "NS814" not in {f.code for f in found(lambda: classify(Divides(0))).findings}
+
+
+def test_data_that_the_model_fills_in_is_a_note():
+    class Fills(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(12, 32, 3)
+
+        def forward(self, x):
+            return self.net(torch.nan_to_num(x))
+
+    def given():
+        made = classify(Fills())
+        for x, _ in made["data"]:
+            x[::5, 0] = math.nan
+        return made
+
+    assert {f.severity for f in found(given).findings if f.code == "NS801"} == {"info"}
+
+
 @broken("NS506", "1")
 def all_parameters_drawn_alike():
     model = nn.Sequential(nn.Linear(12, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))

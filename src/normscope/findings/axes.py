@@ -99,3 +99,28 @@ def in_a_row(view: View) -> Iterator[Hit]:
         names = "; ".join(f"{a} and {b}" for a, b in pairs[:4])
         text = f"no activation between the linear layers {names}: consecutive linear layers are one linear (affine) map"
         yield Hit(None, "pairs", len(pairs), 0.0, text, name=pairs[0][0])
+
+
+@rule(
+    "NS124",
+    "a layer of one unit",
+    severity="warning",
+    meaning="All that later layers learn of a sample is one number: no set of classes or outputs fits through it.",
+    cure="Make it as wide as its neighbours: nn.Linear(64, 64).",
+    source="width of what a trained layer gets from trained layers",
+)
+def one_unit(view: View) -> Iterator[Hit]:
+    """A layer with several outputs gets a single number a sample, which wider layers made of a wider input.
+
+    A note where the user's own trial trains, or where there are two outputs at most. Scores and gates lead on no layer, and
+    are silent.
+    """
+    c, loss = view.section("calls").get("one_unit"), view.section("loss")
+    if c and len(loss.get("outputs", [])) >= 2:
+        trains = view.section("trial").get("own", {}).get("trains")
+        text = (
+            f"{c['before'] or 'the layer before'} has one unit between wider ones: {c['module']} gets 1 number a sample, a "
+            f"bottleneck too narrow for {loss['outputs'][-1]} outputs"
+        )
+        few = trains or loss["outputs"][-1] <= 2
+        yield Hit(None, "width", 1.0, 2.0, text, "info" if few else "", c["before"] or c["module"])

@@ -24,7 +24,8 @@ PRICES, SMALL_TARGETS, LEAK = 1e3, 300.0, 1e-6
 def not_finite(view: View) -> Iterator[Hit]:
     """A batch of the loader holds NaN or infinity, in the inputs or the targets; the first one is named.
 
-    At most 64 batches are read. The rest of the diagnosis ran with zeros in their place.
+    At most 64 batches are read. The rest of the diagnosis ran with zeros in their place. A note where the model deals with
+    it: the loss of that batch is finite.
     """
     b = view.section("data").get("broken")
     if b:
@@ -32,7 +33,8 @@ def not_finite(view: View) -> Iterator[Hit]:
         column = f"column {', '.join(map(str, b['columns']))}" if b["columns"] else "some samples"
         share = f" ({b['rows']:.1%} of the rows read)" if b["rows"] == b["rows"] and b["rows"] else ""
         text = f"{where} holds {b['kind']} in its {b['what']}: sample {b['sample']}, {column}{share}"
-        yield Hit(None, "not_finite", math.nan, math.inf, text)
+        text += "; the loss of that batch is finite all the same" if b.get("meant") else ""
+        yield Hit(None, "not_finite", math.nan, math.inf, text, "info" if b.get("meant") else "")
 
 
 @rule(
@@ -334,3 +336,21 @@ def sentinel(view: View) -> Iterator[Hit]:
             f"value ({s['wide']:.2g} from the median): a sentinel for missing values, an outlier"
         )
         yield Hit(None, "share", s["share"], 0.002, text)
+
+
+@rule(
+    "NS814",
+    "inputs that wear off",
+    severity="warning",
+    meaning="The forward pass writes into the batch it is given, so data that is kept in memory is other data in each epoch.",
+    cure="Work on a new tensor: x = x / 255, not x /= 255 or x.div_(255).",
+    source="the inputs after one and after two forward passes, to the last bit",
+)
+def worn(view: View) -> Iterator[Hit]:
+    """A forward pass changes its input tensors in place, and a second one changes them again; an activation in place does not."""
+    if view.section("calls").get("worn"):
+        text = (
+            "the model changes the batch it is given in place (an operation such as x /= 255 or div_), and again at the next pass: "
+            "cached inputs shrink or drift from epoch to epoch"
+        )
+        yield Hit(None, "in_place", 1.0, 0.0, text)

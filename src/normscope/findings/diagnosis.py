@@ -21,7 +21,7 @@ from normscope.core.faces import show
 from normscope.core.records import Profile
 from normscope.findings import Finding, find
 from normscope.findings.checkup import check_up
-from normscope.findings.checkup.data import cleaned, finite, firsts, load
+from normscope.findings.checkup.data import cleaned, finite, finite_loss, firsts, load
 from normscope.probing.passes import probe
 
 if TYPE_CHECKING:
@@ -237,6 +237,9 @@ def diagnose(
     batches = load(at, at.data)
     broken = finite(at, firsts(batches)) if at.data is not None else {}
     if broken:
+        i = broken["batch"]
+        raw = at if i < 0 else replace(at, inputs=batches[i][0], targets=batches[i][1])
+        broken["meant"] = finite_loss(raw)
         at = cleaned(at)
         notes.append("inputs and targets that are not finite were replaced by 0 for all other checks")
     _check_inputs(at)

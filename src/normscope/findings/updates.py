@@ -221,14 +221,17 @@ def _still_warming(rates: list[float], steps: float, full: float) -> float:
     severity="warning",
     meaning="The weights are kept in a type so coarse that most steps are rounded away: they stay where they are.",
     cure="Keep the weights in float32 and compute in bfloat16: torch.autocast(device, dtype=torch.bfloat16).",
-    source="chosen by us: four fifths of the entries with a gradient are the same, to the last bit, after a step",
+    source="chosen by us: half of the entries with a gradient are the same, to the last bit, after a step",
 )
 def rounded(view: View) -> Iterator[Hit]:
-    """Of weights in half precision most entries that have a gradient do not change in one step of the optimizer."""
-    r = view.section("update").get("rounded")
-    if r and r["share"] > 0.8:
+    """Of weights in half precision half the entries that have a gradient, or more, do not change in one step of the optimizer.
+
+    A note where the user's own trial trains.
+    """
+    r, trains = view.section("update").get("rounded"), view.section("trial").get("own", {}).get("trains")
+    if r and r["share"] > 0.5:
         text = (
             f"{r['share']:.0%} of the weights in {r['dtype']} (half precision) do not change in a step of {r['step']:.1g} "
             "relative to their size: the updates are rounded away"
         )
-        yield Hit(None, "rounded", r["share"], 0.8, text, name=r["module"])
+        yield Hit(None, "rounded", r["share"], 0.5, text, "info" if trains else "", r["module"])

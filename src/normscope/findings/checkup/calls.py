@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from normscope.call.arguments import tensors
-from normscope.findings.checkup.scene import Scene
+from normscope.findings.checkup.scene import Rerun, Scene
 
 
 def of_calls(scene: Scene) -> dict[str, Any]:
@@ -30,7 +30,53 @@ def of_calls(scene: Scene) -> dict[str, Any]:
     names = (
         "reshaped", "sliced", "softmax", "dropout", "cuts", "derived", "crossed", "over_samples", "numbers", "heavy", "attention",
     )  # fmt: skip
-    return {name: getattr(found, name) for name in names} | {"padding_only": _padding_only(scene, found.kept)}
+    more: dict[str, Any] = {"padding_only": _padding_only(scene, found.kept), "one_unit": _one_unit(scene)}
+    more["worn"] = scene.mutated and _worn(scene)
+    return {name: getattr(found, name) for name in names} | more
+
+
+def _worn(scene: Scene) -> bool:
+    """Whether a second forward pass on the same tensors gets other numbers than the first: what it writes there adds up."""
+    at = scene.at
+
+    def work() -> bool:
+        args, kwargs, _ = at.arguments()
+        with torch.no_grad():
+            at.whole(args, kwargs)
+            once = [t.clone() for t in tensors((args, kwargs))]
+            at.whole(args, kwargs)
+        return any(not torch.equal(a, b) for a, b in zip(once, tensors((args, kwargs)), strict=True))
+
+    return bool(at.run(work))
+
+
+def _one_unit(scene: Scene) -> dict[str, str] | None:
+    """The first layer that makes several numbers of one, on the only way from wider layers to the outputs."""
+    before = ""
+    for c in scene.weighted:
+        if c.size_in == 1 < c.size_out and c.trained_in and before and len(c.shape) == 2:
+            return {"module": c.name, "before": before} if _only_way(scene, c.name) else None
+        before = c.name
+    return None
+
+
+def _only_way(scene: Scene, name: str) -> bool:
+    """Whether two samples that this layer gets alike have one output: nothing leads around it."""
+    again = Rerun.of(scene.at)
+    if again is None:
+        return False
+
+    def work() -> float:
+        layer = again.at.root.get_submodule(name)
+        handle = layer.register_forward_pre_hook(lambda _, args: (torch.zeros_like(args[0]), *args[1:]))
+        try:
+            y = again.output()
+        finally:
+            handle.remove()
+        return float((y - y[:1]).abs().max()) / float(y.abs().max().clamp_min(1e-12))
+
+    spread = again.run(work, "eval")
+    return spread is not None and spread < 1e-5
 
 
 def _padding_only(scene: Scene, kept: list[tuple[str, Tensor]]) -> dict[str, Any] | None:

@@ -92,6 +92,20 @@ def finite(at: Step, batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, A
     return bad
 
 
+def finite_loss(at: Step) -> bool:
+    """Whether the loss of the batch is a finite number, in spite of what the batch holds."""
+
+    def work() -> float:
+        args, kwargs, _ = at.arguments()
+        with torch.no_grad():
+            return float(at.value(at.whole(args, kwargs), at.own_targets()))
+
+    try:
+        return math.isfinite(at.run(work))
+    except Exception:  # a model or a loss that refuses such numbers
+        return False
+
+
 def cleaned(at: Step) -> Step:
     """The step with 0 in the place of inputs and targets that are not finite."""
     return replace(at, inputs=clean(at.inputs), targets=clean(at.targets), data=at.data)
