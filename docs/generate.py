@@ -1,4 +1,5 @@
-"""Write what is made from the code and the results: findings.md, metrics.md, papers/*.md, report.png, the CLI's index.
+"""Write what is made from the code and the results: findings.md, metrics.md, architecture.md, papers/*.md, report.png, the
+CLI's index.
 
 python docs/generate.py [--picture]
 """
@@ -6,7 +7,9 @@ python docs/generate.py [--picture]
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -159,12 +162,51 @@ def picture() -> None:
     html.to_png(content(found), HERE / "report.png")
 
 
+def rooms() -> dict[str, tuple[str, set[str]]]:
+    """Of each room (a folder of the package, or ``gaussian`` and ``tasks``): its first line, and the rooms that it imports."""
+    package = HERE.parent / "src" / "normscope"
+    found: dict[str, tuple[str, set[str]]] = {}
+    single = [package / "gaussian.py", package / "tasks.py"]
+    for top in sorted([*(d for d in package.iterdir() if (d / "__init__.py").exists()), *single]):
+        files = [top] if top.is_file() else sorted(top.rglob("*.py"))
+        doc = ast.get_docstring(ast.parse((top if top.is_file() else top / "__init__.py").read_text())) or ""
+        text = re.sub(r"^ *if TYPE_CHECKING:\n(    .*\n|\n)+", "", "\n".join(f.read_text() for f in files), flags=re.M)
+        found[top.stem] = (doc.splitlines()[0], set(re.findall(r"^ *(?:from|import) normscope\.(\w+)", text, re.M)))
+    return {room: (line, {r for r in seen if r in found and r != room}) for room, (line, seen) in found.items()}
+
+
+def architecture_page() -> str:
+    """The rooms, and which imports which: arrows that a longer way says too are left out of the drawing."""
+    found = rooms()
+    below: dict[str, set[str]] = {}
+
+    def under(room: str) -> set[str]:
+        if room not in below:
+            below[room] = set().union(*({r} | under(r) for r in found[room][1]))
+        return below[room]
+
+    arrows = [
+        (a, b) for a, (_, seen) in found.items() for b in sorted(seen) if not any(b in under(c) for c in seen if c != b)
+    ]  # fmt: skip
+    return "\n".join([
+        "# Architecture\n",
+        "A *room* is a folder of the package. Imports go down only: what a room shows of a higher one (a page, a chart) goes",
+        "through a registry in `core` that the higher one fills. The drawing is made from the imports (`python",
+        "docs/generate.py`), without arrows that a longer way says too; `tests/test_layers_of_the_house.py` checks them.\n",
+        "```mermaid", "flowchart TD", *(f"  {a} --> {b}" for a, b in arrows), "```\n",
+        "| room | what it is for | imports |\n|---|---|---|",
+        *(f"| `{room}` | {line} | {', '.join(sorted(seen)) or '-'} |" for room, (line, seen) in found.items()),
+        "",
+    ])  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", action="store_true", help="draw docs/report.png again as well")
     args = parser.parse_args()
     (HERE / "findings.md").write_text(findings_page())
     (HERE / "metrics.md").write_text(metrics_page())
+    (HERE / "architecture.md").write_text(architecture_page())
     _index.write()
     load()
     (HERE / "papers").mkdir(exist_ok=True)
