@@ -1550,6 +1550,18 @@ def coded(reduction):
     return setup(Coder(), x, x, elbo)
 
 
+@broken("NS707", "dec")
+def a_sigmoid_before_targets_of_both_signs():
+    given = coded("sum")
+    x = torch.randn(64, 4) @ torch.randn(4, 32)
+
+    def elbo(out, x):
+        y, m, s = out
+        return (y - x).square().sum(1).mean() - 0.5 * (1 + s - m.square() - s.exp()).sum(1).mean()
+
+    return given | {"inputs": x, "targets": x, "loss": elbo, "data": None, "valid": None}
+
+
 @broken("NS714")
 def a_divergence_summed_beside_a_mean():
     return coded("mean")

@@ -107,13 +107,17 @@ def small_updates(view: View) -> Iterator[Hit]:
 
     That ratio times the learning rate is the relative change in one step of plain gradient descent. Judged for the
     cross-entropy of a classifier only (the scale of other losses is the user's), without embeddings, most of whose rows
-    a batch does not touch, and not where the optimizer given divides by the gradients' size, as Adam does.
+    a batch does not touch, and not where the optimizer given divides by the gradients' size, as Adam does. Nor where the loss
+    is below that of a constant answer already, or where a head of zeros keeps gradients from all layers for one step.
     """
     if view.facts.get("loss") != "cross_entropy" and view.section("loss").get("task") != "classes":
         return
     curve = [
         r for r in view.hidden("relative_gradient", "weight") if not math.isnan(r.value) and "mbedding" not in r.kind
     ]
+    loss, asleep = view.section("loss"), view.section("wiring").get("asleep", {"weights": 1})
+    if loss.get("value", math.inf) < 0.9 * loss.get("constant", 0.0) or not asleep["weights"]:
+        return
     if str(view.section("update").get("class", "SGD")) != "SGD":  # the others divide by the gradients' size
         return
     if curve and (top := max(curve, key=lambda r: r.value)).value < SMALL_UPDATE:

@@ -29,7 +29,7 @@ def reach(view: View) -> Iterator[Hit]:
     s = view.section("loss")
     if s.get("task") != "regression" or "outside" not in s or s["outside"] < OUTSIDE:
         return
-    if s["floor"] > FLOOR * s.get("constant", math.inf):
+    if s["floor"] - s["free"] > FLOOR * (s.get("constant", math.inf) - s["free"]):
         r = s["reach"]
         ends = ", ".join(f"{r[k]:.3g}" if k in r else "infinity" for k in ("low", "high"))
         text = (
@@ -193,7 +193,10 @@ def bad_start(view: View) -> Iterator[Hit]:
             f"{s.get('output_rms', math.nan):.2g}, too large an initial scale at "
             f"{s.get('last_weight', 'the last layer')}"
         )
-        yield Hit(None, "loss", s["value"], START * s["constant"], text, name=s.get("last_weight", ""))
+        kept = s.get("last_frozen")  # learnt elsewhere, and meant to stay
+        yield Hit(
+            None, "loss", s["value"], START * s["constant"], text, "info" if kept else "", s.get("last_weight", "")
+        )
 
 
 @rule(

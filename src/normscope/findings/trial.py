@@ -19,6 +19,8 @@ RISES = 0.5
 #: Share of chance below which the loss of unseen batches falls once where anything carries over.
 FOLLOWS = 0.99
 FALLING = 0.15
+#: Steps that layers of zeros may take to wake (chosen by us: Fixup nets stand still for 60).
+WAKES = 200
 
 
 @rule(
@@ -33,7 +35,8 @@ def nothing_trains(view: View) -> Iterator[Hit]:
     """The best of several rates of SGD and of Adam ends above .85 of chance (a warning: above .65), the batch being the same
     at each step; chance is the loss of the best constant answer, where there is one, else the first loss.
 
-    Up to 200 steps on copies; fewer than 50 decide nothing. Two optimizers that end flat at the same loss below chance have
+    Up to 200 steps on copies; fewer than 50 decide nothing, nor fewer than 200 where branches or a head start at zero, which
+    open slowly. Two optimizers that end flat at the same loss below chance have
     trained: the network can do no more.
     """
     t = view.section("trial")
@@ -41,6 +44,9 @@ def nothing_trains(view: View) -> Iterator[Hit]:
         return
     best = max(t["sgd"]["progress"], t["adam"]["progress"])
     if best >= LITTLE or t.get("own", {}).get("trains"):
+        return
+    asleep = view.section("wiring").get("zero_layers") and not view.section("wiring").get("asleep", {}).get("weights")
+    if asleep and max(t["sgd"]["steps"], t["adam"]["steps"]) < WAKES:
         return
     yield Hit(None, "progress", best, NOTHING, _races(t), "" if best < NOTHING else "warning")
 

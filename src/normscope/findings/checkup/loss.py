@@ -31,7 +31,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found["moves"] = value(o + o.std().clamp_min(1.0) * _noise(o), t) != scene.value
     classes = _classes(o, t)
     found["task"] = (
-        "classes" if classes is not None else "regression" if _regression(value, o, t) else "binary" if _binary(o, t)
+        "classes" if classes is not None else "regression" if _regression(scene, value, o, t) else "binary" if _binary(o, t)
         else "other"
     )  # fmt: skip
     found["linear"] = bool(abs(value(2 * o, t) - 2 * scene.value) <= 1e-5 * abs(scene.value))
@@ -53,6 +53,8 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found["output_rms"] = float(o.square().mean().sqrt())
     found["last"] = scene.calls[-1].name if scene.calls else ""
     found["last_weight"] = _last_weight(scene)
+    last = scene.at.root.get_submodule(found["last_weight"]).parameters(recurse=False)
+    found["last_frozen"] = not any(p.requires_grad for p in last)
     found |= _next_token(scene, o, g)
     reach = reach_of(scene)
     if reach is not None:
@@ -142,12 +144,19 @@ def _classes(o: Tensor, t: Tensor) -> Tensor | None:
     return torch.zeros_like(o).scatter_(axis, known, 1.0) * (t >= 0).unsqueeze(axis)
 
 
-def _regression(value: Any, o: Tensor, t: Tensor) -> bool:
-    """Whether the loss is lowest where the outputs equal the targets: zero there, and positive elsewhere."""
+def _regression(scene: Scene, value: Any, o: Tensor, t: Tensor) -> bool:
+    """Whether the loss is lowest where the outputs equal the targets: zero there, and positive elsewhere; or without a
+    gradient in them, where it has other parts (a divergence).
+    """
     if not t.is_floating_point() or t.numel() != o.numel():
         return False
     at_targets, elsewhere = value(t.reshape(o.shape).to(o), t.reshape(o.shape)), value(o, t.reshape(o.shape))
-    return abs(at_targets) <= 1e-6 * abs(elsewhere) and elsewhere > 0
+    if abs(at_targets) <= 1e-6 * abs(elsewhere) and elsewhere > 0:
+        return True
+    if t.shape != o.shape or _binary(o, t) or not at_targets < elsewhere:
+        return False
+    here, there = _gradient(scene, o, t), _gradient(scene, o, t, t.to(o))
+    return here is not None and there is not None and float(there.norm()) <= 1e-6 * float(here.norm())
 
 
 def _binary(o: Tensor, t: Tensor) -> bool:
