@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, rule
+from normscope.findings._rules import Hit, View, inside, rule
 
 LARGE, TINY, COLUMNS = 25.0, 0.05, 1e3
 #: Size of one of several targets from which on its squares drown the rest (chosen by us).
@@ -47,14 +47,17 @@ def not_finite(view: View) -> Iterator[Hit]:
     source="chosen by us: an rms of 25; standardized data has 1, raw pixels about 100",
 )
 def large_inputs(view: View) -> Iterator[Hit]:
-    """The rms of what the first layer with weights gets is above 25. Layers that normalize first are silent."""
+    """The rms of what the first layer with weights gets is above 25. Layers that normalize first are silent; a
+    note where the user's own trial trains.
+    """
     f = view.section("data").get("first_layer")
     if f and f["rms"] > LARGE and f.get("column_ratio", 1.0) < COLUMNS:
         text = (
             f"the inputs of {f['module'] or 'the first layer'} have rms {f['rms']:.3g} (largest "
             f"{f['largest']:.3g}): not standardized"
         )
-        yield Hit(None, "rms", f["rms"], LARGE, text)
+        trains = view.section("trial").get("own", {}).get("trains")  # a norm right behind it makes up for it
+        yield Hit(None, "rms", f["rms"], LARGE, text, "info" if trains else "")
 
 
 @rule(
@@ -348,9 +351,10 @@ def sentinel(view: View) -> Iterator[Hit]:
 )
 def worn(view: View) -> Iterator[Hit]:
     """A forward pass changes its input tensors in place, and a second one changes them again; an activation in place does not."""
-    if view.section("calls").get("worn"):
+    worn = view.section("calls").get("worn")
+    if worn:
         text = (
-            "the model changes the batch it is given in place (an operation such as x /= 255 or div_), and again at the next pass: "
-            "cached inputs shrink or drift from epoch to epoch"
+            f"{worn[0]}{inside(worn[1])} changes the batch that is given in place, and again at the next pass: cached inputs "
+            "shrink or drift from epoch to epoch"
         )
-        yield Hit(None, "in_place", 1.0, 0.0, text)
+        yield Hit(None, "in_place", 1.0, 0.0, text, name=worn[1])

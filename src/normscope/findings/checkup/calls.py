@@ -31,7 +31,7 @@ def of_calls(scene: Scene) -> dict[str, Any]:
         "reshaped", "sliced", "softmax", "dropout", "cuts", "derived", "crossed", "over_samples", "numbers", "heavy", "attention",
     )  # fmt: skip
     more: dict[str, Any] = {"padding_only": _padding_only(scene, found.kept), "one_unit": _one_unit(scene)}
-    more["worn"] = scene.mutated and _worn(scene)
+    more["worn"] = found.written if found.written is not None and _worn(scene) else None
     return {name: getattr(found, name) for name in names} | more
 
 

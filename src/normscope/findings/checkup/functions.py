@@ -61,6 +61,9 @@ class Functions(TorchFunctionMode):
         #: The first reshape that cuts the samples' axis, which was not in front: (layers, n, d) made (n, ...).
         self.sliced: dict[str, Any] | None = None
         self.n = 0
+        #: The batch, and the first function that wrote into it: (its name, the module).
+        self.batch: list[tuple[Tensor, int]] = []
+        self.written: tuple[str, str] | None = None
         self._ended: list[str] = []
         #: Whether a derivative by the inputs that has no graph is computed with, and no model runs after.
         self.derived = False
@@ -93,6 +96,8 @@ class Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         whole = func(*args, **kwargs)
         self._derives(func, args, kwargs, whole)
+        if self.written is None and any(t._version != v for t, v in self.batch):
+            self.written = (func.__name__, self.stack[-1] if self.stack else "")
         x, y = (args[0] if args else None), first_tensor(whole)
         if func in _NUMBERS and isinstance(x, Tensor) and x.requires_grad and not self.eval:
             self.numbers.append(func.__name__)

@@ -58,8 +58,6 @@ class Scene:
     value: float = float("nan")
     #: What was heard of the functions that model and loss call.
     functions: Functions = field(default_factory=Functions)
-    #: Whether the forward pass wrote into its inputs.
-    mutated: bool = False
     #: Layers whose input channels are the same twice.
     twice: list[dict[str, Any]] = field(default_factory=list)
     #: Modules (name, itself, input) with an ``autograd.Function`` of the user's.
@@ -99,12 +97,10 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
     at = scene.at
     args, kwargs, _ = at.arguments()
     functions = scene.functions
-    functions.n = at.rows.n
+    functions.n, functions.batch = at.rows.n, [(t, t._version) for t in tensors((args, kwargs))]
     with functions.inside(at.root), _observed(scene, at.root, at.rows), functions:
         scene.whole = whole = at.whole(args, kwargs)
-    scene.mutated = any(
-        not torch.equal(a, b) for a, b in zip(tensors((args, kwargs)), tensors(at.arguments()[:2]), strict=True)
-    )
+    functions.batch = []
     scene.targets = at.own_targets()
     scene.loss = at.settled(whole)
     scene.output = None if at.step is not None else first_tensor(whole)
