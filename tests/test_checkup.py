@@ -859,6 +859,45 @@ def test_data_that_the_model_fills_in_is_a_note():
     assert {f.severity for f in found(given).findings if f.code == "NS801"} == {"info"}
 
 
+@broken("NS606", "2")
+def a_head_that_was_frozen_with_the_rest():
+    model = mlp(12, 32, 3)
+    model[2].requires_grad_(False)
+    return classify(model)
+
+
+@broken("NS707", "boxes")
+def boxes_in_pixels_behind_a_sigmoid():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.scores, self.boxes = mlp(12, 32, 32), nn.Linear(32, 3), nn.Linear(32, 4)
+
+        def forward(self, x):
+            h = self.body(x).relu()
+            return self.scores(h), self.boxes(h).sigmoid()
+
+    x, t = table()
+    given = setup(Detector(), x, t, lambda o, t: F.cross_entropy(o[0], t[0]) + F.l1_loss(o[1], t[1]))
+    boxes = 16 * torch.rand(len(given["inputs"]), 4)
+    return given | {"targets": (labels(given["targets"]), boxes), "data": None, "valid": None}
+
+
+@broken("NS121")
+def one_view_given_twice():
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(12, 32, 16)
+
+        def forward(self, a, b):
+            return F.normalize(self.net(a), dim=1) @ F.normalize(self.net(b), dim=1).t() / 0.2
+
+    x, _ = table()
+    given = setup(Pairs(), x, torch.arange(448), nn.CrossEntropyLoss())
+    return given | {"inputs": (given["inputs"], given["inputs"].clone()), "data": None, "valid": None}
+
+
 @broken("NS506", "1")
 def all_parameters_drawn_alike():
     model = nn.Sequential(nn.Linear(12, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))

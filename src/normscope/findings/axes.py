@@ -56,7 +56,16 @@ def softmax(view: View) -> Iterator[Hit]:
     source="equal to the last bit",
 )
 def twice(view: View) -> Iterator[Hit]:
-    """The two halves of a layer's input channels are equal, to the last bit, for all samples, and not constant."""
+    """The two halves of a layer's input channels are equal, to the last bit, for all samples, and not constant; or two of the
+    inputs are.
+    """
+    same = view.section("data").get("equal_inputs")
+    if same:
+        text = (
+            f"two of the inputs are identical, tensors {same[0]} and {same[1]}: one view (augmentation, image) was given twice, "
+            "where two different ones are to be compared"
+        )
+        yield Hit(None, "inputs", 1.0, 0.0, text)
     for c in view.section("calls").get("twice", [])[:1]:
         text = (
             f"{c['module']} gets {c['channels']} channels, the second half equal to the first: the same tensor was concatenated "

@@ -10,7 +10,7 @@ from normscope.findings._rules import Hit, View, inside, rule
 FLOOR, OUTSIDE = 0.1, 0.1
 START = 6.0
 #: The least share of the gradient for the targets; how unevenly two tasks may pull.
-DROWNED, UNEVEN = 0.05, 300.0
+DROWNED, UNEVEN = 0.02, 300.0
 
 
 @rule(
@@ -26,7 +26,14 @@ def reach(view: View) -> Iterator[Hit]:
 
     The floor is the loss of the targets clamped into the outputs' range.
     """
-    s = view.section("loss")
+    s, b = view.section("loss"), view.section("pull").get("beyond")
+    if b:
+        ends = ", ".join(f"{x:.3g}" for x in b["ends"])
+        text = (
+            f"output {b['output']} of {b['module'] or 'the model'} is bounded, ({ends}), and {b['share']:.0%} of its targets, from "
+            f"{b['low']:.3g} to {b['high']:.3g}, are out of range: they cannot be reached (scale or normalize them)"
+        )
+        yield Hit(None, "outside", b["share"], OUTSIDE, text, name=b["module"])
     if s.get("task") != "regression" or "outside" not in s or s["outside"] < OUTSIDE:
         return
     if s["floor"] - s["free"] > FLOOR * (s.get("constant", math.inf) - s["free"]):
@@ -206,12 +213,12 @@ def bad_start(view: View) -> Iterator[Hit]:
     meaning="Other parts of the loss (a penalty, a divergence, another task) drown the one that knows the right answers, so "
     "training serves them.",
     cure="Bring the parts to one size: sum or average both over the same axes, then weigh: loss = fit + 0.01 * penalty.",
-    source="chosen by us: all targets together decide less than a twentieth of the gradient; of two tasks one pulls 300 times "
+    source="chosen by us: all targets together decide less than a fiftieth of the gradient; of two tasks one pulls 300 times "
     "as hard",
 )
 def drowned(view: View) -> Iterator[Hit]:
     """The gradient is taken again with every target another one (the next class, the other side of zero). In the parameters
-    that all outputs depend on it stays what it was to 5 %: what pulls there is not the targets.
+    that all outputs depend on it stays what it was to 2 %: what pulls there is not the targets.
 
     Several targets: the same for each alone, in the parameters that all of them move.
     """

@@ -181,16 +181,16 @@ def random_frozen(view: View) -> Iterator[Hit]:
     """The first part of the network is frozen, and 90 % of its weights have exactly the distribution of fresh torch layers.
 
     Uniform within 1/sqrt(fan_in), Xavier's bound, N(0, 1) embeddings, N(0, 0.02²): trained weights leave the bound at once.
-    Judged for a block of two weights or more in front of all that trains, a fifth of the parameters or more, and for a table
-    of embeddings (N(0, s²), without any direction): single random projections and adapters (LoRA) beside fresh layers are
-    silent. Or a frozen layer's weights are one number.
+    Judged for a block of two weights or more in front of all that trains, a fifth of the parameters or more, for a table of
+    embeddings (N(0, s²), without any direction), and for the last layer: other single random projections and adapters (LoRA)
+    beside fresh layers are silent. Or a frozen layer's weights are one number.
     """
     r = view.section("wiring").get("random_frozen")
     if r:
         text = (
             f"{r['module']} is frozen, and {r['share']:.0%} of its {r['tensors']} weight matrices are "
             "distributed exactly as random "
-            "initial weights: its checkpoint was not loaded"
+            "initial weights: its checkpoint was not loaded, or it was meant to train (requires_grad)"
         )
         trains = view.section("trial").get("own", {}).get("progress", 0.0) > 0.3  # random features may be meant
         yield Hit(None, "fresh", r["share"], 0.9, text, "info" if trains else "", r["module"])

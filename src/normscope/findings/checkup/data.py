@@ -137,6 +137,10 @@ def of_data(
     if t is None and len(list(tensors(scene.targets))) > 1 and several:
         found["largest_target"] = max(float(x.square().mean().sqrt()) for x in several)
     found |= _class_like(pooled[1] if pooled is not None else t)
+    found["equal_inputs"] = next((
+        [i, j] for (i, a), (j, b) in itertools.combinations(enumerate(tensors((scene.at.args, scene.at.kwargs))), 2)
+        if a.is_floating_point() and a.dim() > 1 and a.numel() > 32 and a.shape == b.shape and torch.equal(a, b)
+    ), None)  # fmt: skip
     found["sentinel"] = _sentinel(pooled)
     if pooled is not None:
         found |= _leak(*pooled)

@@ -29,10 +29,11 @@ def of_pull(scene: Scene) -> dict[str, Any]:
     outputs = [t for t in tensors(scene.whole) if t.is_floating_point()]
     if len(outputs) < 2 and len(given) < 2 and not _reads_weights(scene):
         return {}
+    beyond = _beyond(scene, outputs, given)
     others = [_other(t) for t in given]
     if all(o is None for o in others):
-        return {}
-    found: dict[str, Any] = {}
+        return beyond
+    found: dict[str, Any] = beyond
     ends = [p for p in scene.copies.values() if p.requires_grad]
 
     def work() -> None:
@@ -63,6 +64,22 @@ def of_pull(scene: Scene) -> dict[str, Any]:
 
     at.run(work, scene.copies)
     return found
+
+
+def _beyond(scene: Scene, outputs: list[Tensor], given: list[Tensor]) -> dict[str, Any]:
+    """Of several outputs the first that ends in a bounded function while a tenth of the one target of its shape lies beyond."""
+    for i, (o, ends) in enumerate(zip(outputs, scene.bounds, strict=False)):
+        alike = [t for t in given if t.is_floating_point() and t.shape == o.shape]
+        if ends is None or len(outputs) < 2 or len(alike) != 1:
+            continue
+        share = float(((alike[0] < ends[0] - 1e-6) | (alike[0] > ends[1] + 1e-6)).float().mean())
+        if share > 0.1:
+            module = next((c.name for c in reversed(scene.weighted) if c.size_out == o[0].numel()), "")
+            low, high = float(alike[0].min()), float(alike[0].max())
+            return {"beyond": {
+                "output": i, "ends": list(ends), "share": share, "module": module, "low": low, "high": high,
+            }}  # fmt: skip
+    return {}
 
 
 def _reads_weights(scene: Scene) -> bool:

@@ -24,6 +24,13 @@ from normscope.training.short import leaf
 MOST = 1_000_000
 
 
+#: Where functions end that bound what they give.
+ENDS = {
+    "SigmoidBackward0": (0.0, 1.0), "SoftmaxBackward0": (0.0, 1.0), "TanhBackward0": (-1.0, 1.0),
+    "ReluBackward0": (0.0, float("inf")), "SoftplusBackward0": (0.0, float("inf")),
+}  # fmt: skip
+
+
 @dataclass
 class Call:
     """One call of a module without children: what came in and went out, in numbers."""
@@ -58,6 +65,8 @@ class Scene:
     value: float = float("nan")
     #: What was heard of the functions that model and loss call.
     functions: Functions = field(default_factory=Functions)
+    #: Of each output tensor with a gradient the ends of the function that it comes from, if it has any.
+    bounds: list[tuple[float, float] | None] = field(default_factory=list)
     #: Layers whose input channels are the same twice.
     twice: list[dict[str, Any]] = field(default_factory=list)
     #: Modules (name, itself, input) with an ``autograd.Function`` of the user's.
@@ -113,6 +122,9 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
             value = scene.loss.value(whole, scene.targets, at.seed)
         scene.value = float(value.detach())
     outputs = [t for t in tensors(whole) if t.grad_fn is not None]
+    scene.bounds = [
+        ENDS.get(t.grad_fn.name()) for t in tensors(whole) if t.is_floating_point() and t.grad_fn is not None
+    ]
     mine = {id(scene.copies[k]): name for k, name in scene.names.items()}
     given = {id(t) for t in tensors((args, kwargs))}
     for node in nodes(*outputs):

@@ -128,7 +128,7 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
         if (own := [p for n, p in named.items() if scene.layer_of(n) == c.name and p.dim() > 1])
         and not any(p.requires_grad or bool((p != p.flatten()[0]).any()) for p in own)
     ]  # fmt: skip
-    found["random_frozen"] = _random_frozen(scene, named, held)
+    found["random_frozen"] = _random_frozen(scene, named, held) or _random_head(scene, named)
     found["copy"] = _copy(scene)
     found["fed"] = _fed(scene)
     found["modes"] = sum(
@@ -224,6 +224,17 @@ def _random_frozen(scene: Scene, named: Mapping[str, Tensor], held: set[int] | N
         if fresh >= 0.9 * every and every >= 0.2 * sum(p.numel() for p in named.values()):
             return {"module": path, "share": fresh / every, "tensors": len(weights)}
     return {}
+
+
+def _random_head(scene: Scene, named: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The last layer with weights, frozen at a fresh start, behind layers that train."""
+    last = scene.weighted[-1] if scene.weighted else None
+    if last is None or not last.trained_in:
+        return {}
+    mine = [n for n in named if scene.layer_of(n) == last.name and named[n].dim() > 1]
+    if not mine or any(named[n].requires_grad or not is_default(last.module, named[n], n) for n in mine):
+        return {}
+    return {"module": last.name, "share": 1.0, "tensors": len(mine)}
 
 
 def _gaussian(p: Tensor) -> bool:
