@@ -9,8 +9,12 @@ from normscope.core.faces import FACES
 from normscope.report._content import Content
 
 FACES.add("diagnosis", "normscope.report.html:of_diagnosis")
+FACES.add("profile", "normscope.report.html:of_profile")
 FACES.add("race", "normscope.report.race:of_race")
 FACES.add("verdicts", "normscope.report.claims:of_verdicts")
+FACES.add("sharpness", "normscope.report.curvature:of_sharpness")
+FACES.add("spectrum", "normscope.report.curvature:of_spectrum")
+FACES.add("tracker", "normscope.report.tracker:of_tracker")
 
 FACES.add("as.chart", "normscope.report.sheet:chart")
 FACES.add("as.cell", "normscope.report.sheet:cell")
