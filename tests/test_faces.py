@@ -184,3 +184,56 @@ def test_colours_of_names_go_by_their_place():
     from normscope.report.grammar import Colour
 
     assert Colour("model", ["b", "a"]).channel()["scale"]["domain"] == ["b", "a"]
+
+
+# The command line
+
+COMMANDS = {
+    "diagnose": ["mlp:depth=2,width=8", "-n", "16", "--trial", "none"],
+    "predict": ["mlp:depth=3,width=16", "-n", "6"],
+    "race": [
+        "mlp:depth=2,width=8",
+        "--cures",
+        "none,bn",
+        "--samples",
+        "64",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "-n",
+        "32",
+    ],
+    "sharpness": ["mlp:depth=2,width=8", "-n", "16"],
+    "sweep": ["--task", "predict", "--depth", "2,3", "--width", "8", "--workers", "1"],
+    "verify": ["daneshmand2021/vanilla-relu", "--workers", "1"],
+}
+TRAIN = """
+import torch
+model = torch.nn.Linear(6, 3)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for _ in range(3):
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(model(torch.randn(8, 6)), torch.randint(0, 3, (8,))).backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "why"])
+def test_a_command_writes_a_page_and_pictures(command, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(TRAIN)
+    files = [word for kind in ("html", "png", "svg", "pdf") for word in (f"--{kind}", f"a.{kind}")]
+    code, out, err = run(command, *files, *COMMANDS.get(command, ["--trial", "none", "train.py"]))
+    assert code == 0, err
+    for suffix, magic in MAGIC.items():
+        assert (tmp_path / f"a{suffix}").read_bytes().startswith(magic)
+        assert f"a{suffix}" in out
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "why"])
+def test_a_picture_with_another_ending_is_misuse_told_before_the_work(command, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(command, "--svg", "a.png", *COMMANDS.get(command, ["train.py"]))
+    assert (code, out, list(tmp_path.iterdir())) == (2, "", [])
+    assert "a.svg" in err

@@ -101,7 +101,11 @@ class Verdicts(Shown, Sequence[Verdict]):
         if pictured(path):
             super().save(path)
             return
-        write("".join(v.to_json() + "\n" for v in self.verdicts), path)
+        write(self.to_jsonl(), path)
+
+    def to_jsonl(self) -> str:
+        """One verdict a line, as JSON."""
+        return "".join(v.to_json() + "\n" for v in self.verdicts)
 
     @classmethod
     def load(cls, path: str | Path) -> Verdicts:
