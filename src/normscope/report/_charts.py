@@ -1,11 +1,10 @@
-"""The charts over depth: a list of functions, each from the scene to a chart, or to ``None`` where it has no data."""
+"""The charts over depth: one a metric, all models overlaid, with what was found marked on the lines."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from normscope.report import _labels, _layers
@@ -82,54 +81,30 @@ def over_depth(
     )  # fmt: skip
 
 
-#: The charts, in the order of the page. Another one is another function in this list.
-CHARTS: tuple[Callable[[Scene], Chart | None], ...] = (
-    partial(over_depth, metric="participation_rank", batch_line=True, findings=("soft_rank", "entropy_rank")),
-    partial(
-        over_depth,
-        metric="mean_abs_cosine",
-        findings=("mean_cosine", "max_abs_cosine", "mean_shift"),
-        domain=(0, 1),
+#: The charts, in the order of the page: metric, further metrics whose findings it marks, options of `over_depth`.
+CHARTS: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
+    ("participation_rank", ("soft_rank", "entropy_rank"), {"batch_line": True}),
+    ("mean_abs_cosine", ("mean_cosine", "max_abs_cosine", "mean_shift"), {"domain": (0, 1)}),
+    (
+        "orthogonality_gap",
+        ("orthogonality_gap_floor", "isometry_gap", "sigma_min"),
+        {"companion": "orthogonality_gap_floor"},
     ),
-    partial(
-        over_depth,
-        metric="orthogonality_gap",
-        companion="orthogonality_gap_floor",
-        findings=("orthogonality_gap_floor", "isometry_gap", "sigma_min"),
-    ),
-    partial(over_depth, metric="gradient_norm", findings=("gradient_growth", "gradient_collinearity")),
-    partial(over_depth, metric="weight_gradient_norm"),
-    partial(over_depth, metric="mean_norm", findings=("norm_spread",)),
-    partial(
-        over_depth,
-        metric="numerical_rank",
-        companion="numerical_rank_float32",
-        batch_line=True,
-        findings=("numerical_rank_float32",),
-    ),
-    partial(
-        over_depth,
-        metric="odd_point_score",
-        findings=("odd_point_index", "odd_point_coherence"),
-        domain=(0, 1),
-        strict=False,
-    ),
-    partial(
-        over_depth,
-        metric="dead_units",
-        companion="saturated_units",
-        findings=("saturated_units",),
-        domain=(0, 1),
-        strict=False,
-    ),
+    ("gradient_norm", ("gradient_growth", "gradient_collinearity"), {}),
+    ("weight_gradient_norm", (), {}),
+    ("mean_norm", ("norm_spread",), {}),
+    ("numerical_rank", ("numerical_rank_float32",), {"companion": "numerical_rank_float32", "batch_line": True}),
+    ("odd_point_score", ("odd_point_index", "odd_point_coherence"), {"domain": (0, 1), "strict": False}),
+    ("dead_units", ("saturated_units",), {"companion": "saturated_units", "domain": (0, 1), "strict": False}),
 )
 #: Columns that a chart draws beside its own.
-COMPANIONS = tuple(make.keywords["companion"] for make in CHARTS if "companion" in make.keywords)  # type: ignore[attr-defined]
+COMPANIONS = tuple(options["companion"] for _, _, options in CHARTS if "companion" in options)
 
 
 def charts(scene: Scene) -> list[Chart]:
     """Every chart there is data for."""
-    return [chart for make in CHARTS if (chart := make(scene)) is not None]
+    made = (over_depth(scene, metric, findings=marked, **options) for metric, marked, options in CHARTS)
+    return [chart for chart in made if chart is not None]
 
 
 def row(at: Layer, columns: Sequence[str], digits: int = 5) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def still(sheet: Sheet, chart: Chart) -> str:
     with needs_extra():
         import vl_convert
 
-    spec = _view(chart, 300, 170) | {"config": {**_theme.config("neutral", _FONT), "aria": False}}
+    spec = _view(chart, 300, 200) | {"config": {**_theme.config("neutral", _FONT), "aria": False}}
     spec |= _params([chart]) | {"datasets": {"layers": list(sheet.rows)}}
     if "facet" not in spec:
         spec["autosize"] = {"type": "fit", "contains": "padding"}
@@ -52,9 +52,8 @@ def altair_chart(sheet: Sheet) -> Any:
 
     spec = standing(sheet)
     spec.pop("padding")
-    return alt.VConcatChart.from_dict(spec, validate=False) if "vconcat" in spec else alt.ConcatChart.from_dict(
-        spec, validate=False
-    )  # fmt: skip
+    kind = alt.VConcatChart if "vconcat" in spec else alt.ConcatChart
+    return kind.from_dict(spec, validate=False)
 
 
 def standing(

@@ -214,6 +214,7 @@ def lines(
     told: what a dot says. joined, dotted: which rows have lines, dots (expressions). data: the name under which the page
     holds the rows. under, over: further layers. words: further fields of `Chart`.
     """
+    rows = _finite(rows)
     live = colour is not None and not colour.legend and not facet
     focus = f"(focus === null || datum[{colour.field!r}] === focus)" if live and colour else ""
     shared: Spec = {"x": x.channel()} | ({"color": colour.channel()} if colour else {})
@@ -233,7 +234,7 @@ def lines(
     dots = _dots(rows, x, {**shared, "y": height, "tooltip": list(told)}, dash, focus)
     parts += [dots | _filter(dotted or f"isValid(datum[{y.field!r}])"), *over]
     by = list(dict.fromkeys(f for f in (colour and colour.field, dash and dash.field, facet) if f))
-    spec: Spec = {"data": {"name": data} if data else {"values": list(rows)}}
+    spec: Spec = {"data": {"name": data} if data else {"values": rows}}
     spec |= _faceted({"layer": parts}, rows, facet)
     if live:
         spec["params"] = [{"name": name, "value": None} for name in ("focus", f"at_{x.field}")]
@@ -291,15 +292,16 @@ def heat(
     written: columns written into the cells, with their size and place. ends: of the colours, where ``written`` turns from
     light to dark. size: of a map, pixels, where the box does not say it.
     """
+    rows = _finite(rows)
     scale = {"scheme": "viridis", **value.scale}
-    shown = {"type": "gradient", "title": None, "gradientLength": 140, "labelExpr": WRITTEN} if legend else None
+    shown = {"title": None, "gradientLength": 140, "labelExpr": WRITTEN} if legend else None
     colour = {"field": value.field, "type": "quantitative", "scale": scale, "legend": shown}
     place: Spec = {"x": x.channel(), "y": y.channel()}
     told = list(told) or [tip(x.field), tip(y.field), tip(value.field, value.title, ".4~g")]
     valid = f"isValid(datum[{value.field!r}])"
     parts = [layer({"type": "rect", "color": "#8888", "stroke": None}, {**place, "tooltip": told})]
-    edge = {**colour, "legend": None}
-    cells = {**place, "color": colour, "stroke": edge, "tooltip": told}
+    edge: Spec = {} if legend else {"stroke": colour}  # hides the seams; with a legend it would be a second one
+    cells = {**place, "color": colour, **edge, "tooltip": told}
     parts.append(layer({"type": "rect", "strokeWidth": 0.7}, cells, valid))
     log = scale.get("type") == "log" and ends[0] > 0
     middle = math.sqrt(ends[0] * ends[1]) if log else (ends[0] + ends[1]) / 2
@@ -309,7 +311,7 @@ def heat(
         text = {**place, "text": {"field": column, "type": "nominal"}, "color": ink}
         parts.append(layer({"type": "text", "fontSize": points, "dy": down, "aria": False}, text))
     sized: Spec = {"width": size[0], "height": size[1]} if size else {}
-    spec: Spec = {"data": {"values": list(rows)}, **_faceted({"layer": parts, **sized}, rows, facet)}
+    spec: Spec = {"data": {"values": rows}, **_faceted({"layer": parts, **sized}, rows, facet)}
     said = f"{value.title or value.field} as colour, over {_named(x)} and {_named(y)}"
     return _chart(
         title, spec, _pivot(rows, y, value, [*([facet] if facet else []), x.field]), said, rows, [facet], words
@@ -330,6 +332,11 @@ def _faceted(view: Spec, rows: Sequence[Row], facet: str) -> Spec:
     }
     by = {"field": facet, "type": "nominal", "sort": order, "header": header}
     return {"facet": by, "columns": COLUMNS, "spec": view, "resolve": {"axis": {"x": "independent"}}}
+
+
+def _finite(rows: Sequence[Row]) -> list[Spec]:
+    """The rows with null for what is not finite, which JSON has no word for."""
+    return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()} for r in rows]
 
 
 def _named(axis: Axis) -> str:

@@ -37,14 +37,13 @@ def of_profile(profile: Profile, brief: bool = False) -> Sheet:
     """The sheet of a profile: its parameters are its name."""
     import polars as pl
 
-    label = str(
-        profile.parameters.get("model") or ", ".join(f"{k}={v}" for k, v in profile.parameters.items()) or "profile"
+    at = profile.parameters
+    label = str(at.get("model") or ", ".join(f"{k}={v}" for k, v in at.items()) or "Profile")
+    table = profile.frame().select(pl.lit(label).alias("model"), pl.all().exclude("model"))
+    title = f"Profile: {label}" if at else label
+    return sheet_of(
+        Content(title, table, pl.DataFrame(), ({"label": label, **profile.facts},)), brief=brief, quiet=True
     )
-    table = profile.frame()
-    table = table.select(pl.lit(label).alias("model"), pl.all().exclude("model"))
-    facts = {"label": label, **profile.facts}
-    return sheet_of(Content(f"Profile: {label}" if label != "profile" else "Profile", table, pl.DataFrame(), (facts,)),
-                    brief=brief, quiet=True)  # fmt: skip
 
 
 def sheet_of(content: Content, *, brief: bool = False, quiet: bool = False) -> Sheet:
@@ -73,11 +72,6 @@ def sheet_of(content: Content, *, brief: bool = False, quiet: bool = False) -> S
 def render(content: Content) -> str:
     """The report as one HTML page that needs no network: styles, data and the chart library are in it."""
     return sheet.render(sheet_of(content))
-
-
-def save(content: Content, path: str | os.PathLike[str]) -> Path:
-    """Write `render`'s page; the path of the file."""
-    return write(render(content), path)
 
 
 def fragment(content: Content) -> str:
@@ -109,26 +103,19 @@ def to_png(
 
 def _findings(models: Sequence[dict[str, Any]]) -> Section:
     """What was found, model by model."""
-    several = len(models) > 1
-    parts = [
-        Section(m["label"] if several else "", name=m["label"] if several else "", findings=m["findings"])
-        for m in models
-    ]
+    named = [m["label"] if len(models) > 1 else "" for m in models]
+    parts = [Section(label, name=label, findings=m["findings"]) for label, m in zip(named, models, strict=True)]
     return Section("Findings", parts=parts, id="findings")
 
 
 def _table(model: dict[str, Any], *, shut: bool) -> Section:
     """The numbers of one model."""
-    body, marks = [], []
-    for r in model["rows"]:
-        gap = [""] * len(model["heads"])
-        cells = (
-            ["", r["fold"], "", *gap, ""]
-            if r["fold"]
-            else [r["layer"], r["module"], r["kind"], *r["cells"], r["codes"]]
-        )
-        body.append(cells)
-        marks.append("start" if cells[-1] else "")
+    gap = [""] * (len(model["heads"]) + 1)
+    body = [
+        ["", r["fold"], "", *gap] if r["fold"] else [r["layer"], r["module"], r["kind"], *r["cells"], r["codes"]]
+        for r in model["rows"]
+    ]
+    marks = ["start" if cells[-1] else "" for cells in body]
     head = ["layer", "module", "kind", *(short for short, _ in model["heads"]), "finding"]
     long = ["", "", "", *(long for _, long in model["heads"]), ""]
     right = [0, *range(3, 3 + len(model["heads"]))]
@@ -158,4 +145,4 @@ def _packed(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> dict[str,
     }
 
 
-__all__ = ["Content", "fragment", "of_diagnosis", "of_profile", "render", "save", "sheet_of", "to_png"]
+__all__ = ["Content", "fragment", "of_diagnosis", "of_profile", "render", "sheet_of", "to_png"]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
-from normscope.core.files import write
 from normscope.report import _race_curves as curves
-from normscope.report import sheet
 from normscope.report._charts import crosses
 from normscope.report._race_content import RaceContent, cells, explained
-from normscope.report.grammar import WRITTEN, Axis, Chart, Colour, Dash, Spec, Table, heat, lines, measure, tip
+from normscope.report.grammar import Axis, Chart, Colour, Dash, Spec, Table, heat, lines, measure, tip
 from normscope.report.sheet import Section, Sheet
 
 if TYPE_CHECKING:
@@ -62,79 +58,52 @@ def sheet_of(content: RaceContent, *, brief: bool = False) -> Sheet:
     )  # fmt: skip
 
 
-def render(content: RaceContent) -> str:
-    """The race as one HTML page that needs no network: styles, data and the chart library are in it."""
-    return sheet.render(sheet_of(content))
-
-
-def save(content: RaceContent, path: str | os.PathLike[str]) -> Path:
-    """Write `render`'s page; the path of the file."""
-    return write(render(content), path)
-
-
 def charts(content: RaceContent) -> list[Chart]:
     """Training loss, accuracy and evaluated loss."""
     rows, width = curves.losses(content)
     drawn = []
     if rows:
         smoothed = f"mean of the last {width} batches" if width > 1 else "every batch"
-        reading = f"In training mode, {smoothed}; line: mean over seeds, band: their range."
-        diverged = curves.divergences(content)
-        if diverged:
-            reading += " A cross on the axis: a run diverged there."
-        words: dict[str, Any] = {
-            "title": "Training loss",
-            "unit": "of each step's batch",
-            "reading": reading,
-            "key": "loss",
-        }
-        drawn.append(_curve(content, rows, Axis("step", "step", **_STEPS), bounded=True, out=diverged, **words))
+        out = curves.divergences(content)
+        said = f"In training mode, {smoothed}; line: mean over seeds, band: their range."
+        said += " A cross on the axis: a run diverged there." if out else ""
+        drawn.append(_curve("Training loss", content, rows, "step", out=out, key="loss", unit="of each step's batch",
+                            reading=said))  # fmt: skip
     for metric, title in (("accuracy", "Accuracy"), ("loss", "Evaluated loss")):
         rows = [r for r in curves.scores(content, metric) if r["mean"] is not None]
         if rows:
             tested = any(r["split"] == "test" for r in rows)
-            which = "solid: test, dashed: training samples" if tested else "training samples"
-            words = {
-                "reading": f"In eval mode, with running statistics; {which}.",
-                "key": f"eval-{metric}",
-                "title": title,
-            }
+            said = "solid: test, dashed: training samples" if tested else "training samples"
             rows = [r if r["split"] == "test" or not tested else {**r, "low": None, "high": None} for r in rows]
-            at, loss = Axis("epoch", "epoch", **_STEPS), metric == "loss"
-            words["unit"] = "after each epoch" if loss else "share, after each epoch"
-            drawn.append(_curve(content, rows, at, bounded=loss, logs=loss, split=tested, **words))
+            drawn.append(_curve(title, content, rows, "epoch", share=metric == "accuracy", split=tested, key=f"eval-{metric}",
+                                unit="after each epoch", reading=f"In eval mode, with running statistics; {said}."))  # fmt: skip
     return drawn
 
 
-_STEPS: dict[str, Any] = {"scale": {"nice": False}, "ticks": {"tickMinStep": 1}}
-
-
 def _curve(
-    content: RaceContent, rows: curves.Rows, x: Axis, *, bounded: bool, logs: bool = True, split: bool = False,
+    title: str, content: RaceContent, rows: curves.Rows, at: str, *, share: bool = False, split: bool = False,
     out: curves.Rows | None = None, **words: Any,
 ) -> Chart:  # fmt: skip
-    """The mean over seeds and their range. bounded: what goes up leaves the chart, so that the others can be seen."""
+    """The mean over seeds and their range. A loss that goes up leaves the chart, so that the others can be seen."""
     firsts = [next(r["mean"] for r in rows if r["variant"] == v) for v in {r["variant"] for r in rows}]
     ends = [r[k] for r in rows for k in ("low", "high", "mean") if r[k] is not None]
     low, high, limit = min(ends), max(ends), _ABOVE * median_low(firsts)
-    scale: Spec = (
-        {"domain": [min(low, 0.0), limit]} if bounded and high > limit > low else {"zero": False, "nice": True}
-    )
-    said = f"{words['title'].lower()} ({'share' if words['title'] == 'Accuracy' else 'mean over samples'})"
+    cut = not share and high > limit > low
+    said = f"{title.lower()} ({'share' if share else 'mean over samples'})"
+    y = measure("mean", said, ends, **({"domain": [min(low, 0.0), limit]} if cut else {"zero": False, "nice": True}))
     log: Spec | None = None
-    if logs and all(r["mean"] > 0 for r in rows) and low > 0:
-        top = {"domain": [low, 1000 * limit]} if bounded and high > 1000 * limit > low else {}
-        axis = measure("mean", said, ends, log=True, **top)
+    if not share and low > 0:
+        axis = measure("mean", said, ends, log=True, **({"domain": [low, 1000 * limit]} if high > 1000 * limit else {}))
         log = {"scale": dict(axis.scale), "axis": dict(axis.ticks)}
+    x = Axis(at, at, scale={"nice": False}, ticks={"tickMinStep": 1})
     colour = Colour("variant", content.variants)
-    told = [tip("variant"), *([tip("split", "samples")] if split else []), tip(x.field, x.field, ".4~g")]
+    told = [tip("variant"), *([tip("split", "samples")] if split else []), tip(at, at, ".4~g")]
     told += [tip(k, k, ".4~g") for k in ("mean", "low", "high")]
     where = [tip("variant"), tip("seed"), tip("step", "diverged at step")]
     over = [crosses(out, {"field": "step", "type": "quantitative"}, colour, where, _FOCUS)] if out else []
     return lines(
-        rows=rows, x=x, y=Axis("mean", said, scale=scale, ticks={"labelExpr": WRITTEN, "tickCount": 5}), colour=colour,
-        dash=Dash("split", {"test": [1, 0], "train": [5, 4]}) if split else None, band=("low", "high"), told=told, over=over,
-        log=log, height=HEIGHT, **words,
+        title, rows, x, y, colour=colour, dash=Dash("split", {"test": [1, 0], "train": [5, 4]}) if split else None,
+        band=("low", "high"), told=told, over=over, log=log, height=HEIGHT, **words,
     )  # fmt: skip
 
 
@@ -167,13 +136,8 @@ def maps(content: RaceContent) -> list[Section]:
 def over_time(title: str, rows: curves.Rows, what: str, low: float, high: float, *, log: bool, **words: Any) -> Chart:
     """Layers over steps, a number as colour."""
     layers = sorted({r["layer"] for r in rows})
-    shown = {
-        "values": layers[:: max(1, len(layers) // 6)],
-        "ticks": False,
-        "domain": False,
-        "offset": 3,
-        "titleAnchor": "middle",
-    }
+    few = layers[:: max(1, len(layers) // 6)]
+    shown = {"values": few, "ticks": False, "domain": False, "offset": 3, "titleAnchor": "middle"}
     x = Axis("step", "step", "ordinal", {"paddingInner": 0}, {"labelAngle": 0, "labelOverlap": True})
     y = Axis("layer", "layer", "ordinal", {"paddingInner": 0}, shown, "descending")
     colour = Axis("value", what, scale={"type": "log" if log else "linear", "domain": [low, high], "clamp": True})

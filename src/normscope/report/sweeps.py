@@ -104,8 +104,8 @@ def sheet_of(sweep: Sweep) -> sheet.Sheet:
     """The sheet of a sweep."""
     from normscope.report._panels import panels
 
-    drawn = panels(sweep, summary(sweep.table, sweep.parameters))
     found = summary(sweep.table, sweep.parameters)
+    drawn = panels(sweep, found)
     axes = [a for a in (*sweep.parameters, "layer") if a in found.columns and a != "seed" and found[a].n_unique() > 1]
     metrics = list(sweep.metrics or main_metrics(sweep.table)[:8])
     points = rows(found, axes, metrics)

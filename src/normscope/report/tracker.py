@@ -54,7 +54,7 @@ def _map(column: str, rows: list[dict[str, Any]]) -> Chart | None:
     ends = f"From {_labels.number(low)} (dark) to {_labels.number(high)} (bright)."
     return over_time(
         label.title, rows, f"{label.title} ({label.unit})" if label.unit else label.title, low, high, log=label.log,
-        legend=True, key=column, unit=label.unit, reading=ends, height=230,
+        key=column, unit=label.unit, reading=ends, height=230,
     )  # fmt: skip
 
 
