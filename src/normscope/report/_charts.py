@@ -59,9 +59,8 @@ def over_depth(
         return None
     sizes = sorted({int(f["batch_size"]) for f in content.facts if f.get("batch_size")}) if batch_line else []
     numbers = [at.values[c] for at in scene.layers for c in (metric, companion) if c in at.values]
-    titled = f"{label.title} ({label.unit})" if label.unit else label.title
     scale: Spec = {"domain": list(domain)} if domain and not label.log else {}
-    y = measure(metric, titled, [*numbers, *sizes], log=label.log, **scale)
+    y = measure(metric, label.heading, [*numbers, *sizes], log=label.log, **scale)
     whole = {"format": "d", "tickMinStep": 1, "labelOverlap": "greedy", "labelFlush": False}
     x = Axis("layer", "layer", scale={"domain": [0, max(scene.depth, 1)], "nice": False}, ticks=whole)
     colour = Colour("model", content.models)
@@ -72,10 +71,15 @@ def over_depth(
     if others:
         under.append(_companion(companion, label.log, x, colour))
     some = {at.source for at in has} != {"measured"}
+    rows = [
+        row(at, [c for c in (metric, companion) if strict or not math.isnan(at.values.get(c, 0))])
+        for at in scene.layers
+    ]
+    also = [Axis(companion, _labels.label(companion).title)] if others else []
     return lines(
-        label.title, [row(at, [metric]) for at in shown], x, y, colour=colour, dash=Dash("source", SOURCES) if some else None,
+        label.title, rows, x, y, colour=colour, dash=Dash("source", SOURCES) if some else None,
         told=_told(shown, metric, companion), joined=_drawn(metric, label.log),
-        dotted=f"{_drawn(metric, label.log)} && isValid(datum.{metric})", data="layers", under=under,
+        dotted=f"{_drawn(metric, label.log)} && isValid(datum.{metric})", data="layers", under=under, also=also,
         over=[*marks, *_off_axis(shown, metric, label.log, colour)], reading=label.reading, unit=label.unit, key=metric,
         head=head, height=HEIGHT,
     )  # fmt: skip

@@ -15,6 +15,11 @@ class Label(NamedTuple):
     log: bool = False
     reading: str = ""
 
+    @property
+    def heading(self) -> str:
+        """Title and unit in one line."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
 
 #: Column of the layer table (``_layers.column``) -> label. A metric without one is shown by its own name.
 LABELS: dict[str, Label] = {

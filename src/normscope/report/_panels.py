@@ -123,17 +123,12 @@ def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel
         reading += "; grey: not finite"
     tall = (38 if written else size) * count
     drawn = heat(
-        label.title, rows, x, y, Axis("mean", _titled(metric), scale=scale), legend=True, written=texts if written else (),
+        label.title, rows, x, y, Axis("mean", label.heading, scale=scale), legend=True, written=texts if written else (),
         ends=(0.0, 1.0) if share or not good else (min(good), max(good)), facet="facet" if roles.facet else "",
         told=_told((roles.x, roles.y, *roles.facet), label.title), size=(size * columns, tall), reading=reading,
         unit=label.unit, height=tall, wide=bool(roles.facet),
     )  # fmt: skip
     return Panel("heat", drawn)
-
-
-def _titled(metric: str) -> str:
-    label = _labels.label(metric)
-    return f"{label.title} ({label.unit})" if label.unit else label.title
 
 
 def _told(axes: Iterable[str], title: str) -> list[Spec]:
@@ -166,7 +161,7 @@ def _lines(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Pane
     seeds = max((r["count"] for r in rows), default=1)
     several = roles.lines_facet and len({r["facet"] for r in rows}) > 1
     drawn = lines(
-        label.title, rows, _quantity(roles.x, part, sweep), measure("mean", _titled(metric), ends, log=log, **scale),
+        label.title, rows, _quantity(roles.x, part, sweep), measure("mean", label.heading, ends, log=log, **scale),
         colour=None if roles.colour is None else _colour(roles.colour, part), band=("low", "high"),
         facet="facet" if several else "",
         told=_told((roles.x, *([roles.colour] if roles.colour else []), *roles.lines_facet), label.title),

@@ -207,12 +207,13 @@ def lines(
     data: str = "",
     under: Sequence[Spec] = (),
     over: Sequence[Spec] = (),
+    also: Sequence[Axis] = (),
     **words: Any,
 ) -> Chart:
     """One line a colour (and dash), a dot at each point; ``band``: the columns of its lower and upper end.
 
     told: what a dot says. joined, dotted: which rows have lines, dots (expressions). data: the name under which the page
-    holds the rows. under, over: further layers. words: further fields of `Chart`.
+    holds the rows. under, over: further layers; ``also``: the columns that they draw. words: further fields of `Chart`.
     """
     rows = _finite(rows)
     live = colour is not None and not colour.legend and not facet
@@ -238,7 +239,7 @@ def lines(
     spec |= _faceted({"layer": parts}, rows, facet)
     if live:
         spec["params"] = [{"name": name, "value": None} for name in ("focus", f"at_{x.field}")]
-    return _chart(title, spec, _pivot(rows, x, y, by), f"{_named(y)} over {_named(x)}", rows, by, words)
+    return _chart(title, spec, _pivot(rows, x, [y, *also], by), f"{_named(y)} over {_named(x)}", rows, by, words)
 
 
 def layer(mark: Spec, encoding: Spec, where: str = "", values: Sequence[Row] | None = None) -> Spec:
@@ -314,7 +315,7 @@ def heat(
     spec: Spec = {"data": {"values": rows}, **_faceted({"layer": parts, **sized}, rows, facet)}
     said = f"{value.title or value.field} as colour, over {_named(x)} and {_named(y)}"
     return _chart(
-        title, spec, _pivot(rows, y, value, [*([facet] if facet else []), x.field]), said, rows, [facet], words
+        title, spec, _pivot(rows, y, [value], [*([facet] if facet else []), x.field]), said, rows, [facet], words
     )
 
 
@@ -352,20 +353,21 @@ def _chart(
     return Chart(title, {"description": f"{title}: {'; '.join([said, *parts])}.", **spec}, table=table, **words)
 
 
-def _pivot(rows: Sequence[Row], x: Axis, y: Axis, by: Sequence[str]) -> Table:
+def _pivot(rows: Sequence[Row], x: Axis, drawn: Sequence[Axis], by: Sequence[str]) -> Table:
     """The numbers of a chart: one row a place on the axis, one column a line."""
     cells: dict[Any, dict[tuple[Any, ...], Any]] = {}
     for r in rows:
-        if y.field in r:
-            cells.setdefault(r[x.field], {}).setdefault(tuple(r.get(f) for f in by), r[y.field])
+        for y in drawn:
+            if y.field in r:
+                cells.setdefault(r[x.field], {}).setdefault((_named(y), *(r.get(f) for f in by)), r[y.field])
     columns = list(dict.fromkeys(c for row in cells.values() for c in row))
     places = list(cells)
     if all(isinstance(p, int | float) for p in places):
         places.sort()
     most = min(len(places), TABLE_ROWS)
     shown = [places[round(i * (len(places) - 1) / max(most - 1, 1))] for i in range(most)]
-    several = [i for i in range(len(by)) if len({c[i] for c in columns}) > 1]
-    heads = [", ".join(_cell(c[i]) for i in several) or _named(y) for c in columns]
+    several = [i for i in range(1 + len(by)) if len({c[i] for c in columns}) > 1]
+    heads = [", ".join(_cell(c[i]) for i in several) or c[0] for c in columns]
     body = [[_cell(p), *(_cell(cells[p].get(c, "")) for c in columns)] for p in shown]
     return Table([_named(x), *heads], body, numeric=range(1, len(columns) + 1))
 

@@ -53,7 +53,7 @@ def _map(column: str, rows: list[dict[str, Any]]) -> Chart | None:
     rows = [{**r, "value": float(f"{r['value']:.5g}") if fits(r["value"], label.log) else None} for r in rows]
     ends = f"From {_labels.number(low)} (dark) to {_labels.number(high)} (bright)."
     return over_time(
-        label.title, rows, f"{label.title} ({label.unit})" if label.unit else label.title, low, high, log=label.log,
+        label.title, rows, label.heading, low, high, log=label.log,
         key=column, unit=label.unit, reading=ends, height=230,
     )  # fmt: skip
 
