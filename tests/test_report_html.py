@@ -9,11 +9,12 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import altair as alt
 import pytest
 from test_report_content import aligned, collapse, content, deep, facts, one, quiet, records, three
 
 from normscope.core.errors import UsageError
-from normscope.report import _charts, html
+from normscope.report import _charts, _frame, html
 
 EVIL = "</script><script>alert(1)</script>"
 
@@ -150,7 +151,7 @@ def test_a_metric_that_does_not_apply_has_no_chart(page):
 
 def test_specs_are_valid_vega_lite():
     for chart in _charts.charts(_charts.Scene.of(one())):
-        chart.spec.to_dict(validate=True)
+        alt.LayerChart.from_dict(chart.spec, validate=True)
 
 
 def test_a_predicted_profile_is_dashed():
@@ -215,3 +216,14 @@ def test_findings_of_other_metrics_are_listed_but_not_marked():
     page = Page(html.render(content(records("m", "plain", 3), [tuple(found)], ())))
     assert "the whole model" not in page.text  # its module is known
     assert "net.36" in page.text
+
+
+def test_the_chart_library_is_made_once_and_kept_and_a_torn_file_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = _frame.bundle.__wrapped__()
+    (kept,) = (tmp_path / "normscope").iterdir()
+    assert kept.read_text() == made
+    kept.write_text("let kept = 1;" + _frame._END)
+    assert _frame.bundle.__wrapped__() == "let kept = 1;" + _frame._END
+    kept.write_text(made[:1000])
+    assert _frame.bundle.__wrapped__() == made

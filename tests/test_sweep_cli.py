@@ -312,9 +312,9 @@ def test_a_parameter_that_some_cells_lack_is_none_in_the_picture():
 )
 def test_ticks_of_a_log_axis_are_round_and_few(ends, expected):
     pytest.importorskip("altair")
-    from normscope.report._panels import _ticks
+    from normscope.report.grammar import ticks
 
-    found = _ticks(*ends)
+    found = ticks(*ends)
     assert 3 <= len(found) <= 8
     assert expected is None or found == expected
 

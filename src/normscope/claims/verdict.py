@@ -15,16 +15,18 @@ import torch
 from normscope.claims.claim import CLAIMS, SIZES, Claim, Curve, Run
 from normscope.claims.reading import Reading, worst
 from normscope.core.errors import UsageError
+from normscope.core.faces import Shown
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Shown):
     """What one run of a claim said.
 
     ``status``: ``holds``, ``fails`` or ``undecided``; ``rejected`` if the control did not do the opposite, so that the
     check proves nothing; ``error`` if it raised. ``expected`` is the status the claim should have.
     """
 
+    face = "verdicts"
     claim: str
     size: str
     seed: int

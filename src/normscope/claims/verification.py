@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Claim
 from normscope.claims.verdict import Verdict, blank, judge
 from normscope.core.errors import UsageError, unknown
-from normscope.core.faces import show
+from normscope.core.faces import Shown, pictured, show
 from normscope.core.files import write
 from normscope.core.records import Record
 
@@ -46,9 +47,10 @@ def chosen(names: str | Iterable[str] = "*") -> list[Claim]:
 
 
 @dataclass(frozen=True)
-class Verdicts(Sequence[Verdict]):
+class Verdicts(Shown, Sequence[Verdict]):
     """Verdicts in the order of the claims, then of the seeds."""
 
+    face = "verdicts"
     verdicts: tuple[Verdict, ...]
 
     def __getitem__(self, index: Any) -> Any:
@@ -92,9 +94,18 @@ class Verdicts(Sequence[Verdict]):
             rows += [at | one for one in told or [{}]]
         return pl.DataFrame(rows, infer_schema_length=None)
 
-    def save(self, path: str | Path) -> None:
-        """Write all of it as JSON lines, one verdict a line."""
-        write("".join(v.to_json() + "\n" for v in self.verdicts), path)
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all of it as JSON lines, one verdict a line, which `load` reads; with the ending of a page or a picture
+        (``.html``, ``.png``, ``.svg``, ``.pdf``) that.
+        """
+        if pictured(path):
+            super().save(path)
+            return
+        write(self.to_jsonl(), path)
+
+    def to_jsonl(self) -> str:
+        """One verdict a line, as JSON."""
+        return "".join(v.to_json() + "\n" for v in self.verdicts)
 
     @classmethod
     def load(cls, path: str | Path) -> Verdicts:
@@ -103,7 +114,7 @@ class Verdicts(Sequence[Verdict]):
 
     def to_html(self, path: str | Path) -> Path:
         """Write the report: per paper its verdicts, and its figures drawn from these numbers."""
-        return Path(show("verdicts.page", self, path))
+        return Path(show("as.file", show(self.face, self), path, "html"))
 
     def __repr__(self) -> str:
         return f"Verdicts({len(self)}: {tally(self.verdicts)})"

@@ -44,7 +44,6 @@ Seed = Annotated[int, typer.Option(help="Of the weights, the batch and dropout."
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
-Html = Annotated[Path | None, typer.Option(help="Write the report as one self-contained HTML file.")]
 Csv = Annotated[Path | None, typer.Option(help="Write every number as CSV.")]
 Parquet = Annotated[Path | None, typer.Option(help="Write every number as parquet.")]
 Trial = Annotated[str, typer.Option(help="auto: up to 50 steps on copies (20 s); a number of steps; none.")]

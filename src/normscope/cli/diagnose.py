@@ -11,15 +11,15 @@ import typer
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
 from normscope.cli._index import index
-from normscope.cli._outputs import attempt, check_outputs, tables
+from normscope.cli._outputs import NO_PAGES, Pages, Writer, attempt, say_written, tables, with_pages
 from normscope.core.errors import UsageError, unknown
-from normscope.core.files import write
 
 if TYPE_CHECKING:
     from normscope.findings.diagnosis import Diagnosis
 
 
 @app.command()
+@with_pages
 def diagnose(
     models: option.Models,
     data: option.Data = None,
@@ -39,7 +39,7 @@ def diagnose(
     seed: option.Seed = 0,
     device: option.Device = "cpu",
     dtype: option.Dtype = None,
-    html: option.Html = None,
+    pages: Pages = NO_PAGES,
     csv: option.Csv = None,
     parquet: option.Parquet = None,
     json: option.Json = False,
@@ -55,9 +55,7 @@ def diagnose(
     from normscope.findings.diagnosis import diagnose as run
 
     check_fail_on(fail_on or [])
-    check_outputs(html=html, csv=csv, parquet=parquet)
-    if html is not None:
-        from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
+    pages.check(csv=csv, parquet=parquet)
     check_lr(lr)
     for name in models if len(models) > 1 else ():  # a slip in the last is told before the first is measured
         check_model(name, seed=seed)
@@ -75,7 +73,7 @@ def diagnose(
             diagnoses.append(replace(found, facts={**found.facts, "data": source}))
     report = content(diagnoses)
     # Before anything is printed: a closed pipe must not lose them.
-    written, lost = write_report(report, html, csv, parquet)
+    written, lost = attempt({**writers(report, pages), **tables(report.table, csv, parquet)})
     if json:
         print_json(
             {"models": [d.to_dict() | {"label": f["label"]} for d, f in zip(diagnoses, report.facts, strict=True)]}
@@ -84,8 +82,7 @@ def diagnose(
         from normscope.report import terminal
 
         terminal.render(report, console)
-        for path in written:
-            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+        say_written(written)
     if lost is not None:
         raise lost
     if failed(diagnoses, fail_on or []):
@@ -116,14 +113,12 @@ def failed(diagnoses: list[Diagnosis], wanted: list[str]) -> bool:
     return any(f.code == w or f.severity in levels.get(w, ()) for f in found for w in wanted)
 
 
-def write_report(
-    report: Any, html: Path | None, csv: Path | None, parquet: Path | None
-) -> tuple[list[Path], UsageError | None]:
-    """The files that were asked for, and what could not be written."""
+def writers(report: Any, pages: Pages) -> dict[Path | None, Writer]:
+    """Writers of the files that show diagnoses side by side, for `attempt`."""
 
-    def page(path: Path) -> None:
-        from normscope.report import html as pages
+    def made() -> Any:
+        from normscope.report.html import sheet_of
 
-        write(pages.render(report), path)
+        return sheet_of(report)
 
-    return attempt({html: page, **tables(report.table, csv, parquet)})
+    return pages.writers(made)

@@ -11,6 +11,7 @@ import typer
 
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
+from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
 from normscope.core.errors import UsageError
 from normscope.core.spec import Spec, parse
 
@@ -31,6 +32,7 @@ _ROWS, _CELL = 24, 17
 
 
 @app.command()
+@with_pages
 def predict(
     spec: Annotated[str, typer.Argument(help="mlp:depth=32,width=256,norm=batch,activation=relu ...", metavar="SPEC")],
     n: Annotated[int, typer.Option("--batch", "-n", help="Samples in the batch.")] = 16,
@@ -40,7 +42,7 @@ def predict(
     simulate: Annotated[int, typer.Option(metavar="SEEDS", help="Also simulate this many chains of the width.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the start, the simulation and quasi-random averages.")] = 0,
     every: Annotated[int, typer.Option(help="Layers between two simulated records.")] = 1,
-    html: Annotated[Path | None, typer.Option(help="Write plots and table as one self-contained HTML file.")] = None,
+    pages: Pages = NO_PAGES,
     csv: option.Csv = None,
     json: option.Json = False,
 ) -> None:
@@ -48,12 +50,11 @@ def predict(
 
     Default start: standard Gaussian samples of the spec's width. Exit code 0: fine, 2: misuse.
     """
-    from normscope.cli._outputs import check_outputs
     from normscope.theory.predicted import predict as run
     from normscope.theory.simulated import simulate as chains
 
     described = parse(spec)
-    check_outputs(html=html, csv=csv)
+    pages.check(csv=csv)
     if simulate < 0:
         raise UsageError(f"--simulate takes a number of chains >= 0; got {simulate}.")
     start = _start(described, n, cosine, data, data_dir, seed)
@@ -61,11 +62,14 @@ def predict(
     profiles = [predicted]
     if simulate:
         profiles.append(chains(described, **start, seeds=simulate, seed=seed, every=every))
+    written, lost = _write(described, profiles, pages, csv)
     if json:
         print_json(_document(described, profiles))
     else:
         _print(described, profiles)
-    _write(described, profiles, html, csv, say=not json)
+        say_written(written)
+    if lost is not None:
+        raise lost
 
 
 def _start(
@@ -166,27 +170,22 @@ def _document(spec: Spec, profiles: list[Profile]) -> dict[str, Any]:
     }
 
 
-def _write(spec: Spec, profiles: list[Profile], html: Path | None, csv: Path | None, *, say: bool) -> None:
+def _write(spec: Spec, profiles: list[Profile], pages: Pages, csv: Path | None) -> tuple[list[Path], UsageError | None]:
     import polars as pl
 
-    from normscope.core.files import write
     from normscope.core.records import concat
 
     table = concat(profiles)
-    if csv is not None:
-        write(table.write_csv(), csv)
-    if html is not None:
+
+    def made() -> Any:
         from normscope.report import Content
-        from normscope.report import html as page
+        from normscope.report.html import sheet_of
 
         label = str(spec)
         shared = {"label": label, "layers": spec.depth, "batch_size": profiles[0].facts["samples"]}
         notes = [note for p in profiles for note in p.facts["notes"]]
-        content = Content(
-            f"Prediction: {label}", table.select(pl.lit(label).alias("model"), pl.all()), pl.DataFrame(),
-            ({**shared, "notes": notes},),
-        )  # fmt: skip
-        write(page.render(content), html)
-    for path in (html, csv):
-        if path is not None and say:
-            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+        named = table.select(pl.lit(label).alias("model"), pl.all())
+        content = Content(f"Prediction: {label}", named, pl.DataFrame(), ({**shared, "notes": notes},))
+        return sheet_of(content, quiet=True)
+
+    return attempt({**pages.writers(made), **tables(table, csv, None)})

@@ -10,11 +10,12 @@ import typer
 
 from normscope.cli import _options as option
 from normscope.cli._app import INTERRUPTED, app, console, print_json
-from normscope.cli._outputs import attempt, check_outputs, tables
+from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
 from normscope.core.errors import UsageError, unknown
 
 
 @app.command()
+@with_pages
 def race(
     models: option.Models,
     cures: Annotated[
@@ -55,7 +56,7 @@ def race(
     out: Annotated[Path | None, typer.Option(help="Folder that keeps everything; the same command resumes.")] = None,
     device: option.Device = "cpu",
     dtype: option.Dtype = None,
-    html: Annotated[Path | None, typer.Option(help="Write curves and table as one self-contained HTML file.")] = None,
+    pages: Pages = NO_PAGES,
     csv: option.Csv = None,
     parquet: option.Parquet = None,
     json: option.Json = False,
@@ -69,9 +70,7 @@ def race(
     from normscope.racing import Bar, Interrupted, Race, Watcher
     from normscope.racing import race as run
 
-    check_outputs(html=html, csv=csv, parquet=parquet)
-    if html is not None:
-        from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
+    pages.check(csv=csv, parquet=parquet)
     if target_loss is not None and not 0 < target_loss < math.inf:
         raise UsageError(f"--target-loss must be a loss above 0; got {target_loss}. Leave it out for half way down.")
     where, kind, criterion = device_named(device), dtype_named(dtype), loss_named(loss)
@@ -90,7 +89,7 @@ def race(
     title = f"Race of {models[0]}" if len(models) == 1 and cures else f"Race of {len(variants)} variants"
     found = Race(found.table, {**found.facts, "title": f"{title} on {train.name}"})
 
-    written, lost = attempt({html: found.to_html, **tables(found.table, csv, parquet)})
+    written, lost = attempt({**pages.writers(found), **tables(found.table, csv, parquet)})
     if json:
         lines = [line.to_dict() for line in found.lines()]
         print_json({"settings": dict(found.facts), "target_loss": found.target, "variants": lines})
@@ -98,8 +97,7 @@ def race(
         from normscope.report import race_terminal
 
         race_terminal.render(found.content(), console)
-        for path in written:
-            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+        say_written(written)
     if lost is not None:
         raise lost
     if all(line.diverged == line.seeds for line in found.lines()):

@@ -11,6 +11,7 @@ from rich.progress import Progress as RichProgress
 
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, errors, print_json
+from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, with_pages
 from normscope.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_pages
 def sharpness(
     model: option.Model,
     lr: Annotated[float | None, typer.Option(help="A learning rate to judge; exit code 1 if it is too large.")] = None,
@@ -40,6 +42,7 @@ def sharpness(
     seed: option.Seed = 0,
     device: option.Device = "cpu",
     dtype: option.Dtype = None,
+    pages: Pages = NO_PAGES,
     json: option.Json = False,
 ) -> None:
     """Measure lambda_max of the whole batch's Fisher matrix, and the largest stable learning rate 2 / lambda_max.
@@ -55,6 +58,7 @@ def sharpness(
     if optimiser not in names:
         raise UsageError(f"--optimiser must be one of {', '.join(names)}; got {optimiser!r}.")
     check_lr(lr)
+    pages.check()
     stable_rates(1.0, momentum, weight_decay)  # refuses what it cannot use before the solve, not after
     if descent < 0:
         raise UsageError(f"--descent must be a number of steps >= 0; got {descent}. 0 leaves the check out.")
@@ -68,6 +72,7 @@ def sharpness(
         progress = None if bar is None else bar.update
         found = run(step, tol=tol, what_if=what_if, descent=descent, budget=budget, progress=progress)
         expected = _expected(step, found)
+    written, lost = attempt(pages.writers(found))
     rates = found.rates(momentum, weight_decay)
     limit = rates[names[optimiser]]
     above = lr is not None and lr > limit
@@ -91,6 +96,9 @@ def sharpness(
             console.print(
                 "It is a linear-stability threshold: training above it may catapult to a flatter place or diverge."
             )
+        say_written(written)
+    if lost is not None:
+        raise lost
     if above:
         raise typer.Exit(1)
 

@@ -15,6 +15,7 @@ import typer
 from normscope.cli import _options as option
 from normscope.cli._app import INTERRUPTED, app, console, errors, print_json, say_stopped
 from normscope.cli._index import index
+from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
 from normscope.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _NEXT_MODEL = re.compile(r",(?=[^,=]*:)")
 
 
 @app.command(context_settings=_EXTRA, epilog=f"Axes: --PARAMETER {index()['axes']}. Parameters: those of the task.")
+@with_pages
 def sweep(
     words: Annotated[
         list[str] | None,
@@ -53,8 +55,7 @@ def sweep(
     retry_failed: Annotated[bool, typer.Option(help="Run the failures of former runs again.")] = False,
     compact: Annotated[bool, typer.Option(help="Merge the store's files at the end.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Only say how many cells there are, and which are done.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write plots and numbers as one self-contained HTML file.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write the plots as one picture.")] = None,
+    pages: Pages = NO_PAGES,
     csv: option.Csv = None,
     metrics: Annotated[
         str | None, typer.Option("--plot", help="Metrics to draw, a,b,c. Default: the main ones.")
@@ -68,13 +69,10 @@ def sweep(
 
     Exit code 0: fine, 1: cells failed or the sweep stopped, 2: misuse, 130: Ctrl-C (run it again to go on).
     """
-    from normscope.cli._outputs import check_outputs
     from normscope.sweeping import Store, plan
     from normscope.sweeping.task import Task
 
-    check_outputs(html=html, png=png, csv=csv)
-    if html or png:
-        _needs_report()
+    pages.check(csv=csv)
     drawn = tuple(m.strip() for m in metrics.split(",")) if metrics else None
     planned = _planned(
         task, words or [], seeds=plan.checked_seeds(seeds), store=store,
@@ -91,11 +89,15 @@ def sweep(
     if compact:
         kept.compact()
     failed = table.filter(table["error"].is_not_null())
+    # Before anything is printed: a closed pipe must not lose them.
+    written, lost = _write(table, grid, planned, pages, csv)
     if json:
         print_json({"task": planned.task, "cells": len(grid), "failed": len(failed), "records": table.to_dicts()})
     else:
         _print(table, grid, failed)
-    _write(table, grid, planned, html, png, csv, say=not json)
+        say_written(written)
+    if lost is not None:
+        raise lost
     if len(failed):
         raise typer.Exit(1)
 
@@ -258,34 +260,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _needs_report() -> None:
-    from normscope.core.extra import needs_extra
-
-    with needs_extra():
-        import altair  # noqa: F401
-        import jinja2  # noqa: F401
-        import vl_convert  # noqa: F401
-
-
 def _write(
-    table: pl.DataFrame, grid: Grid, planned: Plan, html: Path | None, png: Path | None, csv: Path | None, *, say: bool
-) -> None:
-    from normscope.core.files import write
-
+    table: pl.DataFrame, grid: Grid, planned: Plan, pages: Pages, csv: Path | None
+) -> tuple[list[Path], UsageError | None]:
     plot: Plot = planned.plot
-    if csv is not None:
-        write(table.write_csv(), csv)
-    if html is not None or png is not None:
+
+    def made() -> Any:
         from normscope.report import sweeps
 
-        content = sweeps.Sweep(
+        return sweeps.sheet_of(sweeps.Sweep(
             table, tuple(grid.names), planned.task, x=plot.x, y=plot.y, metrics=plot.metrics, colour=plot.colour,
             facet=plot.facet, kind=plot.kind, title=plot.title, log=plot.log,
-        )  # fmt: skip
-        if html is not None:
-            write(sweeps.render(content), html)
-        if png is not None:
-            write(sweeps.png(content), png)
-    for path in (html, png, csv):
-        if path is not None and say:
-            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+        ))  # fmt: skip
+
+    return attempt({**pages.writers(made), **tables(table, csv, None)})

@@ -10,14 +10,16 @@ from rich.markup import escape
 
 from normscope.cli import _options as option
 from normscope.cli._app import INTERRUPTED, app, console, print_json
-from normscope.cli._outputs import attempt, check_outputs
+from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, with_pages
 from normscope.core.errors import UsageError
+from normscope.core.files import write
 
 if TYPE_CHECKING:
     from normscope.claims import Claim, Verdicts
 
 
 @app.command()
+@with_pages
 def verify(
     claims: Annotated[
         list[str] | None,
@@ -36,7 +38,7 @@ def verify(
     device: Annotated[str, typer.Option(help="cpu, cuda ... for what runs on torch.")] = "cpu",
     timeout: Annotated[float | None, typer.Option(help="Seconds that one claim may take.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the verdicts as JSON lines.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report with the papers' figures.")] = None,
+    pages: Pages = NO_PAGES,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would run, with the estimated cost.")
     ] = False,
@@ -62,7 +64,7 @@ def verify(
     if dry_run:
         _list(picked, size, json)
         return
-    check_outputs(out=out, html=html)
+    pages.check(out=out)
     device_named(device)
     if not json:
         console.print(f"{len(picked)} claims, about {duration(cost)} of one core.", highlight=False)
@@ -77,14 +79,13 @@ def verify(
         )
         typer.echo(f"Stopped. {kept}.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    written, lost = attempt({out: found.save, html: found.to_html})
+    written, lost = attempt({out: lambda path: write(found.to_jsonl(), path), **pages.writers(found)})
     if json:
         print_json(summary(found))
     else:
         _print(found)
         console.print(f"\n{tally(found)}", style="bold", highlight=False)
-        for path in written:
-            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+        say_written(written)
     if lost is not None:
         raise lost
     if found.failed:

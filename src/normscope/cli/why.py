@@ -12,8 +12,8 @@ import typer
 
 from normscope.cli import _options as option
 from normscope.cli._app import CRASHED, app, console, errors, print_json, say
-from normscope.cli._outputs import check_outputs
-from normscope.cli.diagnose import check_fail_on, failed, trial_of, write_report
+from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, with_pages
+from normscope.cli.diagnose import check_fail_on, failed, trial_of, writers
 
 if TYPE_CHECKING:
     from normscope.findings.diagnosis import Diagnosis
@@ -23,6 +23,7 @@ UNCLEAR = 4
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+@with_pages
 def why(
     script: Annotated[str, typer.Argument(help="The training script, as python would be given it.")],
     args: Annotated[list[str] | None, typer.Argument(help="Its own arguments, passed on as they are.")] = None,
@@ -30,7 +31,7 @@ def why(
     steps: Annotated[int, typer.Option(help="Optimizer steps after which the script is stopped.")] = 20,
     max_seconds: Annotated[float, typer.Option(help="Seconds after which it is stopped at the next step.")] = 300.0,
     trial: option.Trial = "auto",
-    html: option.Html = None,
+    pages: Pages = NO_PAGES,
     json: option.Json = False,
     fail_on: option.FailOn = None,
 ) -> None:
@@ -45,9 +46,7 @@ def why(
     from normscope.findings.why import run
 
     check_fail_on(fail_on or [])
-    check_outputs(html=html)
-    if html is not None:
-        from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
+    pages.check()
     tried = trial_of(trial)
     alone = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
     if alone:
@@ -63,14 +62,13 @@ def why(
     lost = None
     if diagnoses:
         report = content(diagnoses)
-        written, lost = write_report(report, html, None, None)
+        written, lost = attempt(writers(report, pages))
         if not json:
             from normscope.report import terminal
 
             terminal.render(report, console)
             _places(diagnoses)
-            for path in written:
-                console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+            say_written(written)
     if json:
         told = {"script": script, "ended": found.ended, "crash": found.crash, "missing": found.missing}
         print_json(told | {"models": [d.to_dict() for d in diagnoses]})

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from normscope.core.faces import Shown
+
 if TYPE_CHECKING:
     import pandas
     import polars
@@ -39,13 +41,14 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Shown):
     """What a network does to a batch, layer by layer.
 
     ``records`` hold the numbers, ``parameters`` the coordinates shared by all of them (the spec, or
     the name of the model), ``facts`` how they came about (mode, batch size, dtype, device, loss ...).
     """
 
+    face = "profile"
     records: tuple[Record, ...]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, finite_number, whole_number
+from normscope.core.faces import Shown
 from normscope.curvature._budget import Budget
 from normscope.curvature._compare import other_modes, variants
 from normscope.curvature._operators import fisher
@@ -33,7 +34,7 @@ BUDGET = 60.0
 
 
 @dataclass(frozen=True)
-class Sharpness:
+class Sharpness(Shown):
     r"""The curvature of a model's loss on one batch, as its Fisher / Gauss-Newton matrix F (p, p) sees it, per sample.
 
     lambda_max: largest eigenvalue; ``residual``: ||F w - lambda_max w|| of the unit eigenvector found, so that an
@@ -53,6 +54,7 @@ class Sharpness:
     skipped: what was not computed because it would have taken too long, with its cost (argument ``budget``).
     """
 
+    face = "sharpness"
     lambda_max: float
     residual: float
     error: float

@@ -17,7 +17,7 @@ from normscope.call.graph import NoGradient
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.core.errors import UsageError, whole_number
-from normscope.core.faces import show
+from normscope.core.faces import Shown, show
 from normscope.core.records import Profile
 from normscope.findings import Finding, find
 from normscope.findings.checkup import check_up
@@ -48,12 +48,13 @@ PREDICTED = ("participation_rank", "orthogonality_gap", "mean_abs_cosine")
 
 
 @dataclass(frozen=True, repr=False)
-class Diagnosis:
+class Diagnosis(Shown):
     """What `diagnose` found: ``profile`` (every number), ``findings`` (rules that fired, the worst first).
 
     ``fisher``: the curvature of the whole batch (`normscope.Sharpness`), ``None`` unless it was asked for.
     """
 
+    face = "diagnosis"
     label: str
     profile: Profile
     findings: list[Finding]
@@ -147,10 +148,7 @@ class Diagnosis:
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one self-contained HTML file (needs the extra ``report``)."""
-        show("diagnosis.page", self.content(), path)
-
-    def _repr_html_(self) -> str:
-        return str(show("diagnosis.cell", self.content()))
+        show("as.file", show(self.face, self), path, "html")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the single numbers of ``profile``: facts, verdict, findings and layers, ready for JSON."""

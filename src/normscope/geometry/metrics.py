@@ -261,7 +261,7 @@ def mean_shift(s: Statistic) -> Tensor:
 )  # fmt: skip
 def dead_units(s: Statistic) -> Tensor:
     """Share of units that are exactly 0 for every sample and position (NaN for a bare Gram matrix)."""
-    return torch.as_tensor(s.dead)
+    return torch.as_tensor(s.dead, dtype=torch.float64)
 
 
 @register(
@@ -270,7 +270,7 @@ def dead_units(s: Statistic) -> Tensor:
 )  # fmt: skip
 def saturated_units(s: Statistic) -> Tensor:
     """Share of entries within 2.5 % of the activation's range from its ends (NaN unless the activation is bounded)."""
-    return torch.as_tensor(s.saturated)
+    return torch.as_tensor(s.saturated, dtype=torch.float64)
 
 
 # Cluster + odd point (nachum2024): the measurements; `configuration` names the shape

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from normscope.core.errors import UsageError, finite_number, seed_of, unknown, whole_number
+from normscope.core.faces import Shown
 from normscope.linalg.eigen import Progress, Ritz, from_directions, lanczos, orthonormalise
 from normscope.linalg.maps import LinearMap, gram
 from normscope.linalg.traces import Estimate, moments, rademacher
@@ -54,7 +55,7 @@ class Density:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(Shown):
     """What is known of a symmetric matrix's eigenvalues, and how it came about.
 
     eigenvalues: (k,) from the wanted end (all of them, descending, where ``method`` is ``dense``).
@@ -66,6 +67,7 @@ class Spectrum:
     products: products spent, one with a factor or its transpose alone counting one half.
     """
 
+    face = "spectrum"
     eigenvalues: Float[Tensor, " k"]
     residuals: Float[Tensor, " k"]
     errors: Float[Tensor, " k"]

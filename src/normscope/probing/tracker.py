@@ -20,6 +20,7 @@ from normscope.call.samples import Samples
 from normscope.call.step import Step, check_model, unwrap
 from normscope.call.taps import find_taps
 from normscope.core.errors import UsageError, shown, whole_number
+from normscope.core.faces import Shown
 from normscope.probing import measurement
 from normscope.probing.measurement import Measurement
 from normscope.probing.writers import Writer, as_writers, write_whole
@@ -65,7 +66,7 @@ class _Clock:
             self.seconds += time.perf_counter() - self._start
 
 
-class Tracker:
+class Tracker(Shown):
     """Records each layer's geometry and gradients while training, from the batches of the user's own loop.
 
     ``tracker = Tracker(model, every=100)`` before the loop is the one line to add. Every ``every``-th step the forward
@@ -90,6 +91,8 @@ class Tracker:
 
     What fails inside the tracker never stops training: it is told in ``notes``.
     """
+
+    face = "tracker"
 
     def __init__(
         self,
@@ -168,6 +171,11 @@ class Tracker:
             self._region = False
             if self._now is not None:
                 self._now.shut()
+
+    @property
+    def name(self) -> str:
+        """The class of the model."""
+        return type(self._inner).__name__
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -250,7 +258,7 @@ class Tracker:
     def __repr__(self) -> str:
         state = "" if self._open else ", closed"
         return (
-            f"Tracker({type(self._inner).__name__}, every={self.every}: {self.steps} steps seen, {self.measured} "
+            f"Tracker({self.name}, every={self.every}: {self.steps} steps seen, {self.measured} "
             f"measured, {len(self._order)} layers, overhead {self.overhead:.2%}{state})"
         )
 

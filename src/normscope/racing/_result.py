@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from normscope.core.errors import UsageError
-from normscope.core.faces import show
+from normscope.core.faces import Shown, pictured, show
 from normscope.core.files import write
 from normscope.racing._statistics import Line, default_target, summarise
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Race:
+class Race(Shown):
     """Variants trained side by side.
 
     table: ``variant, seed, step, epoch, signal, metric, layer, name, value``, one number a row. ``step`` counts the
@@ -33,6 +33,7 @@ class Race:
     facts: settings, ``variants`` in order, ``baseline``, ``rates`` and how they were chosen, ``notes``.
     """
 
+    face = "race"
     table: polars.DataFrame
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -68,13 +69,15 @@ class Race:
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the race as one self-contained HTML page (needs the extra ``report``)."""
-        show("race.page", self.content(), path)
-
-    def _repr_html_(self) -> str:
-        return str(show("race.cell", self.content()))
+        show("as.file", show(self.face, self), path, "html")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write table and facts to one file, a zip of ``table.parquet`` and ``facts.json``."""
+        """Write table and facts to one file, a zip of ``table.parquet`` and ``facts.json``, which `load` reads; with the
+        ending of a page or a picture (``.html``, ``.png``, ``.svg``, ``.pdf``) that.
+        """
+        if pictured(path):
+            super().save(path)
+            return
 
         def pack(file: BinaryIO) -> None:
             with zipfile.ZipFile(file, "w") as archive:

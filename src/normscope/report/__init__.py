@@ -1,16 +1,26 @@
-"""Reports: a diagnosis as an HTML page, a notebook cell or terminal text. Reads tables only, never models."""
+"""Reports: what a result shows, as a page, a notebook cell, a chart or terminal text. Reads tables only, never models.
+
+Each result has one function here that makes its `Sheet`; the forms of a sheet are the same for all of them.
+"""
 
 from __future__ import annotations
 
 from normscope.core.faces import FACES
 from normscope.report._content import Content
 
+FACES.add("diagnosis", "normscope.report.html:of_diagnosis")
+FACES.add("profile", "normscope.report.html:of_profile")
+FACES.add("race", "normscope.report.race:of_race")
+FACES.add("verdicts", "normscope.report.claims:of_verdicts")
+FACES.add("sharpness", "normscope.report.curvature:of_sharpness")
+FACES.add("spectrum", "normscope.report.curvature:of_spectrum")
+FACES.add("tracker", "normscope.report.tracker:of_tracker")
+
+FACES.add("as.chart", "normscope.report.sheet:chart")
+FACES.add("as.cell", "normscope.report.sheet:cell")
+FACES.add("as.file", "normscope.report.sheet:save")
+
 FACES.add("diagnosis.content", "normscope.report._content:of_diagnoses")
-FACES.add("diagnosis.page", "normscope.report.html:save")
-FACES.add("diagnosis.cell", "normscope.report.html:fragment")
 FACES.add("race.content", "normscope.report._race_content:RaceContent")
-FACES.add("race.page", "normscope.report.race:save")
-FACES.add("race.cell", "normscope.report.race:fragment")
-FACES.add("verdicts.page", "normscope.report.claims:write_page")
 
 __all__ = ["Content"]

@@ -96,7 +96,3 @@ def _distinct(labels: list[str]) -> list[str]:
         seen[label] = seen.get(label, 0) + 1
         out.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
     return out
-
-
-def _last_if_none(layer: int | None) -> float:
-    return float("inf") if layer is None else layer

@@ -18,6 +18,11 @@ class Label(NamedTuple):
     log: bool = False
     reading: str = ""
 
+    @property
+    def heading(self) -> str:
+        """Title and unit in one line."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
 
 #: Columns of the layer table (``_layers.column``) that are no registered metrics.
 LABELS: dict[str, Label] = {

@@ -1,16 +1,16 @@
-"""The charts of a sweep, as Vega-Lite: which parameter goes where, lines with bands, and heat maps."""
+"""The charts of a sweep: which parameter goes where, lines with bands, and heat maps."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import altair as alt
 import polars as pl
 
 from normscope.report import _labels
-from normscope.report.sheet import Chart
+from normscope.report.grammar import WRITTEN, Axis, Chart, Colour, Spec, fits, heat, lines, measure, tip
 
 if TYPE_CHECKING:
     from normscope.report.sweeps import Sweep
@@ -21,12 +21,6 @@ _LOG_AXIS, _LOG_METRIC = 15.0, 200.0
 _SHARES = {"trained", "diverged", "accuracy", "mean_abs_cosine", "odd_point_score", "dead_units", "saturated_units"}
 #: Cells of a heat map that still have their numbers written in them.
 _WRITTEN = 70
-#: Facets in a row.
-_COLUMNS = 4
-_FORMAT = (
-    "datum.value == 0 || (abs(datum.value) >= 1e-3 && abs(datum.value) < 1e5)"
-    " ? format(datum.value, '.3~r') : format(datum.value, '.1~e')"
-)
 
 
 @dataclass(frozen=True)
@@ -112,52 +106,43 @@ def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel
     assert roles.y is not None
     rows = _data(part, roles.facet)
     good = [r["mean"] for r in rows if r["mean"] is not None]
-    log = metric in sweep.log or (bool(good) and min(good) > 0 and max(good) / min(good) > _LOG_METRIC)
     share = metric in _SHARES
-    columns, lines = part[roles.x].n_unique(), part[roles.y].n_unique()
-    written = columns * lines <= _WRITTEN
-    size = 46 if written else max(9, min(26, 420 // max(columns, lines)))
-    log = log and not share
-    scale = alt.Scale(scheme="viridis", type="log" if log else "linear", domain=[0, 1] if share else alt.Undefined)
-    legend = alt.Legend(title=None, gradientLength=max(90, min(200, size * lines)), format=".3~g")
-    angle = 0 if written else -60
-    x = alt.X(
-        f"{roles.x}:O",
-        axis=alt.Axis(labelAngle=angle, labelOverlap=True, domain=False, ticks=False, **_short(part[roles.x])),
-    )
-    y = alt.Y(
-        f"{roles.y}:O", sort="descending",
-        axis=alt.Axis(titleAnchor="middle", labelOverlap=True, **_short(part[roles.y])),
-    )  # fmt: skip
-    tips = [alt.Tooltip(f"{a}:N") for a in (roles.x, roles.y, *roles.facet)]
-    tips += [alt.Tooltip("told:N", title=label.title), alt.Tooltip("count:Q", title="seeds")]
-    base = alt.Chart().encode(x=x, y=y)
-    grey = base.mark_rect(color="#8888", stroke=None).encode(tooltip=tips)
-    cells = base.transform_filter("isValid(datum.mean)").mark_rect(stroke=None)
-    parts: list[Any] = [grey, cells.encode(color=alt.Color("mean:Q", scale=scale, legend=legend), tooltip=tips)]
-    if written:
-        ends = (min(good), max(good)) if good else (0.0, 1.0)
-        ends = (0.0, 1.0) if share else ends
-        middle = math.sqrt(ends[0] * ends[1]) if log else (ends[0] + ends[1]) / 2
-        ink = alt.condition(f"isValid(datum.mean) && datum.mean > {middle:.6g}", alt.value("#111"), alt.value("#fff"))
-        spread = any(r["count"] > 1 for r in rows)
-        parts.append(base.mark_text(fontSize=10.5, dy=-5 if spread else 0).encode(text="short:N", color=ink))
-        if spread:
-            parts.append(base.mark_text(fontSize=8.5, dy=8).encode(text="spread:N", color=ink, opacity=alt.value(0.85)))
-    chart = alt.layer(*parts).properties(width=size * columns, height=(size if not written else 38) * lines)
+    log = not share and (metric in sweep.log or _spans(good, _LOG_METRIC))
+    columns, count = part[roles.x].n_unique(), part[roles.y].n_unique()
+    written = columns * count <= _WRITTEN
+    size = 46 if written else max(9, min(26, 420 // max(columns, count)))
+    scale: Spec = {"type": "log" if log else "linear"} | ({"domain": [0, 1]} if share else {})
+    flat = {"labelAngle": 0 if written else -60, "labelOverlap": True, "domain": False, "ticks": False}
+    x = Axis(roles.x, kind="ordinal", ticks=flat | _short(part[roles.x]))
+    upright = {"titleAnchor": "middle", "labelOverlap": True}
+    y = Axis(roles.y, kind="ordinal", sort="descending", ticks=upright | _short(part[roles.y]))
     seeds = max((r["count"] for r in rows), default=1)
-    subtitle = f"mean{' ± sd' if seeds > 1 and written else ''} of {seeds} seed{'s' * (seeds > 1)}"
+    texts = [("short", 10.5, -5.0 if seeds > 1 else 0.0), *([("spread", 8.5, 8.0)] if seeds > 1 else [])]
+    reading = f"mean{' ± sd' if seeds > 1 and written else ''} of {seeds} seed{'s' * (seeds > 1)}"
     if any(r["mean"] is None for r in rows):
-        subtitle += "; grey: not finite"
-    height = (size if not written else 38) * lines
-    return Panel(
-        "heat", Chart(label.title, *_faceted(chart, rows, roles.facet, subtitle), label.unit, height, bool(roles.facet))
-    )
+        reading += "; grey: not finite"
+    tall = (38 if written else size) * count
+    drawn = heat(
+        label.title, rows, x, y, Axis("mean", label.heading, scale=scale), legend=True, written=texts if written else (),
+        ends=(0.0, 1.0) if share or not good else (min(good), max(good)), facet="facet" if roles.facet else "",
+        told=_told((roles.x, roles.y, *roles.facet), label.title), size=(size * columns, tall), reading=reading,
+        unit=label.unit, height=tall, wide=bool(roles.facet),
+    )  # fmt: skip
+    return Panel("heat", drawn)
 
 
-def _short(values: pl.Series) -> dict[str, Any]:
-    """Fractions in an axis's labels, to three digits."""
-    return {"labelExpr": _FORMAT} if values.dtype.is_float() else {}
+def _told(axes: Iterable[str], title: str) -> list[Spec]:
+    return [*(tip(a) for a in dict.fromkeys(axes)), tip("told", title), tip("count", "seeds")]
+
+
+def _spans(values: list[float], factor: float) -> bool:
+    """Whether positive numbers span more than this factor."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) > factor
+
+
+def _short(values: pl.Series) -> Spec:
+    """Fractions in an axis's labels, in few digits."""
+    return {"labelExpr": WRITTEN} if values.dtype.is_float() else {}
 
 
 def _lines(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel:
@@ -165,54 +150,38 @@ def _lines(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Pane
     assert roles.x is not None
     rows = [r for r in _data(part, roles.lines_facet) if r["mean"] is not None]
     good = [r["mean"] for r in rows]
-    log = metric in sweep.log or (label.log or max(good) / min(good) > _LOG_METRIC if good and min(good) > 0 else False)
+    positive = bool(good) and min(good) > 0
+    log = metric in sweep.log or (positive and (label.log or _spans(good, _LOG_METRIC)))
     if log:
         rows = [r for r in rows if r["mean"] > 0]
         for r in rows:
             r["low"] = max(r["low"], r["least"]) if r["least"] > 0 else r["mean"]
-    x = _quantity(roles.x, part, sweep)
-    domain = {"domain": [0, 1]} if metric in _SHARES else {"zero": False} if not log else {"type": "log", "nice": False}
-    ticks = _ticks(min(r["low"] for r in rows), max(r["high"] for r in rows)) if log and rows else []
-    axis = alt.Axis(labelExpr=_FORMAT, **({"values": ticks} if len(ticks) > 1 else {"tickCount": 5}))
-    y = alt.Y("mean:Q", title=None, scale=alt.Scale(**domain), axis=axis)
-    base = alt.Chart().encode(x=x)
-    if roles.colour is not None:
-        base = base.encode(color=_colour(roles.colour, part))
-    tips = [
-        alt.Tooltip(f"{a}:N")
-        for a in dict.fromkeys((roles.x, *([roles.colour] if roles.colour else []), *roles.lines_facet))
-    ]
-    tips += [alt.Tooltip("told:N", title=label.title), alt.Tooltip("count:Q", title="seeds")]
-    band = base.mark_area(opacity=0.18, line=False).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
-    line = base.mark_line().encode(y=y)
-    dots = base.mark_circle(size=26, opacity=0.9).encode(y=y, tooltip=tips)
-    panels = len({r["facet"] for r in rows}) if roles.lines_facet else 1
-    chart = alt.layer(band, line, dots).properties(
-        width=560 if panels == 1 else 300 if panels == 2 else 230, height=220
-    )
+    ends = [r[k] for r in rows for k in ("low", "high")]
+    scale: Spec = {"domain": [0, 1]} if metric in _SHARES else {} if log else {"zero": False}
     seeds = max((r["count"] for r in rows), default=1)
-    subtitle = f"mean of {seeds} seeds; band: two standard errors each way" if seeds > 1 else "one seed"
-    wide = panels > 1
-    return Panel(
-        "lines", Chart(label.title, *_faceted(chart, rows, roles.lines_facet, subtitle), label.unit, 240, wide)
-    )
+    several = roles.lines_facet and len({r["facet"] for r in rows}) > 1
+    drawn = lines(
+        label.title, rows, _quantity(roles.x, part, sweep), measure("mean", label.heading, ends, log=log, **scale),
+        colour=None if roles.colour is None else _colour(roles.colour, part), band=("low", "high"),
+        facet="facet" if several else "",
+        told=_told((roles.x, *([roles.colour] if roles.colour else []), *roles.lines_facet), label.title),
+        reading=f"mean of {seeds} seeds; band: two standard errors each way" if seeds > 1 else "one seed",
+        unit=label.unit, height=240, wide=bool(several),
+    )  # fmt: skip
+    return Panel("lines", drawn)
 
 
-def _quantity(name: str, part: pl.DataFrame, sweep: Sweep) -> alt.X:
+def _quantity(name: str, part: pl.DataFrame, sweep: Sweep) -> Axis:
     values = part[name].drop_nulls()
     if not values.dtype.is_numeric():
-        return alt.X(f"{name}:N", sort=None, axis=alt.Axis(labelAngle=0))
-    least, most = float(values.min()), float(values.max())  # type: ignore[arg-type]
+        return Axis(name, kind="nominal", ticks={"labelAngle": 0}, sort=None)
     ticks = sorted(set(values.to_list()))
-    if least > 0 and (name in sweep.log or most / least >= _LOG_AXIS or _geometric(ticks)):
-        base = 2 if all(math.log2(v).is_integer() for v in ticks) else 10
-        axis = (
-            alt.Axis(values=ticks, labelOverlap=True, format="~g")
-            if len(ticks) <= 16
-            else alt.Axis(tickCount=6, format="~g")
-        )
-        return alt.X(f"{name}:Q", scale=alt.Scale(type="log", base=base, nice=False), axis=axis)
-    return alt.X(f"{name}:Q", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(format="~g", tickCount=8))
+    least, most = float(ticks[0]), float(ticks[-1])
+    if fits(least, log=True) and (name in sweep.log or most / least >= _LOG_AXIS or _geometric(ticks)):
+        scale = {"type": "log", "base": 2 if all(math.log2(v).is_integer() for v in ticks) else 10, "nice": False}
+        few: Spec = {"values": ticks, "labelOverlap": True} if len(ticks) <= 16 else {"tickCount": 6}
+        return Axis(name, scale=scale, ticks={**few, "format": "~g"})
+    return Axis(name, scale={"nice": False, "zero": False}, ticks={"format": "~g", "tickCount": 8})
 
 
 def _geometric(values: list[float]) -> bool:
@@ -221,26 +190,11 @@ def _geometric(values: list[float]) -> bool:
     return len(values) > 2 and all(math.isclose(a * c, b * b) for a, b, c in triples)
 
 
-def _ticks(least: float, most: float) -> list[float]:
-    """Of a log axis: powers of ten, or round numbers between them where it is short."""
-    low, high = math.floor(math.log10(least)), math.ceil(math.log10(most))
-    step = max(1, math.ceil((high - low) / 7))
-    found: list[float] = []
-    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
-        found = [float(f"{d}e{k}") for k in range(low, high + 1, step) for d in digits]
-        found = [t for t in found if least <= t <= most]
-        if len(found) > 2:
-            break
-    return found
-
-
-def _colour(name: str, part: pl.DataFrame) -> alt.Color:
+def _colour(name: str, part: pl.DataFrame) -> Colour:
     values = part[name].unique(maintain_order=True).drop_nulls()
-    legend = alt.Legend(orient="top", symbolType="stroke", symbolOpacity=1, columns=6)
-    if values.dtype.is_numeric():
-        ordered = sorted(values.to_list())
-        return alt.Color(f"{name}:O", sort=ordered, scale=alt.Scale(scheme="viridis"), legend=legend)
-    return alt.Color(f"{name}:N", sort=values.to_list(), scale=alt.Scale(domain=values.to_list()), legend=legend)
+    ordered = values.dtype.is_numeric()
+    names = sorted(values.to_list()) if ordered else values.to_list()
+    return Colour(name, names, legend=True, ordered=ordered, title=name.replace("_", " "))
 
 
 def _data(part: pl.DataFrame, facet: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -266,15 +220,3 @@ def _data(part: pl.DataFrame, facet: tuple[str, ...]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _faceted(chart: Any, rows: list[dict[str, Any]], facet: tuple[str, ...], subtitle: str) -> tuple[Any, str]:
-    """The chart over its rows, a panel a facet; and the sentence below its title."""
-    order = list(dict.fromkeys(r["facet"] for r in rows))
-    if not facet or len(order) < 2:
-        return chart.properties(data=alt.Data(values=rows)), subtitle
-    header = alt.Header(title=None, labelFontSize=12, labelFontWeight=600, labelAnchor="start", labelColor="#7d8188")
-    drawn = chart.facet(
-        facet=alt.Facet("facet:N", sort=order, header=header), columns=_COLUMNS, data=alt.Data(values=rows)
-    )
-    return drawn.resolve_axis(x="independent"), subtitle

@@ -31,9 +31,6 @@ def models(
             "verdict": content.facts_of(name).get("verdict", ""),
             "conditions": conditions(content.facts_of(name)),
             "tally": tally(content.findings_of(name)),
-            "worst": next(
-                (s for s in SEVERITIES if any(f["severity"] == s for f in content.findings_of(name))), "quiet"
-            ),
             "findings": [finding(f) for f in content.findings_of(name)],
             **table(_layers.measured(found, name), content.findings_of(name), most=most, brief=brief),
         }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 #: One colour a model, distinguishable with every kind of colour vision (after Okabe and Ito); light, dark.
 LIGHT = ("#0a62ad", "#d2570b", "#0f8a68", "#ad3f8d", "#8a7200", "#3fa0d8", "#6b6f76", "#7b3fb5")
 DARK = ("#62aef5", "#ff9a4d", "#3ecba0", "#f08fce", "#e3c84a", "#9bdcff", "#b9bdc4", "#c7a3f5")
+
+#: The norms keep their colours in every chart of every page, whichever of them it shows; ``none`` is grey.
+NORMS = ("batch", "layer", "rms", "group", "batch_recenter", "batch_rescale", "none")
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _INK = {
@@ -15,6 +19,12 @@ _INK = {
     "dark": ("#ececea", "#a3a7ae", "#4a4e55", "#2a2d32"),
     "neutral": ("#7d8188", "#7d8188", "#a9adb3", "#8881"),
 }
+
+
+def order(names: Iterable[Any]) -> list[Any]:
+    """The names in the order of their colours: norms in their own, others as they come."""
+    found = list(dict.fromkeys(names))
+    return list(NORMS) if found and set(found) <= set(NORMS) else found
 
 
 def colour(index: int, scheme: str = "light") -> str:
@@ -43,6 +53,7 @@ def config(scheme: str = "light", font: str = _FONT) -> dict[str, Any]:
         "legend": {"labelColor": strong, "titleColor": muted, "labelFontSize": 12, "symbolStrokeWidth": 3,
                    "labelLimit": 420},
         "range": {"category": list(DARK if scheme == "dark" else LIGHT)},
+        "mark": {"color": colour(0, scheme)},
         "line": {"strokeWidth": 1.8, "strokeJoin": "round", "strokeCap": "round"},
         "rule": {"color": muted},
         "text": {"fontSize": 10.5, "color": muted},

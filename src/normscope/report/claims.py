@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import polars as pl
 
 from normscope.claims import CLAIMS, PAPERS, load
 from normscope.claims.verification import tally
-from normscope.core.files import write
-from normscope.report.sheet import Chart, Section, Sheet, Table, render
+from normscope.report import sheet
+from normscope.report.grammar import Axis, Chart, Colour, Dash, lines, measure, tip
+from normscope.report.sheet import Section, Sheet, Table
 
 if TYPE_CHECKING:
     from normscope.claims import Axes, Curve, Reading, Verdict, Verdicts
@@ -72,8 +70,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def page(verdicts: Verdicts) -> str:
-    """The report as one self-contained HTML page."""
+def of_verdicts(found: Verdicts | Verdict, brief: bool = False) -> Sheet:
+    """The sheet of verdicts, or of a single one; ``brief``: without all their readings."""
+    verdicts: Sequence[Verdict] = found if isinstance(found, Sequence) else (found,)
+    if not verdicts:
+        return Sheet("No verdicts", [])
     load()  # verdicts read from a file bring no papers with them
     papers = dict.fromkeys(v.claim.partition("/")[0] for v in verdicts)
     first = verdicts[0]
@@ -93,17 +94,19 @@ def page(verdicts: Verdicts) -> str:
         "squares are what the paper, or our specification of it, prints, and triangles points of the control. Shades span runs "
         "or twice a standard error.",
     ]
-    sections = [Section("How to read this", facts=facts, notes=how)]
-    sections += [s for key in papers for s in _paper(key, [v for v in verdicts if v.claim.startswith(f"{key}/")])]
-    return render(Sheet("Four papers on batch normalization, checked", sections, lead))
+    sections = [] if brief else [Section("How to read this", facts=facts, notes=how)]
+    parts = [s for key in papers for s in _paper(key, [v for v in verdicts if v.claim.startswith(f"{key}/")])]
+    sections += [s for s in parts if not (brief and s.folded)]
+    title = "Four papers on batch normalization, checked" if len(verdicts) > 1 else f"Claim {first.claim}"
+    return Sheet(title, sections, lead)
 
 
-def write_page(verdicts: Verdicts, path: str | Path) -> Path:
-    """Write the page."""
-    return write(page(verdicts), path)
+def page(verdicts: Verdicts) -> str:
+    """The report as one self-contained HTML page."""
+    return sheet.render(of_verdicts(verdicts))
 
 
-def _paper(key: str, verdicts: list[Verdict]) -> Iterable[Section]:
+def _paper(key: str, verdicts: Sequence[Verdict]) -> Iterable[Section]:
     paper = PAPERS[key]
     head = ("claim", "statement", "verdict", "deciding number", "measured", "band", "printed")
     rows, marks = [], []
@@ -146,11 +149,13 @@ def charts(verdict: Verdict) -> list[Chart]:
         return []
     panels = list(dict.fromkeys(c.panel for c in verdict.curves))
     return [
-        Chart(
+        _drawn(
             f"{claim.where}{': ' + panel if panel else ''}",
-            _drawn([c for c in verdict.curves if c.panel == panel], claim.axes, panel),
-            claim.statement if panel == panels[0] else "",
-            claim.name.partition("/")[2],
+            [c for c in verdict.curves if c.panel == panel],
+            claim.axes,
+            panel,
+            reading=claim.statement if panel == panels[0] else "",
+            unit=claim.name.partition("/")[2],
         )
         for panel in panels
     ]
@@ -161,9 +166,11 @@ _SHAPES = {"ours": "circle", "theory": "diamond", "printed": "square", "control"
 _DASHES = {"ours": [1, 0], "theory": [6, 3], "printed": [2, 2], "control": [1, 4]}
 #: A control may widen an axis by this share of what the other curves take of it; beyond, it is cut off.
 _ROOM = 0.5
+#: Points of a curve that are still dots.
+_DOTTED = 40
 
 
-def _rows(curves: list[Curve], axes: Axes) -> pl.DataFrame:
+def _rows(curves: Sequence[Curve], axes: Axes) -> list[dict[str, Any]]:
     """The points that the axes can show, one a row."""
     rows: list[dict[str, Any]] = []
     for c in curves:
@@ -176,11 +183,7 @@ def _rows(curves: list[Curve], axes: Axes) -> pl.DataFrame:
                 low = y
             name = c.series or c.role
             rows.append({"series": name, "role": c.role, "joined": joined, "x": at, "y": y, "low": low, "high": high})
-    text, numbers = ("series", "role"), ("x", "y", "low", "high")
-    schema: dict[str, Any] = (
-        dict.fromkeys(text, pl.String) | {"joined": pl.Boolean} | dict.fromkeys(numbers, pl.Float64)
-    )
-    return pl.DataFrame(rows, schema=schema)
+    return rows
 
 
 def domain(main: Sequence[float], control: Sequence[float], log: bool) -> list[float] | None:
@@ -199,46 +202,31 @@ def domain(main: Sequence[float], control: Sequence[float], log: bool) -> list[f
     return [back(low - margin), back(high + margin)]
 
 
-def _axis(frame: pl.DataFrame, columns: Sequence[str], title: str, log: bool) -> tuple[Any, Any]:
-    """Scale and axis for these columns."""
-    import altair as alt
+def _axis(rows: Sequence[dict[str, Any]], columns: Sequence[str], title: str, log: bool) -> Axis:
+    """The axis of these columns."""
+    main, control = (
+        [r[c] for r in rows if (r["role"] == "control") is wanted for c in columns if r[c] is not None]
+        for wanted in (False, True)
+    )
+    shown: dict[str, Any] = {"zero": False, "nice": False} | (
+        {"domain": d} if (d := domain(main, control, log)) else {}
+    )
+    if log:
+        return measure(columns[0], title, [*main, *control], log=True, **shown)
+    whole = all(float(v).is_integer() for v in (*main, *control))
+    return Axis(columns[0], title, scale=shown, ticks={"tickMinStep": 1} if whole else {})
 
-    def values(part: pl.DataFrame) -> list[float]:
-        return [v for name in columns for v in part[name].drop_nulls().to_list()]
 
-    is_control = pl.col("role") == "control"
-    found = domain(values(frame.filter(~is_control)), values(frame.filter(is_control)), log)
-    whole = all(float(v).is_integer() for v in values(frame))
-    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, domain=found or alt.Undefined)
-    return scale, alt.Axis(title=title, tickMinStep=1 if whole and not log else alt.Undefined)
-
-
-def _drawn(curves: list[Curve], axes: Axes, panel: str = "") -> Any:
+def _drawn(title: str, curves: Sequence[Curve], axes: Axes, panel: str, **words: Any) -> Chart:
     """Colour is the series; solid lines are ours, dashed theory, dotted the control, squares are printed."""
-    import altair as alt
-
-    frame, y_title = _rows(curves, axes), axes.y or panel
-    x_scale, x_axis = _axis(frame, ["x"], axes.x, axes.x_log)
-    y_scale, y_axis = _axis(frame, ["y", "low", "high"], y_title, axes.y_log)
-    many = max(frame.group_by("series", "role").len()["len"].to_list(), default=0)
-    base: Any = alt.Chart(frame)
-    x, y = alt.X("x:Q", scale=x_scale, axis=x_axis), alt.Y("y:Q", scale=y_scale, axis=y_axis)
-    legend = alt.Legend(orient="bottom", columns=3, symbolType="stroke", symbolOpacity=1)
-    colour = alt.Color("series:N", title=None, sort=None, legend=legend)
-    roles = [r for r in _DASHES if r in set(frame["role"])]
-    dash = alt.StrokeDash("role:N", scale=alt.Scale(domain=roles, range=[_DASHES[r] for r in roles]), legend=None)
-    shape = alt.Shape("role:N", scale=alt.Scale(domain=list(_SHAPES), range=list(_SHAPES.values())), legend=None)
-    tooltip = [alt.Tooltip("series:N"), alt.Tooltip("role:N"), alt.Tooltip("x:Q", title=axes.x, format=".4g"),
-               alt.Tooltip("y:Q", title=y_title, format=".4g")]  # fmt: skip
-    lined = "datum.joined && datum.role != 'printed'"
-    dotted = "!datum.joined || datum.role == 'printed'" + ("" if many > 40 else " || datum.role == 'ours'")
-    area = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.18, clip=True).encode(
-        x=x, y=alt.Y("low:Q", scale=y_scale, axis=y_axis), y2="high:Q", color=colour, detail="role:N"
+    rows, y_title = _rows(curves, axes), axes.y or panel
+    x, y = _axis(rows, ["x"], axes.x, axes.x_log), _axis(rows, ["y", "low", "high"], y_title, axes.y_log)
+    roles = {r["role"] for r in rows}
+    most = max((len(c.x) for c in curves), default=0)
+    return lines(
+        title, rows, x, y, colour=Colour("series", list(dict.fromkeys(r["series"] for r in rows)), legend=True),
+        dash=Dash("role", {r: d for r, d in _DASHES.items() if r in roles}, _SHAPES), band=("low", "high"),
+        told=[tip("series"), tip("role"), tip("x", axes.x, ".4g"), tip("y", y_title, ".4g")],
+        joined="datum.joined && datum.role != 'printed'",
+        dotted="!datum.joined || datum.role == 'printed'" + ("" if most > _DOTTED else " || datum.role == 'ours'"), **words,
     )  # fmt: skip
-    line = base.transform_filter(lined).mark_line(clip=True).encode(
-        x=x, y=y, color=colour, strokeDash=dash, tooltip=tooltip
-    )  # fmt: skip
-    points = base.transform_filter(dotted).mark_point(filled=True, size=42, clip=True).encode(
-        x=x, y=y, color=colour, tooltip=tooltip, shape=shape
-    )  # fmt: skip
-    return alt.layer(area, line, points)

@@ -1,77 +1,89 @@
-"""The HTML faces of a diagnosis: one self-contained page, and a small fragment for a notebook cell."""
+"""What a diagnosis shows, and a profile: verdicts, findings, charts over the layers, tables, facts."""
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from markupsafe import Markup
-
-from normscope.core.extra import needs_extra
-
-with needs_extra():
-    import altair  # noqa: F401  (the charts)
+from typing import TYPE_CHECKING, Any
 
 from normscope.core.files import write
-from normscope.report import _charts, _layers, _picture, _rows, _theme
+from normscope.report import _charts, _frame, _layers, _rows, sheet  # noqa: F401  (_frame tells of a missing extra)
 from normscope.report._content import Content
-from normscope.report._frame import bundle, environment, policy, template
+from normscope.report.grammar import Table
+from normscope.report.sheet import Card, Section, Sheet
 
-#: Height of a chart on the page without the room for the codes above it, pixels.
-HEIGHT = 232
-#: Width of a chart on paper, where two stand side by side, pixels.
-PRINT_WIDTH = 430
-#: Charts of a notebook cell.
+if TYPE_CHECKING:
+    from normscope.core.records import Profile
+    from normscope.findings.diagnosis import Diagnosis
+
+#: Charts of a notebook cell, and of a picture.
 FRAGMENT = ("participation_rank", "mean_abs_cosine", "gradient_norm")
+PANEL = (*FRAGMENT, "mean_norm")
+#: Layers that a table of a notebook cell has room for.
+BRIEF = 12
+_MARKS = (
+    "A ring and a code mark where a finding starts. A cross on the layer axis is a number without a place in the chart: "
+    "NaN, infinite, or zero on a log axis. Hover for the module."
+)
+
+
+def of_diagnosis(diagnosis: Diagnosis, brief: bool = False) -> Sheet:
+    """The sheet of a diagnosis; ``brief``: of a notebook cell."""
+    return sheet_of(diagnosis.content(), brief=brief)
+
+
+def of_profile(profile: Profile, brief: bool = False) -> Sheet:
+    """The sheet of a profile: its parameters are its name."""
+    import polars as pl
+
+    at = profile.parameters
+    label = str(at.get("model") or ", ".join(f"{k}={v}" for k, v in at.items()) or "Profile")
+    table = profile.frame().select(pl.lit(label).alias("model"), pl.all().exclude("model"))
+    title = f"Profile: {label}" if at else label
+    return sheet_of(
+        Content(title, table, pl.DataFrame(), ({"label": label, **profile.facts},)), brief=brief, quiet=True
+    )
+
+
+def sheet_of(content: Content, *, brief: bool = False, quiet: bool = False) -> Sheet:
+    """The sheet of a report's content. ``quiet``: nobody looked for findings, so that none are spoken of."""
+    scene = _charts.Scene.of(content)
+    drawn = [c for c in _charts.charts(scene) if not brief or c.key in FRAGMENT]
+    models = _rows.models(content, scene.layers, most=BRIEF if brief else None, brief=brief)
+    columns = [c for c in _layers.columns(scene.layers) if c in {d.key for d in drawn} | set(_charts.COMPANIONS)]
+    rows = [_charts.row(at, columns) for at in scene.layers]
+    several = len(models) > 1
+    sections = [] if quiet else [_findings(models)]
+    if drawn:
+        sections.append(
+            Section("Layer by layer", charts=drawn, id="charts", legend=True, notes=() if brief or quiet else [_MARKS])
+        )
+    tables = [_table(m, shut=several or not brief) for m in models if m["rows"]]
+    sections.append(Section("Numbers", id="tables", parts=tables))
+    return Sheet(
+        content.title, sections if brief else [*sections, _facts(content)], cards=[] if quiet else [
+            Card(m["label"], m["verdict"], m["tally"], m["conditions"]) for m in models],
+        names=content.models, sources=sorted({at.source for at in scene.layers} - {"measured"}), rows=rows,
+        data=_packed(rows, columns), main=PANEL if any(c.key in PANEL for c in drawn) else (),
+    )  # fmt: skip
 
 
 def render(content: Content) -> str:
     """The report as one HTML page that needs no network: styles, data and the chart library are in it."""
-    scene = _charts.Scene.of(content)
-    drawn = _charts.charts(scene)
-    scripts = [Markup(bundle()), Markup(template("page.js"))]
-    return environment().get_template("page.html").render(
-        title=content.title,
-        version=next((fact["normscope"] for fact in content.facts if fact.get("normscope")), ""),
-        policy=policy(scripts),
-        css=Markup(template("page.css")),
-        scripts=scripts,
-        palette=[(_theme.colour(i), _theme.colour(i, "dark")) for i in range(len(content.models))],
-        models=_rows.models(content, scene.layers),
-        charts=drawn,
-        sources=sorted({at.source for at in scene.layers} - {"measured"}),
-        facts=_rows.facts(content),
-        data=_data(scene, drawn),
-    )  # fmt: skip
+    return sheet.render(sheet_of(content))
 
 
-def save(content: Content, path: str | os.PathLike[str]) -> Path:
-    """Write `render`'s page; the path of the file."""
-    return write(render(content), path)
-
-
-def fragment(content: Content, *, max_layers: int = 12) -> str:
+def fragment(content: Content) -> str:
     """The report in small, for a notebook cell: verdicts, findings, static charts and a folded table; no scripts."""
-    scene = _charts.Scene.of(content)
-    pictures = [c for c in _charts.charts(scene) if c.key in FRAGMENT]
-    svgs = [(c.label, _picture.svg(scene, c)) for c in pictures]
-    return environment().get_template("fragment.html").render(
-        title=content.title,
-        css=Markup(template("fragment.css")),
-        palette=[(_theme.colour(i), _theme.colour(i, "dark")) for i in range(len(content.models))],
-        models=_rows.models(content, scene.layers, most=max_layers, brief=True),
-        pictures=[(label, base64.b64encode(svg.encode()).decode()) for label, svg in svgs],
-    )  # fmt: skip
+    return sheet.cell(sheet_of(content, brief=True))
 
 
 def to_png(
     content: Content,
     path: str | os.PathLike[str],
     *,
-    charts: Sequence[str] = _picture.PANEL,
+    charts: Sequence[str] = PANEL,
     columns: int = 2,
     width: int = 420,
     height: int = 210,
@@ -83,33 +95,54 @@ def to_png(
     charts: metrics, in order; those without data are left out. width, height: of one chart, pixels before ``scale``.
     scheme: ``light`` or ``dark``.
     """
-    scene = _charts.Scene.of(content)
-    return write(_picture.png(scene, charts, columns, width, height, scale, scheme), path)
+    from normscope.report import _picture
+
+    how: dict[str, Any] = {"keys": charts, "columns": columns, "width": width, "height": height, "scheme": scheme}
+    return write(_picture.picture(sheet_of(content), "png", scale=scale, **how), path)
 
 
-def _data(scene: _charts.Scene, drawn: Sequence[_charts.Chart]) -> dict[str, Any]:
-    """What the page's script reads: the layers by column, a spec a chart, both themes."""
-    columns = [c for c in _layers.columns(scene.layers) if any(c in chart.columns for chart in drawn)]
-    rows = [_charts.row(at, columns) for at in scene.layers]
-    place = ("model", "source", "layer", "module", "kind")
+def _findings(models: Sequence[dict[str, Any]]) -> Section:
+    """What was found, model by model."""
+    named = [m["label"] if len(models) > 1 else "" for m in models]
+    parts = [Section(label, name=label, findings=m["findings"]) for label, m in zip(named, models, strict=True)]
+    return Section("Findings", parts=parts, id="findings")
+
+
+def _table(model: dict[str, Any], *, shut: bool) -> Section:
+    """The numbers of one model."""
+    gap = [""] * (len(model["heads"]) + 1)
+    body = [
+        ["", r["fold"], "", *gap] if r["fold"] else [r["layer"], r["module"], r["kind"], *r["cells"], r["codes"]]
+        for r in model["rows"]
+    ]
+    marks = ["start" if cells[-1] else "" for cells in body]
+    head = ["layer", "module", "kind", *(short for short, _ in model["heads"]), "finding"]
+    long = ["", "", "", *(long for _, long in model["heads"]), ""]
+    right = [0, *range(3, 3 + len(model["heads"]))]
+    return Section(
+        model["label"], name=model["label"], folded=shut, aside=f"{model['depth']} rows",
+        table=Table(head, body, numeric=right, marks=marks, long=long),
+    )  # fmt: skip
+
+
+def _facts(content: Content) -> Section:
+    """How it was measured."""
+    found = _rows.facts(content)
+    differing = Table(["", *content.models], [[title, *values] for title, values in found["differing"]],
+                      numeric=range(1, len(content.models) + 1))  # fmt: skip
+    several = len(content.models) > 1
+    notes = [Section(name if several else "", notes=said) for name, said in found["notes"]]
+    table = differing if differing.rows else None
+    return Section("How it was measured", facts=dict(found["same"]), table=table, parts=notes, id="facts")
+
+
+def _packed(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> dict[str, Any]:
+    """The rows by column, as the page holds them."""
     return {
-        "places": {name: [row[name] for row in rows] for name in place},
+        "places": {name: [row[name] for row in rows] for name in ("model", "source", "layer", "module", "kind")},
         # null: the layer has no such number; "x": it has one that is not finite
         "values": {c: ["x" if row.get(c, 0) is None else row.get(c) for row in rows] for c in columns},
-        "models": scene.content.models,
-        "charts": {c.key: _sized(c) for c in drawn},
-        "titles": {c.key: f"{c.label.title} ({c.label.unit})" if c.label.unit else c.label.title for c in drawn},
-        "printWidth": PRINT_WIDTH,
-        "config": {scheme: _theme.config(scheme) for scheme in ("light", "dark")},
     }
 
 
-def _sized(chart: _charts.Chart) -> dict[str, Any]:
-    """A chart's spec as wide as its box."""
-    spec = chart.spec.properties(width="container", height=HEIGHT + chart.head).to_dict(validate=False)
-    spec["autosize"] = {"type": "fit", "contains": "padding"}
-    spec["padding"] = {"left": 2, "right": 10, "bottom": 2, "top": max(chart.head, 13) + 6}
-    return {k: v for k, v in spec.items() if k not in ("$schema", "config")}
-
-
-__all__ = ["fragment", "render", "save", "to_png"]
+__all__ = ["Content", "fragment", "of_diagnosis", "of_profile", "render", "sheet_of", "to_png"]

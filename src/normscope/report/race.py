@@ -1,98 +1,158 @@
-"""The HTML faces of a race: one self-contained page, and a table with its curves for a notebook cell."""
+"""What a race shows: its final table, curves over steps, a map of the layers over time for each variant, how it was run."""
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-from pathlib import Path
-from typing import Any
+from statistics import median_low
+from typing import TYPE_CHECKING, Any
 
-from normscope.core.extra import needs_extra
-
-with needs_extra():
-    import altair  # noqa: F401  (the charts)
-    import jinja2  # noqa: F401
-    import vl_convert
-
-from markupsafe import Markup
-
-from normscope.core.files import write
-from normscope.report import _race_charts, _theme
-from normscope.report._frame import bundle, environment, policy, template
+from normscope.report import _race_curves as curves
+from normscope.report._charts import crosses
 from normscope.report._race_content import RaceContent, cells, explained
+from normscope.report.grammar import Axis, Chart, Colour, Dash, Spec, Table, heat, lines, measure, tip
+from normscope.report.sheet import Section, Sheet
+
+if TYPE_CHECKING:
+    from normscope.racing import Race
 
 #: Heights of a chart and of a map, pixels.
 HEIGHT, MAP_HEIGHT = 280, 190
-_VERDICTS = {"better": "fine", "worse": "error", "diverged": "error", "baseline": "quiet"}
+#: How far above the median variant's first loss a linear axis goes.
+_ABOVE = 1.3
+_FOCUS = "(focus === null || datum['variant'] === focus)"
+_MARKS = {"better": "good", "worse": "bad", "diverged": "bad"}
+#: (signal, metric, title, unit, reading, log)
+MAPS = (
+    ("activation", "participation_rank", "Participation rank", "of the probed samples",
+     "How many directions the samples spread over; 1 is collapse.", False),
+    ("activation", "orthogonality_gap", "Orthogonality gap", "0 orthogonal, 1 collapsed",
+     "How far the samples are from mutually orthogonal.", False),
+    ("gradient", "gradient_norm", "Gradient norm", "of the loss, with respect to a layer's output",
+     "Even from layer to layer is good; fading or growing by decades is not.", True),
+)  # fmt: skip
 
 
-def render(content: RaceContent) -> str:
-    """The race as one HTML page that needs no network: styles, data and the chart library are in it."""
-    lines, maps = _race_charts.lines(content), _race_charts.maps(content)
-    scripts = [Markup(bundle()), Markup(template("race.js"))]
-    return environment().get_template("race.html").render(
-        title=content.title,
-        policy=policy(scripts),
-        css=Markup(template("page.css") + template("race.css")),
-        palette=_palette(content),
-        variants=content.variants,
-        heads=_heads(content),
-        rows=_rows(content),
-        explained=explained(content),
-        conditions=_conditions(content),
-        lines=lines,
-        maps=maps,
-        ramp=_race_charts.RAMP,
-        settings=_settings(content),
-        rates=_rates(content),
-        notes=list(content.facts.get("notes", ())),
-        data=_data(content, lines, maps),
-        scripts=scripts,
+def of_race(race: Race, brief: bool = False) -> Sheet:
+    """The sheet of a race; ``brief``: of a notebook cell."""
+    return sheet_of(race.content(), brief=brief)
+
+
+def sheet_of(content: RaceContent, *, brief: bool = False) -> Sheet:
+    """The sheet of a race's content."""
+    drawn, notes = charts(content), list(content.facts.get("notes", ()))
+    said = [Section("What the columns are", notes=explained(content), folded=True)] if brief else []
+    sections = [Section("", table=_table(content), notes=[*([] if brief else explained(content)), *notes], id="result")]
+    if drawn:
+        shown = drawn[:2] if brief else drawn
+        sections.append(Section("While training", charts=shown, legend=True, id="curves"))
+    if not brief and (found := maps(content)):
+        lead = (
+            "To the right: steps, most of them early. Upwards: layers, from the input (0) to the output. Training mode, "
+            "mean over seeds."
+        )
+        sections.append(Section("Layers over time", lead, parts=found, id="layers"))
+    if not brief:
+        sections.append(_settings(content))
+    return Sheet(
+        content.title, [*sections, *said], conditions=_conditions(content), names=content.variants,
+        main=[c.key for c in drawn],
     )  # fmt: skip
 
 
-def save(content: RaceContent, path: str | os.PathLike[str]) -> Path:
-    """Write `render`'s page; the path of the file."""
-    return write(render(content), path)
+def charts(content: RaceContent) -> list[Chart]:
+    """Training loss, accuracy and evaluated loss."""
+    rows, width = curves.losses(content)
+    drawn = []
+    if rows:
+        smoothed = f"mean of the last {width} batches" if width > 1 else "every batch"
+        out = curves.divergences(content)
+        said = f"In training mode, {smoothed}; line: mean over seeds, band: their range."
+        said += " A cross on the axis: a run diverged there." if out else ""
+        drawn.append(_curve("Training loss", content, rows, "step", out=out, key="loss", unit="of each step's batch",
+                            reading=said))  # fmt: skip
+    for metric, title in (("accuracy", "Accuracy"), ("loss", "Evaluated loss")):
+        rows = [r for r in curves.scores(content, metric) if r["mean"] is not None]
+        if rows:
+            tested = any(r["split"] == "test" for r in rows)
+            said = "solid: test, dashed: training samples" if tested else "training samples"
+            rows = [r if r["split"] == "test" or not tested else {**r, "low": None, "high": None} for r in rows]
+            drawn.append(_curve(title, content, rows, "epoch", share=metric == "accuracy", split=tested, key=f"eval-{metric}",
+                                unit="after each epoch", reading=f"In eval mode, with running statistics; {said}."))  # fmt: skip
+    return drawn
 
 
-def fragment(content: RaceContent) -> str:
-    """The final table and the training loss, for a notebook cell; no scripts."""
-    pictures = []
-    for chart in _race_charts.lines(content)[:2]:
-        spec = {**chart.spec, "width": 340, "height": 190, "config": {**_theme.config("neutral", "sans-serif")}}
-        spec["config"]["range"] = {"category": [_theme.colour(i) for i in range(len(content.variants))]}
-        svg = str(vl_convert.vegalite_to_svg(json.dumps(_still(spec))))
-        pictures.append((chart, base64.b64encode(svg.encode()).decode()))
-    return environment().get_template("race_fragment.html").render(
-        title=content.title,
-        css=Markup(template("fragment.css")),
-        palette=_palette(content),
-        heads=_heads(content),
-        rows=_rows(content),
-        explained=explained(content),
-        pictures=pictures,
-        notes=list(content.facts.get("notes", ())),
+def _curve(
+    title: str, content: RaceContent, rows: curves.Rows, at: str, *, share: bool = False, split: bool = False,
+    out: curves.Rows | None = None, **words: Any,
+) -> Chart:  # fmt: skip
+    """The mean over seeds and their range. A loss that goes up leaves the chart, so that the others can be seen."""
+    firsts = [next(r["mean"] for r in rows if r["variant"] == v) for v in {r["variant"] for r in rows}]
+    ends = [r[k] for r in rows for k in ("low", "high", "mean") if r[k] is not None]
+    low, high, limit = min(ends), max(ends), _ABOVE * median_low(firsts)
+    cut = not share and high > limit > low
+    said = f"{title.lower()} ({'share' if share else 'mean over samples'})"
+    y = measure("mean", said, ends, **({"domain": [min(low, 0.0), limit]} if cut else {"zero": False, "nice": True}))
+    log: Spec | None = None
+    if not share and low > 0:
+        axis = measure("mean", said, ends, log=True, **({"domain": [low, 1000 * limit]} if high > 1000 * limit else {}))
+        log = {"scale": dict(axis.scale), "axis": dict(axis.ticks)}
+    x = Axis(at, at, scale={"nice": False}, ticks={"tickMinStep": 1})
+    colour = Colour("variant", content.variants)
+    told = [tip("variant"), *([tip("split", "samples")] if split else []), tip(at, at, ".4~g")]
+    told += [tip(k, k, ".4~g") for k in ("mean", "low", "high")]
+    where = [tip("variant"), tip("seed"), tip("step", "diverged at step")]
+    over = [crosses(out, {"field": "step", "type": "quantitative"}, colour, where, _FOCUS)] if out else []
+    return lines(
+        title, rows, x, y, colour=colour, dash=Dash("split", {"test": [1, 0], "train": [5, 4]}) if split else None,
+        band=("low", "high"), told=told, over=over, log=log, height=HEIGHT, **words,
     )  # fmt: skip
 
 
-def _still(spec: Any) -> Any:
-    """A spec that nobody hovers: no selections, and what depends on them at rest."""
-    if isinstance(spec, list):
-        return [_still(x) for x in spec]
-    if not isinstance(spec, dict):
-        return spec
-    kept = {k: _still(v) for k, v in spec.items()}
-    if "params" in kept:
-        kept["params"] = [p for p in kept["params"] if "select" not in p]
-    if "layer" in kept:
-        kept["layer"] = [part for part in kept["layer"] if part.get("mark", {}).get("type") != "circle"]
-    return kept
+def maps(content: RaceContent) -> list[Section]:
+    """Every quantity that was followed, layer by layer: a chart a variant on one scale of colours."""
+    found = []
+    for signal, metric, title, unit, reading, log in MAPS:
+        by_variant = curves.layers(content, signal, metric, log=log)
+        # A variant that only diverges must not set the colours of the others.
+        ended = [line["variant"] for line in content.lines if line["diverged"] < line["seeds"]]
+        scaled = [by_variant[v] for v in ended if v in by_variant] or list(by_variant.values())
+        values = [r["value"] for rows in scaled for r in rows if r["value"] is not None]
+        values = [v for v in values if v > 0 or not log]
+        if not values:
+            continue
+        low, high = min(values), max(values)
+        if metric == "orthogonality_gap":
+            low, high = 0.0, max(high, 0.05)
+        if low == high:
+            high = low * 1.1 or 1.0
+        drawn = [
+            over_time(v, rows, title, low, high, log=log, key=f"{metric}-{content.variants.index(v)}")
+            for v, rows in by_variant.items()
+        ]
+        ends = (f"{low:.2g}", f"{high:.2g}")
+        found.append(Section(title, reading, charts=drawn, small=True, aside=unit, ends=ends))
+    return found
 
 
-def _palette(content: RaceContent) -> list[tuple[str, str]]:
-    return [(_theme.colour(i), _theme.colour(i, "dark")) for i in range(len(content.variants))]
+def over_time(title: str, rows: curves.Rows, what: str, low: float, high: float, *, log: bool, **words: Any) -> Chart:
+    """Layers over steps, a number as colour."""
+    layers = sorted({r["layer"] for r in rows})
+    few = layers[:: max(1, len(layers) // 6)]
+    shown = {"values": few, "ticks": False, "domain": False, "offset": 3, "titleAnchor": "middle"}
+    x = Axis("step", "step", "ordinal", {"paddingInner": 0}, {"labelAngle": 0, "labelOverlap": True})
+    y = Axis("layer", "layer", "ordinal", {"paddingInner": 0}, shown, "descending")
+    colour = Axis("value", what, scale={"type": "log" if log else "linear", "domain": [low, high], "clamp": True})
+    told = [tip("step"), tip("layer"), tip("module"), tip("value", what.lower(), ".4~g")]
+    return heat(title, rows, x, y, colour, told=told, **{"height": MAP_HEIGHT, **words})
+
+
+def _table(content: RaceContent) -> Table:
+    """The final table."""
+    heads = [("variant", "variant"), *_heads(content), ("verdict", "verdict")]
+    rows = [cells(line) for line in content.lines]
+    return Table(
+        [head for _, head in heads], [[row[key] for key, _ in heads] for row in rows], numeric=range(1, len(heads) - 1),
+        marks=[_MARKS.get(line["verdict"], "") for line in content.lines], names=[row["variant"] for row in rows],
+    )  # fmt: skip
 
 
 def _heads(content: RaceContent) -> list[tuple[str, str]]:
@@ -105,13 +165,6 @@ def _heads(content: RaceContent) -> list[tuple[str, str]]:
     heads += [(key, head) for key, head in (("p_loss", "p (loss)"), ("p_accuracy", "p (accuracy)"))
               if any(row[key] for row in rows)]  # fmt: skip
     return [*heads, ("milliseconds", "ms a step")]
-
-
-def _rows(content: RaceContent) -> list[dict[str, Any]]:
-    return [
-        {**cells(line), "index": i, "tone": _VERDICTS.get(line["verdict"], "soft")}
-        for i, line in enumerate(content.lines)
-    ]
 
 
 def _conditions(content: RaceContent) -> list[str]:
@@ -127,7 +180,8 @@ def _conditions(content: RaceContent) -> list[str]:
     ]
 
 
-def _settings(content: RaceContent) -> list[tuple[str, str]]:
+def _settings(content: RaceContent) -> Section:
+    """How it was run."""
     facts = content.facts
     titles = {
         "optimiser": "optimiser", "momentum": "momentum", "nesterov": "Nesterov", "weight_decay": "weight decay",
@@ -136,7 +190,10 @@ def _settings(content: RaceContent) -> list[tuple[str, str]]:
     }  # fmt: skip
     shown = [(title, facts[key]) for key, title in titles.items() if facts.get(key) not in (None, "", False, 0)]
     seeds = ", ".join(map(str, facts["seeds"]))
-    return [*((title, str(value)) for title, value in shown), ("seeds", seeds), *_cost(content)]
+    rates = _rates(content)
+    parts = [Section("Learning rates", notes=rates)] if rates else []
+    told = [*((title, str(value)) for title, value in shown), ("seeds", seeds), *_cost(content)]
+    return Section("How it was run", facts=dict(told), parts=parts, id="facts")
 
 
 def _cost(content: RaceContent) -> list[tuple[str, str]]:
@@ -164,18 +221,3 @@ def _rates(content: RaceContent) -> list[str]:
             text += f"; λ_max {rate['lambda_max']:.4g}"
         said.append(f"{text} ({rate['seconds']:.1f} s)")
     return said
-
-
-def _data(content: RaceContent, lines: list[_race_charts.Chart], maps: list[_race_charts.Maps]) -> dict[str, Any]:
-    charts = {
-        c.key: {"spec": {**c.spec, "height": HEIGHT}, "log": c.log and {**c.log, "height": HEIGHT}} for c in lines
-    }
-    charts |= {c.key: {"spec": {**c.spec, "height": MAP_HEIGHT}, "log": None} for m in maps for c in m.charts}
-    return {
-        "charts": charts,
-        "variants": content.variants,
-        "config": {scheme: _theme.config(scheme) for scheme in ("light", "dark")},
-    }
-
-
-__all__ = ["RaceContent", "fragment", "render", "save"]

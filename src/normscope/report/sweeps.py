@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from normscope.core.errors import unknown
-from normscope.report import _labels
-
-if TYPE_CHECKING:
-    from normscope.report._panels import Panel
+from normscope.report import _labels, sheet
 
 #: Drawn when nobody names metrics, in this order, as far as they are there.
 MAIN = (
@@ -104,12 +100,12 @@ def rows(summarised: pl.DataFrame, axes: Sequence[str], metrics: Sequence[str]) 
     return list(found.values())
 
 
-def render(sweep: Sweep) -> str:
-    """One HTML page that needs no network."""
-    from normscope.report import sheet
+def sheet_of(sweep: Sweep) -> sheet.Sheet:
+    """The sheet of a sweep."""
+    from normscope.report._panels import panels
 
-    drawn = _panels(sweep)
     found = summary(sweep.table, sweep.parameters)
+    drawn = panels(sweep, found)
     axes = [a for a in (*sweep.parameters, "layer") if a in found.columns and a != "seed" and found[a].n_unique() > 1]
     metrics = list(sweep.metrics or main_metrics(sweep.table)[:8])
     points = rows(found, axes, metrics)
@@ -134,7 +130,12 @@ def render(sweep: Sweep) -> str:
         sheet.Section("Numbers: mean ± standard deviation over seeds", table=table, notes=more, folded=True)
     )
     sections.append(sheet.Section("The sweep", facts=_facts(sweep)))
-    return sheet.render(sheet.Sheet(_title(sweep), sections))
+    return sheet.Sheet(_title(sweep), sections)
+
+
+def render(sweep: Sweep) -> str:
+    """One HTML page that needs no network."""
+    return sheet.render(sheet_of(sweep))
 
 
 def last_line(error: str) -> str:
@@ -145,36 +146,12 @@ def last_line(error: str) -> str:
 
 
 def png(sweep: Sweep, scale: float = 2.0) -> bytes:
-    """All charts below one another as a picture, drawn without a browser."""
-    import vl_convert
+    """All charts as a picture, drawn without a browser."""
+    from normscope.report import _picture
 
-    from normscope.report import _theme
-
-    drawn = _panels(sweep)
-    if not drawn:
-        raise unknown("metric with numbers to draw", ", ".join(sweep.metrics or ("any",)), names(sweep.table))
-    parts = []
-    for panel in drawn:
-        chart = panel.chart
-        unit = f" ({chart.unit})" if chart.unit else ""
-        title = {"text": chart.title + unit, "subtitle": chart.reading, "anchor": "start", "offset": 12}
-        inner = chart.spec.to_dict(validate=False)
-        parts.append({"title": title, **{k: v for k, v in inner.items() if k not in ("$schema", "config", "autosize")}})
-    config = {**_theme.config("light", "sans-serif"), "background": "#ffffff"}
-    spec = {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json", "vconcat": parts, "spacing": 34, "padding": 18,
-        "resolve": {"scale": {"color": "independent"}}, "config": config,
-    }  # fmt: skip
-    return bytes(vl_convert.vegalite_to_png(json.dumps(spec), scale=scale))
-
-
-def _panels(sweep: Sweep) -> list[Panel]:
-    from normscope.core.extra import needs_extra
-
-    with needs_extra():
-        from normscope.report import _panels
-
-    return _panels.panels(sweep, summary(sweep.table, sweep.parameters))
+    made = _picture.picture(sheet_of(sweep), "png", scale=scale)
+    assert isinstance(made, bytes)
+    return made
 
 
 def _named(table: pl.DataFrame) -> pl.DataFrame:

@@ -3,8 +3,9 @@
   const page = JSON.parse(document.getElementById("data").textContent);
   const tip = document.getElementById("tip");
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const count = page.places.layer.length;
-  let views = new Map(), at = null, pinned = null, drawing = 0;
+  const count = page.places ? page.places.layer.length : 0;
+  const views = new Map(), logged = new Set(), at = {};
+  let focus = null, pinned = null, drawing = 0;
 
   // A fresh copy for each chart: Vega marks the rows it takes in.
   function rows() {
@@ -24,7 +25,7 @@
     const list = document.createElement("dl");
     const row = item.datum.datum ?? {};  // of a nearest point; there Vega-Lite fills in the numbers only
     for (const [title, written] of Object.entries(value)) {
-      const text = title in row ? row[title] : written;
+      const text = typeof row[title] === "string" || written === undefined ? row[title] : written;
       if (text === "" || text === null || text === undefined) continue;
       list.append(Object.assign(document.createElement("dt"), { textContent: title }));
       list.append(Object.assign(document.createElement("dd"), { textContent: text }));
@@ -37,75 +38,95 @@
     tip.style.top = Math.max(4, below ? event.clientY - 16 - tip.offsetHeight : event.clientY + 16) + "px";
   }
 
+  const signals = (key) => (page.charts[key].params ?? []).map((p) => p.name);
   function tell(signal, value) {
-    for (const view of views.values()) view.signal(signal, value).runAsync();
+    for (const [box, view] of views) if (signals(box.dataset.chart).includes(signal)) view.signal(signal, value).runAsync();
   }
 
-  function embed(box, scheme, size, renderer) {
-    const spec = { ...page.charts[box.dataset.chart], ...size };
-    spec.datasets = { ...spec.datasets, layers: rows() };
+  function embed(box, scheme, size) {
+    const key = box.dataset.chart, spec = { ...structuredClone(page.charts[key]), ...size };
+    if (logged.has(key)) for (const part of spec.layer) if (part.encoding.y?.field) Object.assign(part.encoding.y, page.logs[key]);
+    if (count) spec.datasets = { ...spec.datasets, layers: rows() };
     return vegaEmbed(box, spec, {
-      mode: "vega-lite", config: page.config[scheme], renderer, actions: false, defaultStyle: false, tooltip: showTip,
+      mode: "vega-lite", config: page.config[scheme], renderer: count > 800 && !size ? "canvas" : "svg", actions: false,
+      defaultStyle: false, tooltip: showTip,
     });
   }
 
-  // What is on the screen follows the reader's scheme and the width of its box.
-  async function draw(scheme) {
+  async function show(box) {
+    const mine = drawing;
+    const { view } = await embed(box, dark.matches ? "dark" : "light");
+    views.get(box)?.finalize();
+    views.delete(box);
+    if (mine !== drawing) { view.finalize(); return; }
+    views.set(box, view);
+    const names = signals(box.dataset.chart), here = names.find((name) => name.startsWith("at_"));
+    if (!here) return;
+    view.addSignalListener("hover", (_, picked) => {
+      const place = picked[here.slice(3)]?.[0] ?? null;
+      if (place !== at[here]) { at[here] = place; tell(here, place); }
+    });
+    view.signal("focus", focus).runAsync();
+  }
+
+  // What is on the screen follows the reader's scheme and the width of its box; in a folded section it has none.
+  async function draw() {
     const mine = ++drawing;
     tip.hidden = true;
-    for (const view of views.values()) view.finalize();
-    views = new Map();
     for (const box of document.querySelectorAll(".chart.screen")) {
-      const { view } = await embed(box, scheme, {}, count > 800 ? "canvas" : "svg");
-      if (mine !== drawing) { view.finalize(); return; }
-      view.addSignalListener("hover", (_, picked) => {
-        const layer = picked.layer ? picked.layer[0] : null;
-        if (layer !== at) { at = layer; tell("at", at); }
-      });
-      view.signal("focus", pinned).runAsync();
-      views.set(box.dataset.chart, view);
+      if (mine !== drawing) return;
+      if (box.clientWidth) await show(box);
     }
   }
 
   // What is printed is light and as wide as half a page, whatever the screen shows.
   async function drawPrint() {
     for (const box of document.querySelectorAll(".chart.print")) {
-      await embed(box, "light", { width: page.printWidth }, "svg");
+      await embed(box, "light", "facet" in page.charts[box.dataset.chart] ? {} : { width: page.printWidth });
     }
   }
 
-  const chips = [...document.querySelectorAll("[data-model]")];
-  const nameOf = (chip) => page.models[Number(chip.dataset.model)];
+  function look(name) {
+    focus = name;
+    tell("focus", name);
+  }
+  const chips = [...document.querySelectorAll("[data-name]")];
+  const nameOf = (chip) => page.models[Number(chip.dataset.name)];
   for (const chip of chips) {
-    chip.addEventListener("pointerenter", () => tell("focus", nameOf(chip)));
-    chip.addEventListener("pointerleave", () => tell("focus", pinned));
+    chip.addEventListener("pointerenter", () => look(nameOf(chip)));
+    chip.addEventListener("pointerleave", () => look(pinned));
     chip.addEventListener("click", () => {
       pinned = pinned === nameOf(chip) ? null : nameOf(chip);
       for (const c of chips) c.setAttribute("aria-pressed", String(nameOf(c) === pinned));
-      tell("focus", pinned);
+      look(pinned);
     });
   }
 
-  function saved(key, layer) {
-    const { padding } = page.charts[key];
-    return {
-      width: 640, height: 360, layer, title: page.titles[key], background: "#fff",
-      padding: { left: 12, right: 18, bottom: 14, top: padding.top },
-    };
+  for (const button of document.querySelectorAll("[data-log]")) {
+    button.addEventListener("click", () => {
+      const key = button.dataset.log;
+      if (!logged.delete(key)) logged.add(key);
+      button.setAttribute("aria-pressed", String(logged.has(key)));
+      show(document.querySelector(`.chart.screen[data-chart="${CSS.escape(key)}"]`));
+    });
   }
 
   // A saved chart stands alone: light, with its title and a legend.
+  const legend = { title: null, orient: "bottom", symbolType: "stroke", columns: 3 };
+  function legible(part) {
+    const color = part.encoding?.color;
+    return color?.legend === null && color.type === "nominal"
+      ? { ...part, encoding: { ...part.encoding, color: { ...color, legend } } } : part;
+  }
   for (const button of document.querySelectorAll("[data-save]")) {
     button.addEventListener("click", async () => {
-      const key = button.dataset.save;
+      const key = button.dataset.save, chart = page.charts[key];
       const box = Object.assign(document.createElement("div"), { className: "chart" });
       box.dataset.chart = key;
-      const legend = { title: null, orient: "bottom", symbolType: "stroke", columns: 3 };
-      const layer = page.charts[key].layer.map((part) => {
-        const color = part.encoding?.color;
-        return color?.field === "model" ? { ...part, encoding: { ...part.encoding, color: { ...color, legend } } } : part;
-      });
-      const { view } = await embed(box, "light", saved(key, layer), "svg");
+      const padding = { left: 12, right: 18, bottom: 14, top: 12 + (chart.padding?.top ?? 0) };
+      const title = button.closest("figure").querySelector("h3").textContent;
+      const size = chart.layer ? { width: 640, height: 360, layer: chart.layer.map(legible) } : {};
+      const { view } = await embed(box, "light", { ...size, title, background: "#fff", padding });
       const blob = new Blob([await view.toSVG()], { type: "image/svg+xml" });
       const link = document.createElement("a");
       link.href = URL.createObjectURL(blob);
@@ -115,8 +136,7 @@
     });
   }
 
-  const scheme = () => (dark.matches ? "dark" : "light");
-  const folded = [...document.querySelectorAll("details")];
+  const folded = [...document.querySelectorAll("details:not(.numbers)")];
   let before = [];
   addEventListener("beforeprint", () => {
     before = folded.map((d) => d.open);
@@ -125,6 +145,11 @@
   addEventListener("afterprint", () => {
     folded.forEach((d, i) => { d.open = before[i]; });
   });
-  dark.addEventListener("change", () => draw(scheme()));
-  draw(scheme()).then(drawPrint);
+  for (const fold of folded) {
+    fold.addEventListener("toggle", () => {
+      for (const box of fold.querySelectorAll(".chart.screen")) if (fold.open && !views.has(box)) show(box);
+    });
+  }
+  dark.addEventListener("change", draw);
+  draw().then(drawPrint);
 })();
