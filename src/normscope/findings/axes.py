@@ -121,15 +121,15 @@ def in_a_row(view: View) -> Iterator[Hit]:
 def one_unit(view: View) -> Iterator[Hit]:
     """A layer with several outputs gets a single number a sample, which wider layers made of a wider input.
 
-    A note where the user's own trial trains, or where there are two outputs at most. Scores and gates lead on no layer, and
+    A note without a trial of the user's own, where it trains, and where there are two outputs at most. Scores and gates lead on no layer, and
     are silent.
     """
     c, loss = view.section("calls").get("one_unit"), view.section("loss")
     if c and len(loss.get("outputs", [])) >= 2:
-        trains = view.section("trial").get("own", {}).get("trains")
+        stuck = view.section("trial").get("own", {}).get("trains") is False
         text = (
             f"{c['before'] or 'the layer before'} has one unit between wider ones: {c['module']} gets 1 number a sample, a "
             f"bottleneck too narrow for {loss['outputs'][-1]} outputs"
         )
-        few = trains or loss["outputs"][-1] <= 2
-        yield Hit(None, "width", 1.0, 2.0, text, "info" if few else "", c["before"] or c["module"])
+        grave = stuck and loss["outputs"][-1] > 2
+        yield Hit(None, "width", 1.0, 2.0, text, "" if grave else "info", c["before"] or c["module"])

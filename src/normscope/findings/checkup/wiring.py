@@ -227,12 +227,15 @@ def _random_frozen(scene: Scene, named: Mapping[str, Tensor], held: set[int] | N
 
 
 def _random_head(scene: Scene, named: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The last layer with weights, frozen at a fresh start, behind layers that train."""
+    """The last layer with weights, frozen at a fresh start, behind layers that train; without what an adapter trains beside."""
     last = scene.weighted[-1] if scene.weighted else None
     if last is None or not last.trained_in:
         return {}
     mine = [n for n in named if scene.layer_of(n) == last.name and named[n].dim() > 1]
-    if not mine or any(named[n].requires_grad or not is_default(last.module, named[n], n) for n in mine):
+    parent = last.name.rpartition(".")[0]
+    around = scene.at.root.get_submodule(parent)
+    adapted = parent and not isinstance(around, nn.Sequential) and any(p.requires_grad for p in around.parameters())
+    if not mine or adapted or any(named[n].requires_grad or not is_default(last.module, named[n], n) for n in mine):
         return {}
     return {"module": last.name, "share": 1.0, "tensors": len(mine)}
 
