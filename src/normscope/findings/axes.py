@@ -121,8 +121,8 @@ def in_a_row(view: View) -> Iterator[Hit]:
 def one_unit(view: View) -> Iterator[Hit]:
     """A layer with several outputs gets a single number a sample, which wider layers made of a wider input.
 
-    A note without a trial of the user's own, where it trains, and where there are two outputs at most. Scores and gates lead on no layer, and
-    are silent.
+    A note without a trial of the user's own, where it trains, and where there are two outputs at most. Scores and gates lead
+    on no layer, and are silent.
     """
     c, loss = view.section("calls").get("one_unit"), view.section("loss")
     if c and len(loss.get("outputs", [])) >= 2:
