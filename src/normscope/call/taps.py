@@ -111,7 +111,6 @@ def observed(taps: list[Tap], observer: Observer, root: nn.Module | None = None)
     """
     seen: list[tuple[weakref.ref[Tensor], int] | None] = [None]
     order = itertools.count(1)
-    handles = []
     by_module: dict[nn.Module, Tap] = {}
     for tap in taps:
         by_module.setdefault(tap.module, tap)
@@ -142,12 +141,26 @@ def observed(taps: list[Tap], observer: Observer, root: nn.Module | None = None)
     mode = Functions(_Calls(root, by_module, show).seen) if root is not None else None
     try:
         for module in by_module:
-            handles.append(module.register_forward_hook(hook))
+            module.register_forward_hook(hook)
         with mode if mode is not None else nullcontext():
             yield mode
     finally:
-        for handle in handles:
-            handle.remove()
+        _take_off(hook, list(by_module))
+
+
+def _take_off(hook: Callable[..., Any], modules: list[nn.Module]) -> None:
+    """The hook comes off all modules first, and an interrupt that falls in between is raised then."""
+    stopped: KeyboardInterrupt | None = None
+    while modules:
+        try:
+            hooks = modules[-1]._forward_hooks
+            for key in [k for k, h in hooks.items() if h is hook]:
+                del hooks[key]
+            modules.pop()
+        except KeyboardInterrupt as interrupt:
+            stopped = interrupt
+    if stopped is not None:
+        raise stopped
 
 
 def _version(tensor: Tensor) -> int:

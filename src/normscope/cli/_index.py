@@ -35,7 +35,9 @@ def text() -> str:
 
 def write() -> None:
     """Write the file again."""
-    FILE.write_text(text(), encoding="utf-8")
+    from normscope.core import files
+
+    files.write(text(), FILE)
 
 
 def _rule(rule: Any) -> dict[str, str]:
