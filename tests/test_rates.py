@@ -1,6 +1,7 @@
 """`normscope.rates`, against a plain loop of torch's own optimizers."""
 
 import copy
+import json
 import math
 import statistics
 
@@ -156,6 +157,53 @@ def test_a_dead_net_gets_the_reason_and_no_rate(model, inputs, says):
 def test_what_it_cannot_use_is_one_error(options, says):
     with pytest.raises(UsageError, match=says):
         ns.rates(net(), *batch(), **options)
+
+
+def test_without_targets_there_is_nothing_to_lower():
+    with pytest.raises(UsageError, match="no targets and no loss"):
+        ns.rates(net(), batch()[0])
+
+
+def test_the_command_line_prints_a_table_and_writes_json_and_a_page(run, tmp_path):
+    page = tmp_path / "rates.html"
+    small = ("sharpness", "mlp:depth=2,width=8", "-n", 16, "--rates")
+    code, out, _ = run(*small, "--html", page)
+    assert code == 0
+    assert "momentum" in out
+    assert "linear stability of gradient descent" in out
+    text = page.read_text()
+    assert "Learning rates that were tried" in text
+    assert "2 / λ_max" in text or "2 / \\u03bb_max" in text
+    code, out, _ = run(*small, "--json")
+    found = json.loads(out)["trials"]
+    assert [t["optimizer"] for t in found] == ["sgd", "momentum", "adam"]
+    assert all(t["largest_interval"][0] < t["largest"] < t["largest_interval"][1] for t in found)
+    assert max(t["cost"] for t in found) <= 200
+
+
+def test_the_page_belongs_to_the_rates(run, tmp_path):
+    code, _, err = run("sharpness", "mlp:depth=2,width=8", "--html", tmp_path / "rates.html")
+    assert code == 2
+    assert "add --rates" in err
+
+
+def test_a_race_takes_the_best_rate_of_trials_with_its_own_optimiser():
+    x, y = batch(1, 512)
+    options = {"epochs": 1, "batch": 16, "seeds": 1, "geometry": 0, "optimiser": "sgd", "momentum": 0.5}
+    found = ns.race({"a": net(), "b": net()}, (x, y), lr={"a": "auto", "b": "auto:0.5"}, **options)
+    rates = found.facts["rates"]
+    assert rates["a"]["how"] == "the best of trials"
+    assert rates["b"]["lr"] == pytest.approx(rates["a"]["lr"] / 2)
+    assert rates["a"]["lr"] in [rate for rate, _ in rates["a"]["tried"]]
+    assert rates["a"]["steps"] <= 200
+
+
+def test_a_race_refuses_a_net_for_which_no_rate_trains():
+    dead = nn.Sequential(nn.Linear(6, 3), nn.Flatten())
+    nn.init.zeros_(dead[0].weight)
+    dead[0].bias = None
+    with pytest.raises(UsageError, match=r"lr='auto' found no rate that trains: the gradient is zero"):
+        ns.race({"a": dead}, (torch.zeros(64, 6), batch(0, 64)[1]), lr="auto", epochs=1, batch=16, seeds=1, geometry=0)
 
 
 def test_lbfgs_takes_no_single_step():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,11 +13,16 @@ from rich.progress import Progress as RichProgress
 
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, errors, print_json
+from normscope.cli._outputs import attempt, check_outputs
 from normscope.core.errors import UsageError
 
 if TYPE_CHECKING:
     from normscope.call.step import Step
     from normscope.curvature import Sharpness
+    from normscope.learning_rates import Rates
+
+#: The optimizers that --rates tries.
+TRIED = ("sgd", "momentum", "adam")
 
 
 @app.command()
@@ -34,18 +41,21 @@ def sharpness(
     tol: Annotated[float, typer.Option(help="Relative error wanted of lambda_max.")] = 1e-3,
     what_if: Annotated[bool, typer.Option(help="Also with each norm put after the last layer.")] = False,
     descent: Annotated[int, typer.Option(help="Steps of a descent check at 0.5, 1 and 2 times the rate.")] = 0,
+    rates: option.Rates = False,
     budget: Annotated[
         float, typer.Option(help="Seconds for what lies beside lambda_max: moments, other modes.")
     ] = 60.0,
     seed: option.Seed = 0,
     device: option.Device = "cpu",
     dtype: option.Dtype = None,
+    html: option.Html = None,
     json: option.Json = False,
 ) -> None:
     """Measure lambda_max of the whole batch's Fisher matrix, and the largest stable learning rate 2 / lambda_max.
 
-    It belongs to the loss that is printed with it. 2 / lambda_max is where linearised gradient descent turns unstable; nets
-    may catapult past it. Exit code 0: fine, 1: --lr is above the threshold, 2: misuse, 3: the model crashed.
+    It belongs to the loss that is printed with it. 2 / lambda_max is where linearised full-batch gradient descent turns
+    unstable; nets may catapult past it. --rates tries which rates train, and --html writes those. Exit code 0: fine,
+    1: --lr is above the threshold, 2: misuse, 3: the model crashed.
     """
     from normscope.cli._shared import Given, check_lr, quiet, running
     from normscope.curvature import sharpness as run
@@ -56,6 +66,11 @@ def sharpness(
         raise UsageError(f"--optimiser must be one of {', '.join(names)}; got {optimiser!r}.")
     check_lr(lr)
     stable_rates(1.0, momentum, weight_decay)  # refuses what it cannot use before the solve, not after
+    if html is not None and not rates:
+        raise UsageError("--html writes the rates that were tried; add --rates.")
+    check_outputs(html=html)
+    if html is not None:
+        from normscope.report import html as _page  # noqa: F401  - a missing extra is told before the work
     if descent < 0:
         raise UsageError(f"--descent must be a number of steps >= 0; got {descent}. 0 leaves the check out.")
     step, source = Given(data, data_dir, n, loss, samples, mode, seed, device, dtype).step(model)
@@ -68,13 +83,16 @@ def sharpness(
         progress = None if bar is None else bar.update
         found = run(step, tol=tol, what_if=what_if, descent=descent, budget=budget, progress=progress)
         expected = _expected(step, found)
-    rates = found.rates(momentum, weight_decay)
-    limit = rates[names[optimiser]]
+        tried = _tried(step) if rates else []
+    stable = found.rates(momentum, weight_decay)
+    limit = stable[names[optimiser]]
+    written, lost = attempt({html: lambda path: _write(f"Learning rates of {model}", tried, found.rates(0.9), path)})
     above = lr is not None and lr > limit
     if json:
         verdict = {"lr": lr, "optimiser": names[optimiser], "limit": limit, "stable": not above} if lr else {}
         about = {"model": model, "data": source, **found.to_dict()}
-        print_json({**about, "rates": rates, "lambda_max_predicted": expected, **verdict})
+        trials = {"trials": [r.to_dict() for r in tried]} if rates else {}
+        print_json({**about, "rates": stable, "lambda_max_predicted": expected, **verdict, **trials})
     else:
         console.print(f"{model} on {source}", highlight=False, markup=False)
         console.print(str(found), highlight=False, markup=False, soft_wrap=True)
@@ -82,7 +100,7 @@ def sharpness(
             console.print(
                 f"  theory          lambda_max {expected:.4g} at infinite width, leading order", highlight=False
             )
-        console.print("  rates           " + _rates(rates, momentum, weight_decay), highlight=False, soft_wrap=True)
+        console.print("  rates           " + _rates(stable, momentum, weight_decay), highlight=False, soft_wrap=True)
         if lr is not None:
             word = "[red]above[/]" if above else "[green]below[/]"
             console.print(
@@ -91,8 +109,46 @@ def sharpness(
             console.print(
                 "It is a linear-stability threshold: training above it may catapult to a flatter place or diverge."
             )
+        _print(tried)
+        for path in written:
+            console.print(f"wrote {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    if lost is not None:
+        raise lost
     if above:
         raise typer.Exit(1)
+
+
+def _tried(step: Step) -> list[Rates]:
+    """The rates of each optimizer, on the batches of the step."""
+    from normscope.learning_rates import rates
+
+    return [rates(step, optimizer=name) for name in TRIED]
+
+
+def _print(tried: Sequence[Rates]) -> None:
+    """A table of them."""
+    from rich.table import Table
+
+    from normscope.report.rates import HEAD, rows
+
+    if not tried:
+        return
+    console.print(
+        f"  by trials of {tried[0].steps} steps, where the loss never rises above its start:", highlight=False
+    )
+    table = Table(box=None, header_style="dim", pad_edge=True, padding=(0, 1, 0, 1))
+    for i, head in enumerate(HEAD):
+        table.add_column(head, justify="right" if i in (1, 3, 5) else "left", no_wrap=i < 6)
+    for row in rows(tried):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _write(title: str, tried: Sequence[Rates], stability: Mapping[str, float], path: Path) -> None:
+    from normscope.core.files import write
+    from normscope.report.rates import page
+
+    write(page(title, tried, stability), path)
 
 
 def _rates(rates: dict[str, float], momentum: float, weight_decay: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -53,6 +53,10 @@ class Rates:
     seconds: float
     reason: str = ""
     runs: tuple[Run, ...] = field(default=(), repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers, strings and lists."""
+        return asdict(self)
 
     def __str__(self) -> str:
         if math.isnan(self.largest):

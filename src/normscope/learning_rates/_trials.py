@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normscope.call.losses import COTANGENT
 from normscope.call.step import Step
 from normscope.core.errors import UsageError, unknown
 from normscope.training.own import Own, wants_a_closure
@@ -30,8 +31,8 @@ OPTIMIZERS: dict[str, tuple[Make, float, int]] = {
     "adam": (lambda p, lr: torch.optim.Adam(p, lr), 8.0, 1),
     "adamw": (lambda p, lr: torch.optim.AdamW(p, lr), 8.0, 1),
 }
-#: How far above the rate of the user's own optimizer the search begins.
-ABOVE = 8.0
+#: The same for an optimizer of the user's own, by its class; of another class, from its own rate.
+OWN = ((torch.optim.SGD, 8.0, 2), ((torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam), 8.0, 1))
 #: Standard deviations of the losses at the start by which a loss may rise, and the share of the loss that is rounding.
 NOISE, ROUNDING = 2.0, 1e-6
 #: Losses that are averaged where they have noise. Chosen by us: by single batches one unlucky one decides, and half of
@@ -58,6 +59,8 @@ class Trials:
                 raise unknown("optimizer", name, tuple(OPTIMIZERS))
             self.make, self.times, self.power = OPTIMIZERS[name]
             return
+        own = [(times, power) for kind, times, power in OWN if isinstance(at.optimizer, kind)]
+        self.times, self.power = own[0] if own else (8.0, 0)
         if wants_a_closure(at.optimizer):
             raise UsageError(f"A rate is tried step by step; {name} evaluates the loss itself. Pass 'sgd' or 'adam'.")
         self.own = Own(at)
@@ -110,7 +113,7 @@ class Trials:
         def look() -> None:
             with torch.no_grad():
                 for i in range(self.steps + 1):
-                    self.starts.append(float(self.shorts.value(*self.shorts.batch(i))))
+                    self.starts.append(self._first_look(i))
                     if len(self.shorts.batches) == 1 and i == 1 and self.starts[0] == self.starts[1]:
                         break
 
@@ -120,17 +123,25 @@ class Trials:
         if all(math.isfinite(x) for x in self.starts):
             self.noise = NOISE * statistics.pstdev(self.starts) if len(set(self.starts)) > 1 else 0.0
 
+    def _first_look(self, i: int) -> float:
+        """The loss of batch i; refuses what has none."""
+        at = self.at
+        args, kwargs, targets = self.shorts.batch(i)
+        whole = at.whole(args, kwargs)
+        if at.step is None and at.criterion.settled(whole, targets).kind == COTANGENT:
+            raise UsageError("A rate trains where the loss falls; there are no targets and no loss. Pass targets=....")
+        return float(at.value(whole, targets))
+
     def guess(self) -> float:
         """The rate to try first, by the first gradient or the user's own rate; 0 or no number where the gradient is."""
         sizes: list[float] = []
-        power = 2 if self.own is not None else self.power
 
         def begin(copies: Any) -> Any:
             def update(args: Any, kwargs: Any, targets: Any) -> Tensor:
                 value = self.shorts.value(args, kwargs, targets)
                 wanted = [p for p in copies.values() if p.requires_grad]
                 found = torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else []
-                sizes.append(float(sum(g.double().abs().pow(power).sum() for g in found if g is not None)))
+                sizes.append(float(sum(g.double().abs().pow(self.power or 2).sum() for g in found if g is not None)))
                 return value.detach()
 
             return update
@@ -139,7 +150,7 @@ class Trials:
         self.cost += 1
         if not 0 < sizes[0] < math.inf:
             return math.nan
-        return ABOVE * self.base if self.own is not None else self.times * max(abs(self.start), 1e-12) / sizes[0]
+        return self.times * (max(abs(self.start), 1e-12) / sizes[0] if self.power else self.base)
 
     def stays(self, rate: float) -> bool:
         """Run at a rate; whether it trains."""
