@@ -134,7 +134,8 @@ def _search(trials: Trials, budget: int) -> str:
         rate = _next(trials)
     low, high = trials.bracket
     if low == 0:
-        return f"the loss rises at every rate down to {high:.1e}"
+        more = "" if high / 2 <= LEAST else ", where the budget ended"
+        return f"the loss rises at every rate down to {high:.1e}{more}"
     if math.isinf(high):
         return "nothing that was tried makes the loss rise"
     return "" if high <= low * COARSE * 1.001 else "the budget ended before the bracket was narrow"
