@@ -110,9 +110,8 @@ def rates(
     own = None if isinstance(optimizer, str) else optimizer
     at = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, samples=samples, data=data, optimizer=own)
     name = optimizer if isinstance(optimizer, str) else "sgd" if at.optimizer is None else type(at.optimizer).__name__
-    batches = (
-        [(b, None) if at.step is not None else read_batch(b) for b in pull(at.data, 64)] if at.data is not None else []
-    )
+    given = [] if at.data is None else pull(at.data, steps + 1)
+    batches = [(b, None) if at.step is not None else read_batch(b) for b in given]
     trials = Trials(at, ShortRuns(at, batches), name, steps)
     reason = _search(trials, budget)
     return _told(trials, reason, time.perf_counter() - begun)

@@ -1,4 +1,4 @@
-"""The learning rate of a variant: given, searched on a small grid, by short trials, or from the sharpness at the start."""
+"""The learning rate of a variant: given, searched on a grid, by short trials, or from the sharpness at the start."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Rate:
 
 
 def rules(lr: Rule | Mapping[str, Rule], variants: Sequence[str]) -> dict[str, Rule]:
-    """The rule of each variant, checked: a number, ``search``, ``search:0.01,0.1``, ``auto``, ``auto:0.5``, ``sharpness:0.8``."""
+    """The rule of each variant, checked: a number, or such as ``search:0.01,0.1``, ``auto`` and ``sharpness:0.8``."""
     if isinstance(lr, Mapping):
         for name in lr:
             if name not in variants:
@@ -163,7 +163,7 @@ def _parse(rule: str) -> tuple[str, tuple[float, ...]]:
             raise ValueError
     except ValueError:
         raise UsageError(
-            f"A rule is written search:0.01,0.03,0.1 (different rates), auto:0.5 or sharpness:0.5 (a share); got {rule!r}. "
-            "Bare search, auto and sharpness take the usual ones."
+            "A rule is written search:0.01,0.03,0.1 (different rates), auto:0.5 or sharpness:0.5 (a share); got "
+            f"{rule!r}. Bare search, auto and sharpness take the usual ones."
         ) from None
     return kind, numbers

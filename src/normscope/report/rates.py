@@ -15,13 +15,13 @@ HEAD = ("optimizer", "largest rate", "between", "best rate", "as good", "passes"
 #: What linear stability is the threshold of, by the names of `normscope.curvature.stable_rates`.
 STABILITY = {"sgd": "gradient descent", "momentum": "heavy ball"}
 READING = (
-    "The loss after {steps} steps at each rate that was tried, relative to the start; crosses rose on the way. The largest "
-    "rate lies in the shade. Dashed: 2 / λ_max, the linear stability of full-batch gradient descent."
+    "The loss after {steps} steps at each rate that was tried; crosses rose on the way and stand at the loss of the "
+    "start. The largest rate lies in the shade. Dashed: 2 / λ_max, the linear stability of full-batch gradient descent."
 )
 MEANING = (
-    "A rate trains if the loss never rises above its start by more than its noise over the next {steps} steps, from where "
-    "the model is, with the batches that were tried. The largest is the upper end of the lowest window of such rates; "
-    "beyond {steps} steps, and with other batches, another rate may be the largest."
+    "A rate trains if the loss never rises above its start by more than its noise over the next {steps} steps, from "
+    "where the model is, with the batches that were tried. The largest is the upper end of the lowest window of such "
+    "rates; beyond {steps} steps, and with other batches, another rate may be the largest."
 )
 
 
@@ -60,16 +60,17 @@ def _drawn(found: Rates, stable: float | None) -> Any:
     import polars as pl
 
     most = found.start + found.noise
+    low, high = found.largest_interval
     points = [
         {"rate": rate, "loss": min(losses[-1], most) if math.isfinite(losses[-1]) else most,
          "run": "trains" if stayed else "rises"}
         for rate, losses, stayed in found.runs
+        if rate < 4 * high  # what rises far above says nothing more
     ]  # fmt: skip
     x = alt.X("rate:Q", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(title="learning rate"))
     y = alt.Y("loss:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=f"loss after {found.steps} steps"))
     shape = alt.Shape("run:N", scale=alt.Scale(domain=["trains", "rises"], range=["circle", "cross"]), title=None)
     marks = alt.Chart(pl.DataFrame(points)).mark_point(filled=True, size=50).encode(x=x, y=y, shape=shape)
-    low, high = found.largest_interval
     ends = pl.DataFrame({"low": [low], "high": [high if math.isfinite(high) else low]})
     shade = alt.Chart(ends).mark_rect(opacity=0.2).encode(x=alt.X("low:Q"), x2="high:Q")
     layers = [shade, marks]
