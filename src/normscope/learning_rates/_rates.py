@@ -20,6 +20,8 @@ from normscope.training.short import ShortRuns
 #: Rates are searched within these. The bracket is bisected to the first ratio, and to the second if the budget allows.
 LEAST, MOST = 1e-9, 1e6
 COARSE, FINE = 1.2, 1.08
+#: What a first rate that trains is multiplied by until one does not: a run that trains is dear, one that rises cheap.
+UP = 8
 #: Below the bracket, rates are tried at most this far apart down to the first whose run is calm, this far down at a
 #: time.
 APART, DOWN = 1.15, 1.4
@@ -33,8 +35,8 @@ AS_GOOD = 0.9
 class Rates:
     r"""What short runs of one optimizer said of its learning rate. Print it, or read the fields.
 
-    largest: the largest rate that trains, see `rates`; ``largest_interval`` (lower, upper): it lies between. ``inf``
-    where nothing that was tried makes the loss rise, NaN where no rate trains.
+    largest: the largest rate that trains, see `rates`; ``largest_interval`` (lower, upper): it lies between, the upper
+    end ``inf`` where nothing that was tried makes the loss rise. NaN where no rate trains.
     best: the rate with the least loss at the end of as many steps; ``best_interval``: those that were as good.
     start, noise: the mean loss of the batches at the start, and by how much one may rise.
     runs: (rate, losses, stayed) of all that was tried, in order. cost: forward and backward passes; a forward pass
@@ -91,10 +93,10 @@ def rates(
     end of the lowest window: every smaller one trains too, as far as they were tried. Higher ones may train again,
     which is not looked for. The *best* is the one with the least loss at the end among those that train.
 
-    Measured, not predicted: a first guess is halved or doubled and the bracket bisected until it is 20 % wide. Below it
-    rates are tried until one runs calmly, without a rise on the way, since a smaller rate may rise where a larger
-    does not; a gap that lies between two that were tried is not seen. 2 / lambda_max of `sharpness` is another thing:
-    where *linearised full-batch* descent turns unstable.
+    Measured, not predicted: a first guess is halved, or multiplied by eight, and the bracket bisected until it is 20 %
+    wide. Below it rates are tried until one runs calmly, without a rise on the way, since a smaller rate may rise where
+    a larger does not; a gap that lies between two that were tried is not seen. 2 / lambda_max of `sharpness` is another
+    thing: where *linearised full-batch* descent turns unstable.
 
     optimizer: "sgd" (the default), "momentum" and "nesterov" (.9), "adam", "adamw", or a ``torch.optim`` instance,
         whose settings, groups and state count (rates of its groups keep their ratios).
@@ -132,11 +134,11 @@ def _search(trials: Trials, budget: int) -> str:
         trials.stays(rate)
         rate = _next(trials)
     low, high = trials.bracket
+    ended = "" if rate is None else ", where the budget ended"
     if low == 0:
-        more = "" if high / 2 <= LEAST else ", where the budget ended"
-        return f"the loss rises at every rate down to {high:.1e}{more}"
+        return f"the loss rises at every rate down to {high:.1e}{ended}"
     if math.isinf(high):
-        return "nothing that was tried makes the loss rise"
+        return f"no rate that was tried, up to {low:.1e}, makes the loss rise" + ended
     return "" if high <= low * COARSE * 1.001 else "the budget ended before the bracket was narrow"
 
 
@@ -144,7 +146,7 @@ def _next(trials: Trials) -> float | None:
     """The rate to try next; ``None``: no more."""
     low, high = trials.bracket
     if low == 0 or math.isinf(high):
-        rate = high / 2 if low == 0 else low * 2
+        rate = high / 2 if low == 0 else low * UP
         return rate if LEAST < rate < MOST else None
     if high > low * COARSE:
         return math.sqrt(low * high)
@@ -167,7 +169,7 @@ def _told(trials: Trials, reason: str, seconds: float) -> Rates:
     low, high = trials.bracket if trials.runs else (0.0, 0.0)
     best, largest, interval, near = math.nan, math.nan, (math.nan, math.nan), (math.nan, math.nan)
     if low > 0:
-        largest, interval = (low if high < math.inf else high), (low / BELOW, high * ABOVE)
+        largest, interval = low, (low / BELOW, high * ABOVE)
         ends = trials.ends(low)
         best = trials.best(low)
         least = ends[best]
