@@ -21,8 +21,8 @@ FLOORS = (
     ("linalg", "geometry", "gaussian"),
     ("call", "nn"),
     ("probing", "curvature", "init", "training", "theory", "data"),
-    ("sweeping",),
-    ("findings", "learning_rates", "claims", "racing", "tasks"),
+    ("sweeping", "learning_rates"),
+    ("findings", "claims", "racing", "tasks"),
     ("report",),
     ("cli", "integrations", "testing"),
     ("", "__main__", *SHIMS),  # the package itself, python -m, and the old paths: one room, which sees all

@@ -46,6 +46,13 @@ Dtype = Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or f
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 Csv = Annotated[Path | None, typer.Option(help="Write every number as CSV.")]
 Parquet = Annotated[Path | None, typer.Option(help="Write every number as parquet.")]
+Rates = Annotated[
+    bool,
+    typer.Option(
+        "--rates",
+        help="Try learning rates of sgd, momentum 0.9 and Adam on copies, 20 steps each: the largest and the best.",
+    ),
+]
 Trial = Annotated[str, typer.Option(help="auto: up to 50 steps on copies (20 s); a number of steps; none.")]
 FailOn = Annotated[
     list[str] | None,

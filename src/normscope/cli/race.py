@@ -32,8 +32,9 @@ def race(
     lr: Annotated[
         list[str] | None,
         typer.Option(
-            help="A rate (default 0.01), search or search:0.01,0.1 (pilot runs on a grid), sharpness or sharpness:0.5 "
-            "(a share of the largest stable rate), or VARIANT=one of these; may be repeated."
+            help="A rate (default 0.01), auto or auto:0.5 (trials of 20 steps: the best rate, or that share), search "
+            "or search:0.01,0.1 (pilot runs on a grid), sharpness or sharpness:0.5 (a share of 2 / lambda_max), or "
+            "VARIANT=one of these; may be repeated."
         ),
     ] = None,
     optimiser: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -17,6 +18,10 @@ from normscope.core.errors import UsageError
 if TYPE_CHECKING:
     from normscope.call.step import Step
     from normscope.curvature import Sharpness
+    from normscope.learning_rates import Rates
+
+#: The optimizers that --rates tries.
+TRIED = ("sgd", "momentum", "adam")
 
 
 @app.command()
@@ -36,6 +41,7 @@ def sharpness(
     tol: Annotated[float, typer.Option(help="Relative error wanted of lambda_max.")] = 1e-3,
     what_if: Annotated[bool, typer.Option(help="Also with each norm put after the last layer.")] = False,
     descent: Annotated[int, typer.Option(help="Steps of a descent check at 0.5, 1 and 2 times the rate.")] = 0,
+    rates: option.Rates = False,
     budget: Annotated[
         float, typer.Option(help="Seconds for what lies beside lambda_max: moments, other modes.")
     ] = 60.0,
@@ -47,8 +53,9 @@ def sharpness(
 ) -> None:
     """Measure lambda_max of the whole batch's Fisher matrix, and the largest stable learning rate 2 / lambda_max.
 
-    It belongs to the loss that is printed with it. 2 / lambda_max is where linearised gradient descent turns unstable; nets
-    may catapult past it. Exit code 0: fine, 1: --lr is above the threshold, 2: misuse, 3: the model crashed.
+    It belongs to the loss that is printed with it. 2 / lambda_max is where linearised full-batch gradient descent turns
+    unstable; nets may catapult past it. --rates tries which rates train, and --html writes those. Exit code 0: fine,
+    1: --lr is above the threshold, 2: misuse, 3: the model crashed.
     """
     from normscope.cli._shared import Given, check_lr, quiet, running
     from normscope.curvature import sharpness as run
@@ -72,14 +79,16 @@ def sharpness(
         progress = None if bar is None else bar.update
         found = run(step, tol=tol, what_if=what_if, descent=descent, budget=budget, progress=progress)
         expected = _expected(step, found)
-    written, lost = attempt(pages.writers(found))
-    rates = found.rates(momentum, weight_decay)
-    limit = rates[names[optimiser]]
+        tried = _tried(step) if rates else []
+    stable = found.rates(momentum, weight_decay)
+    limit = stable[names[optimiser]]
+    written, lost = attempt(pages.writers((lambda: _sheet(found, tried)) if tried else found))
     above = lr is not None and lr > limit
     if json:
         verdict = {"lr": lr, "optimiser": names[optimiser], "limit": limit, "stable": not above} if lr else {}
         about = {"model": model, "data": source, **found.to_dict()}
-        print_json({**about, "rates": rates, "lambda_max_predicted": expected, **verdict})
+        trials = {"trials": [r.to_dict() for r in tried]} if rates else {}
+        print_json({**about, "rates": stable, "lambda_max_predicted": expected, **verdict, **trials})
     else:
         console.print(f"{model} on {source}", highlight=False, markup=False)
         console.print(str(found), highlight=False, markup=False, soft_wrap=True)
@@ -87,7 +96,7 @@ def sharpness(
             console.print(
                 f"  theory          lambda_max {expected:.4g} at infinite width, leading order", highlight=False
             )
-        console.print("  rates           " + _rates(rates, momentum, weight_decay), highlight=False, soft_wrap=True)
+        console.print("  rates           " + _rates(stable, momentum, weight_decay), highlight=False, soft_wrap=True)
         if lr is not None:
             word = "[red]above[/]" if above else "[green]below[/]"
             console.print(
@@ -96,11 +105,44 @@ def sharpness(
             console.print(
                 "It is a linear-stability threshold: training above it may catapult to a flatter place or diverge."
             )
+        _print(tried)
         say_written(written)
     if lost is not None:
         raise lost
     if above:
         raise typer.Exit(1)
+
+
+def _tried(step: Step) -> list[Rates]:
+    """The rates of each optimizer, on the batches of the step."""
+    from normscope.learning_rates import rates
+
+    return [rates(step, optimizer=name) for name in TRIED]
+
+
+def _print(tried: Sequence[Rates]) -> None:
+    """A table of them."""
+    from rich.table import Table
+
+    from normscope.report.rates import HEAD, rows
+
+    if not tried:
+        return
+    console.print(
+        f"  by trials of {tried[0].steps} steps, where the loss never rises above its start:", highlight=False
+    )
+    table = Table(box=None, header_style="dim", pad_edge=True, padding=(0, 1, 0, 1))
+    for i, head in enumerate(HEAD):
+        table.add_column(head, justify="right" if i in (1, 3, 5) else "left", no_wrap=i < 6)
+    for row in rows(tried):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _sheet(found: Sharpness, tried: Sequence[Rates]) -> Any:
+    from normscope.report.rates import of_rates
+
+    return of_rates(found, tried)
 
 
 def _rates(rates: dict[str, float], momentum: float, weight_decay: float) -> str:

@@ -46,15 +46,18 @@ def pathological_sharpness(view: View) -> Iterator[Hit]:
     "NS402",
     "learning rate above the stable one",
     severity="warning",
-    meaning="Plain gradient descent at this rate oscillates along the sharpest direction: it may catapult, slow down or diverge.",
-    cure="Start below 2 / λ_max and warm up, or lower the sharpness first (NS401).",
+    meaning="Linearised gradient descent at this rate grows along the sharpest direction: the net may catapult, slow "
+    "down or diverge, or not notice.",
+    cure="Try it: `normscope sharpness MODEL --rates` says which rates train. Or start below 2 / λ_max and warm up, or "
+    "lower the sharpness first (NS401).",
     source="2 / λ_max, linear stability of gradient descent",
 )
 def rate_too_large(view: View) -> Iterator[Hit]:
-    """The learning rate in use is above 2 / λ_max of this batch (a threshold of linear stability, not of divergence).
+    """The learning rate in use is above 2 / λ_max of this batch: the linear stability of full-batch gradient descent.
 
-    From initialization nets can pass through it to flatter places: rates two to three times larger often run well, and
-    momentum β allows 2 (1 + β) / λ_max. `normscope sharpness MODEL --lr RATE` says more.
+    It is no bound on the rates that train. From initialization nets can pass through it to flatter places, or rise
+    below it; momentum β makes it 2 (1 + β) / λ_max, and of Adam it says nothing. How far it is off was measured on
+    small nets: docs/rates.md. `normscope sharpness MODEL --rates` tries what trains, in at most 200 passes an optimizer.
 
     Reference: Karakida, Akaho, Amari 2019, section on the learning rate; Cohen et al. 2021 (edge of stability).
     """

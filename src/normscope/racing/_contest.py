@@ -72,9 +72,10 @@ def race(
     data, test: a `Batch`, or a pair (inputs, targets): tensors with a row a sample, or dicts or tuples of these. Without
         ``test`` there is no test accuracy.
     lr: a number; ``"search"`` or ``"search:0.01,0.1"``: pilot runs of at most 100 steps with the first seed, and the
-        rate with the lowest loss at their end (mean over the last fifth) wins; ``"sharpness"`` or ``"sharpness:0.5"``:
-        that share of the stability threshold 2 / lambda_max, with the optimiser's momentum, on the first batch in
-        training mode; or one of these a variant.
+        rate with the lowest loss at their end (mean over the last fifth) wins; ``"auto"`` or ``"auto:0.5"``: the best
+        rate of `normscope.rates` on the first 21 batches, or that share; ``"sharpness"`` or ``"sharpness:0.5"``: that
+        share of the stability threshold 2 / lambda_max, with the optimiser's momentum, on the first batch in training
+        mode; or one of these a variant.
     epochs, batch, optimiser, momentum, nesterov, weight_decay, warmup, loss: see `normscope.training.Recipe`.
     seeds: how many, from 0, or which ones. A seed sets the weights, the order of the samples and dropout.
     baseline: the variant that the others are compared with; default the first.

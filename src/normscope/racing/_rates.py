@@ -1,4 +1,4 @@
-"""The learning rate of a variant: given, searched on a small grid, or set from the sharpness at the start."""
+"""The learning rate of a variant: given, searched on a grid, by short trials, or from the sharpness at the start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import nn
 from normscope.call.step import copied
 from normscope.core.errors import UsageError, unknown
 from normscope.curvature import sharpness
-from normscope.training import Recipe, Samples, Training
+from normscope.learning_rates import rates
+from normscope.training import OPTIMISERS, Recipe, Samples, Training
 
 #: Half a decade apart; chosen by us.
 GRIDS = {"sgd": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
@@ -24,6 +25,8 @@ LOWERED = 0.99
 #: Share of the stability threshold that ``lr="sharpness"`` takes: chosen by us, because the threshold is of one batch
 #: at the start, and the sharpness mostly grows from there.
 FRACTION = 0.5
+#: Updates of a trial of ``lr="auto"``.
+TRIAL = 20
 Rule = float | str
 
 
@@ -51,7 +54,7 @@ class Rate:
 
 
 def rules(lr: Rule | Mapping[str, Rule], variants: Sequence[str]) -> dict[str, Rule]:
-    """The rule of each variant, checked: a number, ``search``, ``search:0.01,0.1``, ``sharpness`` or ``sharpness:0.8``."""
+    """The rule of each variant, checked: a number, or such as ``search:0.01,0.1``, ``auto`` and ``sharpness:0.8``."""
     if isinstance(lr, Mapping):
         for name in lr:
             if name not in variants:
@@ -66,7 +69,7 @@ def rules(lr: Rule | Mapping[str, Rule], variants: Sequence[str]) -> dict[str, R
         if isinstance(rule, str):
             _parse(rule)
         elif isinstance(rule, bool) or not isinstance(rule, int | float) or not 0 < rule < math.inf:
-            raise UsageError(f"lr must be a positive number, 'search' or 'sharpness'; got {rule!r}.")
+            raise UsageError(f"lr must be a positive number, 'auto', 'search' or 'sharpness'; got {rule!r}.")
     return {v: rule if isinstance(rule, str) else float(rule) for v, rule in found.items()}
 
 
@@ -78,6 +81,9 @@ def choose(rule: Rule, model: nn.Module, samples: Samples, recipe: Recipe, stage
     start = time.perf_counter()
     if kind == "search":
         rate = _search(numbers or GRIDS.get(recipe.optimiser, GRIDS["adam"]), model, samples, recipe, stage)
+    elif kind == "auto":
+        stage("auto: trials")
+        rate = _from_trials(numbers[0] if numbers else 1.0, model, samples, recipe)
     else:
         rate = _from_sharpness(numbers[0] if numbers else FRACTION, model, samples, recipe)
     return replace(rate, seconds=time.perf_counter() - start)
@@ -108,6 +114,20 @@ def _search(
     return Rate(best[0], "search", tuple(tried), steps=spent, note=note)
 
 
+def _from_trials(share: float, model: nn.Module, samples: Samples, recipe: Recipe) -> Rate:
+    """A share of the best rate of `normscope.rates`, on the batches that the race will see first, without a warm-up."""
+    first = Training(copied(model), samples, recipe)
+    batches = [samples.take(first.batch(i)) for i in range(TRIAL + 1)]
+    data = [(b.inputs, b.targets) for b in batches]
+    own = OPTIMISERS[recipe.optimiser]([p for p in first.model.parameters() if p.requires_grad], recipe)
+    found = rates(first.model, loss=recipe.loss, optimizer=own, data=data, steps=TRIAL, mode="train", seed=recipe.seed)
+    if not math.isfinite(found.best):
+        raise UsageError(f"lr='auto' found no rate that trains: {found.reason}. Give a rate, or another start.")
+    tried = tuple(sorted((rate, seen[-1] if stayed else math.inf) for rate, seen, stayed in found.runs))
+    how = "the best of trials" if share == 1 else f"{share:g} of the best of trials"
+    return Rate(share * found.best, how, tried, steps=found.cost, note=found.reason)
+
+
 def _from_sharpness(fraction: float, model: nn.Module, samples: Samples, recipe: Recipe) -> Rate:
     r"""A fraction of the largest stable rate of the optimiser, 2 / lambda_max with its momentum, on the first batch."""
     if recipe.optimiser != "sgd":
@@ -131,19 +151,19 @@ def _from_sharpness(fraction: float, model: nn.Module, samples: Samples, recipe:
 def _parse(rule: str) -> tuple[str, tuple[float, ...]]:
     """``search:0.01,0.1`` -> (``search``, (0.01, 0.1))."""
     kind, colon, rest = rule.partition(":")
-    if kind not in ("search", "sharpness"):
-        raise unknown("rule for the learning rate", rule, ("search", "sharpness"))
+    if kind not in ("auto", "search", "sharpness"):
+        raise unknown("rule for the learning rate", rule, ("auto", "search", "sharpness"))
     try:
         numbers = tuple(float(x) for x in rest.split(",")) if colon else ()
         if (
             len(set(numbers)) < len(numbers)
             or any(not 0 < x < math.inf for x in numbers)
-            or (kind == "sharpness" and len(numbers) > 1)
+            or (kind != "search" and len(numbers) > 1)
         ):
             raise ValueError
     except ValueError:
         raise UsageError(
-            f"A rule is written search:0.01,0.03,0.1 (different rates) or sharpness:0.5 (a fraction); got {rule!r}. "
-            "Bare search and sharpness take the usual ones."
+            "A rule is written search:0.01,0.03,0.1 (different rates), auto:0.5 or sharpness:0.5 (a share); got "
+            f"{rule!r}. Bare search, auto and sharpness take the usual ones."
         ) from None
     return kind, numbers
