@@ -868,6 +868,15 @@ def a_head_that_was_frozen_with_the_rest():
 
 @broken("NS707", "boxes")
 def boxes_in_pixels_behind_a_sigmoid():
+    return boxes(lambda score: score)
+
+
+@broken("NS707", "boxes")
+def boxes_in_pixels_beside_an_output_without_gradient():
+    return boxes(lambda score: score.detach())
+
+
+def boxes(first):
     class Detector(nn.Module):
         def __init__(self):
             super().__init__()
@@ -875,12 +884,12 @@ def boxes_in_pixels_behind_a_sigmoid():
 
         def forward(self, x):
             h = self.body(x).relu()
-            return self.scores(h), self.boxes(h).sigmoid()
+            return first(self.scores(h)), self.boxes(h).sigmoid()
 
     x, t = table()
     given = setup(Detector(), x, t, lambda o, t: F.cross_entropy(o[0], t[0]) + F.l1_loss(o[1], t[1]))
-    boxes = 16 * torch.rand(len(given["inputs"]), 4)
-    return given | {"targets": (labels(given["targets"]), boxes), "data": None, "valid": None}
+    corners = 16 * torch.rand(len(given["inputs"]), 4)
+    return given | {"targets": (labels(given["targets"]), corners), "data": None, "valid": None}
 
 
 @broken("NS121")

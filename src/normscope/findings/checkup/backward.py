@@ -21,7 +21,8 @@ def of_backward(scene: Scene) -> dict[str, Any]:
     Not judged: what is not smooth (a rounding with a straight-through gradient), and a constant factor (gradient reversal).
     """
     for name, module, x in scene.custom:
-        pairs = _derivatives(module, x)
+        with torch.random.fork_rng(devices=[]):  # a module may draw random numbers
+            pairs = _derivatives(module, x)
         if len(pairs) < TRIES:
             continue
         ratios = [a / b for a, b in pairs]

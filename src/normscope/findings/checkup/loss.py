@@ -40,7 +40,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     if right is not None and "sums_to_one" not in found:
         found |= _capped(value, o, t, right)
     found |= _broadcast(value, o, t)
-    found["unread_targets"] = _unread(value, o, t, scene.value)
+    found["unread_targets"] = _unread(value, o, t)
     # At outputs of zero: a saturated softmax has rows without gradient too, which nothing ignores.
     binary = found["task"] == "binary" and scene.loss.kind == "bce_with_logits"
     flat = _gradient(scene, o, t, torch.zeros_like(o)) if classes is not None or binary else g
@@ -53,8 +53,8 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found["output_rms"] = float(o.square().mean().sqrt())
     found["last"] = scene.calls[-1].name if scene.calls else ""
     found["last_weight"] = _last_weight(scene)
-    last = scene.at.root.get_submodule(found["last_weight"]).parameters(recurse=False)
-    found["last_frozen"] = not any(p.requires_grad for p in last)
+    last = list(scene.at.root.get_submodule(found["last_weight"]).parameters(recurse=False))
+    found["last_frozen"] = bool(last) and not any(p.requires_grad for p in last)
     found |= _next_token(scene, o, g)
     reach = reach_of(scene)
     if reach is not None:
@@ -211,15 +211,15 @@ def _broadcast(value: Any, o: Tensor, t: Tensor) -> dict[str, Any]:
     return {"broadcast": abs(a - b) < 1e-5 * abs(a) and abs(uses - a) > 1e-3 * abs(a) and float(t.std()) > 0}
 
 
-def _unread(value: Any, o: Tensor, t: Tensor, now: float) -> list[str]:
+def _unread(value: Any, o: Tensor, t: Tensor) -> list[str]:
     """The columns of a table of targets that others' values can stand in for without any change, if the loss reads some."""
     if t.dim() != 2 or not 2 <= t.shape[1] <= 16 or t.shape == o.shape:
         return []
-    blind = []
+    blind, now = [], value(o, t)
     for j in range(t.shape[1]):
         other = t.clone()
         other[:, j] = t[:, j].flip(0)
-        if not torch.equal(other, t) and value(o, other) == value(o, t):
+        if not torch.equal(other, t) and value(o, other) == now:
             blind.append(f"column {j}")
     return blind if len(blind) < t.shape[1] else []
 
@@ -281,7 +281,7 @@ def _class_weights(rows: Tensor, classes: Tensor) -> dict[str, Any]:
 
 def _pulls(scene: Scene, o: Tensor, t: Tensor, right: Tensor | None) -> dict[str, Any]:
     """How hard the loss pulls a sample to its right answer (one-hot, or 0 and 1) where it is there already, at logits of 2,
-    and where it is at another one, at logits of -2; of 16 samples or all.
+    and where it is at another one, at logits of -2.
     """
     if right is None or len(o) < 2:
         return {}

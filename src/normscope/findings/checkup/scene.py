@@ -65,7 +65,7 @@ class Scene:
     value: float = float("nan")
     #: What was heard of the functions that model and loss call.
     functions: Functions = field(default_factory=Functions)
-    #: Of each output tensor with a gradient the ends of the function that it comes from, if it has any.
+    #: Of each floating output the ends of the function that it comes from, if it has any.
     bounds: list[tuple[float, float] | None] = field(default_factory=list)
     #: Layers whose input channels are the same twice.
     twice: list[dict[str, Any]] = field(default_factory=list)
@@ -122,9 +122,8 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
             value = scene.loss.value(whole, scene.targets, at.seed)
         scene.value = float(value.detach())
     outputs = [t for t in tensors(whole) if t.grad_fn is not None]
-    scene.bounds = [
-        ENDS.get(t.grad_fn.name()) for t in tensors(whole) if t.is_floating_point() and t.grad_fn is not None
-    ]
+    floats = [t for t in tensors(whole) if t.is_floating_point()]
+    scene.bounds = [None if t.grad_fn is None else ENDS.get(t.grad_fn.name()) for t in floats]
     mine = {id(scene.copies[k]): name for k, name in scene.names.items()}
     given = {id(t) for t in tensors((args, kwargs))}
     for node in nodes(*outputs):
