@@ -1,7 +1,7 @@
 """Do the cures work? Nets that stall, raced with and without a cure, its controls and its rivals.
 
-Every group below is one `normscope.racing`: same batches, same order, plain SGD; the learning rate of each arm is searched
-(pilot runs of 100 steps on the grid of its part), so that no arm runs at another one's rate.
+Every group below is one `normscope.racing`: same batches, same order, plain SGD; the learning rate of each arm is
+searched (pilot runs of 100 steps on the grid of its part), so that no arm runs at another one's rate.
 
     python benchmarks/cures.py --data-dir DIR --work runs/cures --parts mlp:fashion-mnist,centring
     python benchmarks/cures_tables.py --work runs/cures --out results/cures
@@ -37,7 +37,8 @@ LAWS: dict[str, dict[str, Any]] = {
     "he": {"weights": "gaussian"},
 }
 CURES = ("orthogonal", "identity", "haar", "lsuv", "delta-orthogonal", "rank", "bn")
-#: Samples that a cure sees: three times the width of the MLPs, as in the paper; fewer for `rank`, which takes many passes.
+#: Samples that a cure sees: three times the width of the MLPs, as in the paper; fewer for `rank`, which takes many
+#: passes.
 SEEN, RANKED = 300, 64
 DEPTHS = (15, 45, 75)
 #: Races of these many seeds, at rates searched on these grids.
@@ -112,7 +113,9 @@ def compete(
 
 
 def runs(found: Race) -> Iterator[dict[str, Any]]:
-    """(arm, seed): rate, loss at the end (mean of the last batches), accuracies, first step at the target, divergence."""
+    """(arm, seed): rate, loss at the end (mean of the last batches), accuracies, first step at the target,
+    divergence.
+    """
     import polars as pl
 
     steps, target = found.facts["steps"], found.target
@@ -136,7 +139,9 @@ def runs(found: Race) -> Iterator[dict[str, Any]]:
 
 
 def mlp(log: Log, data_dir: str, data: str = "fashion-mnist", depths: tuple[int, ...] = DEPTHS) -> None:
-    """Plain deep ReLU MLPs of width 100. Each arm's rate is searched on Fashion-MNIST and taken over by the other data."""
+    """Plain deep ReLU MLPs of width 100. Each arm's rate is searched on Fashion-MNIST and taken over by the other
+    data.
+    """
     size = 16 if data == "cifar10" else None
     train, test = images(data, data_dir, 19200, size=size), images(data, data_dir, 1000, "test", size)
     for depth in depths:
@@ -207,7 +212,9 @@ def centring(log: Log, data_dir: str) -> None:
 
 
 def conv(log: Log, data_dir: str, family: str, depth: int, steps: int = 200) -> None:
-    """The built-in VGG or ResNet without a norm on 12 x 12 images of CIFAR-10, its cures, and its batch-norm version."""
+    """The built-in VGG or ResNet without a norm on 12 x 12 images of CIFAR-10, its cures, and its batch-norm
+    version.
+    """
     train, test = images("cifar10", data_dir, 32 * steps, size=12), images("cifar10", data_dir, 500, "test", 12)
     facts = {"part": "conv", "data": "cifar10", "net": f"{family} {depth} x 8", "depth": depth}
     spec = {"family": family, "depth": depth, "width": 8, "outputs": 10}
@@ -331,7 +338,8 @@ def mean_rank(model: nn.Module, x: Tensor) -> float:
 
 PARTS: dict[str, Callable[..., None]] = {
     "mlp": mlp, "auto": auto, "centring": centring, "depths": depths, "figure6": figure6,
-    "vgg": functools.partial(conv, family="vgg", depth=50), "resnet": functools.partial(conv, family="resnet", depth=51),
+    "vgg": functools.partial(conv, family="vgg", depth=50),
+    "resnet": functools.partial(conv, family="resnet", depth=51),
     "longer": longer,
 }  # fmt: skip
 

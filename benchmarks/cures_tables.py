@@ -177,7 +177,8 @@ def auto(rows: pl.DataFrame, raced: pl.DataFrame) -> str:
         place = 1 + usable.sort("loss")["arm"].to_list().index(first["arm"])
         goal = half_way(raced.filter(data=data))
         lines.append(
-            [data, depth, f"{first['arm']} ({first['loss']:.2f}, {'trains' if first['loss'] <= goal else 'does not train'})",
+            [data, depth, f"{first['arm']} ({first['loss']:.2f}, "
+            f"{'trains' if first['loss'] <= goal else 'does not train'})",
              f"{best['arm']} ({best['loss']:.2f})", f"{place} of {len(usable)}", f"{rho:.2f}"]
         )  # fmt: skip
     head = [

@@ -4,14 +4,15 @@
     python benchmarks/curvature.py --nets a,b --methods normscope,curvlinops --repeats 3
 
 Peers (all optional; a missing one is shown as missing): curvlinops-for-pytorch, backpack-for-pytorch, nngeometry,
-pyhessian, asdfghjkl (ASDL; the package called asdl on PyPI is a parser of another ASDL). Put them on PYTHONPATH; none of
-them needs torchvision to run, so that it is stubbed where it is absent.
+pyhessian, asdfghjkl (ASDL; the package called asdl on PyPI is a parser of another ASDL). Put them on PYTHONPATH; none
+of them needs torchvision to run, so that it is stubbed where it is absent.
 
 Nets: a) MLP 784-1000-1000-1000-10, n = 256; b) the same with BatchNorm1d; c) a VGG and d) a ResNet of about 0.3 M
 parameters with BatchNorm2d, 3x32x32, n = 128. Loss: mean squared error; all but a in training mode. Batch norms keep no
-running statistics, without which curvlinops refuses. Columns: CPU seconds of the whole answer (median), the same in units
-of one forward and backward pass ("fb", parameters' gradients only) measured in between, the relative error against a
-float64 (a, b) or tol 1e-6 (c, d) answer in one process, peak memory above the model's own forward and backward pass.
+running statistics, without which curvlinops refuses. Columns: CPU seconds of the whole answer (median), the same in
+units of one forward and backward pass ("fb", parameters' gradients only) measured in between, the relative error
+against a float64 (a, b) or tol 1e-6 (c, d) answer in one process, peak memory above the model's own forward and
+backward pass.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/fisher_laws.py --rows ROWS.jsonl --out results/fisher_laws.md
 
-Each measured net is one line of ROWS.jsonl, written as it comes: an interrupted run goes on where it stopped, and the report is
-made of whatever rows are there. ``--only scaled fixed hidden ratio critical`` and ``--largest M`` take parts of it.
-Nets of three weight layers, biases on, equal widths M, standard normal inputs, statistics over all N samples.
+Each measured net is one line of ROWS.jsonl, written as it comes: an interrupted run goes on where it stopped, and the
+report is made of whatever rows are there. ``--only scaled fixed hidden ratio critical`` and ``--largest M`` take parts
+of it. Nets of three weight layers, biases on, equal widths M, standard normal inputs, statistics over all N samples.
 Plain nets and norms on their outputs go through the layer-wise Gram matrix (float32) and the projections of
 `normscope.curvature.last_layer`; hidden norms through `normscope.fisher`, products only.
 """
@@ -205,16 +205,15 @@ TITLES = {
     "critical": "Critical rates from initialization (N = M, two outputs, random targets, float64)",
 }
 NOTES = {
-    "scaled": "Largest eigenvalue without norm, with the outputs' mean subtracted (MS), with batch norm of the outputs (BN). "
-    "Theory is the leading order with the biases' share; where it is a lower bound it says >=. `bound` is tr "
-    "F^2 / tr F and `upper` is "
-    "sqrt(tr F^2), both measured: they hold the bounds' constants c_1 and c_2, which the leading order leaves out. "
-    "`M m` = M tr F / (2 M^2), `s` = tr F^2 / (2 M^2).",
+    "scaled": "Largest eigenvalue without norm, with the outputs' mean subtracted (MS), with batch norm of the outputs "
+    "(BN). Theory is the leading order with the biases' share; where it is a lower bound it says >=. `bound` is tr F^2 "
+    "/ tr F and `upper` is sqrt(tr F^2), both measured: they hold the bounds' constants c_1 and c_2, which the leading "
+    "order leaves out. `M m` = M tr F / (2 M^2), `s` = tr F^2 / (2 M^2).",
     "fixed": "The same quantities. The factor of MS from M = 500 to 2000 is to lie in [2.3, 4].",
     "ratio": "The same quantities.",
     "hidden": "Theory is empty where the leading order vanishes (tanh behind ms or bn: bounded, no outlier).",
-    "critical": "`eta_c` is the largest rate whose loss never exceeds its initial value in 15 steps of full-batch gradient "
-    "descent on 1/(2N) sum |f - y|^2, bisected to 1 %; `margin` is eta_c lambda_max / 2.",
+    "critical": "`eta_c` is the largest rate whose loss never exceeds its initial value in 15 steps of full-batch "
+    "gradient descent on 1/(2N) sum |f - y|^2, bisected to 1 %; `margin` is eta_c lambda_max / 2.",
 }
 
 
@@ -257,7 +256,8 @@ def report(rows: Path) -> str:
     sizes = {
         part: sorted({(r["M"], r["N"]) for r in cells.filter(pl.col("part") == part).to_dicts()}) for part in TITLES
     }
-    steps = {"scaled": [100, 200, 500, 1000, 2000], "fixed": [100, 200, 500, 1000, 2000], "hidden": [100, 200, 400, 800],
+    steps = {"scaled": [100, 200, 500, 1000, 2000], "fixed": [100, 200, 500, 1000, 2000], "hidden": [100, 200, 400,
+        800],
              "critical": [50, 100, 200, 400], "ratio": [100, 200, 400, 800, 1600]}  # fmt: skip
     cpu = sum(line["cpu"] for line in lines)
     text = [
@@ -267,7 +267,8 @@ def report(rows: Path) -> str:
         f"machine, {len(lines)} nets, {cpu:.0f} CPU seconds. Net number s has weights from generator seed s, "
         "inputs from 10000 + s and targets from 20000 + s. float32, critical rates float64. Three weight "
         "layers, biases on, equal widths M, standard normal inputs; "
-        "(a, b) are the variances sigma_w^2, sigma_b^2. Reference: the numbers of the theory's specification, from other seeds.\n",
+        "(a, b) are the variances sigma_w^2, sigma_b^2. Reference: the numbers of the theory's specification, from "
+        "other seeds.\n",
     ]
     for part, title in TITLES.items():
         if not sizes[part]:
@@ -288,8 +289,8 @@ def report(rows: Path) -> str:
             ratio = f"{row['mean'] / said:.3f}" if said and not least else ""
             shown = "" if said is None else f"{'>= ' if least else ''}{said:.4g}"
             text.append(
-                f"| {row['net']} | {label} | {row['M']} | {row['N']} | {row['nets']} | {row['mean']:.4g} | {row['sd'] or 0:.2g} | "
-                f"{shown} | {ratio} | {other} |"
+                f"| {row['net']} | {label} | {row['M']} | {row['N']} | {row['nets']} | {row['mean']:.4g} | "
+                f"{row['sd'] or 0:.2g} | {shown} | {ratio} | {other} |"
             )
     return "\n".join(text) + "\n"
 

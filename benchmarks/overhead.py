@@ -168,7 +168,9 @@ def measure(name: str, repeats: int, peers: bool) -> None:
 
 
 def theory(samples: int) -> None:
-    """CPU seconds of a probe, and of a diagnosis without trial, without and with its theory line: 4 layers, batch norm, ReLU."""
+    """CPU seconds of a probe, and of a diagnosis without trial, without and with its theory line: 4 layers, batch norm,
+    ReLU.
+    """
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(samples, 64, generator=generator), torch.randint(10, (samples,), generator=generator)
     model = build(Spec(depth=4, width=256, norm="batch", outputs=10), 64)

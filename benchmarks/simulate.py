@@ -1,4 +1,5 @@
-"""Speed of `simulate` beside explicit weights written as a notebook would, and beside the floor of its own random numbers.
+"""Speed of `simulate` beside explicit weights written as a notebook would, and beside the floor of its own random
+numbers.
 
     OMP_NUM_THREADS=1 python benchmarks/simulate.py            # speed, n = 32, L = 100, 20 seeds, d = 1024 and 4096
     OMP_NUM_THREADS=1 python benchmarks/simulate.py --large    # d = 10^6, n = 16, L = 100: seconds and memory

@@ -69,7 +69,8 @@ def timed(label: str, task: str, cells: int, milliseconds: float, executor: obje
 
 def run(task: str, cells: int, milliseconds: float, dask: bool) -> None:
     print(
-        "| executor | cells | ms of work | wall s | wall ms a cell | driver's CPU ms a cell | RSS MB at 10 % | at the end | load |"
+        "| executor | cells | ms of work | wall s | wall ms a cell | driver's CPU ms a cell | RSS MB at 10 % | at the "
+        "end | load |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for workers in (1, 2):

@@ -2,8 +2,8 @@
 
     python benchmarks/sweep_faults.py --kills 24            # local processes, then Dask, where it is installed
 
-Prints one line a round. Exit code 1 if a finished cell was lost, one came twice, the tables differ, or a worker outlived
-its driver.
+Prints one line a round. Exit code 1 if a finished cell was lost, one came twice, the tables differ, or a worker
+outlived its driver.
 """
 
 from __future__ import annotations

@@ -110,7 +110,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, 1 thread, medians; costs in plain steps; metrics: {args.metrics or 'default'}")
     print(
-        f"{'':38}{'step, s':>9}{'passing':>10}{'measured':>10}{'reported':>10}{'every=100':>11}{'<= 5 %':>8}{'<= 1 %':>8}"
+        f"{'':38}{'step, s':>9}{'passing':>10}{'measured':>10}{'reported':>10}"
+        f"{'every=100':>11}{'<= 5 %':>8}{'<= 1 %':>8}"
     )
     for name in CASES:
         if args.only in name:

@@ -1,5 +1,5 @@
-"""Write what is made from the code and the results: findings.md, metrics.md, architecture.md, papers/*.md, report.png, the
-CLI's index.
+"""Write what is made from the code and the results: findings.md, metrics.md, architecture.md, papers/*.md, report.png,
+the CLI's index.
 
 python docs/generate.py [--picture]
 """
@@ -89,9 +89,9 @@ def paper_page(key: str, quick: Verdicts | None, full: Verdicts | None) -> str:
     lines = [
         f"# {paper.title}\n",
         f"{paper.authors}, {paper.venue}. {paper.summary}\n",
-        f"{len(mine)} claims, each with a control that must come out the other way; `normscope verify {key}` runs them at "
-        "their quick size, `--size full` at the paper's. Seconds are of the clock, on one core of a machine with other work; "
-        f"those of a size that was not run are estimates. {_run('quick', small)} {_run('full', large)}\n",
+        f"{len(mine)} claims, each with a control that must come out the other way; `normscope verify {key}` runs them "
+        "at their quick size, `--size full` at the paper's. Seconds are of the clock, on one core of a machine with "
+        f"other work; those of a size that was not run are estimates. {_run('quick', small)} {_run('full', large)}\n",
         "| claim | where | statement | quick size | full size |\n|---|---|---|---|---|",
     ]
     for c in mine:
@@ -113,8 +113,8 @@ def paper_page(key: str, quick: Verdicts | None, full: Verdicts | None) -> str:
 
 def _readings(verdict: Verdict, size: str) -> list[str]:
     rows = [
-        f"| {_cell(r.quantity)} | {measured(r)} | {band(r)} | {'' if r.printed is None else number(r.printed)} | {r.status} | "
-        f"{_cell(r.reason)} |"
+        f"| {_cell(r.quantity)} | {measured(r)} | {band(r)} | {'' if r.printed is None else number(r.printed)} | "
+        f"{r.status} | {_cell(r.reason)} |"
         for r in verdict.readings
     ]
     head = f"| quantity, {size} size | measured | band | printed | | why this band |\n|---|---|---|---|---|---|"
@@ -163,7 +163,9 @@ def picture() -> None:
 
 
 def rooms() -> dict[str, tuple[str, set[str]]]:
-    """Of each room (a folder of the package, or ``gaussian`` and ``tasks``): its first line, and the rooms that it imports."""
+    """Of each room (a folder of the package, or ``gaussian`` and ``tasks``): its first line, and the rooms that it
+    imports.
+    """
     package = HERE.parent / "src" / "normscope"
     found: dict[str, tuple[str, set[str]]] = {}
     single = [package / "gaussian.py", package / "tasks.py"]
@@ -190,9 +192,11 @@ def architecture_page() -> str:
     ]  # fmt: skip
     return "\n".join([
         "# Architecture\n",
-        "A *room* is a folder of the package. Imports go down only: what a room shows of a higher one (a page, a chart) goes",
+        "A *room* is a folder of the package. Imports go down only: what a room shows of a higher one (a page, a "
+        "chart) goes",
         "through a registry in `core` that the higher one fills. The drawing is made from the imports (`python",
-        "docs/generate.py`), without arrows that a longer way says too; `tests/test_layers_of_the_house.py` checks them.\n",
+        "docs/generate.py`), without arrows that a longer way says too; `tests/test_layers_of_the_house.py` checks "
+        "them.\n",
         "```mermaid", "flowchart TD", *(f"  {a} --> {b}" for a, b in arrows), "```\n",
         "| room | what it is for | imports |\n|---|---|---|",
         *(f"| `{room}` | {line} | {', '.join(sorted(seen)) or '-'} |" for room, (line, seen) in found.items()),

@@ -37,7 +37,9 @@ def net(
     bias: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Sequential:
-    """Weights N(0, sw / fan_in), biases N(0, sb); ``widths`` from input to outputs; ``hidden`` for all layers or each."""
+    """Weights N(0, sw / fan_in), biases N(0, sb); ``widths`` from input to outputs; ``hidden`` for all layers or
+    each.
+    """
     g = torch.Generator().manual_seed(seed)
     inner = [hidden] * (len(widths) - 2) if isinstance(hidden, str) else list(hidden)
     layers: list[nn.Module] = []
@@ -57,7 +59,9 @@ def data(n: int, d: int, seed: int, *, shift: float = 0.0, dtype: torch.dtype = 
 
 
 def layer_grams(model: nn.Sequential, x: Tensor) -> list[Tensor]:
-    r"""Each layer's part of $G = JJ^T/n$, (c, c, n, n), of a plain net: $\delta_k(i)\cdot\delta_{k'}(j)\,(h_i\cdot h_j + b)$."""
+    r"""Each layer's part of $G = JJ^T/n$, (c, c, n, n), of a plain net:
+    $\delta_k(i)\cdot\delta_{k'}(j)\,(h_i\cdot h_j + b)$.
+    """
     inputs, slopes, weights, h = [], [], [], x
     for module in model:
         if isinstance(module, nn.Linear):

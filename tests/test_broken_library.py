@@ -1,6 +1,7 @@
 """Proof that claims can fail: the library is broken in one place at a time, and the matching claim must notice.
 
-Each break is a wrong sign, a wrong factor or a missing recentring, patched into the library; the claim holds without it.
+Each break is a wrong sign, a wrong factor or a missing recentring, patched into the library; the claim holds without
+it.
 """
 
 import importlib

@@ -63,7 +63,8 @@ def test_another_seed_is_refused(seed):
 
 
 @pytest.mark.parametrize(
-    ("value", "found"), [(3, (0, 1, 2)), ([4, 2], (4, 2)), (range(2), (0, 1)), (np.arange(2), (0, 1)), (iter([5]), (5,))],
+    ("value", "found"),
+    [(3, (0, 1, 2)), ([4, 2], (4, 2)), (range(2), (0, 1)), (np.arange(2), (0, 1)), (iter([5]), (5,))],
     ids=["count", "list", "range", "array", "iterator"],
 )  # fmt: skip
 def test_seeds_are_so_many_or_those_given(value, found):

@@ -1,4 +1,6 @@
-"""Each rule of the check-up on a set-up that is broken in one way: the code, the module, among the first three findings."""
+"""Each rule of the check-up on a set-up that is broken in one way: the code, the module, among the first three
+findings.
+"""
 
 import math
 
@@ -921,7 +923,9 @@ def a_language_model_that_looks_ahead():
 
 
 class Words(nn.Module):
-    """Attention over tokens; ``keep``: true where a token is, else where padding is; ``place``: whether positions are added."""
+    """Attention over tokens; ``keep``: true where a token is, else where padding is; ``place``: whether positions are
+    added.
+    """
 
     def __init__(self, keep=False, place=True):
         super().__init__()

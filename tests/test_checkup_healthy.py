@@ -230,7 +230,8 @@ def segmentation_unet_with_a_void_class():
 def convolutional_autoencoder():
     x = torch.sigmoid(images(1)[0])
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 8, 2, 2), nn.ReLU(),
+        nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 8, 2, 2),
+        nn.ReLU(),
         nn.ConvTranspose2d(8, 1, 2, 2), nn.Sigmoid(),
     )  # fmt: skip
     return setup(model, x, x, nn.MSELoss())
@@ -310,7 +311,8 @@ def tied_language_model():
     x = tokens()
     model = Language()
     return setup(
-        model, x[:, :-1].contiguous(), x[:, 1:].contiguous(), lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()),
+        model, x[:, :-1].contiguous(), x[:, 1:].contiguous(), lambda o,
+        t: F.cross_entropy(o.flatten(0, 1), t.flatten()),
         torch.optim.AdamW(model.parameters(), 3e-4),
     )  # fmt: skip
 

@@ -9,7 +9,8 @@ from normscope.claims.daneshmand2020 import PAPER
 
 ROWS = [f"R{i}" for i in range(1, 20)] + [
     "R14b", "R17s", "R15-training", "L1", "Th.2", "Th.14", "drift", "stationary-identity", "vanilla-collapse", "k-star",
-    "gradient-direction", "Fig.1-left", "Fig.1-right", "Fig.2", "Fig.2-right", "Fig.3a", "Fig.3a-code", "Fig.3b", "Fig.4", "Fig.5",
+    "gradient-direction", "Fig.1-left", "Fig.1-right", "Fig.2", "Fig.2-right", "Fig.3a", "Fig.3a-code", "Fig.3b",
+    "Fig.4", "Fig.5",
     "Fig.6", "break-linear", "saturation",
 ]  # fmt: skip
 MINE = [name for name in CLAIMS if name.startswith("daneshmand2020/")]

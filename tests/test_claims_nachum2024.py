@@ -1,17 +1,22 @@
-"""The claims on batch norm decomposed: fast ones hold and their controls fail; no row of the specification is left out."""
+"""The claims on batch norm decomposed: fast ones hold and their controls fail; no row of the specification is left
+out.
+"""
 
 import pytest
 
 from normscope.claims import CLAIMS, PAPERS, judge, nachum2024
 
 FAST = [
-    "parts", "kernel", "odd-score", "exact-invariance", "infinite-width-shape", "two-clusters", "invariant-with-rescaling",
-    "rank-grows", "odd-rank", "reduced-map", "spread-grows", "winner-takes-all", "equiangular-rates", "odd-state-stable",
+    "parts", "kernel", "odd-score", "exact-invariance", "infinite-width-shape", "two-clusters",
+    "invariant-with-rescaling",
+    "rank-grows", "odd-rank", "reduced-map", "spread-grows", "winner-takes-all", "equiangular-rates",
+    "odd-state-stable",
     "saddle", "several-become-one", "rescaling-destabilises", "odd-dissolves", "plain-relu-angle", "linear-rates",
     "equiangular", "rescaling-alone", "one-ray", "odd-activations", "detector-planted", "detector-false-alarms",
 ]  # fmt: skip
 
-#: Rows of section 7, the statements of sections 0, 1, 2, 5 and 6, those of section 3 that have no row, figures in place.
+#: Rows of section 7, the statements of sections 0, 1, 2, 5 and 6, those of section 3 that have no row, figures in
+#: place.
 ROWS = (
     [f"D{i}" for i in range(1, 30)]
     + ["S0.1", "S0.2", "S0.3", "S0.4a", "S0.4b", "S0.4c", "S0.5a", "S0.5b", "S0.5c", "S0.6", "S0.7", "S1", "S2.kernel"]

@@ -35,7 +35,8 @@ class Net(nn.Module):
         super().__init__()
         layers = []
         for i in range(depth):
-            layers += [nn.Linear(width if i else 6, width), *([nn.BatchNorm1d(width)] if norm == "batch" else []), nn.Tanh()]
+            layers += [nn.Linear(width if i else 6, width), *([nn.BatchNorm1d(width)] if norm == "batch" else []),
+            nn.Tanh()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, 3))
 
     def forward(self, x):

@@ -153,7 +153,8 @@ def conv(affine: bool = True, track: bool = True) -> nn.Module:
     norm = lambda d: nn.BatchNorm2d(d, affine=affine, track_running_stats=track)  # noqa: E731
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), norm(4), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-        nn.Conv2d(4, 5, 3, padding=1, bias=False), norm(5), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(4, 5, 3, padding=1, bias=False), norm(5), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
         nn.Linear(5, C),
     )  # fmt: skip
 
@@ -625,10 +626,12 @@ BAD = {
     "unknown parameter": (lambda o: o, {"parameters": "nett"}, "no trainable parameter 'nett'"),
     "unknown mode": (lambda o: o, {"mode": "training"}, "mode must be"),
     "targets shape": (lambda o: o, {"targets": torch.zeros(N)}, r"shape \(12, 3\).*\(12,\)"),
-    "targets dtype": (lambda o: o, {"targets": torch.zeros(N, C, dtype=torch.long), "loss": "cross_entropy"}, "single one"),
+    "targets dtype": (lambda o: o, {"targets": torch.zeros(N, C, dtype=torch.long), "loss": "cross_entropy"}, "single "
+    "one"),
     "targets of two losses": (lambda o: o, {"targets": torch.zeros(N, 2), "loss": "mse"}, r"\(12, 3\).*\(12, 2\)"),
     "targets missing": (lambda o: o, {"kind": "empirical"}, "needs targets"),
-    "targets range": (lambda o: o, {"targets": torch.full((N,), 7), "loss": "cross_entropy"}, "outputs, 3; the largest is 7"),
+    "targets range": (lambda o: o, {"targets": torch.full((N,), 7), "loss": "cross_entropy"}, "outputs, 3; the largest "
+    "is 7"),
     "targets not finite": (lambda o: o, {"targets": torch.full((N, C), torch.nan)}, "must be finite"),
 }  # fmt: skip
 

@@ -75,7 +75,8 @@ def rows(*nets):
     """Training tables of one task: (net, seed, SGD's scores at two rates)."""
     return pl.DataFrame(
         [
-            {"net": n, "kind": "k", "group": "g", "recipe": "", "seed": s, "chance": 0.1, "sgd 0.1 score": a, "sgd 1 score": b,
+            {"net": n, "kind": "k", "group": "g", "recipe": "", "seed": s, "chance": 0.1, "sgd 0.1 score": a,
+                "sgd 1 score": b,
              "adam 0.1 score": a}
             for n, s, a, b in nets
         ]

@@ -1,4 +1,6 @@
-"""The faces of all results: a chart with titles, a page, a notebook cell, pictures; one registry, one list of endings."""
+"""The faces of all results: a chart with titles, a page, a notebook cell, pictures; one registry, one list of
+endings.
+"""
 
 import json
 import re

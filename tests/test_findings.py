@@ -109,7 +109,9 @@ def test_linear_batch_norm_without_recentring_makes_samples_orthogonal(seed):
 
 @functools.cache
 def by_hand(n, seed):
-    """The odd sample of recentring + ReLU, from numpy alone: who carries most of the centred energy at the last layer."""
+    """The odd sample of recentring + ReLU, from numpy alone: who carries most of the centred energy at the last
+    layer.
+    """
     model = build(RECENTRED, (1, 8, 8), seed=seed)
     h = batch(n, seed).inputs.numpy().reshape(n, -1).astype(np.float64)
     for layer in model.layers:
@@ -344,7 +346,9 @@ def test_a_bad_parameter_is_told_with_targets_too():
 
 
 def profile(curves, *, layers=12, n=64, **facts):
-    """A healthy net of ``layers`` hidden layers and a readout, but for ``curves``: (metric, signal) -> layer -> value."""
+    """A healthy net of ``layers`` hidden layers and a readout, but for ``curves``: (metric, signal) -> layer ->
+    value.
+    """
     healthy = {
         ("participation_rank", "activation"): lambda _: 8.0,
         ("mean_cosine", "activation"): lambda _: 0.2,

@@ -154,7 +154,8 @@ def state(model, but=()):
         "buffers": {n: (id(b), bits(b)) for n, b in model.named_buffers()},
         "grads": {n: None if p.grad is None else (id(p.grad), bits(p.grad)) for n, p in model.named_parameters()},
         "flags": {n: m.training for n, m in model.named_modules()},
-        "hooks": {(n, h): list(getattr(m, h)) for n, m in model.named_modules() for h in hooks if hasattr(getattr(m, h), "keys")},
+        "hooks": {(n, h): list(getattr(m, h)) for n, m in model.named_modules() for h in hooks if hasattr(getattr(m, h),
+            "keys")},
         "modules": {n: id(m) for n, m in model.named_modules()},
     }  # fmt: skip
 

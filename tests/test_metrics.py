@@ -565,7 +565,8 @@ def test_a_metric_of_several_layers_is_that_of_each(metric, batch):
 
 @pytest.mark.parametrize(("n", "d"), [(8, 30), (8, 8), (12, 5), (6, 4000)])
 def test_the_participation_rank_without_structure(n, d):
-    # E |G|^2 / (tr G)^2 = (n + d + 1) / (n d + 2) for Gaussian entries; the mean of the inverse is above, by its variance
+    # E |G|^2 / (tr G)^2 = (n + d + 1) / (n d + 2) for Gaussian entries; the mean of the inverse is above, by its
+    # variance
     found = metrics.participation_rank.null(n, d, draws=4000)
     assert_close(found, (n * d + 2) / (n + d + 1), rtol=0.03)
 

@@ -67,7 +67,9 @@ def streams():
 
 
 class Busy(nn.Module):
-    """Everything that leaves traces: batch norm, dropout, buffers of its own, in-place work on its input, three streams."""
+    """Everything that leaves traces: batch norm, dropout, buffers of its own, in-place work on its input, three
+    streams.
+    """
 
     def __init__(self):
         super().__init__()

@@ -190,8 +190,8 @@ def test_built_nets_and_simulated_chains_have_one_law(norm, width):
 def allowance(norm, width):
     """How far the mean Gram, whose entries are about 1, may be from its limit because the width is finite.
 
-    Corrections are of order 1/width. The factors are chosen by us: 4000 chains of width 256 are off by up to 1.0/256 (0.5 the
-    standard error), with the group norm, whose statistics are of 8 features then, by 2.3/256.
+    Corrections are of order 1/width. The factors are chosen by us: 4000 chains of width 256 are off by up to 1.0/256
+    (0.5 the standard error), with the group norm, whose statistics are of 8 features then, by 2.3/256.
     """
     return (4 if norm == "group" else 2) / width
 

@@ -181,7 +181,8 @@ class TestRank:
     def test_vanilla_collapses_within_a_few_widths(self):
         d = 32
         profile = simulate(
-            Spec(depth=5 * d, width=d, norm="none", activation="identity"), inputs=RNG.standard_normal((d, d)), seeds=64,
+            Spec(depth=5 * d, width=d, norm="none", activation="identity"), inputs=RNG.standard_normal((d, d)),
+            seeds=64,
             metrics=["participation_rank"],
         )  # fmt: skip
         r = values(profile, "participation_rank")

@@ -185,7 +185,8 @@ def raced():
     """Two variants that train, one that diverges at once; a name that tries to be markup."""
     data = load("digits", n=256)
     made = {
-        name: lambda seed, width=width: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.ReLU(),
+        name: lambda seed,
+        width=width: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.ReLU(),
                                                             torch.nn.Linear(width, 10))
         for name, width in {"small": 8, "<script>alert(1)</script>": 32, "wild": 9}.items()
     }  # fmt: skip

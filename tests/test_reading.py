@@ -1,7 +1,7 @@
 """One door: model, batch and loss are read by the rules of docs/inputs.md, the same by every verb.
 
-The oracle of a case is what a user's loop would write: `call` the model, `pick` the outputs, `of` them the loss, in plain
-torch. From it come the loss, the Gauss-Newton matrix and the Hessian that the verbs must have.
+The oracle of a case is what a user's loop would write: `call` the model, `pick` the outputs, `of` them the loss, in
+plain torch. From it come the loss, the Gauss-Newton matrix and the Hessian that the verbs must have.
 """
 
 import copy
@@ -236,7 +236,8 @@ def loop_calls(inputs):
 class Case:
     """``given``: what follows the model; ``options``: keywords of a Step; ``n``: samples.
 
-    ggn: ``due``: the curvature is the Gauss-Newton matrix of the loss in the outputs; ``open``: it is a number, the same
+    ggn: ``due``: the curvature is the Gauss-Newton matrix of the loss in the outputs; ``open``: it is a number, the
+        same
     in every verb, or is refused, in every verb. without: verbs that cannot be asked.
     """
 
@@ -324,14 +325,17 @@ CASES = [
     # outputs
     case("logits-of-a-dict", lambda: Wrapped(lambda f: {"logits": f}), X, Y, pick=lambda out: out["logits"], of=ce()),
     case("only-tensor-of-a-dict", lambda: Wrapped(lambda f: {"out": f}), X, Y, pick=lambda out: out["out"], of=ce()),
-    case("logits-of-an-object", lambda: Wrapped(lambda f: SimpleNamespace(logits=f)), X, Y, pick=lambda o: o.logits, of=ce()),
+    case("logits-of-an-object", lambda: Wrapped(lambda f: SimpleNamespace(logits=f)), X, Y, pick=lambda o: o.logits,
+        of=ce()),
     case("first-of-a-tuple", lambda: Wrapped(lambda f: (f, f.detach())), X, Y, pick=lambda out: out[0], of=ce()),
     case(
         "flat-outputs", lambda: Wrapped(lambda f: f[:, 0]), X, Z[:, 0], ggn="open",
         of=lambda out: F.mse_loss(out, Z[:, 0]),
     ),
-    case("classes-on-axis-1-of-images", lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1)), PHOTOS, MASKS, of=ce(MASKS), n=4),
-    case("classes-last-of-positions", net, STEPS, TAGS, of=lambda out: F.cross_entropy(out.flatten(0, 1), TAGS.flatten())),
+    case("classes-on-axis-1-of-images", lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1)), PHOTOS, MASKS,
+        of=ce(MASKS), n=4),
+    case("classes-last-of-positions", net, STEPS, TAGS, of=lambda out: F.cross_entropy(out.flatten(0, 1),
+        TAGS.flatten())),
     case(
         "classes-on-axis-1-of-positions", lambda: nn.Sequential(nn.Linear(6, 5), nn.Conv1d(4, 3, 1)), STEPS, FIVE,
         of=ce(FIVE), ggn="open",
@@ -366,7 +370,8 @@ CASES = [
     case("module-mse", net, X, FLOATS, nn.MSELoss(), of=lambda out: F.mse_loss(out, FLOATS)),
     case("module-mse-sum", net, X, FLOATS, nn.MSELoss(reduction="sum"), of=lambda out: (out - FLOATS).square().sum()),
     case("module-huber", net, X, FLOATS, nn.HuberLoss(delta=0.5), of=lambda out: F.huber_loss(out, FLOATS, delta=0.5)),
-    case("module-smooth-l1", net, X, FLOATS, nn.SmoothL1Loss(beta=0.5), of=lambda out: F.smooth_l1_loss(out, FLOATS, beta=0.5)),
+    case("module-smooth-l1", net, X, FLOATS, nn.SmoothL1Loss(beta=0.5), of=lambda out: F.smooth_l1_loss(out, FLOATS,
+        beta=0.5)),
     case("module-cross-entropy", net, X, Y, nn.CrossEntropyLoss(), of=ce()),
     case("module-weights", net, X, Y, nn.CrossEntropyLoss(weight=WEIGHT), of=ce(weight=WEIGHT)),
     case("module-ignore-index", net, X, Y, nn.CrossEntropyLoss(ignore_index=1), of=ce(ignore_index=1)),
@@ -387,7 +392,8 @@ CASES = [
     ),
     # losses of the user
     case("callable", net, X, Y, lambda out, t: F.cross_entropy(2 * out, t), of=lambda out: F.cross_entropy(2 * out, Y)),
-    case("callable-of-no-targets", net, X, None, lambda out, t: out.square().mean(), of=lambda out: out.square().mean()),
+    case("callable-of-no-targets", net, X, None, lambda out, t: out.square().mean(),
+        of=lambda out: out.square().mean()),
     case("callable-one-logit", net, X, Y == 1, bce, of=bce),
     case("functional", net, X, Y, F.cross_entropy, of=ce()),
     case("functional-mse", net, X, FLOATS, F.mse_loss, of=lambda out: F.mse_loss(out, FLOATS)),
@@ -413,7 +419,8 @@ CASES = [
         options={"data": [(X, Y)], "step": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])},
     ),
     case(
-        "step-with-a-dict-of-losses", Heads, of=lambda out: both(out, TASKS), call=lambda m: m(X), ggn="open", without="cure",
+        "step-with-a-dict-of-losses", Heads, of=lambda out: both(out, TASKS), call=lambda m: m(X), ggn="open",
+        without="cure",
         options={
             "data": [(X, TASKS)],
             "step": lambda model, batch: tasks(model(batch[0]), batch[1]),
@@ -457,7 +464,8 @@ def full_hessian(case, model):
         slope = torch.autograd.grad(case.loss(model), parameters, create_graph=True, materialize_grads=True)
         flat = torch.cat([g.flatten() for g in slope])
         return torch.stack([
-            torch.cat([g.flatten() for g in torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)])
+            torch.cat([g.flatten() for g in torch.autograd.grad(entry, parameters, retain_graph=True,
+                materialize_grads=True)])
             if entry.requires_grad else torch.zeros_like(flat)
             for entry in flat
         ])  # fmt: skip

@@ -234,13 +234,15 @@ def test_moments_of_the_spectrum(last: str, hidden: str, loss: str) -> None:
     assert s.second_moment == pytest.approx(float(values.square().mean()), rel=1e-10)
 
 
-# ---- the edge of stability is real -------------------------------------------------------------------------------------
+# ---- the edge of stability is real
+# -------------------------------------------------------------------------------------
 
 
 def stability_ratio(model: nn.Module, x: Tensor, factor: float, steps: int = 40) -> float:
     """Growth of a kick along the top eigenvector in ``steps`` of descent at factor * 2 / lambda_max.
 
-    The targets are the model's own outputs, so that the residual vanishes where it stands and the Hessian is the Fisher.
+    The targets are the model's own outputs, so that the residual vanishes where it stands and the Hessian is the
+    Fisher.
     """
     f = curvature.fisher(model, x)
     s = spectrum(f, method="dense")

@@ -1,8 +1,8 @@
 """The paper's scalings at small size, against the mean-field theory, within the tolerances of its specification.
 
-Nets of three weight layers, equal widths M unless said, standard normal inputs, fixed seeds. The theory is `fisher_statistics`;
-what is measured comes from the library's products or, where many nets are needed, from a Gram matrix without autograd that the
-first test holds against the library's own.
+Nets of three weight layers, equal widths M unless said, standard normal inputs, fixed seeds. The theory is
+`fisher_statistics`; what is measured comes from the library's products or, where many nets are needed, from a Gram
+matrix without autograd that the first test holds against the library's own.
 """
 
 from __future__ import annotations

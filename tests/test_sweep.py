@@ -413,7 +413,10 @@ def test_importing_normscope_loads_no_tables_and_no_dask():
     import subprocess
     import sys
 
-    code = "import normscope, sys; print([m for m in ('polars', 'dask', 'distributed', 'fsspec.core') if m in sys.modules])"
+    code = (
+        "import normscope, sys; print([m for m in ('polars', 'dask', 'distributed', 'fsspec.core') if m in "
+        "sys.modules])"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() in ("[]", "['fsspec.core']")  # some builds of torch load fsspec themselves
     assert callable(normscope.sweep)

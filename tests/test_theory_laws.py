@@ -170,7 +170,8 @@ def test_odd_fixed_points(n, fixed, saddle):
     assert odd_point.odd_saddle(n) == pytest.approx(saddle, abs=1e-4)
 
 
-#: decomposed, section 3.3: (n, largest eigenvalues with their multiplicities at the fuzzy odd state, largest at the saddle)
+#: decomposed, section 3.3: (n, largest eigenvalues with their multiplicities at the fuzzy odd state, largest at the
+#: saddle)
 SPECTRA = [
     (7, [(0.9448, 1), (0.8785, 5), (0.8065, 9), (0.3411, 5)], 1.0304),
     (8, [(0.9308, 1), (0.8914, 6), (0.8424, 14), (0.2587, 6)], 1.0312),

@@ -59,7 +59,8 @@ def plain_loop(model, x, y, make_optimiser, *, epochs, batch, seed, warmup=0, lo
             {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
         ),
         (lambda p: torch.optim.Adam(p, lr=0.01), {"lr": 0.01, "optimiser": "adam"}),
-        (lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1), {"lr": 0.01, "optimiser": "adamw", "weight_decay": 0.1}),
+        (lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1), {"lr": 0.01, "optimiser": "adamw",
+            "weight_decay": 0.1}),
     ],
     ids=["sgd", "nesterov", "adam", "adamw"],
 )  # fmt: skip

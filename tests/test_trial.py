@@ -1,4 +1,6 @@
-"""The trial: real steps on copies, held against a plain loop of torch; what it says, and that nothing is left behind."""
+"""The trial: real steps on copies, held against a plain loop of torch; what it says, and that nothing is left
+behind.
+"""
 
 import copy
 import math

@@ -1,4 +1,6 @@
-"""``normscope why``: scripts of many styles, half of them with one planted fault; what is said, and that nothing is left."""
+"""``normscope why``: scripts of many styles, half of them with one planted fault; what is said, and that nothing is
+left.
+"""
 
 import json
 import os
@@ -195,7 +197,8 @@ def test_what_the_script_changed_in_this_process_is_put_back(tmp_path, monkeypat
         "random.seed(1); numpy.random.seed(1)\n", HEAD, LOOP + more[end],
     )  # fmt: skip
     patched = (nn.Module, "__call__"), (torch.optim.Optimizer, "__init__"), (torch.optim.Optimizer, "zero_grad"), (
-        nn.Module, "zero_grad"), (torch.autograd, "backward"), (torch, "compile"), (torch.nn.utils, "clip_grad_norm_")  # fmt: skip
+        nn.Module, "zero_grad"), (torch.autograd, "backward"), (torch, "compile"), (torch.nn.utils,
+        "clip_grad_norm_")  # fmt: skip
     before = [getattr(o, k) for o, k in patched]
     outside = sys.argv, list(sys.path), os.getcwd(), dict(os.environ), sys.modules["__main__"]
     streams = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
@@ -213,7 +216,8 @@ def test_what_the_script_changed_in_this_process_is_put_back(tmp_path, monkeypat
 
 # Scripts of many styles, half of them with one planted fault
 
-#: Script, the first finding's code ("" where there is none), words of its evidence, the class of the model that is trained last.
+#: Script, the first finding's code ("" where there is none), words of its evidence, the class of the model that is
+#: trained last.
 TOLD = {
     "module_level_bug": ("NS703", "broadcast", "Sequential"),
     "lightning_bug": ("NS601", "not in the optimizer", "Sequential"),
@@ -319,7 +323,8 @@ def test_other_ends_have_their_own_exit_codes(command, tmp_path, lines, code, wo
 def test_the_example_of_the_readme_says_what_the_readme_shows():
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-m", "normscope", "why", "examples/broken_train.py"], capture_output=True, text=True, cwd=root,
+        [sys.executable, "-m", "normscope", "why", "examples/broken_train.py"], capture_output=True, text=True,
+        cwd=root,
         timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
     )  # fmt: skip
     shown = (root / "README.md").read_text().split("```console")[1].split("```")[0]

@@ -1,6 +1,7 @@
 """What is asked wrongly is answered in our words: what must hold, what came, what to do. Never by an error of torch.
 
-One entry a case: its name, the call, and what the message must show of what came (one of several spellings of the value,
+One entry a case: its name, the call, and what the message must show of what came (one of several spellings of the
+    value,
 the type or the shape). Errors that the model's own code raises pass through as they are, with a note.
 """
 
@@ -158,7 +159,8 @@ MODELS = [
     *each("probe ntk", "model-is-a-list-of-layers", lambda: list(net()), shows=("list",)),
     *each(EVERY, "model-is-lazy", lazy, shows=("lazy", "Lazy", "uninitialized")),
     *each("probe diagnose sharpness hessian cure race", "model-on-meta", unreal, shows=("meta",)),
-    *each("sharpness fisher hessian", "model-is-quantized", quantized, shows=("quantized", "Quantized", "qint8", "parameter")),
+    *each("sharpness fisher hessian", "model-is-quantized", quantized, shows=("quantized", "Quantized", "qint8",
+        "parameter")),
     *each("sharpness fisher hessian jacobian ntk race", "no-parameters", nn.ReLU, shows=("ReLU", "parameter")),
     *each("sharpness fisher hessian jacobian ntk race", "all-frozen", frozen, shows=("requires_grad", "frozen")),
     *each("diagnose sharpness hessian cure race", "spoilt-parameter", spoilt, shows=("NaN", "nan", "finite")),
@@ -170,8 +172,10 @@ MODELS = [
         "probe race", "outputs-detached", lambda: Returns(lambda f: f.detach()), X, Y,
         shows=("depend", "detach", "grad"),
     ),
-    *each("sharpness jacobian ntk", "outputs-are-integers", lambda: Returns(lambda f: f.argmax(1)), shows=("int64", "(12,)")),
-    *each("probe hessian", "outputs-are-integers", lambda: Returns(lambda f: f.round().long()), X, FLOATS, shows=("int64",)),
+    *each("sharpness jacobian ntk", "outputs-are-integers", lambda: Returns(lambda f: f.argmax(1)), shows=("int64",
+        "(12,)")),
+    *each("probe hessian", "outputs-are-integers", lambda: Returns(lambda f: f.round().long()), X, FLOATS,
+        shows=("int64",)),
     *each(
         "probe sharpness hessian", "outputs-are-complex", lambda: Returns(lambda f: torch.complex(f, f)), X, FLOATS,
         shows=("complex",),
@@ -179,7 +183,8 @@ MODELS = [
     *each("sharpness diagnose jacobian", "outputs-are-nothing", lambda: Returns(lambda f: None), shows=("None",)),
     *each("sharpness diagnose jacobian", "outputs-are-a-string", lambda: Returns(lambda f: "cat"), shows=("str",)),
     *each("jacobian ntk", "output-is-one-number", lambda: Returns(lambda f: f.mean()), shows=("()", "scalar")),
-    *each("jacobian sharpness hessian", "outputs-not-finite", lambda: Returns(lambda f: f / 0), shows=("finite", "NaN", "inf")),
+    *each("jacobian sharpness hessian", "outputs-not-finite", lambda: Returns(lambda f: f / 0), shows=("finite", "NaN",
+        "inf")),
 ]  # fmt: skip
 
 INPUTS = [
@@ -197,7 +202,8 @@ INPUTS = [
     *each(EVERY, "inputs-are-a-pair-of-a-loader", net, next(iter(LOADER)), shows=("2", "two")),
     *each("probe sharpness fisher", "inputs-are-a-list-of-batches", net, [X, X], shows=("2", "two", "list")),
     *each("probe sharpness fisher", "inputs-are-a-list-of-pairs", net, [(X, Y), (X, Y)], shows=("2", "two", "list")),
-    *each("probe sharpness", "inputs-are-a-scalar", net, torch.tensor(1.0), shows=("()", "scalar", "0-dim", "no tensor")),
+    *each("probe sharpness", "inputs-are-a-scalar", net, torch.tensor(1.0), shows=("()", "scalar", "0-dim", "no "
+    "tensor")),
     *each(EVERY + " race", "batch-is-empty", net, X[:0], shows=("0", "empty")),
     *each("probe diagnose cure", "one-sample", net, X[:1], shows=("1", "one")),
     *each("sharpness hessian", "one-sample-and-batch-norm", normed, X[:1], FLOATS[:1], shows=("1", "one")),
@@ -360,14 +366,17 @@ OPTIONS = [
         seed=["0"],
     ),
     *options("measure", lambda **k: ns.measure(X, **k), metrics=["rnk", ["rms", "rnk"], 3, [None]]),
-    *options("cure", lambda **k: ns.cure(net(), inputs=X, **k), how=["orthogonl", None, 3, "auto+rank", "orthogonal,rank", ""]),
+    *options("cure", lambda **k: ns.cure(net(), inputs=X, **k), how=["orthogonl", None, 3, "auto+rank",
+        "orthogonal,rank", ""]),
     *options("cure-seed", lambda **k: ns.cure(net(), "orthogonal", X, **k), seed=["0", 1.5]),
     *options(
         "race", race,
-        epochs=[0, 1.5, True, "3"], batch=[0, 13, 1.5], lr=[0, -0.1, nan, "fast", "search:", "sharpness:0", {"other": 0.1}],
+        epochs=[0, 1.5, True, "3"], batch=[0, 13, 1.5],
+        lr=[0, -0.1, nan, "fast", "search:", "sharpness:0", {"other": 0.1}],
         optimiser=["sgdd", 3], momentum=[1, -0.1, nan], weight_decay=[-1], warmup=[-1, 1.5],
         seeds=[0, [], [1, 1], [-1], "three", 1.5], baseline=["nobody"], geometry=[-1, 1.5], probe_samples=[1],
-        device=["gpuu"], dtype=["float32", torch.int64], variants=[{}, None, [net()], {3: net()}, {"it": Two}, {"it": 7}],
+        device=["gpuu"], dtype=["float32", torch.int64],
+        variants=[{}, None, [net()], {3: net()}, {"it": Two}, {"it": 7}],
         data=[X, None, (X,), (X, Y, Y), LOADER], target_loss=["low"],
     ),
     *options(
@@ -382,14 +391,16 @@ OPTIONS = [
     ),
     *options(
         "simulate", lambda **k: ns.simulate(**{"spec": ns.Spec(depth=2, width=8), "inputs": X, **k}),
-        spec=[None, ns.Spec], seeds=[0, [], [1, 1], [-1], "two"], every=[0, 1.5], normals=["float16"], eps=[-1, nan, "a"],
+        spec=[None, ns.Spec], seeds=[0, [], [1, 1], [-1], "two"], every=[0, 1.5], normals=["float16"],
+        eps=[-1, nan, "a"],
         metrics=[["rnk"]], inputs=[HOLED], seed=["0"],
     ),
     *options(
         "spec", ns.Spec,
         depth=[0, -1, 1.5, True, "3"], width=[0, "wide"], norm=["bach", None, 3], output_norm=["bach"],
         activation=["rleu", "relu(2)", "leaky_relu(x)", None],
-        weights=["gausian"], gain=[nan, inf, -1, "a"], bias=[-1, nan], skip=["a", inf], outputs=[0, 1.5], family=["mpl"],
+        weights=["gausian"], gain=[nan, inf, -1, "a"], bias=[-1, nan], skip=["a", inf], outputs=[0, 1.5],
+        family=["mpl"],
         norm_first=["yes", 1],
     ),
     *options(
@@ -502,16 +513,20 @@ OTHERS = [
     *wrong("step-returns-a-number", lambda: ns.diagnose(ns.Step(net(), X, step=lambda m, b: 1.0)), "float"),
     *wrong("step-returns-a-dict-of-words", lambda: ns.diagnose(ns.Step(net(), X, step=lambda m, b: {"a": "b"})), "str"),
     *wrong("step-takes-one-argument", lambda: ns.diagnose(ns.Step(net(), X, step=lambda m: m)), "argument"),
-    *wrong("own-losses-of-vectors", lambda: ns.hessian(Returns(lambda f: {"a": f.sum(1), "b": "c"}), X), "None", "dict"),
+    *wrong("own-losses-of-vectors", lambda: ns.hessian(Returns(lambda f: {"a": f.sum(1), "b": "c"}), X), "None",
+        "dict"),
 ]  # fmt: skip
 
 WRONG = [*MODELS, *INPUTS, *LOSS, *TARGETS, *OPTIONS, *UNKNOWN, *OTHERS]
 
 #: What torch and Python say when nobody has checked.
 RAW = (
-    "mat1 and mat2", "Expected all tensors", "INTERNAL ASSERT", "expected scalar type", "not implemented for", "Could not run",
-    "does not require grad and does not have", "have the same dtype", "Given groups", "Input type (", "argument 'input'",
-    "has no attribute", "object is not", "unsupported operand", "not supported between", "has no len()", "cannot unpack",
+    "mat1 and mat2", "Expected all tensors", "INTERNAL ASSERT", "expected scalar type", "not implemented for", "Could "
+    "not run",
+    "does not require grad and does not have", "have the same dtype", "Given groups", "Input type (", "argument "
+    "'input'",
+    "has no attribute", "object is not", "unsupported operand", "not supported between", "has no len()", "cannot "
+    "unpack",
     "must be real number", "Dimension out of range", "index out of range in self", "is invalid for input of size",
     "must match the size", "aten::", "Expected more than 1 value", "Expected input batch_size", "can't be cast",
     "unhashable", "Could not infer dtype", "not enough values", "too many values",

@@ -1,4 +1,6 @@
-"""The parts that the nets of the zoo are made of: activations, laws of weights, norms, skips; and the nets themselves."""
+"""The parts that the nets of the zoo are made of: activations, laws of weights, norms, skips; and the nets
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class SquaredRelu(nn.Module):
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "elu": nn.ELU, "selu": nn.SELU,
     "leaky": lambda: nn.LeakyReLU(0.1), "sigmoid": nn.Sigmoid, "softplus": nn.Softplus, "softsign": nn.Softsign,
-    "hardtanh": nn.Hardtanh, "mish": nn.Mish, "sin": lambda: make_activation("sin"), "abs": lambda: make_activation("abs"),
+    "hardtanh": nn.Hardtanh, "mish": nn.Mish, "sin": lambda: make_activation("sin"),
+    "abs": lambda: make_activation("abs"),
     "relu2": SquaredRelu, "identity": nn.Identity,
 }  # fmt: skip
 
@@ -143,7 +146,8 @@ def zero_last_(branch: nn.Module) -> None:
 class Skip(nn.Module):
     """A branch beside a skip.
 
-    how: ``plain`` x + f; ``scaled`` x + f/sqrt(blocks); ``rezero`` x + a f with a = 0; ``zero`` plain with a last layer of
+    how: ``plain`` x + f; ``scaled`` x + f/sqrt(blocks); ``rezero`` x + a f with a = 0; ``zero`` plain with a last layer
+        of
     zeros; ``gated`` (1 - g) x + g f with g = sigmoid(w x - 1); ``double`` 2x + f, a fault.
     """
 

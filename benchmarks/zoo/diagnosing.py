@@ -2,9 +2,9 @@
 
     python benchmarks/zoo/diagnosing.py --data-dir DIR --out STORE [--trial no,one,many] [--fresh] [--subset 40]
 
-Each net is diagnosed as it is made, on 128 training samples with torch's loss and no optimizer. ``no``: without a trial, a
-few minutes for all nets; ``one``: with the trial on these 128 samples; ``many``: on 16 more batches of 64, given as
-``data``. Rules change: ``--fresh`` empties the store first. Training is not repeated, see training.py.
+Each net is diagnosed as it is made, on 128 training samples with torch's loss and no optimizer. ``no``: without a
+trial, a few minutes for all nets; ``one``: with the trial on these 128 samples; ``many``: on 16 more batches of 64,
+given as ``data``. Rules change: ``--fresh`` empties the store first. Training is not repeated, see training.py.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Passes:
 
 
 def say(net: str, seed: int, recipe: str, trial: str = "no") -> dict[str, float]:
-    """Codes with their severity (1 info, 2 warning, 3 error), seconds, passes, the trial's outcome, and what was probed.
+    """Codes with their severity (1 info, 2 warning, 3 error), seconds, passes, the trial's outcome, and what was
+    probed.
 
     ``refused``: 1 where normscope declines to diagnose it.
     """
@@ -88,7 +89,8 @@ def say(net: str, seed: int, recipe: str, trial: str = "no") -> dict[str, float]
         print(f"{net}, seed {seed}: {error}")
         return {"refused": 1.0, "seconds": time.perf_counter() - begun}
     told: dict[str, float] = {
-        "refused": 0.0, "seconds": time.perf_counter() - begun, "forwards": passes.forwards, "backwards": passes.backwards,
+        "refused": 0.0, "seconds": time.perf_counter() - begun, "forwards": passes.forwards,
+        "backwards": passes.backwards,
     }  # fmt: skip
     for finding in found.findings:
         told[finding.code] = max(told.get(finding.code, 0), LEVELS[finding.severity])

@@ -53,7 +53,9 @@ class Style:
     def chain(
         self, make: Callable[[int], nn.Module], count: int, width: int, more: int, flat: bool = True
     ) -> nn.Module:
-        """``count`` blocks ``make(inputs)`` with the skip around each; ``more``: features of what a `Concat` repeats."""
+        """``count`` blocks ``make(inputs)`` with the skip around each; ``more``: features of what a `Concat`
+        repeats.
+        """
         if self.skip == "none":
             return nn.Sequential(*(make(width) for _ in range(count)))
         if self.skip == "concat":
@@ -102,7 +104,9 @@ def cnn(task: Task, depth: int, width: int, pool: str = "mean", kernel: int = 3,
 
 
 def resnet(task: Task, depth: int, width: int, form: str = "pre", **style: Any) -> Whole:
-    """``depth`` blocks of two convolutions: ``pre`` (norm, activation, convolution) or ``post`` (activation behind the sum)."""
+    """``depth`` blocks of two convolutions: ``pre`` (norm, activation, convolution) or ``post`` (activation behind the
+    sum).
+    """
     s = Style(**style)
     channels, size, _ = task.shape
     stride = 1 if size <= 8 else 2

@@ -21,8 +21,8 @@ OPTIMIZERS = ("sgd", "adam")
 def labels(training: pl.DataFrame, share: float = SHARE) -> pl.DataFrame:
     """A row a net: for each optimizer its ``score`` at the best rate, ``relative``, ``trains`` and ``close``.
 
-    relative = (score - chance) / (best - chance), the mean over seeds; best: of all nets with the same task and the same
-    optimizer. A run whose loss became NaN counts as chance, and so does one that is below it.
+    relative = (score - chance) / (best - chance), the mean over seeds; best: of all nets with the same task and the
+    same optimizer. A run whose loss became NaN counts as chance, and so does one that is below it.
     """
     out = training.select("net", "kind", "group", "recipe", "seed", "chance")
     for name in OPTIMIZERS:
@@ -102,7 +102,9 @@ def best_threshold(scores: NDArray[Any], truth: Flags) -> tuple[float, bool]:
 def leave_one_kind_out(
     scores: Sequence[float], truth: Sequence[bool], kinds: Sequence[str]
 ) -> tuple[Flags, list[float]]:
-    """Forecasts of every net by the threshold that is best on all other kinds; the thresholds. NaN counts as the least."""
+    """Forecasts of every net by the threshold that is best on all other kinds; the thresholds. NaN counts as the
+    least.
+    """
     s = np.nan_to_num(np.asarray(scores, float), nan=-1e30, posinf=1e30, neginf=-1e30)
     t, k = np.asarray(truth, bool), np.asarray(kinds)
     forecast, used = np.zeros(len(s), bool), []

@@ -6,8 +6,8 @@
     task.loss(model(inputs), targets)
 
 Of ten kinds the nets are a Latin sample of a grid (`drawn`): every level of every axis occurs about equally often, in
-random company. The eleventh, planted.py, is written by hand: known faults, and oddities that look like faults and are none.
-The folder of the image sets is the environment variable ZOO_DATA.
+random company. The eleventh, planted.py, is written by hand: known faults, and oddities that look like faults and are
+none. The folder of the image sets is the environment variable ZOO_DATA.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def _affordable(fields: dict[str, Any]) -> dict[str, Any]:
 
 ACTS = ["relu", "relu", "tanh", "gelu", "silu", "elu", "selu", "leaky", "sigmoid", "softplus", "softsign", "hardtanh",
         "mish", "sin", "abs", "relu2", "identity"]  # fmt: skip
-LAWS = ["torch", "he", "he", "xavier", "xavier uniform", "lecun", "orthogonal", "he uniform", "identity", "sparse", "gpt",
+LAWS = ["torch", "he", "he", "xavier", "xavier uniform", "lecun", "orthogonal", "he uniform", "identity", "sparse",
+    "gpt",
         "keras", "normal 0.1"]  # fmt: skip
 GAINS = [1.0, 1.0, 1.0, 1.0, 0.5, 1.4, 2.0]
 SKIPS = ["none", "none", "none", "plain", "scaled", "rezero", "zero", "gated", "concat"]
@@ -106,19 +107,22 @@ ALL = [
            width=[16, 32, 64, 64, 128, 128, 512], act=ACTS, norm=NORMS, law=[*LAWS, "positive"], gain=GAINS, skip=SKIPS,
            place=["before", "before", "after"]),
     *drawn("cnn", 34, families.cnn, task=FEWER, depth=[2, 3, 4, 5, 6, 8, 10, 12, 16], width=[8, 8, 12, 16],
-           pool=["mean", "mean", "flat"], kernel=[3, 3, 3, 5], act=ACTS, norm=["none", "none", "none", *NORMS], law=LAWS,
+           pool=["mean", "mean", "flat"], kernel=[3, 3, 3, 5], act=ACTS, norm=["none", "none", "none", *NORMS],
+           law=LAWS,
            gain=GAINS, skip=SKIPS, place=["before", "before", "after"]),
     *drawn("resnet", 32, families.resnet, task=FEWER, depth=[1, 2, 2, 3, 4, 5, 6, 8], width=[8], form=["pre", "post"],
            act=ACTS, norm=["none", "none", "none", *NORMS], law=LAWS, gain=GAINS,
            skip=["plain", "plain", "plain", "scaled", "rezero", "zero", "gated", "none"]),
     *drawn("transformer pre", 18, families.transformer, form=["pre"], task=SEQUENCES,
            depth=[1, 2, 2, 3, 4, 6, 8], width=[16, 32, 32], act=["gelu", "relu", "silu", "tanh", "relu2"],
-           norm=["layer", "layer", "rms"], law=["torch", "gpt", "xavier uniform", "he", "lecun", "orthogonal", "normal 0.1"],
+           norm=["layer", "layer", "rms"], law=["torch", "gpt", "xavier uniform", "he", "lecun", "orthogonal", "normal "
+           "0.1"],
            gain=[1.0, 1.0, 1.0, 0.1, 3.0], skip=["plain", "plain", "plain", "scaled", "zero", "none"],
            read=["mean", "last"], std=[None, 0.02]),
     *drawn("transformer post", 18, families.transformer, form=["post"], task=SEQUENCES,
            depth=[1, 2, 2, 3, 4, 6, 8], width=[16, 32, 32], act=["gelu", "relu", "silu", "tanh", "relu2"],
-           norm=["layer", "layer", "rms"], law=["torch", "gpt", "xavier uniform", "he", "lecun", "orthogonal", "normal 0.1"],
+           norm=["layer", "layer", "rms"], law=["torch", "gpt", "xavier uniform", "he", "lecun", "orthogonal", "normal "
+           "0.1"],
            gain=[1.0, 1.0, 1.0, 0.1, 3.0], skip=["plain", "plain", "plain", "scaled", "zero", "none"],
            read=["mean", "last"], std=[None, 0.02]),
     *drawn("transformer bare", 18, families.transformer, form=["bare"], task=SEQUENCES,
@@ -128,7 +132,8 @@ ALL = [
            read=["mean", "last"], std=[None, 0.02]),
     *drawn("recurrent", 36, families.recurrent, task=[*SEQUENCES, "waves", "waves 50"],
            cell=["rnn", "rnn", "lstm", "gru"], depth=[1, 1, 2, 3], width=[16, 32, 32, 64], act=["tanh", "relu"],
-           norm=["none", "none", "layer", "batch"], law=["torch", "torch", "orthogonal", "xavier", "identity", "gpt", "he"],
+           norm=["none", "none", "layer", "batch"],
+           law=["torch", "torch", "orthogonal", "xavier", "identity", "gpt", "he"],
            gain=[1.0, 1.0, 1.0, 0.3, 2.0], read=["last", "last", "mean"], forget=[None]),
     *drawn("tabular", 32, families.mlp,
            task=["cancer", "cancer raw", "clusters", "clusters", "clusters raw", "diabetes", "friedman", "friedman"],

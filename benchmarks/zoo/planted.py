@@ -1,7 +1,7 @@
 """Nets with a planted fault, and oddities that look like one: {name: (task, build)}.
 
-The faults are of initialization, of norms at the wrong place, of outputs and of wiring; the names of oddities start with
-"odd". Whether either kind trains is for the training to say.
+The faults are of initialization, of norms at the wrong place, of outputs and of wiring; the names of oddities start
+with "odd". Whether either kind trains is for the training to say.
 """
 
 from __future__ import annotations
@@ -214,7 +214,8 @@ PLANTED: dict[str, tuple[str, Build]] = {
     "sigmoid stack": ("mnist", changed(mlp, depth=6, width=64, act="sigmoid", law="xavier")),
     "sigmoid stack, conv": ("fashion 4", changed(cnn, depth=5, width=8, act="sigmoid", law="xavier")),
     "saturated tanh": ("mnist", changed(mlp, depth=4, width=64, act="tanh", law="xavier", gain=10.0)),
-    "saturated tanh, bias 5": ("fashion", changed(mlp, bias_(all_but_last, 5.0), depth=3, width=64, act="tanh", law="xavier")),
+    "saturated tanh, bias 5": ("fashion", changed(mlp, bias_(all_but_last, 5.0), depth=3, width=64, act="tanh",
+        law="xavier")),
     "dead relus": ("mnist", net4(bias_(all_but_last, -20.0))),
     "dead relus in the middle": ("mnist", net4(bias_(middle, -50.0))),
     "dead relus, conv": ("mnist 4", conv4(bias_(all_but_last, -20.0))),
@@ -234,7 +235,8 @@ PLANTED: dict[str, tuple[str, Build]] = {
     "norm weights zero": ("mnist", net4(fill_(norms, 0.0), norm="batch")),
     "norm weights 1e-3": ("fashion", net4(fill_(norms, 1e-3), norm="layer")),
     "norm over one group a unit": ("fashion", net4(inside("norm", nn.GroupNorm(64, 64)))),
-    "batch norm on the maps' corner": ("mnist 4", changed(cnn, depth=4, width=8, norm="instance", place="after", pool="mean")),
+    "batch norm on the maps' corner": ("mnist 4", changed(cnn, depth=4, width=8, norm="instance", place="after",
+        pool="mean")),
     "layer norm of one output": ("friedman", changed(mlp, behind(nn.LayerNorm(1)), depth=2, width=64)),
     "layer norm on the classes": ("mnist", net4(behind(nn.LayerNorm(10)))),
     "batch norm on the classes": ("digits", net4(behind(nn.BatchNorm1d(10)))),
@@ -277,7 +279,8 @@ PLANTED: dict[str, tuple[str, Build]] = {
     "odd: linear net": ("mnist", changed(mlp, depth=6, width=64, act="identity", law="orthogonal")),
     "odd: 30 % dead": ("digits", net4(dead_units(0.3))),
     "odd: dropout 0.3": ("mnist", net4(inside("dropout", nn.Dropout(0.3)))),
-    "odd: bottleneck of eight units": ("mnist", net4(inside("neck", nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64))))),
+    "odd: bottleneck of eight units": ("mnist", net4(inside("neck", nn.Sequential(nn.Linear(64, 8), nn.Linear(8,
+        64))))),
     "odd: embedding of variance 1e-4": ("majority", former(embedding(0.01))),
     "odd: forget gate open": ("recall", changed(recurrent, cell="lstm", depth=1, width=32, forget=2.0)),
     "odd: echo RNN, frozen": ("waves", changed(recurrent, echo, cell="rnn", depth=1, width=64)),

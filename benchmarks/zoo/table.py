@@ -43,7 +43,9 @@ ALONE = (
 
 
 def joined(training: pl.DataFrame, said: pl.DataFrame, trial: str, share: float = SHARE) -> pl.DataFrame:
-    """A row a net: its labels, and what was said of its first seed; ``worst``: 0 nothing, 1 info, 2 warning, 3 error."""
+    """A row a net: its labels, and what was said of its first seed; ``worst``: 0 nothing, 1 info, 2 warning, 3
+    error.
+    """
     first = said.filter((pl.col("trial") == trial) & (pl.col("seed") == pl.col("seed").min()))
     codes = [c for c in said.columns if c.startswith("NS")]
     worst = pl.max_horizontal(*(pl.col(c).fill_null(0) for c in codes), pl.col("refused") * 3).alias("worst")
@@ -115,22 +117,25 @@ def _opening(training: pl.DataFrame, truth: pl.DataFrame) -> str:
     twice = training.group_by("net").len().filter(pl.col("len") > 1).height
     return (
         "## The evidence\n\n"
-        f"{len(truth)} nets of {truth['kind'].n_unique()} kinds on {truth['group'].n_unique()} tasks (MNIST, Fashion-MNIST, "
-        "part of CIFAR-10, digits, tables, series, tokens), each diagnosed as it was made, on 128 training samples, and then "
-        f"trained ({twice} of them from two seeds): 200 steps of 64 samples with SGD at five rates and "
-        "with Adam at three, the best of which counts. "
-        "Most nets are a random sample of wide grids (depth, width, activation, norm, law of the weights, gain, skip, task); "
-        "the planted ones are known faults, and oddities that look like faults. "
-        f"A net *trains* with an optimizer where it comes {SHARE:.0%} of the way from chance to the best net of its task with "
-        "that optimizer, in accuracy, or in explained variance, on fresh training samples in training mode. "
-        f"Of all nets {trained} do. Nets within {CLOSE * SHARE:.2f} of that line, or on both sides of it with two seeds, "
-        "are neither here nor there: they are left out of the first numbers, and stand apart below. "
-        "Made by `benchmarks/zoo/`; numbers in `results/zoo_training.csv` and `results/zoo_diagnosis.csv`.\n"
+        f"{len(truth)} nets of {truth['kind'].n_unique()} kinds on {truth['group'].n_unique()} tasks (MNIST, "
+        "Fashion-MNIST, part of CIFAR-10, digits, tables, series, tokens), each diagnosed as it was made, on 128 "
+        f"training samples, and then trained ({twice} of them from two seeds): 200 steps of 64 samples with SGD at "
+        "five rates and with Adam at three, the best of which counts. Most nets are a random sample of wide grids "
+        "(depth, width, activation, norm, law of the weights, gain, skip, task); the planted ones are known faults, "
+        f"and oddities that look like faults. A net *trains* with an optimizer where it comes {SHARE:.0%} of the way "
+        "from chance to the best net of its task with that optimizer, in accuracy, or in explained variance, on fresh "
+        f"training samples in training mode. Of all nets {trained} do. Nets within {CLOSE * SHARE:.2f} of that line, "
+        "or on both sides of it with two seeds, are neither here nor there: they are left out of the first numbers, "
+        "and stand apart below. Made by `benchmarks/zoo/`; numbers in `results/zoo_training.csv` and "
+        "`results/zoo_diagnosis.csv`.\n"
     )
 
 
 def _overall(tables: dict[str, pl.DataFrame]) -> Iterator[str]:
-    yield "Balanced accuracy: the mean of the shares that are answered rightly among nets that train and among those that do not;"
+    yield (
+        "Balanced accuracy: the mean of the shares that are answered rightly among nets that train and among those "
+        "that do not;"
+    )
     yield "in brackets 95 % of bootstrap samples of the nets.\n"
     heads = (
         "diagnosis",
@@ -183,7 +188,10 @@ def _lines(training: pl.DataFrame, said: pl.DataFrame, trials: list[str]) -> Ite
 def _kinds(tables: dict[str, pl.DataFrame]) -> Iterator[str]:
     """Balanced accuracy by kind: one column a reading."""
     readings = [(trial, f) for trial, table in tables.items() for f in forecasts(table, trial)]
-    yield "By kind (balanced accuracy of nets that are not close to the line; in brackets how many train, and how many do not):\n"
+    yield (
+        "By kind (balanced accuracy of nets that are not close to the line; in brackets how many train, and how "
+        "many do not):\n"
+    )
     short = {"no": "", "one": ", trial", "many": ", trial on 16 batches"}
     heads = [f"{f.reading}{short[trial]}: {NAMES[f.name]}" for trial, f in readings]
     yield f"| kind | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}"
@@ -199,7 +207,10 @@ def _kinds(tables: dict[str, pl.DataFrame]) -> Iterator[str]:
 
 def _alone(tables: dict[str, pl.DataFrame]) -> Iterator[str]:
     """One number and a threshold each, chosen on ten kinds and applied to the eleventh."""
-    yield "Single numbers as forecasts, each with the threshold (and the side) that is best on all kinds but the one it judges:\n"
+    yield (
+        "Single numbers as forecasts, each with the threshold (and the side) that is best on all kinds but the one "
+        "it judges:\n"
+    )
     yield "| number | with | nets | balanced accuracy | thresholds |\n|---|---|---|---|---|"
     for column, trial, name in ALONE:
         if trial not in tables or column not in tables[trial].columns:

@@ -1,6 +1,7 @@
 """What the nets of the zoo learn: image sets, tables, sequences and tokens, each with its loss, score and chance.
 
-``TASKS[name]()`` makes a `Task`. The folder with MNIST, Fashion-MNIST and CIFAR-10 is the environment variable ZOO_DATA.
+``TASKS[name]()`` makes a `Task`. The folder with MNIST, Fashion-MNIST and CIFAR-10 is the environment variable
+ZOO_DATA.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from normscope.data.datasets import load
 
 #: Samples that are kept of an image set.
 KEPT = 6400
-#: Four classes, where ten are too many for 200 steps: automobile, deer, frog, ship; of MNIST and of Fashion-MNIST these.
+#: Four classes, where ten are too many for 200 steps: automobile, deer, frog, ship; of MNIST and of Fashion-MNIST
+#: these.
 CIFAR, FOUR = (1, 4, 6, 8), (0, 1, 2, 3)
 Sampler = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 

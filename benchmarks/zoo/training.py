@@ -1,6 +1,7 @@
 """Train every net of the zoo with SGD and Adam at several rates; what was measured goes to a store that can be resumed.
 
-    python benchmarks/zoo/training.py --data-dir DIR --out STORE [--seeds 1] [--subset 40] [--csv results/zoo_training.csv]
+    python benchmarks/zoo/training.py --data-dir DIR --out STORE [--seeds 1] [--subset 40] [--csv
+    results/zoo_training.csv]
 
 A cell is a pure function of the net's name, its recipe and the seed. Scores and losses are stored as they are: what
 "trains" means is said afterwards, in table.py. One core needs about half an hour a seed.
@@ -39,7 +40,8 @@ SOLVED = 0.995
 def train(net: str, seed: int, recipe: str, steps: int = STEPS) -> dict[str, float]:
     """Every run of a net: ``"sgd 0.03 score"`` and the like -> number; NaN where the loss became NaN or infinite.
 
-    score: in training mode, on 512 fresh training samples; end: the loss on them; at10 ...: the mean training loss of five
+    score: in training mode, on 512 fresh training samples; end: the loss on them; at10 ...: the mean training loss of
+        five
     steps up to that one; steps: how many were made. ``start``: the loss on them before.
     """
     del recipe  # stands in the key: another recipe under the same name is another cell

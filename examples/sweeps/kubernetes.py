@@ -1,8 +1,8 @@
 """A sweep on Kubernetes: dask-kubernetes makes the cluster, normscope gets its client.
 
     pip install 'normscope[dask]' dask-kubernetes
-    helm install --repo https://helm.dask.org --create-namespace -n dask-operator --generate-name dask-kubernetes-operator
-    python examples/sweeps/kubernetes.py
+    helm install --repo https://helm.dask.org --create-namespace -n dask-operator --generate-name
+    dask-kubernetes-operator python examples/sweeps/kubernetes.py
 
 The image must hold normscope. The store is written by this process, so workers need no shared disk.
 """

@@ -15,7 +15,8 @@ Describe
 Theory
     `predict` what a spec does at infinite width, `simulate` it at finite width, exact in law; ``normscope.theory``.
 Sweeps
-    A `Grid` of cells, `sweep` runs a task on each of them: on this machine's cores, a Dask cluster or any executor, with
+    A `Grid` of cells, `sweep` runs a task on each of them: on this machine's cores, a Dask cluster or any executor,
+        with
     every finished cell in a store; ``normscope.tasks`` has the tasks.
 Claims
     `verify` the statements of the four papers: measured, compared, each with a control; ``normscope.claims``.
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Diagnosis", "Finding", "Grid", "LinearMap", "Profile", "Race", "Rates", "Record", "Sharpness", "Spec", "Spectrum",
     "Step", "Tracker", "UsageError", "build", "configuration", "cure", "diagnose", "fisher", "hessian", "jacobian",
-    "measure", "ntk", "predict", "probe", "race", "rates", "sharpness", "simulate", "spectrum", "sweep", "verify", "why",
+    "measure", "ntk", "predict", "probe", "race", "rates", "sharpness", "simulate", "spectrum", "sweep", "verify",
+    "why",
 ]  # fmt: skip
 
 #: Where each name is made: the module below ``normscope`` that is imported when the name is first asked for.

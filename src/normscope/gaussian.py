@@ -262,10 +262,12 @@ _TERMS, _SERIES_ERROR = 64, 1e-11
 
 
 def _series(f: Callable[[Any], Any], q: Array, g: Array) -> tuple[Array, Array]:
-    r"""$\sum_k a_k(q_i) a_k(q_j) c_{ij}^k$ for all pairs, and a bound on the rest over $\sqrt{E f(u_i)^2 E f(u_j)^2}$ (Mehler).
+    r"""$\sum_k a_k(q_i) a_k(q_j) c_{ij}^k$ for all pairs, and a bound on the rest over $\sqrt{E f(u_i)^2 E f(u_j)^2}$
+    (Mehler).
 
-    $a_k(q) = E f(\sqrt q z) he_k(z)$, he_k the normalised Hermite polynomials, $\sum_k a_k^2 = E f^2$. What 64 terms leave is
-    at most $|c|^{64} \sqrt{t_i t_j}$, t the rest of that sum: nothing for smooth activations, or away from |c| = 1.
+    $a_k(q) = E f(\sqrt q z) he_k(z)$, he_k the normalised Hermite polynomials, $\sum_k a_k^2 = E f^2$. What 64 terms
+    leave is at most $|c|^{64} \sqrt{t_i t_j}$, t the rest of that sum: nothing for smooth activations, or away from |c|
+    = 1.
     """
     z, w = _normal_rule(160)
     he = np.empty((_TERMS, len(z)))

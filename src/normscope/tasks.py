@@ -1,4 +1,5 @@
-"""What a cell of a sweep can do: profiles measured, simulated and predicted, sharpness, short training, a phase diagram.
+"""What a cell of a sweep can do: profiles measured, simulated and predicted, sharpness, short training, a phase
+diagram.
 
 Every task is a pure function of its parameters; the fields of `Spec` are parameters of each.
 """
@@ -91,8 +92,8 @@ def simulate(
     """A random chain of finite width, exact in law (`normscope.simulate`).
 
     n: samples of the start; ``cosine``: all pairs have it; ``data``: a data set by name; default standard Gaussian
-        samples of the spec's width. metrics: names joined by ``+``. layers: ``last`` or ``all``; ``average_from``: the mean
-        over the layers from this one on, instead.
+        samples of the spec's width. metrics: names joined by ``+``. layers: ``last`` or ``all``; ``average_from``: the
+        mean over the layers from this one on, instead.
     """
     from normscope.theory.simulated import simulate as run
 
@@ -163,7 +164,8 @@ def train(
     (1 if the loss has halved), ``diverged`` (1 if it is above its first value), ``accuracy``. A run that
     `normscope.training` calls diverged, or that ends above ten times its first loss, has infinite loss.
 
-    batch: samples a step; ``None``: all (gradient descent). loss: ``cross_entropy``, torch's ``mse``, or ``squared_error``,
+    batch: samples a step; ``None``: all (gradient descent). loss: ``cross_entropy``, torch's ``mse``, or
+        ``squared_error``,
     $\frac1{2n}\sum\|f-y\|^2$.
     data: a data set by name; ``None``: standard Gaussian samples and targets.
     """

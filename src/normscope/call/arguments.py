@@ -1,4 +1,6 @@
-"""What a batch is: the arguments of a forward call, how many samples they hold and along which axis, and the outputs."""
+"""What a batch is: the arguments of a forward call, how many samples they hold and along which axis, and the
+outputs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ OUTPUT_KEYS = ("logits", "last_hidden_state", "out")
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any], done: dict[int, Any] | None = None) -> Any:
-    """The same structure with ``change`` of each tensor: tuples, lists, mappings, dataclasses, and copies of other objects.
+    """The same structure with ``change`` of each tensor: tuples, lists, mappings, dataclasses, and copies of other
+    objects.
 
     done: copies of objects, by ``id``: an object may hold itself.
     """
@@ -144,7 +147,10 @@ def _advice(model: nn.Module, inputs: Any, wrong: str) -> str:
     takes = f"{type(model).__name__}.forward takes ({', '.join(names)})"
     if isinstance(inputs, tuple | list):
         came = f"got {len(inputs)} positional arguments"
-        hint = f"A model whose one argument is a {type(inputs).__name__} takes it as ({type(inputs).__name__},): inputs=(x,)."
+        hint = (
+            f"A model whose one argument is a {type(inputs).__name__} takes it as ({type(inputs).__name__},): "
+            "inputs=(x,)."
+        )
         if len(inputs) == 2 and len(names) == 1:
             hint = "If it is a batch: inputs, targets = batch; several batches come as data=. " + hint
     elif isinstance(inputs, Mapping):
@@ -182,7 +188,9 @@ def own_copy(value: Any) -> Any:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """The tensor that stands for a module's output: itself, one under `OUTPUT_KEYS`, or the first floating or complex one."""
+    """The tensor that stands for a module's output: itself, one under `OUTPUT_KEYS`, or the first floating or complex
+    one.
+    """
     if isinstance(output, Tensor):
         return output if output.is_floating_point() or output.is_complex() else None
     if isinstance(output, PackedSequence):
@@ -198,7 +206,9 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 def length(value: Any) -> int | None:
-    """How many samples a value holds along its first axis: a tensor's, a list's, that of the first tensor in a structure."""
+    """How many samples a value holds along its first axis: a tensor's, a list's, that of the first tensor in a
+    structure.
+    """
     if isinstance(value, PackedSequence):
         return int(value.batch_sizes[0])
     if isinstance(value, Tensor):

@@ -22,8 +22,8 @@ def read_batch(batch: Any) -> tuple[Any, Any]:
         if len(batch) == 1:
             return batch[0], None
         raise UsageError(
-            f"A batch of data must be (inputs, targets), one tensor, or a dictionary; got {len(batch)} parts. Pair them: "
-            "((x, z), targets), or pass step=lambda model, batch: ...."
+            f"A batch of data must be (inputs, targets), one tensor, or a dictionary; got {len(batch)} parts. Pair "
+            "them: ((x, z), targets), or pass step=lambda model, batch: ...."
         )
     return batch, None
 

@@ -1,4 +1,6 @@
-"""What a model does by functions instead of modules: activations, batch norms and products with parameters, as they run."""
+"""What a model does by functions instead of modules: activations, batch norms and products with parameters, as they
+run.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ class Functions(TorchFunctionMode):
     """Inside, functional calls in the model's own code are shown as they run; those within torch's modules are not.
 
     seen: see `Seen`. norms: the modules around functional batch norms that ran. drift: of each that uses
-    running statistics, how far the batch's are from them, as `drift_of`. untrained: what to do about batch norm that takes
-    running statistics which have never moved (mean 0, variance 1): called with the enclosing module.
+    running statistics, how far the batch's are from them, as `drift_of`. untrained: what to do about batch norm that
+    takes running statistics which have never moved (mean 0, variance 1): called with the enclosing module.
     """
 
     def __init__(self, seen: Seen | None = None, untrained: Callable[[nn.Module], None] | None = None) -> None:
@@ -74,7 +76,8 @@ class Functions(TorchFunctionMode):
         return out
 
     def _batch_norm(
-        self, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Any = None, bias: Any = None,
+        self, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Any = None,
+        bias: Any = None,
         training: bool = False, *_: Any, **__: Any,
     ) -> None:  # fmt: skip
         module = enclosing()
@@ -96,7 +99,9 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 def drift_of(x: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5) -> float:
-    r"""Mean over channels of KL(N(batch) || N(running)), nat: $((\mu_B-\mu_R)^2 + v_B)/v_R - 1 - \log(v_B/v_R)$, halved."""
+    r"""Mean over channels of KL(N(batch) || N(running)), nat: $((\mu_B-\mu_R)^2 + v_B)/v_R - 1 - \log(v_B/v_R)$,
+    halved.
+    """
     v, m = (t.double() for t in torch.var_mean(x.detach(), [i for i in range(x.dim()) if i != 1], correction=0))
     v, var = v.clamp_min(0) + eps, var.detach().double() + eps
     kl = ((m - mean.detach().double()).square() + v) / var - 1 - (v / var).log()
@@ -106,8 +111,9 @@ def drift_of(x: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5) -> float:
 def refuse_untrained(module: nn.Module) -> None:
     """``UsageError``: a functional batch norm in eval mode that has seen no batch."""
     raise UsageError(
-        f"The batch norm in {type(module).__name__} is in eval mode but has seen no batch: its running mean is 0 and its variance "
-        "1, so the answer would be for a network without batch norm. Use mode='train' (or model.train()), or mode='eval' to insist."
+        f"The batch norm in {type(module).__name__} is in eval mode but has seen no batch: its running mean is 0 and "
+        "its variance 1, so the answer would be for a network without batch norm. Use mode='train' (or model.train()), "
+        "or mode='eval' to insist."
     )
 
 

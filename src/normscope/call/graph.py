@@ -29,7 +29,9 @@ def nodes(*tensors: Tensor) -> Iterator[Any]:
 
 
 def handwritten(y: Tensor, x: Tensor) -> bool:
-    """Whether a ``torch.autograd.Function`` with a backward pass of its own lies among the nodes from ``y`` down to ``x``."""
+    """Whether a ``torch.autograd.Function`` with a backward pass of its own lies among the nodes from ``y`` down to
+    ``x``.
+    """
     stack, seen = [y.grad_fn], {x.grad_fn}
     while stack and len(seen) < 100:
         node = stack.pop()

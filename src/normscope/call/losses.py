@@ -38,8 +38,8 @@ class Loss:
 
     name: what results print. kind: a name of `LOSSES`, ``callable``, ``the model's own loss``, ``random cotangent``, or
     empty: still to be settled by what the model returns and by the targets. call: the user's function of (outputs,
-    targets). module: torch's module with its weights, ``ignore_index`` and reduction, private. strict: torch's reading of
-    targets alone (the module or function came from the user); by name, one-hot targets, classes on the last axis and
+    targets). module: torch's module with its weights, ``ignore_index`` and reduction, private. strict: torch's reading
+    of targets alone (the module or function came from the user); by name, one-hot targets, classes on the last axis and
     negative = ignored are read too.
     """
 
@@ -51,7 +51,9 @@ class Loss:
 
     @classmethod
     def of(cls, loss: LossLike) -> Loss:
-        """From what a user passes; raises ``UsageError`` for an unknown name (nearest one offered) or no loss at all."""
+        """From what a user passes; raises ``UsageError`` for an unknown name (nearest one offered) or no loss at
+        all.
+        """
         if isinstance(loss, Loss):
             return loss
         if loss is None:
@@ -65,8 +67,8 @@ class Loss:
             raise UsageError(f"loss must be a loss, not its class; got {loss.__name__}. Pass {loss.__name__}().")
         if not callable(loss):
             raise UsageError(
-                f"loss must be one of {', '.join(LOSSES)}, a torch loss module or a callable (outputs, targets) -> scalar; "
-                f"got {type(loss).__name__}: {str(loss)[:60]}."
+                f"loss must be one of {', '.join(LOSSES)}, a torch loss module or a callable (outputs, targets) -> "
+                f"scalar; got {type(loss).__name__}: {str(loss)[:60]}."
             )
         try:
             known = _FUNCTIONS.get(loss)
@@ -89,7 +91,9 @@ class Loss:
         return self.kind in ("mse", "cross_entropy", "squared_error")
 
     def settled(self, whole: Any, targets: Any, default: str = COTANGENT) -> Loss:
-        """The loss of this step: the model's own if none was given and it returns one, else by the targets, else ``default``."""
+        """The loss of this step: the model's own if none was given and it returns one, else by the targets, else
+        ``default``.
+        """
         if self.kind:
             if self.kind in MODULES and targets is None and self.kind not in ("mse", "cross_entropy", "squared_error"):
                 raise UsageError(
@@ -104,16 +108,16 @@ class Loss:
         if not isinstance(targets, Tensor):
             kind = type(targets).__name__
             raise UsageError(
-                f"Targets that are a {kind} need a loss that reads them; got none. Pass loss=lambda outputs, targets: ..., "
-                "or tensors as targets."
+                f"Targets that are a {kind} need a loss that reads them; got none. Pass loss=lambda outputs, targets: "
+                "..., or tensors as targets."
             )
         return Loss.of("mse" if targets.is_floating_point() or targets.is_complex() else "cross_entropy")
 
     def value(self, whole: Any, targets: Any, seed: int = 0) -> Tensor:
         """The scalar that is differentiated.
 
-        Raises ``UsageError`` where targets do not fit the outputs, and for a callable that returns no scalar; a callable's
-        own exception passes through.
+        Raises ``UsageError`` where targets do not fit the outputs, and for a callable that returns no scalar; a
+        callable's own exception passes through.
         """
         if self.kind == OWN:
             own = _own_losses(whole)
@@ -199,8 +203,8 @@ class Loss:
                 )
             if floating and not bool(torch.isfinite(targets).all()):
                 raise UsageError(
-                    f"The targets must be finite; {int((~torch.isfinite(targets)).sum())} of {targets.numel()} are not. "
-                    "Clean the data."
+                    f"The targets must be finite; {int((~torch.isfinite(targets)).sum())} of {targets.numel()} are "
+                    "not. Clean the data."
                 )
             return targets.to(output.dtype)
         return targets
@@ -220,8 +224,8 @@ class Loss:
             and broadcasts(output, targets)
         ):
             said.append(
-                f"outputs {tuple(output.shape)} and targets {tuple(targets.shape)} have different shapes and broadcast in "
-                f"{self.name}: every output is compared with every target"
+                f"outputs {tuple(output.shape)} and targets {tuple(targets.shape)} have different shapes and broadcast "
+                f"in {self.name}: every output is compared with every target"
             )
         if self.strict or torchs:
             return said
@@ -244,12 +248,15 @@ class Loss:
         output = first_tensor(whole)
         if output is None:
             raise UsageError(
-                f"A loss needs an output tensor; the model returned {what(whole)}. Pass a callable loss of what it returns."
+                f"A loss needs an output tensor; the model returned {what(whole)}. Pass a callable loss of what it "
+                "returns."
             )
         return output
 
     def _module(self, like: Tensor) -> nn.Module:
-        """A copy of the module on the outputs' device and in their dtype: a cast of the module itself would round its weights."""
+        """A copy of the module on the outputs' device and in their dtype: a cast of the module itself would round its
+        weights.
+        """
         return copy.deepcopy(self.module).to(like.device, like.dtype)  # type: ignore[union-attr]
 
     def _as_torch(self, output: Tensor, targets: Any) -> Tensor:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 #: Packages whose objects are not looked into, modules apart: theirs, not the model's.
 _FOREIGN = ("torch", "numpy", "builtins", "threading", "logging", "_thread", "io", "weakref", "importlib", "types",
-            "lightning", "pytorch_lightning", "lightning_fabric", "polars", "concurrent", "multiprocessing")  # fmt: skip
+            "lightning", "pytorch_lightning", "lightning_fabric", "polars", "concurrent",
+            "multiprocessing")  # fmt: skip
 #: Objects looked at, at most (chosen by us: a ResNet-50 has 4000; a model that holds a data set must not hang).
 MOST = 200_000
 GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-#: Bytes of arrays, and of tensors that are neither parameters nor buffers, that are copied (chosen by us: caches fit, data
-#: sets do not).
+#: Bytes of arrays, and of tensors that are neither parameters nor buffers, that are copied (chosen by us: caches fit,
+#: data sets do not).
 MOST_BYTES = 2**28
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.BuiltinFunctionType,
            weakref.ref, torch.dtype, torch.device, torch.Size)  # fmt: skip
@@ -34,7 +35,9 @@ _PLAIN = frozenset({dict, OrderedDict, list, set, deque})
 
 
 class Slots:
-    """The slots of an object as a dictionary, by the class's own descriptors: a user's ``__setattr__`` is not called."""
+    """The slots of an object as a dictionary, by the class's own descriptors: a user's ``__setattr__`` is not
+    called.
+    """
 
     def __init__(self, item: Any) -> None:
         self.item, self.names = item, _slots(type(item))

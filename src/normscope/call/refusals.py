@@ -21,7 +21,9 @@ _OURS = str(Path(__file__).parents[1])
 
 
 def refusal_of(error: BaseException, root: nn.Module, given: Any) -> DoesNotRun:
-    """The error for a layer of torch's that refuses a batch: which layer, what it got, what torch says, what came in."""
+    """The error for a layer of torch's that refuses a batch: which layer, what it got, what torch says, what came
+    in.
+    """
     module, got = None, ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         inner = frame.f_locals.get("self")
@@ -36,8 +38,8 @@ def refusal_of(error: BaseException, root: nn.Module, given: Any) -> DoesNotRun:
     bytes_in = any(not (x.is_floating_point() or x.is_complex()) for x in tensors(given))
     cast = " Integers into a layer of floating-point weights: pass inputs.float(), scaled." if bytes_in else ""
     return DoesNotRun(
-        f"The model must run on the inputs; {where(error, root)}{shown} refuses them (torch: {said}). The inputs were {came}. "
-        f"Pass a batch as the model takes it in training.{cast}"
+        f"The model must run on the inputs; {where(error, root)}{shown} refuses them (torch: {said}). The inputs were "
+        f"{came}. Pass a batch as the model takes it in training.{cast}"
     )
 
 
@@ -52,7 +54,9 @@ def where(error: BaseException, root: nn.Module) -> str:
 
 
 def is_torchs(error: BaseException) -> bool:
-    """Whether torch raised the exception (a layer or an operation that refuses what it got), and no ``raise`` of the user's."""
+    """Whether torch raised the exception (a layer or an operation that refuses what it got), and no ``raise`` of the
+    user's.
+    """
     if not isinstance(error, _REFUSALS):
         return False
     tb, last = error.__traceback__, None

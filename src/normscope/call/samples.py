@@ -20,7 +20,8 @@ SEQUENCE = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Tr
 class Samples:
     """n samples along ``axis`` of the inputs; ``rows``: samples of the targets, where these are others (pooled graphs).
 
-    sequence_first: a module of the model takes (time, batch, features), so that axis 1 of its outputs runs over samples.
+    sequence_first: a module of the model takes (time, batch, features), so that axis 1 of its outputs runs over
+        samples.
     notes: what was taken where more than one reading fits.
     """
 
@@ -31,10 +32,11 @@ class Samples:
     notes: tuple[str, ...] = ()
 
     def of(self, x: Tensor, module: nn.Module | None = None, *, tokens: bool = False) -> Tensor | None:
-        """``x`` with one row a sample (or a token of a sequence (n, t, d), with ``tokens``); ``None`` if no axis has them.
+        """``x`` with one row a sample (or a token of a sequence (n, t, d), with ``tokens``); ``None`` if no axis has
+        them.
 
-        A first axis that merges samples with windows or tokens is split, samples outermost. Complex numbers are pairs of
-        real ones.
+        A first axis that merges samples with windows or tokens is split, samples outermost. Complex numbers are pairs
+        of real ones.
         """
         if x.dim() == 0 or x.numel() == 0 or x.layout is not torch.strided or x.is_nested:
             return None
@@ -86,7 +88,8 @@ def _batch_first(module: nn.Module) -> bool:
 def read_samples(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], targets: Any, axis: int | None
 ) -> Samples | None:
-    """The samples of a batch: along ``axis`` if given, else along the one whose length the targets have, else the first.
+    """The samples of a batch: along ``axis`` if given, else along the one whose length the targets have, else the
+    first.
 
     ``None`` where both first axes fit and only the model's layout can tell (`from_layout`).
     """
@@ -128,8 +131,8 @@ def read_samples(
     if wanted % n:  # pooled: the targets and the outputs have the samples, the layers before them rows of their own
         n, wanted = wanted, n
     note = (
-        f"the inputs have {other} rows and the targets {length(targets)}: layers with {n} rows are measured over these, "
-        f"layers with {wanted} over those (samples= names the axis)"
+        f"the inputs have {other} rows and the targets {length(targets)}: layers with {n} rows are measured over "
+        f"these, layers with {wanted} over those (samples= names the axis)"
     )
     return Samples(n, 0, rows=wanted, sequence_first=first, notes=(note,))
 
@@ -144,12 +147,17 @@ def _along(axis: int, found: list[Tensor], first: bool) -> Samples:
 
 
 def from_layout(x: Tensor, seen: Tensor | None) -> Samples:
-    """The reading of inputs ``x`` (a, b, ...) whose model hands ``seen`` (time, batch, ...) to a sequence-first module."""
+    """The reading of inputs ``x`` (a, b, ...) whose model hands ``seen`` (time, batch, ...) to a sequence-first
+    module.
+    """
     a, b = x.shape[0], x.shape[1]
     if seen is None or seen.dim() < 2 or a == b or seen.shape[1] not in (a, b):
         note = f"axes 0 and 1 of the inputs could both run over samples ({a}, {b}); axis 0 was taken (samples= decides)"
         return Samples(a, 0, sequence_first=True, notes=(note,))
     if seen.shape[1] == b:
-        note = f"axis 1 of the inputs runs over the samples: the model takes (time, batch, ...) = ({a}, {b}) (samples= decides)"
+        note = (
+            f"axis 1 of the inputs runs over the samples: the model takes (time, batch, ...) = ({a}, {b}) (samples= "
+            "decides)"
+        )
         return Samples(b, 1, sequence_first=True, notes=(note,))
     return Samples(a, 0, sequence_first=True)

@@ -30,13 +30,15 @@ class Step:
     """One training step: what every verb reads its arguments into, and takes in a model's place.
 
     model: any ``nn.Module``; what ``torch.compile`` or ``DataParallel`` wrapped around it is looked through.
-    inputs: a tensor is the one argument; a tuple or list the positional, a mapping the keyword arguments; another object
-        that holds tensors (a graph, a ``PackedSequence``) the one argument.
+    inputs: a tensor is the one argument; a tuple or list the positional, a mapping the keyword arguments; another
+        object that holds tensors (a graph, a ``PackedSequence``) the one argument.
     targets, loss: see `Loss`: a name, a torch module or function, a callable (outputs, targets), or nothing.
-    optimizer: the one that will train; ``train_step(model, optimizer, loss_fn, inputs, targets) -> loss``: the loop's body.
-    data, valid: a ``DataLoader`` or other iterable of batches, (inputs, targets) each or a dictionary; without ``inputs``
-        the first batch of ``data`` is the batch.
-    step: ``callable(model, batch) -> loss``, where the loss cannot be had from outputs; a dictionary of losses is summed.
+    optimizer: the one that will train; ``train_step(model, optimizer, loss_fn, inputs, targets) -> loss``: the loop's
+        body.
+    data, valid: a ``DataLoader`` or other iterable of batches, (inputs, targets) each or a dictionary; without
+        ``inputs`` the first batch of ``data`` is the batch.
+    step: ``callable(model, batch) -> loss``, where the loss cannot be had from outputs; a dictionary of losses is
+        summed.
     mode: ``"train"``, ``"eval"``, or ``None``: each module as it is set.
     samples: the axis of the inputs that runs over samples, where it is not the one the targets have.
     seed: of every random number inside (dropout); the caller's streams are untouched.
@@ -59,7 +61,8 @@ class Step:
     samples: int | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
     steps: int | None = field(default=None, kw_only=True)
-    #: (data, inputs, targets) where the batch is the first of data: by it a step that ``replace`` makes still has all of data.
+    #: (data, inputs, targets) where the batch is the first of data: by it a step that ``replace`` makes still has all
+    #: of data.
     first: InitVar[tuple[Any, Any, Any] | None] = field(default=None, kw_only=True)
     #: The model inside wrappers; the arguments of its call; the loss as read; what a reader must know;
     #: whether inputs were given, so that this batch is all there is.
@@ -126,7 +129,9 @@ class Step:
             _ = self.rows
 
     def _whole(self, root: nn.Module) -> bool:
-        """Whether batches go as they are to ``step``, or to the ``training_step`` of a Lightning module with no other loss."""
+        """Whether batches go as they are to ``step``, or to the ``training_step`` of a Lightning module with no other
+        loss.
+        """
         return self.step is not None or (self.loss is None and self.targets is None and _is_lightning(root))
 
     @classmethod
@@ -134,7 +139,8 @@ class Step:
         cls, model: Any, inputs: Any = None, targets: Any = None, loss: LossLike = None, *, mode: str | None = None,
         seed: int = 0, **more: Any,
     ) -> Step:  # fmt: skip
-        """The step that a verb was asked for: made from its arguments, or the ``Step`` that stands in the model's place.
+        """The step that a verb was asked for: made from its arguments, or the ``Step`` that stands in the model's
+        place.
 
         What a verb is given beside a ``Step`` replaces that part of it.
         """
@@ -199,8 +205,8 @@ class Step:
     def whole(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What the model returns, or what ``step`` does; inside `run`.
 
-        An exception of the user's own code passes through with a note; one that torch raises in a layer is a ``UsageError``
-        that names the layer and what it got.
+        An exception of the user's own code passes through with a note; one that torch raises in a layer is a
+        ``UsageError`` that names the layer and what it got.
         """
         try:
             return self.step(self.root, *args) if self.step is not None else self.root(*args, **kwargs)
@@ -264,7 +270,9 @@ class Step:
 
 
 def check_model(model: Any, *, lazy: bool = False) -> None:
-    """``UsageError`` for what is no model that can be run in Python on numbers; ``lazy``: shapes may still be unknown."""
+    """``UsageError`` for what is no model that can be run in Python on numbers; ``lazy``: shapes may still be
+    unknown.
+    """
     if not isinstance(model, nn.Module):
         name = getattr(model, "__name__", type(model).__name__)
         hint = f" Pass {name}(...)." if isinstance(model, type) else ""
@@ -302,8 +310,8 @@ def copied(model: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise UsageError(
-            f"This works on copies, and a {type(model).__name__} cannot be copied ({first}). Pass a function that makes it, or a "
-            "model without tensors that were computed before."
+            f"This works on copies, and a {type(model).__name__} cannot be copied ({first}). Pass a function that "
+            "makes it, or a model without tensors that were computed before."
         ) from error
 
 

@@ -6,6 +6,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,18 +78,20 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
     Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     *[
-        Setting(lambda kind=kind: torch.is_autocast_enabled(kind), lambda on, kind=kind: torch.set_autocast_enabled(kind, on))  # type: ignore[misc]
+        Setting(partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind))
         for kind in ("cpu", "cuda")
     ],
     *[
-        Setting(lambda kind=kind: torch.get_autocast_dtype(kind), lambda dtype, kind=kind: torch.set_autocast_dtype(kind, dtype))  # type: ignore[misc]
+        Setting(partial(torch.get_autocast_dtype, kind), partial(torch.set_autocast_dtype, kind))
         for kind in ("cpu", "cuda")
     ],
 )  # fmt: skip
 
 
 class Surroundings:
-    """The state of everything around a model, read at once; ``restore`` writes back what differs, any number of times."""
+    """The state of everything around a model, read at once; ``restore`` writes back what differs, any number of
+    times.
+    """
 
     def __init__(self, devices: set[torch.device]) -> None:
         self.settings = [setting.get() for setting in SETTINGS]

@@ -107,7 +107,8 @@ def observed(taps: list[Tap], observer: Observer, root: nn.Module | None = None)
     """Forward hooks on the taps; each output tensor is shown once, to the first module that returns it.
 
     Layers are numbered as they first run. root: the model whose functional calls are shown too
-    (`Functions`), as taps of their own, named after the module around them and the function. The hooks come off in any case.
+    (`Functions`), as taps of their own, named after the module around them and the function. The hooks come off in any
+    case.
     """
     seen: list[tuple[weakref.ref[Tensor], int] | None] = [None]
     order = itertools.count(1)

@@ -17,9 +17,9 @@ HALF = (torch.float16, torch.bfloat16)
 def by_class(output: Tensor, targets: Any = None, torchs: bool = False) -> Tensor:
     """Outputs as rows (n, c): each position of (m, positions, c), or of (m, c, ...) as images have it, is a sample.
 
-    The class axis is the one without which the outputs have the targets' shape; where two axes do, and without targets, the
-    second of images (m, c, h, w) and the last of all others. ``torchs``: always the second, as torch's own losses have it.
-    Outputs (n,) are one column.
+    The class axis is the one without which the outputs have the targets' shape; where two axes do, and without targets,
+    the second of images (m, c, h, w) and the last of all others. ``torchs``: always the second, as torch's own losses
+    have it. Outputs (n,) are one column.
     """
     if output.dim() == 1:
         return output[:, None]
@@ -57,7 +57,9 @@ def broadcasts(a: Tensor, b: Tensor) -> bool:
 
 
 def classes(name: str, soft: bool, output: Tensor, targets: Tensor) -> Tensor:
-    """Class indices with negative ones at -100, or (``soft``) probabilities as (..., c); checked against the outputs."""
+    """Class indices with negative ones at -100, or (``soft``) probabilities as (..., c); checked against the
+    outputs.
+    """
     if targets.dtype is torch.bool or targets.is_complex():
         raise UsageError(f"{name} needs integer class targets; got {what(targets)}. Pass targets.long().")
     if targets.shape == output.shape and output.dim() > 1 and soft:
@@ -87,8 +89,8 @@ def classes(name: str, soft: bool, output: Tensor, targets: Tensor) -> Tensor:
     c = output.shape[axis]
     if targets.numel() and int(targets.max()) >= c:
         raise UsageError(
-            f"Targets must be class indices below the number of outputs, {c}; the largest is {int(targets.max())}. Give the "
-            "model that many outputs, or pass other targets."
+            f"Targets must be class indices below the number of outputs, {c}; the largest is {int(targets.max())}. "
+            "Give the model that many outputs, or pass other targets."
         )
     if not bool((targets >= 0).any()):
         raise UsageError("All targets are negative, which means: ignore them. Pass at least one class index.")

@@ -31,7 +31,9 @@ os.register_at_fork(after_in_child=_new_lock)  # a child must not wait for a thr
 
 
 def alone(verb: Callable[P, T]) -> Callable[P, T]:
-    """Decorator: calls wait for each other. While one runs, another thread would find copies in the place of parameters."""
+    """Decorator: calls wait for each other. While one runs, another thread would find copies in the place of
+    parameters.
+    """
 
     @functools.wraps(verb)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -55,7 +57,8 @@ class Traceless:
     objects are never touched. An exception, an interrupt at any moment included, changes nothing of this: two guards
     stand around the work, and an interrupt can hit only one of them.
 
-    mode: ``"train"``, ``"eval"``, or ``None``: each module as it is. seed: of the random streams inside. also: the user's
+    mode: ``"train"``, ``"eval"``, or ``None``: each module as it is. seed: of the random streams inside. also: the
+        user's
     functions that run beside the model, a loss with a network of its own, say: what they hold is treated alike.
     Runs of several threads wait for each other.
     """
@@ -148,8 +151,8 @@ class _Entry:
                 p.data = storage
 
     def _made(self, place: Place) -> dict[str, Tensor]:
-        """Tensors that the pass left as attributes of a module where none was: its last features, say. They stay, as they
-        would after the user's own call, without their graph.
+        """Tensors that the pass left as attributes of a module where none was: its last features, say. They stay, as
+        they would after the user's own call, without their graph.
         """
         found = {k: v for k, v in place.read().items() if isinstance(v, Tensor) and k not in place.items}
         return {k: v if v.grad_fn is None else v.detach() for k, v in found.items()}
@@ -193,8 +196,9 @@ class _Guard:
 
 
 class Kept:
-    """For long work on copies of models, in a ``with kept, kept:`` (an interrupt can hit one exit only): what the models
-    hold in containers and closures, settings and random streams are as before at the end. Tensors are not copied.
+    """For long work on copies of models, in a ``with kept, kept:`` (an interrupt can hit one exit only): what the
+    models hold in containers and closures, settings and random streams are as before at the end. Tensors are not
+    copied.
     """
 
     def __init__(self, *models: Any) -> None:
@@ -230,7 +234,9 @@ def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _rebuilt(value: tuple[Any, ...], copies: Mapping[int, Tensor], done: dict[int, tuple[Any, ...]]) -> tuple[Any, ...]:
-    """The tuple with copies of its tensors, those in tuples inside it too; itself if it has none. ``done``: by ``id``."""
+    """The tuple with copies of its tensors, those in tuples inside it too; itself if it has none. ``done``: by
+    ``id``.
+    """
     if id(value) not in done:
         items = [_rebuilt(x, copies, done) if isinstance(x, tuple) else copies.get(id(x), x) for x in value]
         same = all(a is b for a, b in zip(items, value, strict=True))
@@ -258,7 +264,9 @@ def _substitute(place: Place, copies: Mapping[int, Tensor], tuples: Mapping[int,
 
 
 def simple(model: nn.Module) -> bool:
-    """Whether a backward pass through the model can run none of the user's code: only torch's modules and ours, no hooks."""
+    """Whether a backward pass through the model can run none of the user's code: only torch's modules and ours, no
+    hooks.
+    """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return all(
         type(m).__module__.startswith(("torch.nn.modules.", "normscope.")) and not any(getattr(m, h) for h in hooks)

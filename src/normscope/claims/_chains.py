@@ -1,4 +1,6 @@
-"""Chains for the claims: simulated metrics, Grams of simulated chains, and explicit weights through the library's modules."""
+"""Chains for the claims: simulated metrics, Grams of simulated chains, and explicit weights through the library's
+modules.
+"""
 
 from __future__ import annotations
 
@@ -85,9 +87,9 @@ def side_by_side(
 ) -> Iterator[Tensor]:
     r"""Explicit weights: normalised pre-activations u (chains, n, d), rms 1 a unit, of many chains stepped together.
 
-    $h \leftarrow \varphi(c\,u)$, $u = \mathrm{BN}(W h)$, c = ``argument``, or with a ``skip`` $\mathrm{BN}(h + s W h)$; the norm
-    (no epsilon) and the activation are the library's modules, ``draw`` gives the weights (chains, d, d) of a layer.
-    x: (chains, n, d).
+    $h \leftarrow \varphi(c\,u)$, $u = \mathrm{BN}(W h)$, c = ``argument``, or with a ``skip`` $\mathrm{BN}(h + s W h)$;
+    the norm (no epsilon) and the activation are the library's modules, ``draw`` gives the weights (chains, d, d) of a
+    layer. x: (chains, n, d).
     """
     chains, n, d = x.shape
     norm = BatchNorm(chains * d, recenter=recenter, affine=False, eps=0.0, track_running_stats=False)

@@ -68,7 +68,9 @@ class Verdicts(Shown, Sequence[Verdict]):
         return [v for v in self.verdicts if v.status not in (v.expected, "undecided")]
 
     def frame(self) -> polars.DataFrame:
-        """One row a reading: ``claim, size, seed, status, expected, control, quantity, value, stderr, low, high, ...``."""
+        """One row a reading:
+        ``claim, size, seed, status, expected, control, quantity, value, stderr, low, high, ...``.
+        """
         import polars as pl
 
         shared = (
@@ -151,8 +153,8 @@ def verify(
     claims: names or patterns (see `chosen`). size: ``quick`` (all of them in minutes) or ``full`` (the papers' sizes).
     seeds: how many, or which; a verdict each. data_dir: where the data sets lie; without it data-based claims run on
         the bundled digits, with the expectation declared for those.
-    store, executor, workers, progress, timeout: as in `normscope.sweeping`; with a store, a second run computes only what
-        is missing (verdicts of another version of the library are not reused).
+    store, executor, workers, progress, timeout: as in `normscope.sweeping`; with a store, a second run computes only
+        what is missing (verdicts of another version of the library are not reused).
 
     Returns `Verdicts`. A claim that raises, hangs or takes its worker with it is a verdict of status ``error``.
     Raises ``UsageError`` for unknown names, sizes, or a missing data folder.
@@ -192,7 +194,9 @@ def _read(row: dict[str, Any], size: str) -> Verdict:
 def cell(
     claim: str, seed: int, size: str = "quick", device: str = "cpu", data_dir: str | None = None, version: str = ""
 ) -> list[Record]:
-    """One claim at one seed as records: a ``verdict`` (1: as it should be; its name is the whole as JSON), its readings."""
+    """One claim at one seed as records: a ``verdict`` (1: as it should be; its name is the whole as JSON), its
+    readings.
+    """
     load()
     verdict = judge(claim, size, seed, device=device, data_dir=None if data_dir is None else Path(data_dir))
     whole = Record(0, "verdict", float(verdict.as_expected), name=verdict.to_json(), kind=verdict.status, seed=seed)

@@ -10,7 +10,8 @@ from normscope.core.errors import UsageError
 
 #: Command -> the file here that enrols it when it is imported; what is heavy is imported when the command runs.
 COMMANDS = {
-    "cure": "cure", "diagnose": "diagnose", "explain": "explain", "list": "explain", "predict": "predict", "race": "race",
+    "cure": "cure", "diagnose": "diagnose", "explain": "explain", "list": "explain", "predict": "predict",
+    "race": "race",
     "selfcheck": "selfcheck", "sharpness": "sharpness", "sweep": "sweep", "verify": "verify", "why": "why",
 }  # fmt: skip
 
@@ -18,7 +19,8 @@ COMMANDS = {
 def main(args: list[str] | None = None) -> None:
     """Run the command line; what ends it is one message on standard error and an exit code.
 
-    0: fine. 1: a check failed (``--fail-on``, a claim, cells of a sweep). 2: misuse or bad input. 3: the user's script or
+    0: fine. 1: a check failed (``--fail-on``, a claim, cells of a sweep). 2: misuse or bad input. 3: the user's script
+        or
     model raised an exception of its own, or something unexpected happened here. 4: nothing can be told.
     130: Ctrl-C. 141: a broken pipe.
     """

@@ -16,8 +16,8 @@ FILE = Path(__file__).with_name("index.json")
 
 @cache
 def index() -> dict[str, Any]:
-    """What is in the file: ``rules`` (code -> fields), ``lists`` (name -> entry -> one line), ``losses`` (names), ``axes``
-    (how the values of a sweep's axis are written)."""
+    """What is in the file: ``rules`` (code -> fields), ``lists`` (name -> entry -> one line), ``losses`` (names),
+    ``axes`` (how the values of a sweep's axis are written)."""
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
 

@@ -11,17 +11,17 @@ from normscope.cli._index import index
 
 MODEL_HELP = (
     "mlp:depth=32,norm=batch (also vgg:, resnet:), transformers:gpt2, timm:NAME, torchvision:NAME, or a callable, "
-    "path/to/file.py:make or package.module:make, with arguments make,depth=3: it returns a module, a normscope.Step or a "
-    "dict of its fields."
+    "path/to/file.py:make or package.module:make, with arguments make,depth=3: it returns a module, a normscope.Step "
+    "or a dict of its fields."
 )
 DATA_HELP = (
-    "digits (bundled), mnist, fashion-mnist, cifar10 (with --data-dir), a .npz / .safetensors / .pt file, file.py:fn or "
-    "package.module:fn that returns (inputs, targets), random:3x32x32 or tokens:32x50257. Default: the batch of the Step, "
-    "digits, or what a library's config asks for."
+    "digits (bundled), mnist, fashion-mnist, cifar10 (with --data-dir), a .npz / .safetensors / .pt file, file.py:fn "
+    "or package.module:fn that returns (inputs, targets), random:3x32x32 or tokens:32x50257. Default: the batch of the "
+    "Step, digits, or what a library's config asks for."
 )
 LOSS_HELP = (
-    f"{', '.join(index()['losses'])}, or file.py:fn, package.module:fn: a callable (outputs, targets), a torch loss module or "
-    "its class. Default: the model's own, else by the targets."
+    f"{', '.join(index()['losses'])}, or file.py:fn, package.module:fn: a callable (outputs, targets), a torch loss "
+    "module or its class. Default: the model's own, else by the targets."
 )
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]

@@ -25,8 +25,14 @@ from normscope.data.models import SOURCES, fitting_data, load_step, required, sy
 BATCH, LIBRARY_BATCH = 128, 16
 #: What stands for the data's name where a Step brings its batch.
 OWN = "its own batch"
-FITS = "give data that fits it: --data random:3x32x32, tokens:12x50257, a file, or file.py:fn that returns (inputs, targets)."
-SEVERAL = "give it several inputs: --data file.py:fn that returns ((x, t), targets), or a callable that returns a Step with them."
+FITS = (
+    "give data that fits it: --data random:3x32x32, tokens:12x50257, a file, or file.py:fn that returns (inputs, "
+    "targets)."
+)
+SEVERAL = (
+    "give it several inputs: --data file.py:fn that returns ((x, t), targets), or a callable that returns a Step "
+    "with them."
+)
 CHANGE = "change the batch that it brings, or give another: --data random:3x32x32, a file, or file.py:fn."
 
 
@@ -163,7 +169,8 @@ def loss_named(name: str | None) -> Any:
         found = call_object(name)
     if not callable(found):
         raise UsageError(
-            f"--loss must be a callable (outputs, targets), a torch loss module or its class; {name} is a {type(found).__name__}."
+            f"--loss must be a callable (outputs, targets), a torch loss module or its class; {name} is a "
+            f"{type(found).__name__}."
         )
     return found
 

@@ -62,8 +62,8 @@ def cure(
 ) -> None:
     """Give a model weights with which it can train, and show what changed.
 
-    Half of the samples are for the cure, the other half for the measurements before and after. Exit code 0: fine, 2: misuse,
-    3: the model crashed.
+    Half of the samples are for the cure, the other half for the measurements before and after. Exit code 0: fine, 2:
+    misuse, 3: the model crashed.
     """
     from normscope.cli._shared import BATCH, Given, check_runs, quiet, running
     from normscope.findings.cures import follow, parts_of
@@ -98,7 +98,9 @@ def cure(
 
 
 def _halves(step: Step) -> tuple[Step, tuple[Any, Any] | None]:
-    """The batch cut in two along its samples; whole, and nothing fresh, where it cannot be cut or is under 4 samples."""
+    """The batch cut in two along its samples; whole, and nothing fresh, where it cannot be cut or is under 4
+    samples.
+    """
     from normscope.call.arguments import mapped, tensors
 
     n, axis = step.rows.n, step.rows.axis
@@ -173,10 +175,10 @@ def _show_trials(course: Course) -> None:
     best = course.trials[0]
     console.print(f"Chosen: [bold]{escape(best.name)}[/]{_why(course)}", highlight=False)
     console.print(
-        "[dim]A ranking by signs at initialization, not a promise. Each term is a factor that training must make up: contrast "
-        "lost between the input and the flattest hidden layer, similarities of the input scrambled, largest over smallest "
-        "gradient, 2 / lambda_max below 0.1, one decade a warning. Identity layers often do as well as orthogonal ones; "
-        "haar is a control.[/]"
+        "[dim]A ranking by signs at initialization, not a promise. Each term is a factor that training must make up: "
+        "contrast lost between the input and the flattest hidden layer, similarities of the input scrambled, largest "
+        "over smallest gradient, 2 / lambda_max below 0.1, one decade a warning. Identity layers often do as well as "
+        "orthogonal ones; haar is a control.[/]"
     )
 
 

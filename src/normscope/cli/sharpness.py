@@ -72,8 +72,8 @@ def sharpness(
     step, source = Given(data, data_dir, n, loss, samples, mode, seed, device, dtype).step(model)
     if step.step is not None:
         raise UsageError(
-            f"sharpness needs the outputs of the model; {model} gives a loss alone, by step= or its training_step. Pass --loss "
-            "for a Lightning module, or return inputs, targets and loss in the place of step=."
+            f"sharpness needs the outputs of the model; {model} gives a loss alone, by step= or its training_step. "
+            "Pass --loss for a Lightning module, or return inputs, targets and loss in the place of step=."
         )
     with _Bar() if not json else quiet() as bar, running(model, source, step):
         progress = None if bar is None else bar.update

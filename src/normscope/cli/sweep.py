@@ -213,7 +213,10 @@ def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool)
     if not json:
         p = seen[0] if seen else None
         new = p.finished if p else 0
-        told = f"{len(grid)} cells: {new} computed in {_duration(time.monotonic() - began)}, {len(grid) - new} from the store"
+        told = (
+            f"{len(grid)} cells: {new} computed in {_duration(time.monotonic() - began)}, {len(grid) - new} from "
+            "the store"
+        )
         console.print(told, highlight=False)
     return table
 

@@ -44,7 +44,8 @@ def verify(
     ] = False,
     json: option.Json = False,
 ) -> None:
-    """Check the statements of the four papers: measured, compared, each with a control that must come out the other way.
+    """Check the statements of the four papers: measured, compared, each with a control that must come out the other
+    way.
 
     Exit code 0: every claim says what it should (or cannot tell), 1: one that should hold fails, 2: misuse,
     130: Ctrl-C.
@@ -121,7 +122,8 @@ def _list(picked: list[Claim], size: str, json: bool) -> None:
 
     at = 0 if size == "quick" else 1
     rows: list[dict[str, Any]] = [
-        {"claim": c.name, "where": c.where, "statement": c.statement, "covers": list(c.covers), "seconds": c.seconds[at],
+        {"claim": c.name, "where": c.where, "statement": c.statement, "covers": list(c.covers),
+            "seconds": c.seconds[at],
          "needs": c.needs if at else ""}
         for c in picked
     ]  # fmt: skip

@@ -37,9 +37,9 @@ def why(
 ) -> None:
     """Run a training script unchanged up to its first steps, and say why it does not train.
 
-    Options of normscope stand before SCRIPT, the script's own behind it. The script really runs until it is stopped: files
-    that it writes until then are written; trackers are told to stay offline. Exit code 0: fine, 1: --fail-on fired,
-    2: misuse, 3: the script crashed, 4: no training step was seen.
+    Options of normscope stand before SCRIPT, the script's own behind it. The script really runs until it is stopped:
+    files that it writes until then are written; trackers are told to stay offline. Exit code 0: fine, 1: --fail-on
+    fired, 2: misuse, 3: the script crashed, 4: no training step was seen.
     """
     from normscope.cli._shared import quiet
     from normscope.findings.diagnosis import content

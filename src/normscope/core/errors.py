@@ -36,7 +36,9 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
 
 
 def whole_number(name: str, value: Any, least: int = 0, do: str = "Leave it out for the default.") -> int:
-    """``value`` as an ``int``, numpy's too; ``UsageError`` for what is no whole number (``True``, 2.0) or below ``least``."""
+    """``value`` as an ``int``, numpy's too; ``UsageError`` for what is no whole number (``True``, 2.0) or below
+    ``least``.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise UsageError(f"{name} must be a whole number >= {least}; got {shown(value)}. {do}")
     return operator.index(value)

@@ -37,7 +37,8 @@ class Shown:
         return show("as.chart", show(self.face, self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the page (``.html``) or the main charts as a picture (``.png``, ``.svg``, ``.pdf``): whole, or not at all.
+        """Write the page (``.html``) or the main charts as a picture (``.png``, ``.svg``, ``.pdf``): whole, or not at
+        all.
 
         Raises ``UsageError`` for another suffix, a path that cannot be written, and a picture of no numbers.
         """

@@ -42,7 +42,8 @@ def write(content: Content, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UsageError(
-                f"The disk must have room for the output; {str(target)!r} did not fit. Free some space, or choose another path."
+                f"The disk must have room for the output; {str(target)!r} did not fit. Free some space, or choose "
+                "another path."
             ) from error
         reason = error.strerror or str(error)
         raise UsageError(

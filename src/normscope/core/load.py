@@ -1,4 +1,6 @@
-"""Python objects by name, ``package.module:name`` or ``path/to/file.py:name,key=value``, and whose line an error is from."""
+"""Python objects by name, ``package.module:name`` or ``path/to/file.py:name,key=value``, and whose line an error is
+from.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,10 @@ def load_object(name: str) -> object:
 def call_object(name: str) -> object:
     """What a callable returns: that of ``load_object(name)``, called with the keyword arguments written after the name.
 
-    ``net.py:make,depth=3,norm=batch``: values are read by `value_of`. Imports made inside the call find the same files as
-    those at the top of its module.
-    Raises ``UsageError``: all that ``load_object`` raises; not callable; arguments that it does not take (it names those
+    ``net.py:make,depth=3,norm=batch``: values are read by `value_of`. Imports made inside the call find the same files
+    as those at the top of its module.
+    Raises ``UsageError``: all that ``load_object`` raises; not callable; arguments that it does not take (it names
+        those
     that it does). ``Crashed``: an exception in the call, shown with its line.
     """
     called, given = callable_object(name)
@@ -138,7 +141,9 @@ def user_error(doing: str, error: BaseException, advice: str = "") -> UsageError
 
 
 def origin(error: BaseException) -> str:
-    """Whose code was running when an exception was raised: the ``user``'s, a ``package``'s, or ``ours`` (torch's) alone."""
+    """Whose code was running when an exception was raised: the ``user``'s, a ``package``'s, or ``ours`` (torch's)
+    alone.
+    """
     files = [file for file, _ in _frames(error)]
     if not all(map(_foreign, files)):
         return "user"

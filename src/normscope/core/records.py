@@ -73,7 +73,9 @@ class Profile(Shown):
         return pd.DataFrame(self.frame().to_dict(as_series=False))
 
     def series(self, metric: str, signal: str = "activation", source: str | None = None) -> dict[int, float]:
-        """layer -> value of one metric (first call of each layer; mean over seeds; of the first source, if not named)."""
+        """layer -> value of one metric (first call of each layer; mean over seeds; of the first source, if not
+        named).
+        """
         found: dict[int, list[float]] = {}
         source = source or (self.records[0].source if self.records else "")
         for r in self.records:

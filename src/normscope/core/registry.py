@@ -14,7 +14,8 @@ T = TypeVar("T")
 class Registry(Mapping[str, T]):
     """Ordered name -> thing. ``registry[name]`` raises ``UsageError`` with the nearest known name.
 
-    home: the module that enrols the first things, on a higher floor perhaps; it is imported when the registry is first used.
+    home: the module that enrols the first things, on a higher floor perhaps; it is imported when the registry is first
+        used.
     """
 
     def __init__(self, kind: str, home: str = "") -> None:

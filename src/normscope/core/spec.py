@@ -22,7 +22,8 @@ WEIGHTS = {
     "xavier": "U(-a, a) with a = gain sqrt(6 / (fan_in + fan_out))",
     "xavier_normal": "N(0, 2 gain^2 / (fan_in + fan_out))",
     "torch": "U(-a, a) with a = 1 / sqrt(fan_in), PyTorch's default; gain is not used",
-    "positive": "U(0, 2a) with a = 1 / sqrt(fan_in): same variance as torch's default, positive mean (breaks batch norm)",
+    "positive": "U(0, 2a) with a = 1 / sqrt(fan_in): same variance as torch's default, positive mean (breaks batch "
+    "norm)",
     "identity": "gain times the identity: the control of every orthogonality claim",
 }
 FAMILIES = ("mlp", "vgg", "resnet")
@@ -88,7 +89,9 @@ class Spec:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        """The command line's name of this spec, ``mlp:depth=32,width=256,...`` (fields that differ from the default)."""
+        """The command line's name of this spec, ``mlp:depth=32,width=256,...`` (fields that differ from the
+        default).
+        """
         fields = [f for f in dataclasses.fields(self) if f.name != "family"]
         shown = [f for f in fields if f.name in ("depth", "width") or getattr(self, f.name) != f.default]
         return f"{self.family}:" + ",".join(f"{f.name}={getattr(self, f.name)}" for f in shown)

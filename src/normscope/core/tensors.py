@@ -11,7 +11,9 @@ from normscope.core.errors import UsageError, shown
 
 
 def check_plain(name: str, *found: Tensor) -> None:
-    """``UsageError`` for a tensor that is not a dense array of numbers: on the meta device, sparse, nested or quantized."""
+    """``UsageError`` for a tensor that is not a dense array of numbers: on the meta device, sparse, nested or
+    quantized.
+    """
     for x in found:
         if x.is_nested:
             raise UsageError(f"{name} must be plain tensors; got a nested one. Pass x.to_padded_tensor(0.0).")

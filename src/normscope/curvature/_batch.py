@@ -48,7 +48,8 @@ class Options:
         )
         if not (picked is None or callable(picked) or isinstance(picked, slice) or numbers):
             raise UsageError(
-                f"outputs must be column numbers, a slice, or a function of what the model returns; got {picked!r}. Pass [0]."
+                f"outputs must be column numbers, a slice, or a function of what the model returns; got {picked!r}. "
+                "Pass [0]."
             )
         if self.route not in ROUTES:
             raise unknown("route", self.route, ROUTES)
@@ -65,10 +66,12 @@ class Options:
 class Batch:
     """One batch's function f: theta -> outputs (n, c), with ``vjp`` and ``jvp`` on flat columns.
 
-    The model runs inside ``Step.run`` with theta in the place of its parameters, in whole precision, with attention by its
-    formula; for half precision parameters, buffers and inputs are cast to float32. Nothing of the caller's is written.
+    The model runs inside ``Step.run`` with theta in the place of its parameters, in whole precision, with attention by
+    its formula; for half precision parameters, buffers and inputs are cast to float32. Nothing of the caller's is
+    written.
 
-    loss: the step's, settled by what the model returned. Where it is a callable of several outputs, the columns are those
+    loss: the step's, settled by what the model returned. Where it is a callable of several outputs, the columns are
+        those
     outputs that it depends on, side by side.
     """
 
@@ -124,14 +127,14 @@ class Batch:
         if not out.requires_grad:
             raise UsageError(
                 "The outputs do not depend differentiably on the chosen parameters "
-                f"({', '.join(self.names[:4])}{', ...' if len(self.names) > 4 else ''}): the model detaches them, runs under "
-                "no_grad, or returns integers. Return the floating-point outputs before argmax or detach."
+                f"({', '.join(self.names[:4])}{', ...' if len(self.names) > 4 else ''}): the model detaches them, runs "
+                "under no_grad, or returns integers. Return the floating-point outputs before argmax or detach."
             )
         if not bool(torch.isfinite(self.value).all()):
             bad = int((~torch.isfinite(self.value)).sum())
             raise UsageError(
-                f"The outputs hold {bad} non-finite numbers of {self.value.numel()} (dtype {self.dtype}); curvature is not "
-                "defined there. Check the inputs, or use dtype=torch.float64."
+                f"The outputs hold {bad} non-finite numbers of {self.value.numel()} (dtype {self.dtype}); curvature is "
+                "not defined there. Check the inputs, or use dtype=torch.float64."
             )
 
     def run(self, theta: Sequence[Tensor], work: Callable[[], T]) -> T:
@@ -208,7 +211,9 @@ class Batch:
         return out
 
     def _used(self, whole: Any) -> list[Tensor] | None:
-        """The outputs that a callable loss depends on, none of them inside another's graph; ``None`` where autograd is off."""
+        """The outputs that a callable loss depends on, none of them inside another's graph; ``None`` where autograd is
+        off.
+        """
         found = [x for x in tensors(whole) if x.is_floating_point() and x.dim()]
         if self._heads is None:
             if not any(x.requires_grad for x in found):
@@ -216,8 +221,8 @@ class Batch:
             value = self.loss.value(whole, self.targets, self.step.seed)
             if not value.requires_grad:
                 raise UsageError(
-                    f"The loss {self.loss.name!r} does not depend on the outputs, so it has no curvature there. Return a loss "
-                    "that is computed from the model's outputs."
+                    f"The loss {self.loss.name!r} does not depend on the outputs, so it has no curvature there. Return "
+                    "a loss that is computed from the model's outputs."
                 )
             refuse_reentrant(value)
             known = [i for i, x in enumerate(found) if x.requires_grad]
@@ -227,8 +232,8 @@ class Batch:
             self._heads = [i for i, others in zip(used, behind, strict=True) if found[i].grad_fn not in others]
             if not self._heads:
                 raise UsageError(
-                    f"The loss ({self.loss.name}) must be computed from outputs that the model returns; it is not, so there is no "
-                    "Gauss-Newton matrix. Use hessian(), which needs the loss alone."
+                    f"The loss ({self.loss.name}) must be computed from outputs that the model returns; it is not, so "
+                    "there is no Gauss-Newton matrix. Use hessian(), which needs the loss alone."
                 )
         return [found[i] for i in self._heads]
 
@@ -336,7 +341,9 @@ class Batch:
         self.keep, self._graph, self._twice, self._slope = False, None, None, None
 
     def backward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """``torch.autograd.grad``; where the user's code may run in it (checkpointing), with the model as in the forward pass."""
+        """``torch.autograd.grad``; where the user's code may run in it (checkpointing), with the model as in the
+        forward pass.
+        """
 
         def work() -> tuple[Any, ...]:
             return torch.autograd.grad(*args, **kwargs)
@@ -404,8 +411,8 @@ class Batch:
     def _resolve(self) -> str:
         """The route in force; builds the linearised graph where it is wanted."""
         if self.route == "auto":
-            # On a kept graph twice reverse costs one backward pass (measured 0.6-1.2 of a forward and backward pass on nets
-            # with convolutions, norms and attention), forward mode a forward and a tangent pass (1.1-1.5).
+            # On a kept graph twice reverse costs one backward pass (measured 0.6-1.2 of a forward and backward pass on
+            # nets with convolutions, norms and attention), forward mode a forward and a tangent pass (1.1-1.5).
             self.route = "jvp" if not self.keep or self.options.checkpoint else "double_vjp"
         if self.route == "linearize" and self._linear is None:
             try:
@@ -452,8 +459,9 @@ class Batch:
     def _check(self, column: Tensor) -> Tensor | None:
         """J column, after <v, J w> = <J^T v, w> has been seen to hold; ``None`` after a change of route.
 
-        Forward mode ignores ``torch.no_grad`` inside a model, and has no formula for some ops; twice reverse fails, or drops
-        a term, at ops marked ``once_differentiable``. Where one way fails the other is tried, and checked as well.
+        Forward mode ignores ``torch.no_grad`` inside a model, and has no formula for some ops; twice reverse fails, or
+        drops a term, at ops marked ``once_differentiable``. Where one way fails the other is tried, and checked as
+        well.
         """
         if self._pair is None:
             v = torch.randn(self.n * self.c, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -482,8 +490,8 @@ class Batch:
                 return image
             said.append(f"{_WAYS[route]} disagreed with reverse mode (a no_grad block, or an op at fault)")
         raise UsageError(
-            f"The model must be differentiable twice, or forwards, for products with its Jacobian; {'; '.join(said)}. Write the op "
-            "so that its backward pass can be differentiated (no once_differentiable), or give it a jvp."
+            f"The model must be differentiable twice, or forwards, for products with its Jacobian; {'; '.join(said)}. "
+            "Write the op so that its backward pass can be differentiated (no once_differentiable), or give it a jvp."
         )
 
     def facts(self) -> dict[str, Any]:
@@ -504,8 +512,8 @@ class Batch:
 def agree(v: Tensor, image: Tensor, pulled: Tensor, w: Tensor) -> bool:
     """Whether <v, J w> and <J^T v, w> are equal up to rounding.
 
-    Rounding of J w is spread over its entries, so it meets a random v as 1/sqrt(size); J w may vanish (a bias before a batch
-    norm) where J^T v does not. The tolerances are chosen by us, a hundred times what correct nets show.
+    Rounding of J w is spread over its entries, so it meets a random v as 1/sqrt(size); J w may vanish (a bias before a
+    batch norm) where J^T v does not. The tolerances are chosen by us, a hundred times what correct nets show.
     """
     if not bool(torch.isfinite(image).all()):
         return False
@@ -519,8 +527,9 @@ _WAYS = {"double_vjp": "double reverse mode", "jvp": "forward mode", "linearize"
 
 
 def in_full(device: torch.device) -> None:
-    """Inside a run, whose end puts all of it back: attention by its formula (the fused kernels have no forward mode and no
-    second derivative), no autocast, and convolutions on CUDA in whole float32 (torch's default there is TF32, three digits).
+    """Inside a run, whose end puts all of it back: attention by its formula (the fused kernels have no forward mode and
+    no second derivative), no autocast, and convolutions on CUDA in whole float32 (torch's default there is TF32, three
+    digits).
     """
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
@@ -579,8 +588,8 @@ def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def tidy(whole: Any, outputs: Outputs = None, targets: Any = None, torchs: bool = False) -> tuple[Tensor, int]:
     """The outputs as (n, c), then the chosen columns; the second value is the number of positions a sample, or 1.
 
-    Of outputs (m, positions, c), as of a language model, or (m, c, height, width), as of a segmentation, each position is a
-    sample: n = m positions.
+    Of outputs (m, positions, c), as of a language model, or (m, c, height, width), as of a segmentation, each position
+    is a sample: n = m positions.
     """
     out = outputs(whole) if callable(outputs) else whole if isinstance(whole, Tensor) else first_tensor(whole)
     if callable(outputs) and not isinstance(out, Tensor):
@@ -641,8 +650,8 @@ def _refuse_untrained(step: Step) -> None:
     for name, module in normalizers(step.root) if step.mode is None else []:
         if not module.training and untrained_statistics(module):
             raise UsageError(
-                f"Batch norm {name!r} is in eval mode but has seen no batch: its running mean is 0 and its variance 1, so "
-                "the answer would be for a network without batch norm. Use mode='train' (or model.train()), or say "
+                f"Batch norm {name!r} is in eval mode but has seen no batch: its running mean is 0 and its variance 1, "
+                "so the answer would be for a network without batch norm. Use mode='train' (or model.train()), or say "
                 "mode='eval' if that network is meant."
             )
 

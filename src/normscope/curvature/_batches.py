@@ -16,13 +16,15 @@ from normscope.curvature._form import Form
 
 
 class Batches:
-    """The batches of a step (its ``data``, or its one batch), each coupled inside itself: outputs stacked into (N, c)."""
+    """The batches of a step (its ``data``, or its one batch), each coupled inside itself: outputs stacked into (N,
+    c).
+    """
 
     def __init__(self, step: Step, options: Options, default: str = "squared_error", what: str = "This") -> None:
         if step.step is not None:
             raise UsageError(
-                f"{what} needs the model's outputs; a step= gives a loss alone. Use spectrum(hessian(...)), or pass inputs, "
-                "targets and a loss."
+                f"{what} needs the model's outputs; a step= gives a loss alone. Use spectrum(hessian(...)), or pass "
+                "inputs, targets and a loss."
             )
         steps = list(step.each())
         self.step, self.model, self.options = steps[0], steps[0].root, options
@@ -48,7 +50,9 @@ class Batches:
         return forms[0] if len(forms) == 1 else Form.stacked(forms)
 
     def curve(self, tangents: Tensor) -> Tensor:
-        """Hessian of the loss in the outputs times columns (N c, k): the mean over batches, weighted by their samples."""
+        """Hessian of the loss in the outputs times columns (N c, k): the mean over batches, weighted by their
+        samples.
+        """
         pieces = tangents.split([n * self.c for n in self.sizes])
         return torch.cat([part.curve(x) * (part.n / self.n) for part, x in zip(self.parts, pieces, strict=True)])
 
@@ -70,7 +74,9 @@ class Batches:
         return torch.cat([part.jvp(w) for part in self.parts])
 
     def gram(self) -> Callable[[], Tensor] | None:
-        """How to write J J^T (N c, N c) down without J, for one batch of a plain multilayer perceptron; else ``None``."""
+        """How to write J J^T (N c, N c) down without J, for one batch of a plain multilayer perceptron; else
+        ``None``.
+        """
         return chain_gram(self.parts[0]) if len(self.parts) == 1 else None
 
     def facts(self) -> dict[str, Any]:

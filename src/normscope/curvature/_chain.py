@@ -22,14 +22,17 @@ ELEMENTWISE = (
 
 
 def chain_gram(f: Batch) -> Callable[[], Float[Tensor, "m m"]] | None:
-    r"""J J^T (n c, n c) of a chain of ``Linear``, elementwise activations and leading ``Flatten``; ``None`` for other models.
+    r"""J J^T (n c, n c) of a chain of ``Linear``, elementwise activations and leading ``Flatten``; ``None`` for other
+    models.
 
     With $h^{l-1}$ (n, d) the input of layer l and $\delta^l_k(i)$ the gradient of output k of sample i in that layer's
-    output: $(J J^T)_{(i,k),(j,k')} = \sum_l (\delta^l_k(i) \cdot \delta^l_{k'}(j)) (h^{l-1}(i) \cdot h^{l-1}(j) + 1)$, the product
+    output: $(J J^T)_{(i,k),(j,k')} = \sum_l (\delta^l_k(i) \cdot \delta^l_{k'}(j)) (h^{l-1}(i) \cdot h^{l-1}(j) + 1)$,
+        the product
     of the h's where the layer's weight is among the parameters asked for, the 1 where its bias is. Work
     $O((n c)^2 \sum_l d_l)$; nothing of the length of the parameters is made.
 
-    Norms, dropout, shared or parametrised weights, hooks and subclasses are other models: they couple samples, or are not
+    Norms, dropout, shared or parametrised weights, hooks and subclasses are other models: they couple samples, or are
+        not
     what their class says.
     """
     if f.options.outputs is not None or len(f.step.args) != 1 or not isinstance(f.step.args[0], Tensor):

@@ -25,9 +25,10 @@ MOST_DOUBLINGS = 20
 class CriticalRate:
     r"""Where full-batch gradient descent from a model's present parameters first rises above its first loss.
 
-    rate: the largest rate tried whose loss stayed; ``above``: the smallest tried that did not, so that the critical rate lies
-        between them. ``inf`` where nothing tried exceeds, 0 where everything does.
-    lambda_max: largest eigenvalue of the Fisher at the start; ``steps`` of each run; ``runs``: what was tried, in order.
+    rate: the largest rate tried whose loss stayed; ``above``: the smallest tried that did not, so that the critical
+        rate lies between them. ``inf`` where nothing tried exceeds, 0 where everything does.
+    lambda_max: largest eigenvalue of the Fisher at the start; ``steps`` of each run; ``runs``: what was tried, in
+        order.
     """
 
     rate: float
@@ -38,7 +39,9 @@ class CriticalRate:
 
     @property
     def margin(self) -> float:
-        r"""rate $\cdot\,\lambda_{max}/2$: 1 where linear stability tells the whole story, more where it is conservative."""
+        r"""rate $\cdot\,\lambda_{max}/2$: 1 where linear stability tells the whole story, more where it is
+        conservative.
+        """
         return self.rate * self.lambda_max / 2
 
     def __repr__(self) -> str:
@@ -67,8 +70,8 @@ def critical_rate(
 
     Near a minimum, or where the top eigenvector carries the residual, the result is close to $2/\lambda_{max}$ (ratio
     ``margin`` -> 1 with the width for plain nets at initialization); with the outputs' mean subtracted the top of the
-    bulk carries little of it, and the margin is 2-3. Another criterion (final loss below the first one after many steps)
-    gives much larger rates, as nets catapult to flatter places.
+    bulk carries little of it, and the margin is 2-3. Another criterion (final loss below the first one after many
+    steps) gives much larger rates, as nets catapult to flatter places.
 
     inputs, targets, options: one batch, as for `fisher` (``mode``, ``dtype``, ``seed``, ``parameters``, ``outputs``).
     Errors: ``UsageError`` for steps < 1, tol not in (0, 1), a first loss that is not finite.
@@ -104,7 +107,9 @@ def critical_rate(
 
 
 def _bracket(stays: Callable[[float], bool], start: float) -> tuple[float, float]:
-    """Neighbouring doublings of ``start``, the lower one good and the upper one not; (inf, inf) or (0, least) if none."""
+    """Neighbouring doublings of ``start``, the lower one good and the upper one not; (inf, inf) or (0, least) if
+    none.
+    """
     rate, good = start, stays(start)
     for _ in range(MOST_DOUBLINGS):
         other = rate * 2 if good else rate / 2

@@ -26,8 +26,8 @@ SCREEN_SAMPLES, SCREEN_SHARE = 16, 1 / 8
 SCREEN_COST = 1.5
 #: Up to so many outputs the screening takes one VJP each; above, a few Lanczos steps in the space of outputs.
 SCREEN_OUTPUTS = 24
-#: The gap that the part of the batch sees is divided by this (chosen by us: with 2 the error was up to 1.7 times what it
-#: was said to be, and above the tolerance on 1 of 30 nets).
+#: The gap that the part of the batch sees is divided by this (chosen by us: with 2 the error was up to 1.7 times what
+#: it was said to be, and above the tolerance on 1 of 30 nets).
 SCREEN_SAFETY = 4.0
 
 

@@ -20,7 +20,8 @@ class Form:
     r"""Loss $E = \frac1n\sum_i a_i\,\ell(f_i, y_i)$ of outputs (n, c), with row weights a.
 
     Quadratic: $\ell = \frac12\|f - y\|^2$, Hessian in the outputs $I$ (squared_error a = 1; torch's mse a = 2/c).
-    Softmax: $\ell = -\sum_k q_k \log g_k$ with $g = \mathrm{softmax} f$, $\sum_k q_k = 1$, Hessian $\mathrm{diag}(g) - g g^T$;
+    Softmax: $\ell = -\sum_k q_k \log g_k$ with $g = \mathrm{softmax} f$, $\sum_k q_k = 1$, Hessian
+        $\mathrm{diag}(g) - g g^T$;
     class weights, smoothing, ignored targets and the reduction are in a and q (``wanted``, (n, c)).
     """
 
@@ -30,7 +31,8 @@ class Form:
 
     @classmethod
     def of(cls, loss: Loss, out: Tensor, raw: Tensor, targets: Any) -> Form:
-        """From the loss, the outputs (n, c), the same as the model returned them, and the targets (``None``: of the Fisher).
+        """From the loss, the outputs (n, c), the same as the model returned them, and the targets (``None``: of the
+        Fisher).
 
         Raises ``UsageError`` where targets do not fit.
         """
@@ -47,7 +49,8 @@ class Form:
     @classmethod
     def stacked(cls, forms: Sequence[Form]) -> Form:
         """Of several batches: the mean of their losses, weighted by their rows."""
-        wanted = None if any(f.wanted is None for f in forms) else torch.cat([f.wanted for f in forms])  # type: ignore[misc]
+        parts = [f.wanted for f in forms if f.wanted is not None]
+        wanted = torch.cat(parts) if len(parts) == len(forms) else None
         return cls(forms[0].softmax, torch.cat([f.rows for f in forms]), wanted)
 
     @property
@@ -95,7 +98,9 @@ class Form:
         return self.rows.to(out)[:, None] * slope
 
     def drawn(self, out: Tensor, generator: torch.Generator | None) -> Tensor:
-        """`gradient` at targets drawn from the model's own predictive law, N(f, 1) or the softmax, over the root of a."""
+        """`gradient` at targets drawn from the model's own predictive law, N(f, 1) or the softmax, over the root of
+        a.
+        """
         root = self.rows.to(out).sqrt()[:, None]
         if not self.softmax:
             return -root * torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)

@@ -41,15 +41,19 @@ def jacobian(
 ) -> LinearMap:
     r"""Jacobian J (n c, p) of the whole-batch outputs, row-major (sample, output), in the trainable parameters.
 
-    Samples are coupled *inside* the function: with batch norm in training mode row (i, k) is the derivative of output k of
-    sample i including its path through the batch statistics. Columns follow ``named_parameters()``, shared ones once.
-    Of outputs (m, positions, c), as of a language model, or (m, c, height, width), each position is a sample: n = m positions.
+    Samples are coupled *inside* the function: with batch norm in training mode row (i, k) is the derivative of output k
+    of sample i including its path through the batch statistics. Columns follow ``named_parameters()``, shared ones
+    once. Of outputs (m, positions, c), as of a language model, or (m, c, height, width), each position is a sample: n =
+    m positions.
 
-    model, inputs, data, samples: a `Step`, or what one is made of (``docs/inputs.md``); ``data`` holds several batches, each with
-        its own statistics, whose rows are stacked.
-    parameters: name patterns (``"layers.3"``, ``"*.bias"``) of the parameters to differentiate in; default all trainable.
-    outputs: columns to keep (indices or a slice), or a function from what the model returns to (n, c) or (m, positions, c).
-    mode: ``train``, ``eval``, or ``None``: each module as it is; batch norm in eval mode that has seen no batch is refused.
+    model, inputs, data, samples: a `Step`, or what one is made of (``docs/inputs.md``); ``data`` holds several batches,
+        each with its own statistics, whose rows are stacked.
+    parameters: name patterns (``"layers.3"``, ``"*.bias"``) of the parameters to differentiate in; default all
+        trainable.
+    outputs: columns to keep (indices or a slice), or a function from what the model returns to (n, c) or (m, positions,
+        c).
+    mode: ``train``, ``eval``, or ``None``: each module as it is; batch norm in eval mode that has seen no batch is
+        refused.
     seed: of dropout and other noise, drawn alike in every product.
     dtype: of the computation; default the parameters', float32 for half precision.
     route: how J w is computed: ``jvp`` (forward mode again), ``double_vjp`` (twice reverse, on a kept graph),
@@ -90,18 +94,19 @@ def fisher(
 ) -> LinearMap:
     r"""Fisher information, equal to the Gauss-Newton matrix, (p, p), per sample, of the whole-batch function.
 
-    ``squared_error`` (without targets the default): $F = \frac1n \sum_i \sum_k \nabla f_k(i)\, \nabla f_k(i)^T = J^T J / n$, the
-    Gauss-Newton matrix of $E = \frac1{2n}\sum_i\|f(i)-y(i)\|^2$; torch's ``mse``, $(2/c)E$: $(2/c) F$.
-    ``cross_entropy``: $F = \frac1n \sum_i J_i^T (\mathrm{diag}\,g_i - g_i g_i^T) J_i$ with $g_i$ = softmax of $f(i)$; class
-    weights, ignored targets, smoothing and the reduction of torch's module weight the rows.
-    Any other loss, the model's own too: $J^T (\nabla_f^2\, \mathrm{loss}) J$ with its own normalization, f the outputs it uses.
+    ``squared_error`` (without targets the default):
+    $F = \frac1n \sum_i \sum_k \nabla f_k(i)\, \nabla f_k(i)^T = J^T J / n$, the Gauss-Newton matrix of
+    $E = \frac1{2n}\sum_i\|f(i)-y(i)\|^2$; torch's ``mse``, $(2/c)E$: $(2/c) F$. ``cross_entropy``:
+    $F = \frac1n \sum_i J_i^T (\mathrm{diag}\,g_i - g_i g_i^T) J_i$ with $g_i$ = softmax of $f(i)$; class weights,
+    ignored targets, smoothing and the reduction of torch's module weight the rows. Any other loss, the model's own too:
+    $J^T (\nabla_f^2\, \mathrm{loss}) J$ with its own normalization, f the outputs it uses.
 
     kind: ``ggn`` (the above, exact), ``empirical``: $\frac1n\sum_i g_i g_i^T$ with the gradients $g_i$ of the samples'
-        losses at the targets (not a Fisher information; needs ``targets``), ``monte_carlo``: the same at ``draws`` sets of
-        targets drawn from the model's own predictive law with ``seed``, unbiased for ``ggn``.
+        losses at the targets (not a Fisher information; needs ``targets``), ``monte_carlo``: the same at ``draws`` sets
+        of targets drawn from the model's own predictive law with ``seed``, unbiased for ``ggn``.
     targets: needed by ``empirical`` and by losses without a name; otherwise they choose the loss, and are checked.
-    data: the exact matrix of the sum over the batches divided by the total n, each coupled inside itself: it depends on how
-        the data is cut into batches.
+    data: the exact matrix of the sum over the batches divided by the total n, each coupled inside itself: it depends on
+        how the data is cut into batches.
 
     Other arguments, errors and guarantees: ``jacobian``. The map's ``factor`` A (p, n c) has A A^T = F.
     """
@@ -129,7 +134,8 @@ def fisher(
 
 @alone
 def ntk(model: nn.Module | Step, inputs: Any = None, **options: Any) -> LinearMap:
-    r"""Neural tangent kernel $J J^T$ (n c, n c) of the batch, row-major (sample, output): n times the dual of the Fisher.
+    r"""Neural tangent kernel $J J^T$ (n c, n c) of the batch, row-major (sample, output): n times the dual of the
+    Fisher.
 
     Not divided by n: its nonzero eigenvalues are n times those of ``fisher(model, inputs, loss="squared_error")``.
     Arguments: ``jacobian``.
@@ -160,9 +166,10 @@ def hessian(
 ) -> LinearMap:
     r"""Hessian (p, p) of the loss of the whole batch, by double backward only.
 
-    loss: as everywhere (``docs/inputs.md``); by default the model's own, else by the targets. For several batches (``data``):
-    the mean of their losses, weighted by their numbers of samples. step: ``callable(model, batch) -> loss`` in its place.
-    Through torch's fused batch norm in training mode ``jvp(jacrev)``, ``torch.func.hessian``, ``grad(jvp)`` and
+    loss: as everywhere (``docs/inputs.md``); by default the model's own, else by the targets. For several batches
+        (``data``):
+    the mean of their losses, weighted by their numbers of samples. step: ``callable(model, batch) -> loss`` in its
+    place. Through torch's fused batch norm in training mode ``jvp(jacrev)``, ``torch.func.hessian``, ``grad(jvp)`` and
     ``jvp(jvp)`` are silently wrong (docs/curvature.md); a reverse pass over a reverse pass is exact.
     """
     at = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples, step=step)
@@ -181,7 +188,8 @@ def hessian(
             refuse_reentrant(value)
             if not bool(torch.isfinite(value)):
                 raise UsageError(
-                    f"The loss must be finite; it is {float(value)}. Check inputs, targets and parameters for NaN or infinity."
+                    f"The loss must be finite; it is {float(value)}. Check inputs, targets and parameters for NaN or "
+                    "infinity."
                 )
             if not value.requires_grad:
                 raise UsageError(
@@ -246,8 +254,8 @@ def make_options(parameters: str | Iterable[str] | None = None, **more: Any) -> 
 def _no_second(loss: str, error: BaseException) -> UsageError:
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return UsageError(
-        f"Loss and model must be differentiable twice; {loss!r} or an op of the model is not (torch: {first}). Take a smooth "
-        "loss, or write the op from differentiable ones."
+        f"Loss and model must be differentiable twice; {loss!r} or an op of the model is not (torch: {first}). Take a "
+        "smooth loss, or write the op from differentiable ones."
     )
 
 
@@ -259,8 +267,8 @@ def _check_symmetry(x: Tensor, z: Tensor, hx: Tensor, hz: Tensor) -> None:
     one, other = float(z @ hx), float(x @ hz)
     if not abs(one - other) <= allowed:
         raise UsageError(
-            f"A Hessian must be symmetric; this one is not (<z, H x> = {one:.6g}, <x, H z> = {other:.6g}): an op of the "
-            "model has a wrong second derivative. Write it from differentiable ops."
+            f"A Hessian must be symmetric; this one is not (<z, H x> = {one:.6g}, <x, H z> = {other:.6g}): an op of "
+            "the model has a wrong second derivative. Write it from differentiable ops."
         )
 
 

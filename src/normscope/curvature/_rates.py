@@ -74,7 +74,8 @@ def descend(
     """Full-batch gradient descent at each rate, the model untouched.
 
     2 / lambda_max is where the *linearised* dynamics lose stability: near a minimum that is where descent diverges; far
-    from one, a net may catapult past it to a flatter place, or, where the top eigenvector carries no residual, not notice.
+    from one, a net may catapult past it to a flatter place, or, where the top eigenvector carries no residual, not
+    notice.
     """
     whole_number("steps", steps, 1, "The usual number is 15.")
     if isinstance(rates, str) or not isinstance(rates, Iterable):

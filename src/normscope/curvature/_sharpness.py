@@ -97,7 +97,8 @@ class Sharpness(Shown):
         where = f"{f.get('mode')} mode, batch {f.get('batch_size')}{each}, {f.get('dtype')}, loss {self.loss}"
         lines = [
             f"Sharpness ({where})",
-            f"  lambda_max      {self.lambda_max:.5g} +- {self.error:.1g}   ({self.method}, {self.products:g} products)",
+            f"  lambda_max      {self.lambda_max:.5g} +- {self.error:.1g}   ({self.method}, {self.products:g} "
+            "products)",
             f"  max stable lr   {self.max_stable_lr:.4g} = 2 / lambda_max, linear stability of gradient descent",
         ]
         if not math.isnan(self.mean):
@@ -146,8 +147,8 @@ def sharpness(
     r"""Sharpness of a model's loss on a batch: lambda_max of ``fisher`` and what it means for the learning rate.
 
     model, inputs, targets, loss, data, samples: a `Step`, or what one is made of (``docs/inputs.md``). ``mse`` and
-        ``cross_entropy`` have torch's value; without targets and loss it is ``squared_error``, $\frac1{2n}\sum\|f-y\|^2$.
-        ``data``: the mean over the batches, each normalised by itself.
+        ``cross_entropy`` have torch's value; without targets and loss it is ``squared_error``,
+        $\frac1{2n}\sum\|f-y\|^2$. ``data``: the mean over the batches, each normalised by itself.
     tol: relative error wanted of lambda_max. ``probes``: random probes for the trace (0: no moments, no outliers).
     compare_modes: also lambda_max in eval mode, and of all batches as one, where the model has batch statistics.
     what_if: also lambda_max with each of ``VARIANTS`` put after the last layer.

@@ -1,9 +1,9 @@
 """Convolution and batch norm whose backward pass, as a linear map of the slope, has a fast transpose.
 
-J w is the derivative of <J^T z, w> in z (``Batch``): only the slope of each backward pass is differentiated again, never
-inputs or weights. torch's own second derivatives serve all three: through a convolution they compute one that nobody asked
-for, through batch norm dozens of elementwise passes. In the slope alone they are as cheap as a forward pass: two
-convolutions, and the batch norm's own backward kernel, which is symmetric.
+J w is the derivative of <J^T z, w> in z (``Batch``): only the slope of each backward pass is differentiated again,
+never inputs or weights. torch's own second derivatives serve all three: through a convolution they compute one that
+nobody asked for, through batch norm dozens of elementwise passes. In the slope alone they are as cheap as a forward
+pass: two convolutions, and the batch norm's own backward kernel, which is symmetric.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ CONVOLUTIONS: dict[Callable[..., Any], int] = {torch.conv1d: 1, torch.conv2d: 2,
 class LinearBackward(TorchFunctionMode):
     """Inside, convolutions and batch norms in training mode are the ones of this file: for J^T v and J w only.
 
-    Second derivatives in the parameters through them would be wrong without a word. Where the model checkpoints a part of
-    itself, torch's own run: that part runs again inside the backward pass, where no mode reaches it, and must do the same.
+    Second derivatives in the parameters through them would be wrong without a word. Where the model checkpoints a part
+    of itself, torch's own run: that part runs again inside the backward pass, where no mode reaches it, and must do the
+    same.
     """
 
     def __enter__(self) -> Any:
@@ -65,7 +66,9 @@ def _each(size: Any, axes: int) -> list[int]:
 
 
 def _plain(*tensors: Tensor | None) -> bool:
-    """Whether all are ordinary floating-point tensors of one dtype, so that an unusual call fails as torch's own does."""
+    """Whether all are ordinary floating-point tensors of one dtype, so that an unusual call fails as torch's own
+    does.
+    """
     return len({t.dtype if type(t) in (Tensor, torch.nn.Parameter) else None for t in tensors if t is not None}) == 1
 
 
@@ -161,8 +164,8 @@ class _BatchNorm(torch.autograd.Function):
 class _BatchNormBack(torch.autograd.Function):
     r"""slope -> gradients of input, gamma and beta; transposed: the tangent of the batch norm.
 
-    In its input a batch norm's Jacobian is $\frac{\gamma}{\sigma}(1 - \frac1n 11^T - \frac1n \hat x\hat x^T)$, symmetric; in
-    gamma it is $\hat x$, in beta 1.
+    In its input a batch norm's Jacobian is $\frac{\gamma}{\sigma}(1 - \frac1n 11^T - \frac1n \hat x\hat x^T)$,
+    symmetric; in gamma it is $\hat x$, in beta 1.
     """
 
     generate_vmap_rule = True

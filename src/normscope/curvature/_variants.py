@@ -29,15 +29,16 @@ VARIANTS = {
 
 @alone
 def last_layer(
-    model: nn.Module | Step, inputs: Any, variant: str, loss: LossLike = None, targets: Any = None, *, eps: float = 1e-5,
+    model: nn.Module | Step, inputs: Any, variant: str, loss: LossLike = None, targets: Any = None, *,
+    eps: float = 1e-5,
     **options: Any,
 ) -> LinearMap:  # fmt: skip
     r"""Fisher (p, p) of the network with a norm put after its outputs, in the parameters it has now.
 
     Exact: the norm's Jacobian B in the outputs is a known small matrix, so $J_{new} = B J$ and $F = (BJ)^T Q (BJ) / n$.
-    With $u = (f - \mu)/s$, $s = \sqrt{\sigma^2 + \epsilon}$ (biased): ``center`` $B = I - 11^T/n$ for each output, ``batch``
-    $B = (I - 11^T/n - u u^T/n)/s$, ``batch_frozen`` $B = 1/s$; ``layer_center`` and ``layer`` the same over the outputs
-    of a sample. B is symmetric. The batch is one; other arguments: ``fisher``.
+    With $u = (f - \mu)/s$, $s = \sqrt{\sigma^2 + \epsilon}$ (biased): ``center`` $B = I - 11^T/n$ for each output,
+    ``batch`` $B = (I - 11^T/n - u u^T/n)/s$, ``batch_frozen`` $B = 1/s$; ``layer_center`` and ``layer`` the same over
+    the outputs of a sample. B is symmetric. The batch is one; other arguments: ``fisher``.
     """
     if variant not in VARIANTS:
         raise unknown("last-layer variant", variant, VARIANTS)

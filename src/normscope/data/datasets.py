@@ -94,8 +94,9 @@ def load(
         ones; the global generator is not used). ``None`` keeps all, in stored order.
     flatten: inputs as rows, (n, d).
     check: compare MD5 checksums where they are published; turn off for files that you re-encoded.
-    samples: the axis of the inputs that runs over samples, 1 for (time, samples, features). Without ``n`` what a callable
-        returns is not counted: which of its axes has the samples may be for the model to say (a graph, pooled rows).
+    samples: the axis of the inputs that runs over samples, 1 for (time, samples, features). Without ``n`` what a
+        callable returns is not counted: which of its axes has the samples may be for the model to say (a graph, pooled
+        rows).
 
     Raises ``UsageError``: unknown name (nearest offered); no ``data_dir``; missing, truncated or corrupt file; wrong
     checksum; a pickle with more than arrays in it (refused, nothing executed); n < 1 or more than there are; no

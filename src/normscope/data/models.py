@@ -33,8 +33,8 @@ def load_model(name: str, batch: Batch | None = None, *, seed: int = 0) -> nn.Mo
     model: nn.Module = parts.pop("model")
     if parts:
         raise UsageError(
-            f"{name} must return an nn.Module here, where models share data and loss; it returns a Step or a dict of its fields "
-            f"({', '.join(parts)}). Return its model, and name data and loss by options."
+            f"{name} must return an nn.Module here, where models share data and loss; it returns a Step or a dict of "
+            f"its fields ({', '.join(parts)}). Return its model, and name data and loss by options."
         )
     return model
 
@@ -45,8 +45,8 @@ def load_step(name: str, batch: Batch | None = None, *, seed: int = 0) -> dict[s
     ``mlp:...``, ``vgg:...``, ``resnet:...``: built-in nets; the sample's shape and the number of classes come from
     ``batch``. ``transformers:CONFIG-OR-DIR[,key=value...]``, ``timm:NAME``, ``torchvision:NAME``: built from their
     configuration, nothing is downloaded. ``package.module:callable[,key=value...]`` or
-    ``path/file.py:callable[,key=value...]``: what the callable returns, an ``nn.Module``, a ``Step`` or a dictionary of its
-    fields (an instance of these serves too).
+    ``path/file.py:callable[,key=value...]``: what the callable returns, an ``nn.Module``, a ``Step`` or a dictionary of
+    its fields (an instance of these serves too).
     Raises ``UsageError`` naming what is missing.
     """
     source, rest = _source(name)
@@ -115,7 +115,9 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _instance(name: str) -> Any:
-    """The module, ``Step`` or dictionary that the user's file holds under this name; ``None`` for what is to be called."""
+    """The module, ``Step`` or dictionary that the user's file holds under this name; ``None`` for what is to be
+    called.
+    """
     plain, given = split_arguments(name)
     found = load_object(plain)
     made = isinstance(found, nn.Module | Step | Mapping)
@@ -232,7 +234,9 @@ def _transformers_config(rest: str) -> tuple[Any, Any]:
 
 @SOURCES.register("transformers")
 def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
-    """transformers:CONFIG-OR-DIR[,key=value...]: a model type (gpt2, bert, vit, resnet ...) or a folder with config.json."""
+    """transformers:CONFIG-OR-DIR[,key=value...]: a model type (gpt2, bert, vit, resnet ...) or a folder with
+    config.json.
+    """
     hub, config = _transformers_config(rest)
     for auto in ("AutoModelForImageClassification", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModel"):
         kind = getattr(hub, auto)

@@ -68,8 +68,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class Hit:
-    """Evidence for a rule: the record where it starts (or the module's ``name``), the number that crossed the threshold,
-    and a sentence."""
+    """Evidence for a rule: the record where it starts (or the module's ``name``), the number that crossed the
+    threshold, and a sentence."""
 
     at: Record | None
     metric: str
@@ -114,7 +114,8 @@ CAUSES = (*ROOTS, "NS40", "NS1", "NS2", "NS3", "NS41", "NS5", "NS9", "NS42")
 def find(profile: Profile) -> list[Finding]:
     """All findings on one measured profile: errors first, causes before their consequences, then by layer.
 
-    Where data, wiring, loss or who sees whom are at fault, what geometry, gradients and rates show may follow from that: it
+    Where data, wiring, loss or who sees whom are at fault, what geometry, gradients and rates show may follow from
+        that: it
     comes after. A trial decides how grave geometry, gradients and rates are.
     """
     view = View(profile)
@@ -135,7 +136,8 @@ def find(profile: Profile) -> list[Finding]:
 
 #: Rates are judged only where wiring, loss and data are clean.
 AFTERWARDS = ("NS402", "NS403", "NS407", "NS423")
-#: What a trial decides: predictions from one batch at the start. The rates of the user's own optimizer by its own trial.
+#: What a trial decides: predictions from one batch at the start. The rates of the user's own optimizer by its own
+#: trial.
 PREDICTIONS, RATES = (
     ("NS101", "NS102", "NS103", "NS104", "NS105", "NS2", "NS3", "NS401", "NS713"),
     ("NS403", "NS405", "NS407"),
@@ -143,7 +145,9 @@ PREDICTIONS, RATES = (
 
 
 def _in_the_light_of(trial: Mapping[str, Any], f: Finding) -> Finding:
-    """A finding with the severity that the trial leaves: predictions are notes of what trained, errors of what did not."""
+    """A finding with the severity that the trial leaves: predictions are notes of what trained, errors of what did
+    not.
+    """
     if "sgd" not in trial or f.severity == "info":
         return f
     races = [trial[name]["trains"] for name in ("sgd", "adam")]
@@ -203,7 +207,8 @@ class View:
         (``layer.#.output.dense``),
         as a query's are small in every block.
 
-        Without what a skip leads around while its branch starts at zero, as it should: layers without any gradient although
+        Without what a skip leads around while its branch starts at zero, as it should: layers without any gradient
+            although
         an earlier one has one, and layers of output zero (NaN) although a later one has a value.
         """
         curve, everyone = self.hidden(metric, signal), self.curve(metric, signal)

@@ -11,19 +11,21 @@ from normscope.findings._rules import Hit, View, inside, rule
     "NS119",
     "axes exchanged by a reshape",
     severity="warning",
-    meaning="A view or reshape keeps the order of the numbers: what was one row, pixel or channel is cut up among others.",
-    cure="Move the axes first: x.transpose(1, 2) for (n, time, channels), x.permute(0, 2, 3, 1).reshape(-1, c) for images.",
+    meaning="A view or reshape keeps the order of the numbers: what was one row, pixel or channel is cut up among "
+    "others.",
+    cure="Move the axes first: x.transpose(1, 2) for (n, time, channels), x.permute(0, 2, 3, 1).reshape(-1, c) for "
+    "images.",
     source="the shapes: two axes have each other's lengths behind the call",
 )
 def reshaped(view: View) -> Iterator[Hit]:
-    """A reshape or view in the model or the loss gives axes each other's places: (n, a, b) to (n, b, a), (n, c, h, w) to
-    (n h w, c). Axes of equal lengths cannot be told apart and are not judged.
+    """A reshape or view in the model or the loss gives axes each other's places: (n, a, b) to (n, b, a), (n, c, h, w)
+    to (n h w, c). Axes of equal lengths cannot be told apart and are not judged.
     """
     c = view.section("calls").get("reshaped")
     if c:
         text = (
-            f"a reshape takes {tuple(c['from'])} to {tuple(c['to'])}{inside(c['module'])}: the axes exchange their lengths and "
-            "the numbers are scrambled; a permute (transpose) is missing"
+            f"a reshape takes {tuple(c['from'])} to {tuple(c['to'])}{inside(c['module'])}: the axes exchange their "
+            "lengths and the numbers are scrambled; a permute (transpose) is missing"
         )
         yield Hit(None, "axes", 1.0, 0.0, text, name=c["module"])
 
@@ -37,12 +39,15 @@ def reshaped(view: View) -> Iterator[Hit]:
     source="the axis of the softmax beside that of the product",
 )
 def softmax(view: View) -> Iterator[Hit]:
-    """What a softmax gave is multiplied into another tensor, and the product sums over another axis than the softmax did."""
+    """What a softmax gave is multiplied into another tensor, and the product sums over another axis than the softmax
+    did.
+    """
     c = view.section("calls").get("softmax")
     if c:
         text = (
-            f"a softmax runs over axis {c['dim']} (dim={c['dim']}) of {tuple(c['shape'])}{inside(c['module'])}, and the product "
-            f"behind it sums over axis {c['summed']}: the attention weights of a query do not sum to one; wrong axis"
+            f"a softmax runs over axis {c['dim']} (dim={c['dim']}) of {tuple(c['shape'])}{inside(c['module'])}, and "
+            f"the product behind it sums over axis {c['summed']}: the attention weights of a query do not sum to one; "
+            "wrong axis"
         )
         yield Hit(None, "axes", 1.0, 0.0, text, name=c["module"])
 
@@ -56,20 +61,20 @@ def softmax(view: View) -> Iterator[Hit]:
     source="equal to the last bit",
 )
 def twice(view: View) -> Iterator[Hit]:
-    """The two halves of a layer's input channels are equal, to the last bit, for all samples, and not constant; or two of the
-    inputs are.
+    """The two halves of a layer's input channels are equal, to the last bit, for all samples, and not constant; or two
+    of the inputs are.
     """
     same = view.section("data").get("equal_inputs")
     if same:
         text = (
-            f"two of the inputs are identical, tensors {same[0]} and {same[1]}: one view (augmentation, image) was given twice, "
-            "where two different ones are to be compared"
+            f"two of the inputs are identical, tensors {same[0]} and {same[1]}: one view (augmentation, image) was "
+            "given twice, where two different ones are to be compared"
         )
         yield Hit(None, "inputs", 1.0, 0.0, text)
     for c in view.section("calls").get("twice", [])[:1]:
         text = (
-            f"{c['module']} gets {c['channels']} channels, the second half equal to the first: the same tensor was concatenated "
-            "with itself (a duplicate in torch.cat), and the skip or second input is not seen"
+            f"{c['module']} gets {c['channels']} channels, the second half equal to the first: the same tensor was "
+            "concatenated with itself (a duplicate in torch.cat), and the skip or second input is not seen"
         )
         yield Hit(None, "channels", 0.5, 0.0, text, name=c["module"])
 
@@ -83,13 +88,17 @@ def twice(view: View) -> Iterator[Hit]:
     source="equal to the last bit",
 )
 def unread(view: View) -> Iterator[Hit]:
-    """One of several inputs, or one of at most eight columns of ids, was exchanged between samples, and no output changed.
+    """One of several inputs, or one of at most eight columns of ids, was exchanged between samples, and no output
+    changed.
 
     Inputs that are the same for all samples are not judged.
     """
     u = view.section("mixing").get("unread")
     if u:
-        text = f"the outputs do not depend on {u['name']}, {tuple(u['shape'])}: it is ignored, never read (another in its place?)"
+        text = (
+            f"the outputs do not depend on {u['name']}, {tuple(u['shape'])}: it is ignored, never read (another in "
+            "its place?)"
+        )
         yield Hit(None, "unread", 1.0, 0.0, text)
 
 
@@ -102,7 +111,9 @@ def unread(view: View) -> Iterator[Hit]:
     source="the second gets what the first gave, to the last bit",
 )
 def in_a_row(view: View) -> Iterator[Hit]:
-    """A Linear layer gets exactly what another one gave, and the first is not narrower than both ends (a factorization)."""
+    """A Linear layer gets exactly what another one gave, and the first is not narrower than both ends (a
+    factorization).
+    """
     pairs = view.section("wiring").get("in_a_row", [])
     if pairs:
         names = "; ".join(f"{a} and {b}" for a, b in pairs[:4])
@@ -121,15 +132,15 @@ def in_a_row(view: View) -> Iterator[Hit]:
 def one_unit(view: View) -> Iterator[Hit]:
     """A layer with several outputs gets a single number a sample, which wider layers made of a wider input.
 
-    A note without a trial of the user's own, where it trains, and where there are two outputs at most. Scores and gates lead
-    on no layer, and are silent.
+    A note without a trial of the user's own, where it trains, and where there are two outputs at most. Scores and gates
+    lead on no layer, and are silent.
     """
     c, loss = view.section("calls").get("one_unit"), view.section("loss")
     if c and len(loss.get("outputs", [])) >= 2:
         stuck = view.section("trial").get("own", {}).get("trains") is False
         text = (
-            f"{c['before'] or 'the layer before'} has one unit between wider ones: {c['module']} gets 1 number a sample, a "
-            f"bottleneck too narrow for {loss['outputs'][-1]} outputs"
+            f"{c['before'] or 'the layer before'} has one unit between wider ones: {c['module']} gets 1 number a "
+            f"sample, a bottleneck too narrow for {loss['outputs'][-1]} outputs"
         )
         grave = stuck and loss["outputs"][-1] > 2
         yield Hit(None, "width", 1.0, 2.0, text, "" if grave else "info", c["before"] or c["module"])

@@ -24,8 +24,8 @@ PRICES, SMALL_TARGETS, LEAK = 1e3, 300.0, 1e-6
 def not_finite(view: View) -> Iterator[Hit]:
     """A batch of the loader holds NaN or infinity, in the inputs or the targets; the first one is named.
 
-    At most 64 batches are read. The rest of the diagnosis ran with zeros in their place. A note where the model deals with
-    it: the loss of that batch is finite.
+    At most 64 batches are read. The rest of the diagnosis ran with zeros in their place. A note where the model deals
+    with it: the loss of that batch is finite.
     """
     b = view.section("data").get("broken")
     if b:
@@ -71,8 +71,8 @@ def large_inputs(view: View) -> Iterator[Hit]:
 def tiny_inputs(view: View) -> Iterator[Hit]:
     """The rows that the first layer with weights gets have a median norm below 0.05.
 
-    A fresh ``nn.Linear`` has weights and biases of one distribution, so that the part of the input in its output, beside the
-    bias, is the norm of the row.
+    A fresh ``nn.Linear`` has weights and biases of one distribution, so that the part of the input in its output,
+    beside the bias, is the norm of the row.
     """
     f = view.section("data").get("first_layer")
     if f and 0 < f["row"] < TINY:
@@ -97,8 +97,8 @@ def column_scales(view: View) -> Iterator[Hit]:
     if f and f.get("column_ratio", 1.0) > COLUMNS and f["widest_std"] > 10:
         text = (
             f"the features' standard deviations range from {f['narrowest_std']:.2g} to {f['widest_std']:.2g} "
-            f"(column {f['widest']} of what {f['module'] or 'the first layer'} gets): a factor of {f['column_ratio']:.1g} "
-            "in scale, not standardized"
+            f"(column {f['widest']} of what {f['module'] or 'the first layer'} gets): a factor of "
+            f"{f['column_ratio']:.1g} in scale, not standardized"
         )
         yield Hit(None, "column_ratio", f["column_ratio"], COLUMNS, text)
 
@@ -112,9 +112,9 @@ def column_scales(view: View) -> Iterator[Hit]:
     source="chosen by us: an rms of 1000, a hundred times the outputs'",
 )
 def target_scale(view: View) -> Iterator[Hit]:
-    """The targets of a regression have an rms above 1000, and the outputs less than a hundredth of it; or the outputs are
-    300 times the targets' standard deviation; or one of several targets has an rms above 30 (a
-    note where the user's own trial trains).
+    """The targets of a regression have an rms above 1000, and the outputs less than a hundredth of it; or the outputs
+    are 300 times the targets' standard deviation; or one of several targets has an rms above 30 (a note where the
+    user's own trial trains).
     """
     t, s, u = view.section("data").get("target_rms", 0.0), view.section("loss"), view.section("update")
     if s.get("task") == "regression" and t > PRICES and s.get("output_rms", math.inf) < t / 100:
@@ -137,8 +137,8 @@ def target_scale(view: View) -> Iterator[Hit]:
     one = view.section("data").get("largest_target", 0.0)
     if one > UNITS:
         text = (
-            f"of several targets one has rms {one:.3g}: its part of the loss dominates the others by its units alone; bring all to "
-            "one magnitude (standardize), or weigh the parts (balance)"
+            f"of several targets one has rms {one:.3g}: its part of the loss dominates the others by its units alone; "
+            "bring all to one magnitude (standardize), or weigh the parts (balance)"
         )
         trains = view.section("trial").get("own", {}).get("trains")  # boxes in pixels, returns
         yield Hit(None, "target_rms", one, UNITS, text, "info" if trains else "")
@@ -198,7 +198,8 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     """The nearest neighbour of a validation sample has its label far above chance in the validation data, and at chance
     in training.
 
-    Three numbers: neighbours within the validation set, from the training set to it, and within the training set. Without
+    Three numbers: neighbours within the validation set, from the training set to it, and within the training set.
+        Without
     validation data this cannot be told: a hard task looks the same.
     """
     k = view.section("data").get("neighbours")
@@ -226,7 +227,9 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     source="chosen by us: a shift of one standard deviation, or a factor of 5",
 )
 def other_valid(view: View) -> Iterator[Hit]:
-    """The mean of the validation inputs is a standard deviation off, or their standard deviation differs by a factor of 5."""
+    """The mean of the validation inputs is a standard deviation off, or their standard deviation differs by a factor of
+    5.
+    """
     v = view.section("data").get("valid")
     if v and (v["shift"] > 1 or not 0.2 < v["ratio"] < 5):
         text = (
@@ -245,8 +248,9 @@ def other_valid(view: View) -> Iterator[Hit]:
     source="chosen by us: ids beyond the table, and a third of all tokens in one row",
 )
 def one_row(view: View) -> Iterator[Hit]:
-    """The inputs hold ids beyond the embedding's rows, and on the way to it a third of all tokens or more became one id; or
-    all ids of a batch are one, of a table of more than three rows; or one token that is no padding has 60 % of all places.
+    """The inputs hold ids beyond the embedding's rows, and on the way to it a third of all tokens or more became one
+    id; or all ids of a batch are one, of a table of more than three rows; or one token that is no padding has 60 % of
+    all places.
     """
     t = view.section("data").get("tokens")
     if (
@@ -264,13 +268,16 @@ def one_row(view: View) -> Iterator[Hit]:
         yield Hit(None, "one_row", t["one_row"], 1 / 3, text, name=t["module"])
     u = (t or {}).get("unknown", {})
     if t and u and u["share"] > 0.6 and u["kinds"] > 3:
-        text = f"{u['share']:.0%} of all tokens are id {u['id']}: it dominates; are most unknown words (out of vocabulary)?"
+        text = (
+            f"{u['share']:.0%} of all tokens are id {u['id']}: it dominates; are most unknown words (out of "
+            "vocabulary)?"
+        )
         yield Hit(None, "one_row", u["share"], 0.6, text, name=t["module"])
     one = view.section("data").get("one_id")
     if one:
         text = (
-            f"{one['share']:.0%} of the ids that {one['module']} (an embedding of {one['rows']} rows) gets are {one['id']}: a "
-            "constant; were categories scaled, then cast to integers (all zero)?"
+            f"{one['share']:.0%} of the ids that {one['module']} (an embedding of {one['rows']} rows) gets are "
+            f"{one['id']}: a constant; were categories scaled, then cast to integers (all zero)?"
         )
         yield Hit(None, "one_row", one["share"], 1 / 3, text, name=one["module"])
 
@@ -284,8 +291,8 @@ def one_row(view: View) -> Iterator[Hit]:
     source="chosen by us: 80 % of the batches, with three batches and two classes or more; half of the pairs",
 )
 def sorted_classes(view: View) -> Iterator[Hit]:
-    """In 80 % of the batches all targets are one class, though the data has several; or pairs within a batch are of one class
-    three times as often as pairs of all data.
+    """In 80 % of the batches all targets are one class, though the data has several; or pairs within a batch are of one
+    class three times as often as pairs of all data.
     """
     d = view.section("data")
     alike = d.get("alike", {"within": 0.0, "overall": 1.0})
@@ -335,8 +342,8 @@ def sentinel(view: View) -> Iterator[Hit]:
     s = view.section("data").get("sentinel")
     if s:
         text = (
-            f"{s['share']:.1%} of column {s['column']} of the {s['what']} are {s['value']:g}, ten times as far out as any other "
-            f"value ({s['wide']:.2g} from the median): a sentinel for missing values, an outlier"
+            f"{s['share']:.1%} of column {s['column']} of the {s['what']} are {s['value']:g}, ten times as far out as "
+            f"any other value ({s['wide']:.2g} from the median): a sentinel for missing values, an outlier"
         )
         yield Hit(None, "share", s["share"], 0.002, text)
 
@@ -345,16 +352,19 @@ def sentinel(view: View) -> Iterator[Hit]:
     "NS814",
     "inputs that wear off",
     severity="warning",
-    meaning="The forward pass writes into the batch it is given, so data that is kept in memory is other data in each epoch.",
+    meaning="The forward pass writes into the batch it is given, so data that is kept in memory is other data in each "
+    "epoch.",
     cure="Work on a new tensor: x = x / 255, not x /= 255 or x.div_(255).",
     source="the inputs after one and after two forward passes, to the last bit",
 )
 def worn(view: View) -> Iterator[Hit]:
-    """A forward pass changes its input tensors in place, and a second one changes them again; an activation in place does not."""
+    """A forward pass changes its input tensors in place, and a second one changes them again; an activation in place
+    does not.
+    """
     worn = view.section("calls").get("worn")
     if worn:
         text = (
-            f"{worn[0]}{inside(worn[1])} changes the batch that is given in place, and again at the next pass: cached inputs "
-            "shrink or drift from epoch to epoch"
+            f"{worn[0]}{inside(worn[1])} changes the batch that is given in place, and again at the next pass: cached "
+            "inputs shrink or drift from epoch to epoch"
         )
         yield Hit(None, "in_place", 1.0, 0.0, text, name=worn[1])

@@ -25,8 +25,8 @@ from normscope.init.wrappers import off_centre
 CANDIDATES = (
     "none", "zero-branches", "identity", "orthogonal", "lsuv", "delta-orthogonal", "he", "xavier", "haar", "rank",
 )  # fmt: skip
-#: A cure must beat the model as it is by this much (decades, a factor of 2): chosen by us, because redrawing the weights
-#: of one law moves the cost by about as much.
+#: A cure must beat the model as it is by this much (decades, a factor of 2): chosen by us, because redrawing the
+#: weights of one law moves the cost by about as much.
 LEAST_GAIN = 0.3
 
 
@@ -36,14 +36,14 @@ def cure(
 ) -> nn.Module:  # fmt: skip
     """Give a model weights (or a norm) with which it can train: the same model, changed in place.
 
-    how: a name of ``normscope.init.CURES``; several joined by ``+`` are applied in turn (``"orthogonal+center-outputs"``);
-        or ``"auto"``: the best of `rank_cures` on this batch.
+    how: a name of ``normscope.init.CURES``; several joined by ``+`` are applied in turn
+        (``"orthogonal+center-outputs"``); or ``"auto"``: the best of `rank_cures` on this batch.
     model, inputs, targets, loss, data, samples: as in `diagnose`; most cures look at the inputs only.
     seed: of every random choice; equal seeds give bit-identical weights.
 
-    Returns the model; for ``center-outputs`` and ``last-batch-norm`` the module that wraps it. Nothing but the weights and
-    biases of the treated layers changes. ``normscope.findings.cures.treat`` takes the same arguments and also says which
-    layers were treated, and why others were not.
+    Returns the model; for ``center-outputs`` and ``last-batch-norm`` the module that wraps it. Nothing but the weights
+    and biases of the treated layers changes. ``normscope.findings.cures.treat`` takes the same arguments and also says
+    which layers were treated, and why others were not.
     Raises ``UsageError`` for an unknown name, fewer than 2 samples, values that are not finite (naming the layer), or a
     model without a layer to treat; then the model is as before.
     """
@@ -109,8 +109,8 @@ def parts_of(how: str) -> list[Cure]:
     names = str(how).split("+") if how != "auto" else []
     if "auto" in names:
         raise UsageError(
-            f"auto chooses a cure and cannot be joined with others; got {how!r}. Use auto alone, or name each cure, as in "
-            "orthogonal+center-outputs."
+            f"auto chooses a cure and cannot be joined with others; got {how!r}. Use auto alone, or name each cure, as "
+            "in orthogonal+center-outputs."
         )
     listed = [name.strip() for name in str(how).split(",")]
     if len(listed) > 1 and all(name in CURES for name in listed):
@@ -123,7 +123,9 @@ def parts_of(how: str) -> list[Cure]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate of ``auto``: what it was measured to do on a copy of the model, or the reason why it could not be tried."""
+    """A candidate of ``auto``: what it was measured to do on a copy of the model, or the reason why it could not be
+    tried.
+    """
 
     name: str
     control: bool
@@ -133,7 +135,9 @@ class Trial:
 
     @property
     def key(self) -> tuple[float, ...]:
-        """Order of the ranking: tried before not tried, usable before controls, without error findings first, then by cost."""
+        """Order of the ranking: tried before not tried, usable before controls, without error findings first, then by
+        cost.
+        """
         if self.reading is None:
             return (2.0, 0.0, 0.0)
         return (float(self.control), float(self.reading.errors > 0), self.reading.cost)
@@ -164,9 +168,9 @@ def rank_cures(
     candidates: names as for `cure`. The best of them is tried together with ``center-outputs`` as well.
     seconds: start no further candidate after that long. curvature: measure lambda_max too.
 
-    Of nets that had an error finding at initialization none trained (docs/findings.md), so these come last; then `Reading.cost`
-    decides. The model as it is stays first unless a cure has fewer errors or is better by `LEAST_GAIN`. Controls are
-    shown and never first.
+    Of nets that had an error finding at initialization none trained (docs/findings.md), so these come last; then
+    `Reading.cost` decides. The model as it is stays first unless a cure has fewer errors or is better by `LEAST_GAIN`.
+    Controls are shown and never first.
     """
     at = Step.of(model, inputs, targets, loss, mode="train", seed=seed)
     on = _fresh(at, fresh)
@@ -203,14 +207,16 @@ def rank_cures(
 
 
 def _check_differ(inputs: Any) -> None:
-    """``UsageError`` where all samples are the same: every net then collapses them, and no cure is better than another."""
+    """``UsageError`` where all samples are the same: every net then collapses them, and no cure is better than
+    another.
+    """
     leaves = [v for v in tensors(inputs) if v.dim()]
     n = max((len(v) for v in leaves), default=0)
     leaves = [v for v in leaves if len(v) == n]
     if n > 1 and all(bool((v == v[:1]).all()) for v in leaves):
         raise UsageError(
-            f"Cures are ranked by how a net keeps samples apart, so the samples must differ; all {n} are the same. Give "
-            "samples of the training set, or name a cure."
+            f"Cures are ranked by how a net keeps samples apart, so the samples must differ; all {n} are the same. "
+            "Give samples of the training set, or name a cure."
         )
 
 
@@ -231,7 +237,9 @@ def _try(name: str, at: Step, on: Step, curvature: bool) -> Trial:
 
 @dataclass(frozen=True)
 class Course:
-    """A model before and after a cure: the `Reading` of both, what was done, and the candidates if the cure was chosen here."""
+    """A model before and after a cure: the `Reading` of both, what was done, and the candidates if the cure was chosen
+    here.
+    """
 
     how: str
     treatment: Treatment
@@ -267,7 +275,9 @@ def follow(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Course:
-    """`cure` a model and measure it before and after, on ``fresh`` = (inputs, targets) if given; arguments as `rank_cures`."""
+    """`cure` a model and measure it before and after, on ``fresh`` = (inputs, targets) if given; arguments as
+    `rank_cures`.
+    """
     say = progress or (lambda _name: None)
     parts_of(how)
     at = Step.of(model, inputs, targets, loss, mode="train", seed=seed)

@@ -95,8 +95,8 @@ class Diagnosis(Shown):
 
     @property
     def trains(self) -> dict[str, bool | None]:
-        """Whether the trial lowered the loss below chance: ``sgd`` and ``adam`` at the best of several rates, ``own`` with
-        the optimizer and loop as given; ``None`` where that did not run.
+        """Whether the trial lowered the loss below chance: ``sgd`` and ``adam`` at the best of several rates, ``own``
+        with the optimizer and loop as given; ``None`` where that did not run.
         """
         trial = self.profile.facts.get("checkup", {}).get("trial", {})
         return {k: trial[k]["trains"] if k in trial else None for k in ("sgd", "adam", "own")}
@@ -201,13 +201,15 @@ def diagnose(
     model, inputs, targets, loss, optimizer, data, valid, step, train_step, samples: a `Step`, or what one is made of
         (``docs/inputs.md``). Without targets and loss the gradient flow is that of the model's own loss, or of a random
         cotangent on the outputs. One batch of 32 to 128 samples is enough. layers, tokens, seed: as in `probe`.
-    mode: ``"train"`` (the default): batch norm uses this batch, as in the first training step; ``"eval"`` must be asked for.
+    mode: ``"train"`` (the default): batch norm uses this batch, as in the first training step; ``"eval"`` must be asked
+        for.
     theory: lay the infinite-width prediction beside the measurement where the model is a plain MLP that has one.
     curvature: measure the largest eigenvalue of the whole batch's Fisher matrix too, with and without centred outputs
         (about ten more passes; rules NS4xx). lr: a learning rate to hold against it; implies ``curvature``.
-    trial: "auto" trains copies of the model for up to 50 steps, with the given optimizer and loop, and with SGD and Adam at
-        several rates, as far as 20 s go; a number: steps of each run; ``False``: none. The geometry explains, the trial
-        decides. steps: how many updates the training is meant to have. observed: what a running script showed (`why`).
+    trial: "auto" trains copies of the model for up to 50 steps, with the given optimizer and loop, and with SGD and
+        Adam at several rates, as far as 20 s go; a number: steps of each run; ``False``: none. The geometry explains,
+        the trial decides. steps: how many updates the training is meant to have. observed: what a running script showed
+        (`why`).
     label: the model's name in reports; default its class.
     optimizer, data, valid, train_step: each switches on the checks that it makes possible: of what the optimizer holds
     and what
@@ -227,7 +229,8 @@ def diagnose(
         if mode not in ("train", "eval"):
             raise UsageError(f"mode must be 'train' or 'eval'; got {mode!r}.")
     at = Step.of(
-        model, inputs, targets, loss, mode=mode, seed=seed, samples=samples, optimizer=optimizer, data=data, valid=valid,
+        model, inputs, targets, loss, mode=mode, seed=seed, samples=samples, optimizer=optimizer, data=data,
+        valid=valid,
         step=step, train_step=train_step, steps=steps,
     )  # fmt: skip
     model = at.root

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from normscope.findings._rules import Hit, View, rule, settles, where
 
 #: Participation ranks, from trained nets (docs/findings.md): nets without skip connections that ended below
-#: RANK_ERROR did not train; those that spent more than LAYERS_LOW layers below RANK_LOW, or ended below RANK_END, trained
-#: worse than shallower ones of their kind.
+#: RANK_ERROR did not train; those that spent more than LAYERS_LOW layers below RANK_LOW, or ended below RANK_END,
+#: trained worse than shallower ones of their kind.
 RANK_END, RANK_LOW, LAYERS_LOW = 1.03, 1.15, 10
-#: Torch's default ReLU nets of 10 layers and widths of 16 to 512 end between 1 + 5e-6 and 1 + 1e-4, and train with Adam; below
-#: RANK_LOST plain SGD trains none of ours; below RANK_ERROR, in more than 10 layers, Adam hardly does.
+#: Torch's default ReLU nets of 10 layers and widths of 16 to 512 end between 1 + 5e-6 and 1 + 1e-4, and train with
+#: Adam; below RANK_LOST plain SGD trains none of ours; below RANK_ERROR, in more than 10 layers, Adam hardly does.
 RANK_LOST, RANK_ERROR = 1 + 4e-6, 1 + 1e-9
 ALIGNED_INPUT = 0.95
 SCALE = 100.0
@@ -45,7 +45,8 @@ def rank_collapse(view: View) -> Iterator[Hit]:
     start at zero. Nets with skip connections keep a path for the gradient and can still train at a low rank: read NS2xx
     beside this. A net of a few layers may end low without harm.
 
-    References: Daneshmand, Kohler, Bach, Hofmann, Lucchi 2020 (Lemma 1, Theorem 2, Fig. 1); Daneshmand, Joudaki, Bach 2021.
+    References: Daneshmand, Kohler, Bach, Hofmann, Lucchi 2020 (Lemma 1, Theorem 2, Fig. 1); Daneshmand, Joudaki, Bach
+        2021.
     """
     zero = view.section("wiring").get("zero_layers", ())
     curve = [r for r in view.alike("participation_rank") if view.width(r) > 1 and r.name not in zero]

@@ -9,7 +9,8 @@ from normscope.core.records import Record
 from normscope.findings._rules import Hit, View, rule, where
 
 RATIO_WARNING, RATIO_ERROR = 100.0, 1e4
-#: Torch's default ReLU nets of up to 10 layers are at 1e-4 or above, and train with Adam, which divides each layer's scale out.
+#: Torch's default ReLU nets of up to 10 layers are at 1e-4 or above, and train with Adam, which divides each layer's
+#: scale out.
 SHALLOW, VANISHED = 10, 1e-7
 COLLINEAR = 0.95
 SMALL_UPDATE = 3e-3
@@ -74,10 +75,12 @@ def vanishing(view: View) -> Iterator[Hit]:
     source="chosen by us: two random gradients of a 10-class loss have mean |cosine| 0.2",
 )
 def collinear(view: View) -> Iterator[Hit]:
-    """The mean |cosine| between the gradients that two samples send to a hidden layer is above 0.95 at every hidden layer.
+    """The mean |cosine| between the gradients that two samples send to a hidden layer is above 0.95 at every hidden
+    layer.
 
-    Normal for a net with one output (its gradients differ by a factor only): then this rule is silent. With a rank-one last
-    representation the gradients with respect to the weights of each output neuron are collinear too, whatever the loss.
+    Normal for a net with one output (its gradients differ by a factor only): then this rule is silent. With a rank-one
+    last representation the gradients with respect to the weights of each output neuron are collinear too, whatever the
+    loss.
 
     Reference: Daneshmand, Kohler, Bach, Hofmann, Lucchi 2020, section 3.
     """
@@ -107,8 +110,9 @@ def small_updates(view: View) -> Iterator[Hit]:
 
     That ratio times the learning rate is the relative change in one step of plain gradient descent. Judged for the
     cross-entropy of a classifier only (the scale of other losses is the user's), without embeddings, most of whose rows
-    a batch does not touch, and not where the optimizer given divides by the gradients' size, as Adam does. Nor where the loss
-    is below that of a constant answer already, or where a head of zeros keeps gradients from all layers for one step.
+    a batch does not touch, and not where the optimizer given divides by the gradients' size, as Adam does. Nor where
+    the loss is below that of a constant answer already, or where a head of zeros keeps gradients from all layers for
+    one step.
     """
     if view.facts.get("loss") != "cross_entropy" and view.section("loss").get("task") != "classes":
         return
@@ -136,8 +140,8 @@ def small_updates(view: View) -> Iterator[Hit]:
     source="chosen by us: a millionth; a fresh LSTM halves the gradient at each step",
 )
 def through_time(view: View) -> Iterator[Hit]:
-    """The gradient at the first time step of a recurrent layer's input is below a millionth of that at the last one. Or it is
-    exactly zero at a fifth of the places of the data or more; a warning where the outputs depend on these places.
+    """The gradient at the first time step of a recurrent layer's input is below a millionth of that at the last one. Or
+    it is exactly zero at a fifth of the places of the data or more; a warning where the outputs depend on these places.
 
     A fresh LSTM forgets by half a step, so that 20 steps are a millionth. Only the recent past counts in many tasks: an
     info.
@@ -149,10 +153,11 @@ def through_time(view: View) -> Iterator[Hit]:
         n, places = len(r["lost"]), f"places {r['lost'][0]} to {r['lost'][-1]} of {r['of']} along axis {r['axis']}"
         step = f" at each step of {r['step']}" if r.get("step") else " at each step"
         why = (
-            f"though the outputs depend on them: the gradient is cut on the way (a detach{step}, truncated backpropagation)"
+            f"though the outputs depend on them: the gradient is cut on the way (a detach{step}, truncated "
+            "backpropagation)"
             if r.get("depends")
-            else "and the outputs do not depend on them: they lie outside of the receptive field, or are never read (a hidden "
-            f"state that is not carried on{step if r.get('step') else ''}, attention along another axis)"
+            else "and the outputs do not depend on them: they lie outside of the receptive field, or are never read (a "
+            f"hidden state that is not carried on{step if r.get('step') else ''}, attention along another axis)"
         )
         text = f"no gradient reaches {n} {places} of {r['module'] or 'the inputs'}, {why}"
         name = r.get("step") or view.section("calls").get("attention") or r["module"]

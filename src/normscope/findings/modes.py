@@ -53,7 +53,8 @@ def running_statistics(view: View) -> Iterator[Hit]:
 def untrained_eval(view: View) -> Iterator[Hit]:
     """Eval mode was asked for, and batch norms have never seen data.
 
-    Their running statistics are mean 0 and variance 1, so the layer is the identity: the network that was measured has no
+    Their running statistics are mean 0 and variance 1, so the layer is the identity: the network that was measured has
+        no
     batch norm. Curvature and gradients measured so are off by factors of 2 to over 100, in either direction.
     """
     untrained = int(view.facts.get("untrained_batch_norms", 0))
@@ -73,7 +74,10 @@ def dropout(view: View) -> Iterator[Hit]:
     """In eval mode a functional dropout is called with ``training=True``, its default."""
     c = view.section("calls").get("dropout")
     if c:
-        text = f"F.dropout(p={c['p']:g}){inside(c['module'])} stays on in eval mode (random): training=self.training is missing"
+        text = (
+            f"F.dropout(p={c['p']:g}){inside(c['module'])} stays on in eval mode (random): training=self.training "
+            "is missing"
+        )
         yield Hit(None, "dropout", c["p"], 0.0, text, name=c["module"])
 
 
@@ -82,19 +86,20 @@ def dropout(view: View) -> Iterator[Hit]:
     "running statistics that hardly move",
     severity="warning",
     meaning="In eval mode these batch norms still use their initial mean 0 and variance 1 after hundreds of steps.",
-    cure="torch's momentum is the share of the new batch: momentum=0.1 (another framework's 0.9 or 0.99 is 0.1 or 0.01 here).",
+    cure="torch's momentum is the share of the new batch: momentum=0.1 (another framework's 0.9 or 0.99 is 0.1 or 0.01 "
+    "here).",
     source="chosen by us: below 0.005, more than 200 steps to move by 1 - 1/e",
 )
 def slow_statistics(view: View) -> Iterator[Hit]:
-    """A batch norm in training mode with running statistics has a momentum above 0 and below 0.005; or buffers called running
-    did not move at all in the user's own steps.
+    """A batch norm in training mode with running statistics has a momentum above 0 and below 0.005; or buffers called
+    running did not move at all in the user's own steps.
     """
     own = view.section("trial").get("own", {})
     still = own.get("still", []) if not own.get("evaluates") and not view.section("wiring").get("eval_norms") else []
     if still:
         text = (
-            f"{listed(still)} did not move in {own['steps']} steps of training: the running statistics (buffers) are never "
-            "updated, and eval mode uses the initial ones"
+            f"{listed(still)} did not move in {own['steps']} steps of training: the running statistics (buffers) are "
+            "never updated, and eval mode uses the initial ones"
         )
         yield Hit(None, "still", len(still), 0.0, text, name=still[0].rpartition(".")[0])
         return
@@ -102,8 +107,8 @@ def slow_statistics(view: View) -> Iterator[Hit]:
     if slow:
         name, momentum = slow[0]
         text = (
-            f"{len(slow)} batch norm(s), the first is {name}, with momentum={momentum:g}: the running statistics move by that "
-            f"share a step, and need {1 / momentum:.0f} steps to follow; eval mode will use the initial ones"
+            f"{len(slow)} batch norm(s), the first is {name}, with momentum={momentum:g}: the running statistics move "
+            f"by that share a step, and need {1 / momentum:.0f} steps to follow; eval mode will use the initial ones"
         )
         yield Hit(None, "momentum", momentum, 0.005, text, name=name)
 
@@ -112,7 +117,8 @@ def slow_statistics(view: View) -> Iterator[Hit]:
     "NS505",
     "dropout that keeps almost nothing",
     severity="warning",
-    meaning="Of each sample's features a fifth or less gets through, and others at every step: the gradient is mostly noise.",
+    meaning="Of each sample's features a fifth or less gets through, and others at every step: the gradient is mostly "
+    "noise.",
     cure="p is the share that is dropped, not kept: nn.Dropout(0.1).",
     source="chosen by us: 0.8; published rates lie between 0.1 and 0.5 (Srivastava et al. 2014)",
 )
@@ -122,7 +128,10 @@ def heavy_dropout(view: View) -> Iterator[Hit]:
     if heavy:
         name, p = heavy[0]
         names = list(dict.fromkeys(n for n, _ in heavy if n))
-        text = f"dropout with p={p:g}{inside(listed(names) if names else '')} keeps {1 - p:.0%} only: p is dropped, not keep_prob"
+        text = (
+            f"dropout with p={p:g}{inside(listed(names) if names else '')} keeps {1 - p:.0%} only: p is dropped, "
+            "not keep_prob"
+        )
         yield Hit(None, "dropout", p, 0.8, text, name=name)
 
 
@@ -130,20 +139,22 @@ def heavy_dropout(view: View) -> Iterator[Hit]:
     "NS506",
     "norms with random gains",
     severity="warning",
-    meaning="A norm multiplies by its weight: near zero and of either sign, it takes away what the layers before it made.",
-    cure="Initialize weights of two axes or more only: if p.dim() > 1: nn.init.normal_(p, std=0.02); norms start at weight 1, "
-    "bias 0.",
+    meaning="A norm multiplies by its weight: near zero and of either sign, it takes away what the layers before it "
+    "made.",
+    cure="Initialize weights of two axes or more only: if p.dim() > 1: nn.init.normal_(p, std=0.02); norms start at "
+    "weight 1, bias 0.",
     source="chosen by us: all gains below 0.3, a fifth or more of them negative",
 )
 def gains(view: View) -> Iterator[Hit]:
-    """The gains of a normalization layer are small random numbers of both signs; gains of exactly zero are no such case.
+    """The gains of a normalization layer are small random numbers of both signs; gains of exactly zero are no such
+    case.
 
     As ``for p in model.parameters(): nn.init.normal_(p, 0, 0.02)`` leaves them.
     """
     names = view.section("wiring").get("random_gains", [])
     if names:
         text = (
-            f"the weight (gain, gamma) of the norms {listed(names)} is near 0 and of both signs: an initialization (normal_, "
-            "xavier) overwrote the ones"
+            f"the weight (gain, gamma) of the norms {listed(names)} is near 0 and of both signs: an initialization "
+            "(normal_, xavier) overwrote the ones"
         )
         yield Hit(None, "gains", len(names), 0, text, name=names[0])

@@ -59,8 +59,8 @@ def bounded_logits(view: View) -> Iterator[Hit]:
         best, worst = s["capped"]
         kind = "sigmoid" if s["task"] == "binary" else "softmax"
         text = (
-            f"the loss {s['name']} lies between {best:.2f} and {worst:.2f} however right or wrong the logits are: a {kind} is "
-            f"taken before the loss's own ({kind} twice)"
+            f"the loss {s['name']} lies between {best:.2f} and {worst:.2f} however right or wrong the logits are: a "
+            f"{kind} is taken before the loss's own ({kind} twice)"
         )
         yield Hit(None, "floor", best, 0.0, text, name=s.get("last", ""))
 
@@ -74,20 +74,23 @@ def bounded_logits(view: View) -> Iterator[Hit]:
     source="sums over axis 0 equal to one within 1e-4",
 )
 def over_the_batch(view: View) -> Iterator[Hit]:
-    """The outputs, or their exponentials, sum to one over the samples, not over the classes; or the loss itself takes a softmax
-    or log-sum-exp of (n, k) over its n samples.
+    """The outputs, or their exponentials, sum to one over the samples, not over the classes; or the loss itself takes a
+    softmax or log-sum-exp of (n, k) over its n samples.
     """
     sums = view.section("loss").get("sums_to_one", {})
     over = sums.get("over", "classes")
     if over != "classes":
         name = "the batch axis (dim=0)" if over == "samples" else f"{over} (dim={over[5:]})"
-        text = f"the outputs are {sums['what']} that sum to one over {name}, not over the classes: a softmax along a wrong axis"
+        text = (
+            f"the outputs are {sums['what']} that sum to one over {name}, not over the classes: a softmax along a "
+            "wrong axis"
+        )
         yield Hit(None, "sums", 1.0, 1.0, text, name=view.section("loss").get("last", ""))
     within = view.section("calls").get("over_samples")
     if within:
         text = (
-            f"the loss takes a {within['function']} of shape {tuple(within['shape'])} over the batch axis (dim=0): samples compete "
-            "with each other, classes or components do not"
+            f"the loss takes a {within['function']} of shape {tuple(within['shape'])} over the batch axis (dim=0): "
+            "samples compete with each other, classes or components do not"
         )
         yield Hit(None, "axis", 0.0, 1.0, text)
 
@@ -103,16 +106,16 @@ def over_the_batch(view: View) -> Iterator[Hit]:
 def broadcast(view: View) -> Iterator[Hit]:
     """Outputs and targets have different shapes, and permuting the targets over the samples leaves the loss as it is.
 
-    Or a column (n, 1) is added to or multiplied with a row (n,) of other numbers, in the loss or in the model: every sample
-    meets every other one.
+    Or a column (n, 1) is added to or multiplied with a row (n,) of other numbers, in the loss or in the model: every
+    sample meets every other one.
     """
     s, crossed = view.section("loss"), view.section("calls").get("crossed")
     if crossed and not s.get("broadcast"):
         one, other = (tuple(shape) for shape in crossed["shapes"])
         place = inside(crossed["module"]) or " in the loss"
         text = (
-            f"{crossed['function']} of {one} and {other}{place} broadcasts to {(max(one[0], other[0]),) * 2}: every sample is "
-            "combined with every other one"
+            f"{crossed['function']} of {one} and {other}{place} broadcasts to {(max(one[0], other[0]),) * 2}: every "
+            "sample is combined with every other one"
         )
         yield Hit(None, "broadcast", 1, 0, text, "warning", crossed["module"])
     if s.get("broadcast"):
@@ -145,8 +148,8 @@ def blind(view: View) -> Iterator[Hit]:
         yield Hit(None, "gradient", 0.0, 0.0, text, name=s.get("last", ""))
     elif s.get("zero_gradient") and not s["reaches_weights"] and not view.section("wiring").get("cut"):
         text = (
-            f"the loss {s['name']} changes with the outputs in steps only, its gradient is exactly zero: it is not differentiable "
-            "(a rounding, a comparison, a hard threshold, an accuracy)"
+            f"the loss {s['name']} changes with the outputs in steps only, its gradient is exactly zero: it is not "
+            "differentiable (a rounding, a comparison, a hard threshold, an accuracy)"
         )
         yield Hit(None, "gradient", 0.0, 0.0, text)
 
@@ -160,7 +163,9 @@ def blind(view: View) -> Iterator[Hit]:
     source="chosen by us: for 95 % of the samples the right class has the largest, positive gradient",
 )
 def sign(view: View) -> Iterator[Hit]:
-    """The loss rises when the outputs are moved to the targets: the right class raised, or the outputs set to the targets."""
+    """The loss rises when the outputs are moved to the targets: the right class raised, or the outputs set to the
+    targets.
+    """
     s = view.section("loss")
     if s.get("wrong_sign"):
         text = (

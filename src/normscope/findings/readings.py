@@ -26,10 +26,12 @@ USUAL_RATE = 0.1
 class Reading:
     """A model on a batch, in the numbers that cures are judged by; ``codes``: its findings, the worst first.
 
-    Over the hidden layers of the commonest kind: participation rank of the ``input`` and of the ``first``, ``least`` and
-    ``deepest`` layer; ``gap``: orthogonality gap of the deepest; ``kept``: how far the deepest layer's similarities between
-    samples are the input's (cosine of their centred Gram matrices, 0 to 1); ``gradient_growth``: gradient norm at the
-    first layer over that at the last, ``gradient_spread``: largest over smallest. ``lambda_max`` is NaN where not measured.
+    Over the hidden layers of the commonest kind: participation rank of the ``input`` and of the ``first``, ``least``
+        and
+    ``deepest`` layer; ``gap``: orthogonality gap of the deepest; ``kept``: how far the deepest layer's similarities
+    between samples are the input's (cosine of their centred Gram matrices, 0 to 1); ``gradient_growth``: gradient norm
+    at the first layer over that at the last, ``gradient_spread``: largest over smallest. ``lambda_max`` is NaN where
+    not measured.
     """
 
     input: float
@@ -68,11 +70,11 @@ class Reading:
         """Sum of the terms; smaller is better. A ranking by signs at initialization, not a promise.
 
         Chosen by us, because each term is a factor that training must make up, and factors multiply: the share of the
-        batch's energy off its main line (1 - 1/r) that is lost between the input and the flattest hidden layer; how much of
-        the input's similarities, which labels follow, the deepest layer has scrambled; the largest over the smallest gradient,
-        which one learning rate must serve; how far 2 / lambda_max lies below 0.1. A warning costs one decade, because of
-        nets with one 29 % trained, of quiet ones 95 % (docs/findings.md). A term that is not finite counts as 10, one
-        that was not measured as 0.
+        batch's energy off its main line (1 - 1/r) that is lost between the input and the flattest hidden layer; how
+        much of the input's similarities, which labels follow, the deepest layer has scrambled; the largest over the
+        smallest gradient, which one learning rate must serve; how far 2 / lambda_max lies below 0.1. A warning costs
+        one decade, because of nets with one 29 % trained, of quiet ones 95 % (docs/findings.md). A term that is not
+        finite counts as 10, one that was not measured as 0.
         """
         return sum(10.0 if math.isnan(v) or math.isinf(v) else v for v in self.terms.values())
 
@@ -125,7 +127,9 @@ def read(
 
 
 def _kept(at: Step, deepest: str) -> float:
-    """Centred alignment (CKA) of the input, or the first layer where that is no floating tensor, and the named layer."""
+    """Centred alignment (CKA) of the input, or the first layer where that is no floating tensor, and the named
+    layer.
+    """
     grams: dict[str, Tensor] = {}
 
     def centred(rows: Tensor) -> Tensor:

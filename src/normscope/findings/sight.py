@@ -28,17 +28,17 @@ FEW = 4.0
 def mixing(view: View) -> Iterator[Hit]:
     """One sample was exchanged, in eval mode (batch norms frozen), and the outputs of others changed.
 
-    Two mechanisms are told from what is meant (batch statistics, graphs): a layer that runs along a sequence (attention,
-    recurrent) runs along the batch, it is named; or another sample's output changes at least a third as much as that of the
-    sample that was exchanged, as when ``view`` cuts rows out of a transposed tensor. A batch statistic moves the others by
-    1/n of it, and is silent here. Inputs of two axes are judged by sequence layers only: rows may be nodes of a graph. Nor
-    may an output depend on the place of its sample in the batch.
+    Two mechanisms are told from what is meant (batch statistics, graphs): a layer that runs along a sequence
+    (attention, recurrent) runs along the batch, it is named; or another sample's output changes at least a third as
+    much as that of the sample that was exchanged, as when ``view`` cuts rows out of a transposed tensor. A batch
+    statistic moves the others by 1/n of it, and is silent here. Inputs of two axes are judged by sequence layers only:
+    rows may be nodes of a graph. Nor may an output depend on the place of its sample in the batch.
     """
     along = view.section("mixing").get("along_batch")
     if along:
         text = (
-            f"{along['module']} ({along['kind']}) gets {tuple(along['shape'])}, samples first, and is built for (length, samples, "
-            "width): it runs over the samples of the batch (batch_first=True is missing)"
+            f"{along['module']} ({along['kind']}) gets {tuple(along['shape'])}, samples first, and is built for "
+            "(length, samples, width): it runs over the samples of the batch (batch_first=True is missing)"
         )
         yield Hit(None, "along_batch", 1.0, 0.0, text, name=along["module"])
         return
@@ -52,9 +52,9 @@ def mixing(view: View) -> Iterator[Hit]:
     place = view.section("mixing").get("place", 0.0)
     if place > MIXES and not (m and m["others"] >= MIXES and m.get("sequence")):
         text = (
-            f"when the samples of the batch change places the outputs change by {place:.2g} of their spread: what a sample gets "
-            "depends on its place in the batch, something is added or cut along the batch axis (a positional encoding, a mask, a "
-            f"view){where_from}"
+            f"when the samples of the batch change places the outputs change by {place:.2g} of their spread: what a "
+            "sample gets depends on its place in the batch, something is added or cut along the batch axis (a "
+            f"positional encoding, a mask, a view){where_from}"
         )
         yield Hit(None, "place_in_batch", place, MIXES, text, name=culprit)
         return
@@ -84,17 +84,17 @@ def mixing(view: View) -> Iterator[Hit]:
     source="chosen by us: no change beyond rounding",
 )
 def pixels_lost(view: View) -> Iterator[Hit]:
-    """All pixels of the inputs (n, c, h, w) were shuffled by one permutation, and the outputs stayed the same; or all patches,
-    or all token
-    ids of a model with attention: a note, unless the user's own trial got nowhere.
+    """All pixels of the inputs (n, c, h, w) were shuffled by one permutation, and the outputs stayed the same; or all
+    patches, or all token ids of a model with attention: a note, unless the user's own trial got nowhere.
 
     Global pooling of the raw image does this: one number a channel is left, a bottleneck.
     """
     attention, order = view.section("calls").get("attention"), view.section("mixing").get("order", math.inf)
     if attention is not None and order < 1e-4:
         text = (
-            f"with shuffled tokens the outputs change by {order:.1e} of their spread (or change places with them): attention"
-            f"{inside(attention)} sees a bag of words, positions are not added (positional encoding or embedding)"
+            f"with shuffled tokens the outputs change by {order:.1e} of their spread (or change places with them): "
+            f"attention{inside(attention)} sees a bag of words, positions are not added (positional encoding or "
+            "embedding)"
         )
         lost = (
             view.section("trial").get("own", {}).get("trains") is False
@@ -103,8 +103,8 @@ def pixels_lost(view: View) -> Iterator[Hit]:
     patch, change = view.section("mixing").get("patch"), view.section("mixing").get("shuffled_pixels")
     if patch is not None and not (change is not None and change < 1e-4):
         text = (
-            f"with its patches of {patch} x {patch} pixels shuffled an image gets the same outputs: their places are not seen, "
-            "positions are not added, or layers mix along another axis than that of the patches (tokens)"
+            f"with its patches of {patch} x {patch} pixels shuffled an image gets the same outputs: their places are "
+            "not seen, positions are not added, or layers mix along another axis than that of the patches (tokens)"
         )
         yield Hit(None, "patch", patch, 0.0, text, name=attention or "")
     if change is not None and change < 1e-4:
@@ -125,7 +125,8 @@ def pixels_lost(view: View) -> Iterator[Hit]:
 def affine(view: View) -> Iterator[Hit]:
     """The outputs on the line through two samples are those of an affine function, inside and far outside of the data.
 
-    Judged with two layers of weights or more, no normalization, and no hidden layer narrower than both ends: a narrow one
+    Judged with two layers of weights or more, no normalization, and no hidden layer narrower than both ends: a narrow
+        one
     (a linear autoencoder, a factorization) does what a single layer cannot.
     """
     a = view.section("mixing").get("affine")
@@ -168,8 +169,9 @@ def constant(view: View) -> Iterator[Hit]:
         ends = view.section("mixing").get("padded_ends", 0.0)
         if ends > 0.6:
             text = (
-                f"all samples get the same output, and {ends:.0%} of the rows end in padding: what is read at the last step "
-                "(out[:, -1]) has seen padding for long; take each row's own last position (its length), or pack the sequences"
+                f"all samples get the same output, and {ends:.0%} of the rows end in padding: what is read at the last "
+                "step (out[:, -1]) has seen padding for long; take each row's own last position (its length), or pack "
+                "the sequences"
             )
         yield Hit(None, "spread", 0.0, 1e-6, text)
 
@@ -187,14 +189,16 @@ def constant(view: View) -> Iterator[Hit]:
 def padding(view: View) -> Iterator[Hit]:
     """One token fills the ends of the rows (30 % of all positions or more), and the loss depends on its embedding.
 
-    Measured by the gradient of the loss with respect to that row of the embedding, beside that of all other rows. A mask, or
-    ``padding_idx``, makes it exactly zero. Or attention looks at one token (or zeros) only, where many others are left out.
+    Measured by the gradient of the loss with respect to that row of the embedding, beside that of all other rows. A
+    mask, or ``padding_idx``, makes it exactly zero. Or attention looks at one token (or zeros) only, where many others
+    are left out.
     """
     only = view.section("calls").get("padding_only")
     if only:
         text = (
-            f"{only['module'] or 'attention'} attends to padding alone ({only['share']:.0%} of the positions), and not to the "
-            "tokens: the mask is inverted (True means ignore to nn.MultiheadAttention, keep to scaled_dot_product_attention)"
+            f"{only['module'] or 'attention'} attends to padding alone ({only['share']:.0%} of the positions), and not "
+            "to the tokens: the mask is inverted (True means ignore to nn.MultiheadAttention, keep to "
+            "scaled_dot_product_attention)"
         )
         yield Hit(None, "padding_only", only["share"], 0.0, text, name=only["module"])
         return
@@ -218,7 +222,8 @@ def padding(view: View) -> Iterator[Hit]:
     source="chosen by us: 5 % of the outputs are exactly zero in training mode, and none in eval mode",
 )
 def dropped(view: View) -> Iterator[Hit]:
-    """At least 5 % of the outputs are exactly zero in training mode, others when drawn anew, and fewer than 1 % in eval mode.
+    """At least 5 % of the outputs are exactly zero in training mode, others when drawn anew, and fewer than 1 % in eval
+    mode.
 
     Zeros that stay where they are come from a batch norm over samples that are all alike.
     """

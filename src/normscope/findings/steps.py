@@ -35,7 +35,9 @@ def clip_early(view: View) -> Iterator[Hit]:
     source="two real steps on copies",
 )
 def never_cleared(view: View) -> Iterator[Hit]:
-    """Two steps of ``train_step`` in a row, both with an update, and the second one's gradient still holds the first's."""
+    """Two steps of ``train_step`` in a row, both with an update, and the second one's gradient still holds the
+    first's.
+    """
     s = view.section("loop")
     if s and s["never_cleared"]:
         text = (
@@ -57,21 +59,22 @@ def never_cleared(view: View) -> Iterator[Hit]:
 def idle_step(view: View) -> Iterator[Hit]:
     """After two real steps of ``train_step`` on copies of model and optimizer no parameter has changed.
 
-    ``backward`` or ``step`` is never called, or the gradients are cleared between them. Or one of several optimizers steps
-    without any gradient.
+    ``backward`` or ``step`` is never called, or the gradients are cleared between them. Or one of several optimizers
+    steps without any gradient.
     """
     s, w = view.section("loop"), view.section("wiring")
     if s.get("starved") and s["handed"]:
         text = (
-            f"the optimizer of {listed(s['starved'])} steps, but no gradient ever reaches it: what its loss is computed from is "
-            "detached, or cut off from the graph"
+            f"the optimizer of {listed(s['starved'])} steps, but no gradient ever reaches it: what its loss is "
+            "computed from is detached, or cut off from the graph"
         )
         yield Hit(None, "starved", len(s["starved"]), 0, text, name=s["starved"][0])
     if not s or s["moved"] or not w.get("moving") or w.get("optimizer", {}).get("held_moving") == 0:
         return
     why = "backward is never called" if not s["backward"] else (
         "optimizer.step is never called" if not s["stepped"] else "the gradients are cleared between backward and step"
-        if s["cleared_late"] else "no gradient reaches a parameter, the loss that goes backward is cut off from the model (a new "
+        if s["cleared_late"]
+            else "no gradient reaches a parameter, the loss that goes backward is cut off from the model (a new "
         "tensor, detach, .item())" if not s["handed"] else "the update is zero"
     )  # fmt: skip
     severity = "info" if s["backward"] and not s["stepped"] else ""
@@ -99,9 +102,10 @@ def identical(view: View) -> Iterator[Hit]:
     "NS614",
     "gradients cut to nothing",
     severity="warning",
-    meaning="The optimizer is handed a small part of the gradient of the loss: every step is as much too small (of SGD).",
-    cure="Clip where gradients explode, not all of them: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); look at "
-    "factors by which the loss is divided.",
+    meaning="The optimizer is handed a small part of the gradient of the loss: every step is as much too small (of "
+    "SGD).",
+    cure="Clip where gradients explode, not all of them: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); look "
+    "at factors by which the loss is divided.",
     source="chosen by us: a fiftieth of the gradient's norm",
 )
 def cut(view: View) -> Iterator[Hit]:
@@ -117,8 +121,8 @@ def cut(view: View) -> Iterator[Hit]:
     if 0 < share < 0.02:
         a, b = handed[0]
         text = (
-            f"the optimizer is handed gradients of norm {a:.2g}, that of the loss is {b:.2g}: clipping (max_norm) or a factor cuts "
-            f"each step to {share:.1%}, the steps are too small"
+            f"the optimizer is handed gradients of norm {a:.2g}, that of the loss is {b:.2g}: clipping (max_norm) or a "
+            f"factor cuts each step to {share:.1%}, the steps are too small"
         )
         yield Hit(None, "handed", share, 0.02, text)
 
@@ -127,7 +131,8 @@ def cut(view: View) -> Iterator[Hit]:
     "NS615",
     "a new optimizer at every step",
     severity="warning",
-    meaning="What an optimizer gathers over steps (moments, momentum) is thrown away each time, and the given one never steps.",
+    meaning="What an optimizer gathers over steps (moments, momentum) is thrown away each time, and the given one "
+    "never steps.",
     cure="Build the optimizer once, before the loop, and step that one.",
     source="the object that steps",
 )
@@ -135,8 +140,8 @@ def anew(view: View) -> Iterator[Hit]:
     """No optimizer that stepped in one run of the user's own loop body stepped in the next."""
     if view.section("trial").get("own", {}).get("anew"):
         text = (
-            "two runs of the loop's body took their steps with different optimizers: a new optimizer is created (recreated) every "
-            "step, its state is lost"
+            "two runs of the loop's body took their steps with different optimizers: a new optimizer is created "
+            "(recreated) every step, its state is lost"
         )
         yield Hit(None, "optimizers", 2, 1, text)
 
@@ -154,8 +159,8 @@ def taught(view: View) -> Iterator[Hit]:
     names = view.section("wiring").get("teachers", [])
     if names:
         text = (
-            f"{listed(names)} gets a gradient from the loss, and is trained with the other network: it is not frozen, its outputs "
-            "are not detached (no_grad)"
+            f"{listed(names)} gets a gradient from the loss, and is trained with the other network: it is not frozen, "
+            "its outputs are not detached (no_grad)"
         )
         yield Hit(None, "teachers", len(names), 0, text, name=names[0])
 
@@ -169,15 +174,18 @@ def taught(view: View) -> Iterator[Hit]:
     source="chosen by us: more than half of a step is undone, against its direction",
 )
 def undone(view: View) -> Iterator[Hit]:
-    """Between the optimizer's step and the end of the user's own loop body the parameters move back, by more than half of it.
+    """Between the optimizer's step and the end of the user's own loop body the parameters move back, by more than half
+    of it.
 
-    As an average that is written into the trained model, old weights that are loaded again, or a copy that is restored do.
+    As an average that is written into the trained model, old weights that are loaded again, or a copy that is restored
+    do.
     """
     s = view.section("loop")
     if s.get("undone", 0.0) > 0.5:
         text = (
-            f"{s['undone']:.0%} of the optimizer's step is undone before the loop's body ends: something overwrites the weights "
-            f"in place ({listed(s['undone_in'])}): an average (EMA) copied back, a state that is restored (load_state_dict)"
+            f"{s['undone']:.0%} of the optimizer's step is undone before the loop's body ends: something overwrites "
+            f"the weights in place ({listed(s['undone_in'])}): an average (EMA) copied back, a state that is restored "
+            "(load_state_dict)"
         )
         yield Hit(None, "undone", s["undone"], 0.5, text, name=s["undone_in"][0])
 
@@ -189,7 +197,8 @@ def undone(view: View) -> Iterator[Hit]:
     meaning="Whoever trains through this module follows a gradient that is not the loss's.",
     cure="In backward multiply grad_output by the derivative at the saved input, and try "
     "torch.autograd.gradcheck(Function.apply, x.double()).",
-    source="chosen by us: 10 % off the central difference, in float64, by factors that differ from direction to direction",
+    source="chosen by us: 10 % off the central difference, in float64, by factors that differ from direction to "
+    "direction",
 )
 def other_backward(view: View) -> Iterator[Hit]:
     """A ``torch.autograd.Function`` of the user's: along random directions its gradient is not what differences give.
@@ -200,8 +209,8 @@ def other_backward(view: View) -> Iterator[Hit]:
     s = view.section("backward")
     if s:
         text = (
-            f"the custom backward of {s['module']} is wrong: along a direction the gradient says {s['gradient']:.3g}, the forward "
-            f"pass moves by {s['difference']:.3g} (grad_output left out?)"
+            f"the custom backward of {s['module']} is wrong: along a direction the gradient says {s['gradient']:.3g}, "
+            f"the forward pass moves by {s['difference']:.3g} (grad_output left out?)"
         )
         yield Hit(None, "gradient", s["gradient"], s["difference"], text, name=s["module"])
 
@@ -210,17 +219,18 @@ def other_backward(view: View) -> Iterator[Hit]:
     "NS619",
     "a derivative without a graph",
     severity="error",
-    meaning="What is computed from this derivative is a constant to the backward pass: the penalty or equation trains nothing.",
+    meaning="What is computed from this derivative is a constant to the backward pass: the penalty or equation trains "
+    "nothing.",
     cure="torch.autograd.grad(outputs, inputs, grad_outputs, create_graph=True).",
     source="a result of autograd.grad(create_graph=False) in the inputs that the loss reads",
 )
 def no_graph(view: View) -> Iterator[Hit]:
-    """The loss (or the loop's body) differentiates by the inputs with ``torch.autograd.grad``, without ``create_graph=True``,
-    and computes with what it gets; no forward pass comes after, as in an adversarial attack.
+    """The loss (or the loop's body) differentiates by the inputs with ``torch.autograd.grad``, without
+    ``create_graph=True``, and computes with what it gets; no forward pass comes after, as in an adversarial attack.
     """
     if view.section("calls").get("derived") or view.section("loop").get("derived"):
         text = (
-            "torch.autograd.grad in the inputs is called without create_graph=True, and the loss reads the result (a gradient "
-            "penalty, a differential equation): that term has no gradient in the weights"
+            "torch.autograd.grad in the inputs is called without create_graph=True, and the loss reads the result (a "
+            "gradient penalty, a differential equation): that term has no gradient in the weights"
         )
         yield Hit(None, "create_graph", 0.0, 1.0, text)

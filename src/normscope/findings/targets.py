@@ -30,8 +30,9 @@ def reach(view: View) -> Iterator[Hit]:
     if b:
         ends = ", ".join(f"{x:.3g}" for x in b["ends"])
         text = (
-            f"output {b['output']} of {b['module'] or 'the model'} is bounded, ({ends}), and {b['share']:.0%} of its targets, from "
-            f"{b['low']:.3g} to {b['high']:.3g}, are out of range: they cannot be reached (scale or normalize them)"
+            f"output {b['output']} of {b['module'] or 'the model'} is bounded, ({ends}), and {b['share']:.0%} of its "
+            f"targets, from {b['low']:.3g} to {b['high']:.3g}, are out of range: they cannot be reached (scale or "
+            "normalize them)"
         )
         yield Hit(None, "outside", b["share"], OUTSIDE, text, name=b["module"])
     if s.get("task") != "regression" or "outside" not in s or s["outside"] < OUTSIDE:
@@ -56,7 +57,9 @@ def reach(view: View) -> Iterator[Hit]:
     source="chosen by us: in 10 % of the rows",
 )
 def several_labels(view: View) -> Iterator[Hit]:
-    """The targets are zeros and ones with several ones in a row, and the outputs, or the loss, hold a softmax over the row."""
+    """The targets are zeros and ones with several ones in a row, and the outputs, or the loss, hold a softmax over the
+    row.
+    """
     s = view.section("loss")
     sums = s.get("sums_to_one", {}).get("over") == "classes"
     if s.get("several_ones", 0) > 0.1 and (sums or s.get("softmax_in_loss")):
@@ -80,7 +83,8 @@ def several_labels(view: View) -> Iterator[Hit]:
 def classes_as_numbers(view: View) -> Iterator[Hit]:
     """One output and a regression loss, and targets that are 0, 1, ..., c - 1, all about equally often.
 
-    Counts and ratings are seldom so even; if yours are, this is a false alarm. A note where the user's own trial trains.
+    Counts and ratings are seldom so even; if yours are, this is a false alarm. A note where the user's own trial
+    trains.
     """
     c, loss = view.section("data").get("class_like", 0), view.section("loss")
     if c and loss.get("task") == "regression" and math.prod(loss["outputs"][1:]) == 1:
@@ -101,7 +105,9 @@ def classes_as_numbers(view: View) -> Iterator[Hit]:
     source="range of the targets",
 )
 def not_binary(view: View) -> Iterator[Hit]:
-    """The loss is a binary cross-entropy, and targets lie outside 0..1: more classes than two, or labels of -1 and 1."""
+    """The loss is a binary cross-entropy, and targets lie outside 0..1: more classes than two, or labels of -1 and
+    1.
+    """
     s = view.section("loss")
     if s.get("outside_binary"):
         low, high = s["target_range"]
@@ -116,26 +122,30 @@ def not_binary(view: View) -> Iterator[Hit]:
     "a class is ignored",
     severity="warning",
     meaning="Samples of one class get no gradient, or much less than those of classes that need it less.",
-    cure="Take an index that no class has: nn.CrossEntropyLoss(ignore_index=-100); class weights fall with the class's count.",
+    cure="Take an index that no class has: nn.CrossEntropyLoss(ignore_index=-100); class weights fall with the class's "
+    "count.",
     source="rows of exactly zero gradient; chosen by us: a pull twice as large though three times as common",
 )
 def ignored(view: View) -> Iterator[Hit]:
-    """Every sample of one class has a gradient of exactly zero in the outputs, and no sample of the others; padding apart.
+    """Every sample of one class has a gradient of exactly zero in the outputs, and no sample of the others; padding
+    apart.
 
-    Or the samples of the commonest class pull more than twice as hard as those of the rarest, where counts differ threefold.
+    Or the samples of the commonest class pull more than twice as hard as those of the rarest, where counts differ
+    threefold.
     """
     k = view.section("loss").get("ignored_class")
     if k:
+        hinge = "a hinge loss wants targets of -1 and 1, not 0 and 1"
         text = (
             f"{k['share']:.0%} of the targets are ignored: all samples of class {k['class']} get no gradient "
-            f"({'a hinge loss wants targets of -1 and 1, not 0 and 1' if k.get('binary') else 'ignore_index or weight 0'})"
+            f"({hinge if k.get('binary') else 'ignore_index or weight 0'})"
         )
         yield Hit(None, "ignored", k["share"], 0.0, text)
     w = view.section("loss").get("weighted")
     if w and w["pull"] > 2:
         text = (
-            f"a sample of class {w['common']} pulls {w['pull']:.2g} times as hard as one of class {w['rare']}, which is "
-            f"{w['counts']:.2g} times as rare: the class weights are inverted, the majority counts even more"
+            f"a sample of class {w['common']} pulls {w['pull']:.2g} times as hard as one of class {w['rare']}, which "
+            f"is {w['counts']:.2g} times as rare: the class weights are inverted, the majority counts even more"
         )
         yield Hit(None, "weights", w["pull"], 2.0, text)
 
@@ -145,14 +155,17 @@ def ignored(view: View) -> Iterator[Hit]:
     "targets that are not the next tokens",
     severity="warning",
     meaning="Each position is asked for a token that it sees: the loss falls to zero and nothing is learnt.",
-    cure="Shift by one: model(tokens[:, :-1]) against tokens[:, 1:]; in a model that sees ahead, give attention a causal mask.",
-    source="chosen by us: 99 % of the positions, in a model that does not look ahead; 90 % of the next ones in one that does",
+    cure="Shift by one: model(tokens[:, :-1]) against tokens[:, 1:]; in a model that sees ahead, give attention a "
+    "causal mask.",
+    source="chosen by us: 99 % of the positions, in a model that does not look ahead; 90 % of the next ones in one "
+    "that does",
 )
 def unshifted(view: View) -> Iterator[Hit]:
-    """At 99 % of the positions the token whose logit the loss wants raised is the input token there, in a causal model; or it
-    is the next token, and the model looks ahead.
+    """At 99 % of the positions the token whose logit the loss wants raised is the input token there, in a causal model;
+    or it is the next token, and the model looks ahead.
 
-    A loss that shifts by itself wants another token, and is silent; of shifted targets it would want the next token but one.
+    A loss that shifts by itself wants another token, and is silent; of shifted targets it would want the next token but
+    one.
     """
     share = view.section("loss").get("copied_inputs", 0.0)
     if share > 0.99:
@@ -161,16 +174,16 @@ def unshifted(view: View) -> Iterator[Hit]:
     two = view.section("loss").get("two_ahead", 0.0)
     if two:
         text = (
-            f"at {two:.0%} of the positions the target is the next token but one: shifted twice, by the data and again by the "
-            "loss or model (off by one)"
+            f"at {two:.0%} of the positions the target is the next token but one: shifted twice, by the data and again "
+            "by the loss or model (off by one)"
         )
         yield Hit(None, "two_ahead", two, 0.9, text)
     ahead = view.section("loss").get("sees_ahead", 0.0)
     if ahead > 1e-4:
         who = view.section("calls").get("attention") or ""
         text = (
-            f"the targets are the next tokens, and another last token changes the outputs before it (by {ahead:.1g} of the "
-            f"largest): the model sees the future, attention{inside(who)} has no causal mask; the answer leaks"
+            f"the targets are the next tokens, and another last token changes the outputs before it (by {ahead:.1g} of "
+            f"the largest): the model sees the future, attention{inside(who)} has no causal mask; the answer leaks"
         )
         yield Hit(None, "sees_ahead", ahead, 1e-4, text, name=who)
 
@@ -185,7 +198,8 @@ def unshifted(view: View) -> Iterator[Hit]:
     source="chosen by us: six times the loss of the class frequencies, and 3 nat above it",
 )
 def bad_start(view: View) -> Iterator[Hit]:
-    """The loss of a classifier at this point is more than six times that of the constant answer (the class frequencies).
+    """The loss of a classifier at this point is more than six times that of the constant answer (the class
+    frequencies).
 
     Of a regression: the same, and the outputs are three times as large as the targets. Fresh layers of usual gain start
     within 1.5 times; logits of size s cost about s.
@@ -210,15 +224,16 @@ def bad_start(view: View) -> Iterator[Hit]:
     "NS714",
     "the targets hardly matter",
     severity="warning",
-    meaning="Other parts of the loss (a penalty, a divergence, another task) drown the one that knows the right answers, so "
-    "training serves them.",
-    cure="Bring the parts to one size: sum or average both over the same axes, then weigh: loss = fit + 0.01 * penalty.",
-    source="chosen by us: all targets together decide less than a fiftieth of the gradient; of two tasks one pulls 300 times "
-    "as hard",
+    meaning="Other parts of the loss (a penalty, a divergence, another task) drown the one that knows the right "
+    "answers, so training serves them.",
+    cure="Bring the parts to one size: sum or average both over the same axes, then weigh: loss = fit + 0.01 * "
+    "penalty.",
+    source="chosen by us: all targets together decide less than a fiftieth of the gradient; of two tasks one pulls 300 "
+    "times as hard",
 )
 def drowned(view: View) -> Iterator[Hit]:
-    """The gradient is taken again with every target another one (the next class, the other side of zero). In the parameters
-    that all outputs depend on it stays what it was to 2 %: what pulls there is not the targets.
+    """The gradient is taken again with every target another one (the next class, the other side of zero). In the
+    parameters that all outputs depend on it stays what it was to 2 %: what pulls there is not the targets.
 
     Several targets: the same for each alone, in the parameters that all of them move.
     """
@@ -227,16 +242,16 @@ def drowned(view: View) -> Iterator[Hit]:
     far = loss.get("output_rms", 0.0) > 20 * loss.get("target_rms", math.inf)  # outputs that dwarf any target: NS713
     if 1e-6 < share < DROWNED and not far:  # a loss that reads no targets at all has others
         text = (
-            f"other targets change the gradient by {share:.2g} of its size: a penalty or divergence (KL) term of the loss "
-            "outweighs the part that fits the targets; its weight is too large"
+            f"other targets change the gradient by {share:.2g} of its size: a penalty or divergence (KL) term of the "
+            "loss outweighs the part that fits the targets; its weight is too large"
         )
         yield Hit(None, "share", share, DROWNED, text)
     tasks = s.get("tasks", [])
     if tasks and min(tasks) > 0 and max(tasks) > UNEVEN * min(tasks):
         strong, weak = tasks.index(max(tasks)), tasks.index(min(tasks))
         text = (
-            f"target {strong} pulls {max(tasks) / min(tasks):.2g} times as hard as target {weak} on what they share: the "
-            "losses of the tasks have different scales, and one drowns the other"
+            f"target {strong} pulls {max(tasks) / min(tasks):.2g} times as hard as target {weak} on what they share: "
+            "the losses of the tasks have different scales, and one drowns the other"
         )
         yield Hit(None, "tasks", max(tasks) / min(tasks), UNEVEN, text)
 
@@ -245,21 +260,23 @@ def drowned(view: View) -> Iterator[Hit]:
     "NS715",
     "wrong answers hardly pull",
     severity="warning",
-    meaning="The loss asks more of samples that are answered rightly than of those that are wrong: the hard ones are not learnt.",
+    meaning="The loss asks more of samples that are answered rightly than of those that are wrong: the hard ones are "
+    "not learnt.",
     cure="Weigh by what is missing: (1 - p) ** gamma * cross_entropy, with p the probability of the right class.",
     source="chosen by us: 1.2 times the pull on right answers, at logits of 2 and -2; a cross-entropy has a seventh",
 )
 def easy(view: View) -> Iterator[Hit]:
     """The gradient that raises the right class is smaller where another class is ahead than where it is right already.
 
-    As a focal factor p ** gamma makes it. A softmax cross-entropy of two classes pulls 7 times as hard on wrong answers.
+    As a focal factor p ** gamma makes it. A softmax cross-entropy of two classes pulls 7 times as hard on wrong
+    answers.
     """
     s = view.section("loss")
     pulls = s.get("pulls", [])
     logits = s.get("softmax_in_loss") or s.get("task") == "binary"
     if len(pulls) == 2 and logits and not s.get("wrong_sign") and pulls[0] > max(1.2 * pulls[1], 1e-9):
         text = (
-            f"a sample that is answered rightly (logits of 2) is pulled by {pulls[0]:.2g} towards its class, one that is wrong by "
-            f"{pulls[1]:.2g}: easy samples count most, the weighting (focal factor) is inverted"
+            f"a sample that is answered rightly (logits of 2) is pulled by {pulls[0]:.2g} towards its class, one that "
+            f"is wrong by {pulls[1]:.2g}: easy samples count most, the weighting (focal factor) is inverted"
         )
         yield Hit(None, "pull", pulls[0], 1.2 * pulls[1], text)

@@ -27,17 +27,18 @@ WAKES = 200
     "NS421",
     "nothing trains it",
     severity="error",
-    meaning="Neither SGD nor Adam gets the loss of one batch far below that of a constant answer, at no rate that was tried.",
+    meaning="Neither SGD nor Adam gets the loss of one batch far below that of a constant answer, at no rate that was "
+    "tried.",
     cure="Begin with the other findings; with none, let it memorize 16 samples first, and look at labels and loss.",
     source="cross-validated on the trained nets of docs/findings.md, leaving one kind out",
 )
 def nothing_trains(view: View) -> Iterator[Hit]:
-    """The best of several rates of SGD and of Adam ends above .85 of chance (a warning: above .65), the batch being the same
-    at each step; chance is the loss of the best constant answer, where there is one, else the first loss.
+    """The best of several rates of SGD and of Adam ends above .85 of chance (a warning: above .65), the batch being the
+    same at each step; chance is the loss of the best constant answer, where there is one, else the first loss.
 
-    Up to 200 steps on copies; fewer than 50 decide nothing, nor fewer than 200 where branches or a head start at zero, which
-    open slowly. Two optimizers that end flat at the same loss below chance have
-    trained: the network can do no more.
+    Up to 200 steps on copies; fewer than 50 decide nothing, nor fewer than 200 where branches or a head start at zero,
+    which open slowly. Two optimizers that end flat at the same loss below chance have trained: the network can do no
+    more.
     """
     t = view.section("trial")
     if "sgd" not in t or t["sgd"]["trains"] is not False or t["adam"]["trains"] is not False:
@@ -53,8 +54,9 @@ def nothing_trains(view: View) -> Iterator[Hit]:
 
 def _races(t: Mapping[str, Any]) -> str:
     text = (
-        f"in {max(t['sgd']['steps'], t['adam']['steps'])} steps on one batch SGD gets the loss from {t['start']:.3g} to "
-        f"{t['sgd']['end']:.3g} at best (rate {t['sgd']['rate']:g}), Adam to {t['adam']['end']:.3g} (rate {t['adam']['rate']:g})"
+        f"in {max(t['sgd']['steps'], t['adam']['steps'])} steps on one batch SGD gets the loss from {t['start']:.3g} "
+        f"to {t['sgd']['end']:.3g} at best (rate {t['sgd']['rate']:g}), Adam to {t['adam']['end']:.3g} (rate "
+        f"{t['adam']['rate']:g})"
     )
     return text + (f"; a constant answer has {t['constant']:.3g}" if math.isfinite(t["constant"]) else "")
 
@@ -68,8 +70,8 @@ def _races(t: Mapping[str, Any]) -> str:
     source="cross-validated on the trained nets of docs/findings.md, leaving one kind out",
 )
 def only_adam(view: View) -> Iterator[Hit]:
-    """As NS421 for SGD alone, below .35 of chance. A note: nobody said that SGD was meant, and where an optimizer is given its own
-    trial counts.
+    """As NS421 for SGD alone, below .35 of chance. A note: nobody said that SGD was meant, and where an optimizer is
+    given its own trial counts.
     """
     t = view.section("trial")
     if "sgd" not in t or t["sgd"]["trains"] is not False or not t["adam"]["trains"] or t["sgd"]["progress"] >= LITTLE:
@@ -81,12 +83,16 @@ def only_adam(view: View) -> Iterator[Hit]:
     "NS423",
     "your own step hardly trains it",
     severity="warning",
-    meaning="With the optimizer (and the loop) as given the loss does not fall, although the same network trains with another.",
-    cure="Compare: optimizer = torch.optim.Adam(model.parameters(), lr=...) at the rate that is named, in the plain loop.",
-    source="chosen by us: the loss of the same batches falls by less than a hundredth of what the best race gets, or rises",
+    meaning="With the optimizer (and the loop) as given the loss does not fall, although the same network trains with "
+    "another.",
+    cure="Compare: optimizer = torch.optim.Adam(model.parameters(), lr=...) at the rate that is named, in the plain "
+    "loop.",
+    source="chosen by us: the loss of the same batches falls by less than a hundredth of what the best race gets, or "
+    "rises",
 )
 def own_step(view: View) -> Iterator[Hit]:
-    """After the user's own steps, on copies, the loss of the same batches is hardly lower, where SGD or Adam get far below chance.
+    """After the user's own steps, on copies, the loss of the same batches is hardly lower, where SGD or Adam get far
+    below chance.
 
     Not judged while the learning rate still rises (a warm-up), nor for fewer than twenty steps.
     """
@@ -96,8 +102,9 @@ def own_step(view: View) -> Iterator[Hit]:
     if own is not None and own.get("plain", 0.0) > 2 * AHEAD and own["progress_again"] < AHEAD / 2 and not falls:
         text = (
             f"in {own['steps']} steps of the loop as given the loss of the batches gets from {own['start']:.3g} to "
-            f"{own['again']:.3g}; the same optimizer in the plain loop gets {own['plain']:.0%} of the way from chance to zero: the "
-            "loop changes the inputs before the model gets them (augmentation, flip, mixup, noise, scaling), do the targets follow?"
+            f"{own['again']:.3g}; the same optimizer in the plain loop gets {own['plain']:.0%} of the way from chance "
+            "to zero: the loop changes the inputs before the model gets them (augmentation, flip, mixup, noise, "
+            "scaling), do the targets follow?"
         )
         yield Hit(None, "progress", own["progress_again"], AHEAD / 2, text)
         return
@@ -131,16 +138,19 @@ def own_step(view: View) -> Iterator[Hit]:
     "NS424",
     "validation does not follow",
     severity="warning",
-    meaning="The training loss falls in the trial while the loss of the validation data, in eval mode, rises above chance.",
-    cure="Compare both: the same preparation, the same labels, no dropout or batch norm that is another function in eval mode.",
+    meaning="The training loss falls in the trial while the loss of the validation data, in eval mode, rises above "
+    "chance.",
+    cure="Compare both: the same preparation, the same labels, no dropout or batch norm that is another function in "
+    "eval mode.",
     source="chosen by us: training 30 % below chance, validation 10 % above where it began",
 )
 def validation(view: View) -> Iterator[Hit]:
-    """After the user's own steps the training loss is 30 % below chance, and in eval mode it, or that of ``valid``, is above.
+    """After the user's own steps the training loss is 30 % below chance, and in eval mode it, or that of ``valid``, is
+    above.
 
     If the loss of the *training* batches is high in eval mode too, it is the modes that differ (batch norm's running
-    statistics, dropout); else the validation data are others than the training data, or few samples were memorized. Where
-    no constant answer is known, as of a critic, only the modes are compared.
+    statistics, dropout); else the validation data are others than the training data, or few samples were memorized.
+    Where no constant answer is known, as of a critic, only the modes are compared.
     """
     t = view.section("trial")
     own = t.get("own")
@@ -157,7 +167,8 @@ def validation(view: View) -> Iterator[Hit]:
     elif own["valid_after"] > max(limit, start + ABOVE * abs(start)) and math.isfinite(t["constant"]):
         text = (
             f"after {own['steps']} steps the training loss is {own['end']:.3g}, that of the validation data rose from "
-            f"{start:.3g} to {own['valid_after']:.3g}: what is learnt does not carry over (leak, other preparation, other labels)"
+            f"{start:.3g} to {own['valid_after']:.3g}: what is learnt does not carry over (leak, other preparation, "
+            "other labels)"
         )
         yield Hit(None, "valid_loss", own["valid_after"], limit, text)
 
@@ -171,7 +182,8 @@ def validation(view: View) -> Iterator[Hit]:
     source="chosen by us: still falling by more than 15 % of itself in the last third of all steps",
 )
 def too_few(view: View) -> Iterator[Hit]:
-    """``Step(steps=)`` is how long the user means to train; all of them ran in the trial, and the loss was still falling.
+    """``Step(steps=)`` is how long the user means to train; all of them ran in the trial, and the loss was still
+    falling.
 
     By more than 15 % from the second to the last third, while the best race shows that as much again can be had.
     """
@@ -186,8 +198,9 @@ def too_few(view: View) -> Iterator[Hit]:
     short = before - last > FALLING * abs(last) or (len(x) < 20 and before > last)
     if short and to_come > AHEAD:
         text = (
-            f"after all {len(x)} steps the loss is {last:.3g} and still falling (from {before:.3g} a third before): too few "
-            f"steps; {best[0]} gets one batch to {best[1]['end']:.3g} in {best[1]['steps']}. Train longer: more epochs"
+            f"after all {len(x)} steps the loss is {last:.3g} and still falling (from {before:.3g} a third before): "
+            f"too few steps; {best[0]} gets one batch to {best[1]['end']:.3g} in {best[1]['steps']}. Train longer: "
+            "more epochs"
         )
         yield Hit(None, "loss_fall", before - last, FALLING * abs(last), text)
 
@@ -196,16 +209,18 @@ def too_few(view: View) -> Iterator[Hit]:
     "NS426",
     "learnt by heart only",
     severity="warning",
-    meaning="One batch can be learnt by heart, but over the batches of the data neither the user's step nor a race gets below "
-    "chance.",
+    meaning="One batch can be learnt by heart, but over the batches of the data neither the user's step nor a race "
+    "gets below chance.",
     cure="Look at pairs of inputs and targets as the loader gives them: are they shuffled apart, or the labels noise?",
     source="chosen by us: 30 % below chance on one batch, 3 % on many, in as many steps",
 )
 def by_heart(view: View) -> Iterator[Hit]:
     """The race learns the one batch, and neither it nor the user's own steps get the loss of many batches below chance.
 
-    A warning where validation data are given and their loss rises too, else a note: some tasks begin slowly. Without such
-    data a quarter of the batches is held back: a warning where most are learnt and those never fall below a constant answer.
+    A warning where validation data are given and their loss rises too, else a note: some tasks begin slowly. Without
+        such
+    data a quarter of the batches is held back: a warning where most are learnt and those never fall below a constant
+        answer.
     """
     t = view.section("trial")
     best = best_race(t)
@@ -214,9 +229,10 @@ def by_heart(view: View) -> Iterator[Hit]:
     unseen = t["stream"].get("unseen", math.nan)
     if t["stream"]["progress"] > 0.1 * AHEAD and unseen > FOLLOWS * t["chance"] and math.isfinite(t["constant"]):
         text = (
-            f"{best[0]} gets one batch from {t['start']:.3g} to {best[1]['end']:.3g}, yet while it learns three quarters of the "
-            f"{t['batches']} batches the loss of the others never falls below {unseen:.3g} (a constant answer has "
-            f"{t['constant']:.3g}): nothing carries over, are the labels shuffled apart from the inputs, or noise?"
+            f"{best[0]} gets one batch from {t['start']:.3g} to {best[1]['end']:.3g}, yet while it learns three "
+            f"quarters of the {t['batches']} batches the loss of the others never falls below {unseen:.3g} (a constant "
+            f"answer has {t['constant']:.3g}): nothing carries over, are the labels shuffled apart from the inputs, or "
+            "noise?"
         )
         yield Hit(None, "unseen", unseen, FOLLOWS * t["chance"], text)
     if t["stream"]["progress"] > 0.1 * AHEAD:
@@ -224,7 +240,8 @@ def by_heart(view: View) -> Iterator[Hit]:
     own = t["own"]
     text = (
         f"{best[0]} gets one batch from {t['start']:.3g} to {best[1]['end']:.3g}, {t['batches']} batches in turn to "
-        f"{t['stream']['end']:.3g} in {t['stream']['steps']} steps: labels or data do not fit together, or it begins slowly"
+        f"{t['stream']['end']:.3g} in {t['stream']['steps']} steps: labels or data do not fit together, or it begins "
+        "slowly"
     )
     rises = own.get("valid_after", math.nan) > own["valid_before"]
     yield Hit(None, "progress", t["stream"]["progress"], 0.1 * AHEAD, text, "" if rises else "info")
@@ -241,8 +258,10 @@ def best_race(t: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     "outputs collapse",
     severity="warning",
     meaning="The loss falls, and the outputs of all samples become one and the same: that is what this loss rewards.",
-    cure="Give it something against the collapse: negatives, a stop-gradient (z.detach()) on one branch, a variance term.",
-    source="chosen by us: the spread over samples falls to a tenth, below 2 % of the outputs' size, while the loss falls",
+    cure="Give it something against the collapse: negatives, a stop-gradient (z.detach()) on one branch, a variance "
+    "term.",
+    source="chosen by us: the spread over samples falls to a tenth, below 2 % of the outputs' size, while the loss "
+    "falls",
 )
 def collapse(view: View) -> Iterator[Hit]:
     """In the user's own steps the loss falls below chance, and no output differs between samples any more.
@@ -256,7 +275,8 @@ def collapse(view: View) -> Iterator[Hit]:
     before, after = own.get("spread", (math.nan, math.nan))
     if after < min(0.1 * before, 0.02):
         text = (
-            f"the loss falls from {own['start']:.3g} to {own['end']:.3g} while in {own['steps']} steps the spread of outputs over "
-            f"samples falls from {before:.2g} to {after:.2g} of their size: they collapse to a constant (degenerate solution)"
+            f"the loss falls from {own['start']:.3g} to {own['end']:.3g} while in {own['steps']} steps the spread of "
+            f"outputs over samples falls from {before:.2g} to {after:.2g} of their size: they collapse to a constant "
+            "(degenerate solution)"
         )
         yield Hit(None, "spread", after, 0.02, text)

@@ -26,10 +26,10 @@ DECAY = 0.7
 def small_steps(view: View) -> Iterator[Hit]:
     """The largest relative change of a weight matrix in one step of the user's optimizer is below 1.5e-5.
 
-    One step is taken on copies, with the gradient of this batch and the optimizer's own settings; momentum counts with its
-    factor 1 / (1 - momentum), and of a warm-up the rate that it goes to. Or one group of parameters has a rate below 1e-6 and
-    a ten-thousandth of another group's. Not judged where wiring, loss or data are at fault,
-    or ``eps`` makes the steps small (NS405).
+    One step is taken on copies, with the gradient of this batch and the optimizer's own settings; momentum counts with
+    its factor 1 / (1 - momentum), and of a warm-up the rate that it goes to. Or one group of parameters has a rate
+    below 1e-6 and a ten-thousandth of another group's. Not judged where wiring, loss or data are at fault, or ``eps``
+    makes the steps small (NS405).
     """
     u = view.section("update")
     group = u.get("slow_group")
@@ -63,7 +63,8 @@ def small_steps(view: View) -> Iterator[Hit]:
 def decay(view: View) -> Iterator[Hit]:
     """The step with weight decay has a cosine below 0.7 with the step without, where the gradient is not zero.
 
-    And the decay is fast: it shrinks the weights by more than a thousandth a step (x 1 / (1 - momentum)): learning rate x decay,
+    And the decay is fast: it shrinks the weights by more than a thousandth a step (x 1 / (1 - momentum)): learning rate
+        x decay,
     or nearly the whole step of Adam, which divides decay and gradient alike by their size.
     """
     u = view.section("update")
@@ -105,7 +106,9 @@ def eps(view: View) -> Iterator[Hit]:
     source="chosen by us: cosine between step and gradient above 0.3",
 )
 def climbs(view: View) -> Iterator[Hit]:
-    """The step (without weight decay) points along the gradient instead of against it: ``maximize=True``, or a negative rate."""
+    """The step (without weight decay) points along the gradient instead of against it: ``maximize=True``, or a negative
+    rate.
+    """
     u = view.section("update")
     if u and u["along_gradient"] > 0.3:
         text = (
@@ -131,9 +134,9 @@ def climbs(view: View) -> Iterator[Hit]:
 def large_steps(view: View) -> Iterator[Hit]:
     """After one step on a copy the loss of the same batch is more than five times what it was, or no number.
 
-    Or more than twice, and the median weight matrix changed by half its norm; or that change, with the momentum's factor
-    1 / (1 - momentum), is above 1.5. Not judged where wiring, loss or data are at fault, nor while the loss
-    is below that of a constant answer's tenth.
+    Or more than twice, and the median weight matrix changed by half its norm; or that change, with the momentum's
+    factor 1 / (1 - momentum), is above 1.5. Not judged where wiring, loss or data are at fault, nor while the loss is
+    below that of a constant answer's tenth.
     """
     u, loss = view.section("update"), view.section("loss")
     if not u or "loss_after" not in u or u["along_gradient"] > 0:
@@ -165,8 +168,8 @@ def betas(view: View) -> Iterator[Hit]:
     b = view.section("update").get("betas")
     if b and b[0] > b[1] and b[0] > 0.99:
         text = (
-            f"betas=({b[0]:g}, {b[1]:g}) are swapped: a momentum over {1 / (1 - b[0]):.0f} steps, and a second moment (beta2) "
-            f"over {1 / (1 - b[1]):.0f}"
+            f"betas=({b[0]:g}, {b[1]:g}) are swapped: a momentum over {1 / (1 - b[0]):.0f} steps, and a second moment "
+            f"(beta2) over {1 / (1 - b[1]):.0f}"
         )
         yield Hit(None, "beta1", b[0], b[1], text)
 
@@ -176,12 +179,13 @@ def betas(view: View) -> Iterator[Hit]:
     "the schedule takes the rate away",
     severity="warning",
     meaning="Within a few dozen steps the learning rate is so small (or zero) that nothing more is learnt.",
-    cure="Step the scheduler once an epoch, not once a batch, or stretch it; a warm-up begins above zero: (step + 1) / warmup.",
+    cure="Step the scheduler once an epoch, not once a batch, or stretch it; a warm-up begins above zero: (step + 1) / "
+    "warmup.",
     source="chosen by us: a twentieth of its first value after the trial's steps, or zero throughout",
 )
 def schedule(view: View) -> Iterator[Hit]:
-    """In the user's own first 60 steps the learning rate is zero at all of them, or falls to less than a twentieth; or rises
-    so slowly that a warm-up would end long after the training (``steps``), or after 20 000 steps.
+    """In the user's own first 60 steps the learning rate is zero at all of them, or falls to less than a twentieth; or
+    rises so slowly that a warm-up would end long after the training (``steps``), or after 20 000 steps.
 
     Not where the whole training (``steps``) is hardly longer than that, as a schedule over few steps ends so.
     """
@@ -201,8 +205,8 @@ def schedule(view: View) -> Iterator[Hit]:
         yield Hit(None, "learning_rate", rates[-1], 0.1 * view.section("update")["lr"], text)
     elif rates[-1] < 0.05 * rates[0] and steps > 1.5 * len(rates):
         text = (
-            f"the learning rate falls from {rates[0]:.2g} to {rates[-1]:.2g} within {len(rates)} steps: the scheduler decays it "
-            "after every batch (per step, not per epoch), and nothing is left"
+            f"the learning rate falls from {rates[0]:.2g} to {rates[-1]:.2g} within {len(rates)} steps: the scheduler "
+            "decays it after every batch (per step, not per epoch), and nothing is left"
         )
         yield Hit(None, "learning_rate", rates[-1], 0.05 * rates[0], text)
 
@@ -224,14 +228,15 @@ def _still_warming(rates: list[float], steps: float, full: float) -> float:
     source="chosen by us: half of the entries with a gradient are the same, to the last bit, after a step",
 )
 def rounded(view: View) -> Iterator[Hit]:
-    """Of weights in half precision half the entries that have a gradient, or more, do not change in one step of the optimizer.
+    """Of weights in half precision half the entries that have a gradient, or more, do not change in one step of the
+    optimizer.
 
     A note where the user's own trial trains.
     """
     r, trains = view.section("update").get("rounded"), view.section("trial").get("own", {}).get("trains")
     if r and r["share"] > 0.5:
         text = (
-            f"{r['share']:.0%} of the weights in {r['dtype']} (half precision) do not change in a step of {r['step']:.1g} "
-            "relative to their size: the updates are rounded away"
+            f"{r['share']:.0%} of the weights in {r['dtype']} (half precision) do not change in a step of "
+            f"{r['step']:.1g} relative to their size: the updates are rounded away"
         )
         yield Hit(None, "rounded", r["share"], 0.5, text, "info" if trains else "", r["module"])

@@ -72,7 +72,8 @@ def unregistered(view: View) -> Iterator[Hit]:
     """The graph behind the outputs ends in leaves that require a gradient and are no registered parameters.
 
     Layers in a plain list, tuple or dict, in a global variable, or made anew in every forward pass. Silent where the
-    optimizer given holds the tensors all the same. Or a plain tensor of zeros closes a gate that no optimizer will open.
+    optimizer given holds the tensors all the same. Or a plain tensor of zeros closes a gate that no optimizer will
+    open.
     """
     names = view.section("wiring").get("unregistered", [])
     if names:
@@ -83,8 +84,8 @@ def unregistered(view: View) -> Iterator[Hit]:
     zero = view.section("wiring").get("plain_zero", [])
     if zero and view.section("wiring").get("asleep"):
         text = (
-            f"{listed(zero)} is a plain tensor of zeros, neither an nn.Parameter nor in the optimizer (not registered): what it "
-            "multiplies, a gate, stays closed, and weights behind it get no gradient"
+            f"{listed(zero)} is a plain tensor of zeros, neither an nn.Parameter nor in the optimizer (not "
+            "registered): what it multiplies, a gate, stays closed, and weights behind it get no gradient"
         )
         yield Hit(None, "unregistered", len(zero), 0, text, "error", zero[0].rpartition(".")[0])
 
@@ -120,15 +121,15 @@ def lost(view: View) -> Iterator[Hit]:
     numbers, returned = view.section("calls").get("numbers", []), w.get("returned", {"tensors": 0})
     if numbers and returned["tensors"]:
         text = (
-            f"{listed(returned['modules'])} gets no gradient though the model returns what it computes: {numbers[0]}() made a "
-            "plain number of a part of the loss, which is a constant then (detached)"
+            f"{listed(returned['modules'])} gets no gradient though the model returns what it computes: {numbers[0]}() "
+            "made a plain number of a part of the loss, which is a constant then (detached)"
         )
         yield Hit(None, "lost", returned["tensors"], 0, text, name=returned["modules"][0])
     unread = view.section("loss").get("unread_targets", [])
     if unread and returned["tensors"]:
         text = (
-            f"{listed(returned['modules'])} gets no gradient though the model returns what it computes: the loss does not use "
-            f"{listed(unread)} of the targets (a part of the loss is overwritten, or not added)"
+            f"{listed(returned['modules'])} gets no gradient though the model returns what it computes: the loss does "
+            f"not use {listed(unread)} of the targets (a part of the loss is overwritten, or not added)"
         )
         yield Hit(None, "lost", returned["tensors"], 0, text, name=returned["modules"][0])
     lost = view.section("wiring").get("lost", {})
@@ -159,8 +160,8 @@ def frozen(view: View) -> Iterator[Hit]:
     few = w.get("all_but")
     if few:
         text = (
-            f"only {listed(few['names'])} ({few['numbers'][0]} of {sum(few['numbers'])} numbers) can train, all else is frozen "
-            f"(requires_grad=False): {listed(few['modules'])}"
+            f"only {listed(few['names'])} ({few['numbers'][0]} of {sum(few['numbers'])} numbers) can train, all else "
+            f"is frozen (requires_grad=False): {listed(few['modules'])}"
         )
         trains = view.section("trial").get("own", {}).get("trains")  # a temperature may be all that is meant
         yield Hit(None, "trainable", few["numbers"][0], 4, text, "info" if trains else "warning", few["modules"][0])
@@ -178,12 +179,13 @@ def frozen(view: View) -> Iterator[Hit]:
     source="Kolmogorov-Smirnov distance from torch's default distributions, P = 1e-4; entries beyond their bound",
 )
 def random_frozen(view: View) -> Iterator[Hit]:
-    """The first part of the network is frozen, and 90 % of its weights have exactly the distribution of fresh torch layers.
+    """The first part of the network is frozen, and 90 % of its weights have exactly the distribution of fresh torch
+    layers.
 
-    Uniform within 1/sqrt(fan_in), Xavier's bound, N(0, 1) embeddings, N(0, 0.02²): trained weights leave the bound at once.
-    Judged for a block of two weights or more in front of all that trains, a fifth of the parameters or more, for a table of
-    embeddings (N(0, s²), without any direction), and for the last layer: other single random projections and adapters (LoRA)
-    beside fresh layers are silent. Or a frozen layer's weights are one number.
+    Uniform within 1/sqrt(fan_in), Xavier's bound, N(0, 1) embeddings, N(0, 0.02²): trained weights leave the bound at
+    once. Judged for a block of two weights or more in front of all that trains, a fifth of the parameters or more, for
+    a table of embeddings (N(0, s²), without any direction), and for the last layer: other single random projections and
+    adapters (LoRA) beside fresh layers are silent. Or a frozen layer's weights are one number.
     """
     r = view.section("wiring").get("random_frozen")
     if r:
@@ -197,8 +199,8 @@ def random_frozen(view: View) -> Iterator[Hit]:
     zero = view.section("wiring").get("zero_frozen", [])
     if zero:
         text = (
-            f"{listed(zero)} is frozen, and every entry of its weights is the same: a constant table, as if nothing was loaded; "
-            "the output does not depend on its input"
+            f"{listed(zero)} is frozen, and every entry of its weights is the same: a constant table, as if nothing "
+            "was loaded; the output does not depend on its input"
         )
         yield Hit(None, "fresh", 1.0, 0.9, text, name=zero[0])
 
@@ -242,8 +244,8 @@ def eval_mode(view: View) -> Iterator[Hit]:
     own = view.section("trial").get("own", {})
     if own.get("evaluates") and view.section("wiring").get("modes", 0):
         text = (
-            "the loop runs the model in eval mode where it differentiates (model.eval() inside of it, never switched back by "
-            "model.train()): batch norms use running statistics that never move, dropout is off"
+            "the loop runs the model in eval mode where it differentiates (model.eval() inside of it, never switched "
+            "back by model.train()): batch norms use running statistics that never move, dropout is off"
         )
         yield Hit(None, "eval", 1.0, 0, text)
         return

@@ -52,14 +52,17 @@ class Metric:
         return self.function.__doc__
 
     def __call__(self, gram: Float[Tensor, "n n"] | Statistic, **options: float) -> float:
-        """The value for a Gram matrix (n, n) or a `Statistic`; ``options`` are the metric's (``tau`` of `soft_rank`)."""
+        """The value for a Gram matrix (n, n) or a `Statistic`; ``options`` are the metric's (``tau`` of
+        `soft_rank`).
+        """
         return float(self.function(gram if isinstance(gram, Statistic) else Statistic.of_gram(gram), **options))
 
     def null(self, n: int, d: int, draws: int = 64, seed: int = 0) -> float:
         r"""What i.i.d. standard normal entries of n samples and d features give: the mean over ``draws`` of them.
 
-        For n <= d, $X = L Q$ with orthonormal rows Q and L lower triangular, so $G = L L^T$: $L_{ii}^2$ is $\chi^2$ with
-        d - i + 1 degrees of freedom and the entries below are standard normal (Bartlett). The cost does not grow with d.
+        For n <= d, $X = L Q$ with orthonormal rows Q and L lower triangular, so $G = L L^T$: $L_{ii}^2$ is $\chi^2$
+        with d - i + 1 degrees of freedom and the entries below are standard normal (Bartlett). The cost does not grow
+        with d.
         """
         rng = np.random.default_rng(seed)
         x = rng.standard_normal((draws, n, min(n, d)))

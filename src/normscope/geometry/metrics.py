@@ -2,8 +2,8 @@
 
 Every metric is registered in `METRICS` and can be called on an (n, n) Gram matrix $G = X X^T$ of n samples, as in
 ``metrics.orthogonality_gap(x @ x.T)``. `measure` takes the representation itself and is more accurate: it never
-squares what it can leave unsquared. Each is written once, for a `Statistic` with any leading axes (...): m layers of one
-shape are measured at once.
+squares what it can leave unsquared. Each is written once, for a `Statistic` with any leading axes (...): m layers of
+one shape are measured at once.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def sigma_min(s: Statistic) -> Tensor:
 
 @register(
     short="rank", unit="dimensions", log=True, needs="gram", low=1.0, source="daneshmand2020, Lemma 1",
-    reading="How many directions the batch fills. Near 1, all samples look alike; the batch size is the most there can be.",
+    reading="How many directions the batch fills. Near 1, all samples look alike; the batch size is the most there can "
+    "be.",
 )  # fmt: skip
 def participation_rank(s: Statistic) -> Tensor:
     r"""Effective number of directions, between 1 (all samples on one line) and the rank.
@@ -257,7 +258,8 @@ def mean_shift(s: Statistic) -> Tensor:
 @register(
     short="dead", unit="1", needs="entries", high=1.0, invariant="scale permutation",
     source="share of units that are zero",
-    reading="Units that are silent on the whole batch. Dotted: share of entries at the flat ends of a bounded activation.",
+    reading="Units that are silent on the whole batch. Dotted: share of entries at the flat ends of a bounded "
+    "activation.",
 )  # fmt: skip
 def dead_units(s: Statistic) -> Tensor:
     """Share of units that are exactly 0 for every sample and position (NaN for a bare Gram matrix)."""

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OddPoint:
-    r"""One sample against the others: m is the mean of the others, W^2 their mean squared distance from m, o the odd one.
+    r"""One sample against the others: m is the mean of the others, W^2 their mean squared distance from m, o the odd
+    one.
 
     ``score`` $R_2$, ``index``, ``coherence`` $|m|^2/(|m|^2+W^2)$, ``cosine`` of o and m, ``separation``
     $\sqrt{|o-m|^2 / W^2}$, ``norm_ratio`` $|o|/|m|$, ``runner_up``: the second largest share.

@@ -1,9 +1,9 @@
 """Weights that let a deep net train: cures, their controls, and the usual laws they are compared with.
 
-Functions with torch's trailing underscore change a model in place and return it. They find Linear and Conv1d/2d/3d layers
-anywhere in the module tree, in the order in which a forward pass runs them; a layer that cannot be treated is left alone.
-`CURES` has them by the names that users type; ``CURES[name].apply`` returns a `Treatment`, which says what was done to
-which layer, and why not to the others.
+Functions with torch's trailing underscore change a model in place and return it. They find Linear and Conv1d/2d/3d
+layers anywhere in the module tree, in the order in which a forward pass runs them; a layer that cannot be treated is
+left alone. `CURES` has them by the names that users type; ``CURES[name].apply`` returns a `Treatment`, which says what
+was done to which layer, and why not to the others.
 """
 
 from normscope.init._cures import CURES, Cure

@@ -27,7 +27,8 @@ Apply = Callable[[nn.Module, Any, Any, torch.Generator | None], Treatment]
 class Cure:
     """A named treatment. ``apply(model, inputs, targets, generator)`` changes the model and returns a `Treatment`.
 
-    ``needs_inputs``: looks at the batch; ``wraps``: changes the module tree, so the treatment's model may be another object
+    ``needs_inputs``: looks at the batch; ``wraps``: changes the module tree, so the treatment's model may be another
+        object
     and the keys of its state dict change; ``control``: there to be compared with, not to be used.
     """
 
@@ -75,7 +76,9 @@ def _rank(model: nn.Module, inputs: Any, targets: Any, generator: torch.Generato
 
 @register("identity", "control of daneshmand2021, section 5", needs_inputs=True)
 def _identity(model: nn.Module, inputs: Any, targets: Any, generator: torch.Generator | None) -> Treatment:
-    """Every hidden layer a multiple of the identity, scale kept at 1: the control of `orthogonal`, and often as good."""
+    """Every hidden layer a multiple of the identity, scale kept at 1: the control of `orthogonal`, and often as
+    good.
+    """
     return identity(model, inputs, generator=generator)
 
 

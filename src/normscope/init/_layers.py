@@ -20,8 +20,8 @@ TREATABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass
 class Treatment:
-    """What a cure did: the ``model``, the paths of the layers ``treated``, in the order in which they were, and the layers
-    ``left_alone`` with the reason of each; ``notes`` say what a reader must know about this very batch.
+    """What a cure did: the ``model``, the paths of the layers ``treated``, in the order in which they were, and the
+    layers ``left_alone`` with the reason of each; ``notes`` say what a reader must know about this very batch.
     """
 
     model: nn.Module

@@ -29,8 +29,8 @@ def windows(layer: Layer, x: Tensor) -> Tensor:
 def input_rows(layer: Layer, x: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, bool]:
     """Rows (groups, N, fan_in) that the layer's weight meets, and whether they are a part of all rows.
 
-    At most ``most`` rows, drawn without replacement. Patches are shuffled in any case: neighbours look alike, and the first
-    rows of one image are its border. Memory: only the chosen rows are copied.
+    At most ``most`` rows, drawn without replacement. Patches are shuffled in any case: neighbours look alike, and the
+    first rows of one image are its border. Memory: only the chosen rows are copied.
     """
     seen = windows(layer, x)
     groups, fan_in = layer.groups, layer.weight[0].numel()

@@ -33,19 +33,21 @@ SEEN = 16
 def zero_branches_(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> nn.Module:
     r"""Start each residual branch at zero: its last layer, weight and bias, or the norm behind that layer; in place.
 
-    $x + W_2\,\phi(W_1 x)$ with $W_2 = 0$: at the start every block passes on what it gets, so that neither scales nor angles
-    change along the trunk, whatever the depth; $W_2$ moves with the first step and $W_1$ from the second. Where a norm with
-    weights takes the layer's output, its weight becomes zero instead: a norm of zeros has huge gradients.
+    $x + W_2\,\phi(W_1 x)$ with $W_2 = 0$: at the start every block passes on what it gets, so that neither scales nor
+    angles change along the trunk, whatever the depth; $W_2$ moves with the first step and $W_1$ from the second. Where
+    a norm with weights takes the layer's output, its weight becomes zero instead: a norm of zeros has huge gradients.
 
-    A layer ends a branch if its input depends on some layer that, with zeros in it, no gradient reaches any more, while one
-    still reaches the inputs (by the skip) and the zeros themselves (else they would stay: an activation follows): two or
-    three forward and backward passes a layer, on the first 16 samples. Branches of a single layer look like shortcuts and
-    are left alone, and so is the attention without which the output would not see the inputs. Paths that are multiplied or
-    concatenated instead of added cannot be told from branches.
+    A layer ends a branch if its input depends on some layer that, with zeros in it, no gradient reaches any more, while
+    one still reaches the inputs (by the skip) and the zeros themselves (else they would stay: an activation follows):
+    two or three forward and backward passes a layer, on the first 16 samples. Branches of a single layer look like
+    shortcuts and are left alone, and so is the attention without which the output would not see the inputs. Paths that
+    are multiplied or concatenated instead of added cannot be told from branches.
 
     Misleads: the untrained net is a shallow one, and its geometry as healthy as the trunk's.
-    Source: Goyal et al. 2017 (the last norm of a block); Zhang, Dauphin, Ma 2019 (Fixup); De and Smith 2020 (SkipInit), who
-    scale the branch by a learned number that starts at 0 and show that this is what batch norm does for deep residual nets.
+    Source: Goyal et al. 2017 (the last norm of a block); Zhang, Dauphin, Ma 2019 (Fixup); De and Smith 2020 (SkipInit),
+        who
+    scale the branch by a learned number that starts at 0 and show that this is what batch norm does for deep residual
+    nets.
     """
     return zero_branches(model, inputs, generator=generator).model
 
@@ -89,8 +91,8 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
             left[layer.name] = "no end of a residual branch that could start at zero"
         if not done:
             raise UsageError(
-                "There must be a residual branch (x + f(x), f of two layers or more) to start at zero; no skip connection "
-                "was found around any layer. Choose another cure: normscope list cures."
+                "There must be a residual branch (x + f(x), f of two layers or more) to start at zero; no skip "
+                "connection was found around any layer. Choose another cure: normscope list cures."
             )
     done.reverse()
     return Treatment(model, tuple(done), left)
@@ -185,7 +187,8 @@ class _Look:
             )
             return list(torch.autograd.grad(x, [*wanted, *entries], direction.to(x), allow_unused=True))
 
-        norms = [Layer("", m) for m in self.step.root.modules() if isinstance(getattr(m, "weight", None), Tensor)]  # type: ignore[arg-type]
+        weighed = (m for m in self.step.root.modules() if isinstance(getattr(m, "weight", None), Tensor))
+        norms = [Layer("", m) for m in weighed]  # type: ignore[arg-type]
         slopes = self.step.run(work, kept(self.order) | kept(norms))
         if slopes is None:
             return None, [None] * len(wanted)

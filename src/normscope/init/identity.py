@@ -21,13 +21,14 @@ def identity_(
 ) -> nn.Module:
     r"""Set each layer to a multiple of the identity (Dirac kernels for convolutions); in place.
 
-    $W = c\,J$ with $J_{ij} = 1$ where $i = j \bmod \min(out, in)$ (and the same with i and j exchanged): the identity for a
-    square layer; a wider layer repeats its inputs, a narrower one adds them up. Kernels act at their centre, group by group.
-    The layers treated and the scale c are those of `orthogonal_representations_`: this is its control, and any claim that
-    orthogonality made a net train must be held against it. Biases become 0.
+    $W = c\,J$ with $J_{ij} = 1$ where $i = j \bmod \min(out, in)$ (and the same with i and j exchanged): the identity
+    for a square layer; a wider layer repeats its inputs, a narrower one adds them up. Kernels act at their centre,
+    group by group. The layers treated and the scale c are those of `orthogonal_representations_`: this is its control,
+    and any claim that orthogonality made a net train must be held against it. Biases become 0.
 
     Misleads: the untrained net hardly changes its input, so its geometry looks as healthy as the data's.
-    Source: control of Daneshmand, Joudaki, Bach 2021, section 5, added by us; Dirac kernels: Zagoruyko and Komodakis 2017.
+    Source: control of Daneshmand, Joudaki, Bach 2021, section 5, added by us; Dirac kernels: Zagoruyko and Komodakis
+        2017.
     """
     return identity(model, inputs, scale=scale, ends=ends, generator=generator).model
 

@@ -25,8 +25,9 @@ from normscope.init._layers import (
 def lsuv_(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> nn.Module:
     r"""Orthogonal weights, scaled layer by layer until the output on this batch has variance 1; in place.
 
-    $W = Q / \sqrt{\mathrm{Var}(X Q^T)}$ with Q Haar-orthogonal (out, fan_in) and the variance (1/N) over samples, positions and
-    units together; biases 0. A layer without bias is linear, so one step is exact where the paper iterates.
+    $W = Q / \sqrt{\mathrm{Var}(X Q^T)}$ with Q Haar-orthogonal (out, fan_in) and the variance (1/N) over samples,
+    positions and units together; biases 0. A layer without bias is linear, so one step is exact where the paper
+    iterates.
 
     It sets the scale of every layer for any activation; it does nothing for the angles between samples.
     Source: Mishkin and Matas 2016 (all you need is a good init).

@@ -45,38 +45,42 @@ def orthogonal_representations_(
 ) -> nn.Module:
     r"""Set each weight so that the layer's outputs on this batch are more orthogonal than its inputs; in place.
 
-    The layer's input on the batch, under the layers treated before it, is $X = U S V^T$ (N, fan_in), samples as rows. Then
+    The layer's input on the batch, under the layers treated before it, is $X = U S V^T$ (N, fan_in), samples as rows.
+    Then
 
     $W = c\, U' S^{-p} V^T$, so that $X W^T = c\, U S^{1-p} U'^T$
 
-    with $U'$ (out, k) and k = min(out, numerical rank of X); where U' has orthonormal columns the singular values of the
-    output are $c\,\sigma_i^{1-p}$, and its orthogonality gap is below that of X unless that is 0 (App. E). Biases become 0.
+    with $U'$ (out, k) and k = min(out, numerical rank of X); where U' has orthonormal columns the singular values of
+    the output are $c\,\sigma_i^{1-p}$, and its orthogonality gap is below that of X unless that is 0 (App. E). Biases
+    become 0.
 
     inputs: a batch as ``forward`` takes it. The more samples, the less is left to the completion below.
     power: 0.5 as in the paper's eq. 6; 1 as in its experiments (every kept direction equally strong).
     basis: ``"sliced"``: U' = the first rows of U (random patches for a convolution; repeated where there are fewer than
-        outputs), which are *not* orthonormal; ``"polar"``: the nearest matrix with orthonormal columns; ``"haar"``: random.
-    scale: ``"rms"``: c gives the layer's output root mean square 1 on the batch, or that of its input if that is below 1 and
-        was not rectified (see `target_rms`). ``"paper"``: Frobenius norm 1 over the batch; logits then start near 0.01, and
-        the first treated layer gets gradients hundreds of times larger than the others.
+        outputs), which are *not* orthonormal; ``"polar"``: the nearest matrix with orthonormal columns; ``"haar"``:
+        random.
+    scale: ``"rms"``: c gives the layer's output root mean square 1 on the batch, or that of its input if that is below
+        1 and was not rectified (see `target_rms`). ``"paper"``: Frobenius norm 1 over the batch; logits then start near
+        0.01, and the first treated layer gets gradients hundreds of times larger than the others.
     ends: also treat the first and the last layer that run. The paper leaves them as they are; with ``scale="rms"`` the
         first one is only scaled, so that no step in scale follows it.
     rows: most rows (samples, tokens, patches) looked at; default max(2048, 4 out), drawn at random.
-    cut: directions weaker than ``cut`` times the strongest count as absent; default 10 machine epsilons of X's dtype, since
-        the rounding of its entries makes about as much.
+    cut: directions weaker than ``cut`` times the strongest count as absent; default 10 machine epsilons of X's dtype,
+        since the rounding of its entries makes about as much.
     generator: of the random choices; default seed 0.
 
-    Directions that the batch does not have (fewer samples than inputs, or cut away) are not killed: they go, as nearly as
-    the identity would send them, to the outputs that U' leaves, with the gain of the batch as a whole. With p = 1/2 App. E
-    speaks of the kept directions.
+    Directions that the batch does not have (fewer samples than inputs, or cut away) are not killed: they go, as nearly
+    as the identity would send them, to the outputs that U' leaves, with the gain of the batch as a whole. With p = 1/2
+    App. E speaks of the kept directions.
 
     A convolution is treated as the matrix that acts on its unfolded input, group by group: the k strongest of its
     c k^2 directions are kept. Returns the model; ``CURES["orthogonal"].apply`` also says which layers were left alone.
 
-    Misleads: in ReLU nets the sliced form tends to multiples of the identity within ten layers, and identity layers train
-    as well (`identity_`); with a random U' gradients explode with depth. So what helps there is not orthogonality alone.
-    With skip connections the layers are treated in the order in which they run, each on what it really sees; the sum behind
-    a skip is not orthogonalized.
+    Misleads: in ReLU nets the sliced form tends to multiples of the identity within ten layers, and identity layers
+        train
+    as well (`identity_`); with a random U' gradients explode with depth. So what helps there is not orthogonality
+    alone. With skip connections the layers are treated in the order in which they run, each on what it really sees; the
+    sum behind a skip is not orthogonalized.
     """
     return orthogonal(
         model, inputs, power=power, basis=basis, scale=scale, ends=ends, rows=rows, cut=cut, generator=generator
@@ -126,8 +130,8 @@ def orthogonal(
     if short:
         treatment.notes = (
             *treatment.notes,
-            f"{len(short)} layers have more inputs than the batch has rows (the first is {short[0]}): the directions that "
-            "the batch lacks were completed; a larger batch says more",
+            f"{len(short)} layers have more inputs than the batch has rows (the first is {short[0]}): the directions "
+            "that the batch lacks were completed; a larger batch says more",
         )
     return treatment
 
@@ -184,9 +188,10 @@ def sweep(
 def target_rms(x: Tensor) -> float:
     """Root mean square that a treated layer's output gets: 1, or that of its input x if it is smaller and x is signed.
 
-    A rectifier takes about half of the energy of each layer, and that must be made up for. An activation that keeps signs
-    and loses energy is one that saturates (tanh): making up for it would drive it further in, layer by layer. Signed: at
-    least a quarter of the energy is negative (chosen by us: half behind tanh, a few percent behind GELU, none behind ReLU).
+    A rectifier takes about half of the energy of each layer, and that must be made up for. An activation that keeps
+    signs and loses energy is one that saturates (tanh): making up for it would drive it further in, layer by layer.
+    Signed: at least a quarter of the energy is negative (chosen by us: half behind tanh, a few percent behind GELU,
+    none behind ReLU).
     """
     wide = x.double()
     signed = float(wide.clamp_max(0).square().sum()) >= 0.25 * float(wide.square().sum())
@@ -237,8 +242,8 @@ def complement(a: Float[Tensor, "d k"]) -> Float[Tensor, "d rest"]:
 def directions(x: Float[Tensor, "n d"], cut: float) -> tuple[Float[Tensor, " k"], Float[Tensor, "d k"]]:
     """Singular values above ``cut`` times the largest, and right singular vectors, of rows in float64.
 
-    Through the smaller Gram matrix where its squared condition still resolves the cut (cut^2 > 1000 eps: float32 data and
-    coarser); else by a singular value decomposition.
+    Through the smaller Gram matrix where its squared condition still resolves the cut (cut^2 > 1000 eps: float32 data
+    and coarser); else by a singular value decomposition.
     """
     n, d = x.shape
     if cut**2 > 1000 * torch.finfo(x.dtype).eps:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 VARIANTS = ("A", "B")
-#: Step of a weight's entries over their root mean square: the first of a stage, the largest and the smallest (chosen by us:
-#: ReLU nets of depth 15 to 75 take 0.03 at the start of a stage and 5e-4 to 5e-3 later).
+#: Step of a weight's entries over their root mean square: the first of a stage, the largest and the smallest (chosen by
+#: us: ReLU nets of depth 15 to 75 take 0.03 at the start of a stage and 5e-4 to 5e-3 later).
 FIRST, LARGEST, SMALLEST = 0.03, 0.1, 1e-5
 #: Adam's forgetting rates (Kingma and Ba 2015).
 BETAS = (0.9, 0.999)
@@ -57,10 +57,11 @@ def raise_rank_(
 ) -> nn.Module:
     r"""Descent on $\log(1/r)$, r the participation rank of a layer on this batch, before any training; in place.
 
-    $r = \mathrm{tr}(G)^2 / \|G\|_F^2$ with $G = H H^T$ the Gram matrix (n, n) of the layer's representation H, samples as rows.
+    $r = \mathrm{tr}(G)^2 / \|G\|_F^2$ with $G = H H^T$ the Gram matrix (n, n) of the layer's representation H, samples
+    as rows.
 
-    variant: ``"A"``: one objective, the input of the last layer (the last hidden representation), all hidden layers move;
-        ``"B"``: stages, the output of hidden layer ``every``, then 2 ``every``, ... and last the last hidden
+    variant: ``"A"``: one objective, the input of the last layer (the last hidden representation), all hidden layers
+        move; ``"B"``: stages, the output of hidden layer ``every``, then 2 ``every``, ... and last the last hidden
         representation; a stage moves only the layers since the one before. (The paper's stages move all layers up to
         their own. That raised r less: 1.9 against 2.6 to 3.1, mean over 45 layers on fresh samples, He, 2 seeds.)
     steps: most accepted steps a stage; default 100 for A, 10 for B.
@@ -70,17 +71,19 @@ def raise_rank_(
     progress: called after each step with (stage, stages, step, r).
 
     Only weights of Linear and Conv layers move, never biases: their gradient grows as the signal shrinks, and moving
-    them left nets untrainable. A step is Adam's direction times a share of the weight's root mean square, is followed by the
-    rescaling, and is kept only if r of the objective then is higher; otherwise the share is halved. If after all stages
-    r of the last hidden representation is lower than after the first rescaling, the steps are undone (the scale stays).
+    them left nets untrainable. A step is Adam's direction times a share of the weight's root mean square, is followed
+    by the rescaling, and is kept only if r of the objective then is higher; otherwise the share is halved. If after all
+    stages r of the last hidden representation is lower than after the first rescaling, the steps are undone (the scale
+    stays).
 
-    Misleads: r is measured on one batch. On fresh samples it is lower (a ReLU net of depth 45 and width 100, 64 samples, B: 20
-    there, 2 to 4 on others), and it can be raised by spreading samples that training wants together. A random net that spreads
-    samples also magnifies gradients: with ``every=1, steps=5`` they grew a thousandfold over those 45 layers, and SGD diverged.
-    More is not better: plain nets of depth 30 trained after 5 or 10 steps a stage, and hardly after 15 (digits, 3 seeds).
-    High rank is no promise of training: compare with `lsuv_` and `identity_`.
-    Cost: a step takes one forward and one backward pass for the gradient and one forward pass per tried share (1.2 to 1.5
-    in the mean), all up to the objective's layer.
+    Misleads: r is measured on one batch. On fresh samples it is lower (a ReLU net of depth 45 and width 100, 64
+        samples, B: 20
+    there, 2 to 4 on others), and it can be raised by spreading samples that training wants together. A random net that
+    spreads samples also magnifies gradients: with ``every=1, steps=5`` they grew a thousandfold over those 45 layers,
+    and SGD diverged. More is not better: plain nets of depth 30 trained after 5 or 10 steps a stage, and hardly after
+    15 (digits, 3 seeds). High rank is no promise of training: compare with `lsuv_` and `identity_`. Cost: a step takes
+    one forward and one backward pass for the gradient and one forward pass per tried share (1.2 to 1.5 in the mean),
+    all up to the objective's layer.
     """
     return rank(
         model, inputs, variant, steps=steps, every=every, goal=goal, seconds=seconds, scale=scale, progress=progress,
@@ -135,7 +138,8 @@ def rank(
         if after < before:
             write(order, start)
             notes = [
-                f"nothing was kept: the rank of the last hidden representation would have gone {before:.4g} -> {after:.4g}"
+                f"nothing was kept: the rank of the last hidden representation would have gone {before:.4g} -> "
+                f"{after:.4g}"
             ]
         if until is not None and time.monotonic() > until:
             notes.append(f"stopped after {seconds:g} seconds")
@@ -185,7 +189,9 @@ class _Climb:
             return 1 / float(inverse_rank(self._run(target, rescale)))
 
     def slopes(self, target: int, layers: Sequence[Layer]) -> list[Tensor]:
-        """Gradient of log(1/r) with respect to these layers' weights, float64; 0 where r does not depend on a weight."""
+        """Gradient of log(1/r) with respect to these layers' weights, float64; 0 where r does not depend on a
+        weight.
+        """
         weights = [layer.module.weight for layer in layers]
         with torch.enable_grad():
             value = inverse_rank(self._run(target, None)).log()
@@ -221,7 +227,9 @@ class _Climb:
     def climb(
         self, target: int, moved: Sequence[Layer], directions: Sequence[Tensor], r: float, share: float
     ) -> tuple[float, float]:
-        """One step with the share halved until r is higher: the new r and that share; the old r and weights if none is."""
+        """One step with the share halved until r is higher: the new r and that share; the old r and weights if none
+        is.
+        """
         if not any(direction.any() for direction in directions):
             return r, share
         here = [layer.weight.detach().clone() for layer in moved]
@@ -275,8 +283,8 @@ class _Climb:
         rows = samples.of(found[0], self.order[target].module) if found else None
         if rows is None:
             raise UsageError(
-                f"The rank is one of {samples.n} samples; the output of {self.order[target].name!r} has no axis of that length. "
-                "Pass a batch that the model keeps together."
+                f"The rank is one of {samples.n} samples; the output of {self.order[target].name!r} has no axis of "
+                "that length. Pass a batch that the model keeps together."
             )
         return rows.reshape(len(rows), -1)
 

@@ -85,7 +85,8 @@ def _run(model: nn.Module, inputs: Any) -> Any:
 
 
 def insert_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
-    """Each Linear or Conv layer but the last becomes ``Sequential(layer, BatchNorm)``, so the norm precedes the activation.
+    """Each Linear or Conv layer but the last becomes ``Sequential(layer, BatchNorm)``, so the norm precedes the
+    activation.
 
     Left alone: layers that a norm over the batch follows already, and linear layers on sequences. The keys of the state
     dict change (``conv.weight`` -> ``conv.0.weight``). A model that then no longer runs (its forward reads

@@ -20,7 +20,8 @@ def summary(frame: polars.DataFrame, prefix: str = "normscope") -> dict[str, flo
     """Scalars of one measured step: ``prefix/signal_metric/min``, ``median``, ``max`` over layers and ``deepest``.
 
     ``deepest`` is the last layer in the order of the forward pass that has the metric, the output layer left out. NaN
-    is left out of minimum, median and maximum, so that one bad layer does not hide the others, and shows in ``deepest``.
+    is left out of minimum, median and maximum, so that one bad layer does not hide the others, and shows in
+    ``deepest``.
     """
     import polars as pl
 

@@ -1,4 +1,6 @@
-"""Linear algebra: Gram matrices as arrays; matrices known by their products, their eigenvalues, traces and densities."""
+"""Linear algebra: Gram matrices as arrays; matrices known by their products, their eigenvalues, traces and
+densities.
+"""
 
 from normscope.linalg.eigen import Ritz, from_directions, lanczos, orthonormalise
 from normscope.linalg.grams import (

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 #: Called after each product with (products so far, value, its error, products left or NaN while that is unknown).
 Progress = Callable[[float, float, float, float], None]
 #: First relative residuals outside of this range mean that the given directions are not what the theory says (chosen by
-#: us: where it holds they are 0.02-0.17). Above: no eigenvectors. Below: an invariant space of their own, as the offsets
-#: after a last-layer norm, from which no Krylov space sees anything else.
+#: us: where it holds they are 0.02-0.17). Above: no eigenvectors. Below: an invariant space of their own, as the
+#: offsets after a last-layer norm, from which no Krylov space sees anything else.
 EXPECTED = (1e-3, 0.2)
 #: Where the residuals' own form is larger than this share of the top value, there may be eigenvalues outside of the
-#: directions beside it (chosen by us: on 144 small nets the error of every value that was too small had 0.29 or more, and
-#: wide ReLU nets have 0.05-0.1).
+#: directions beside it (chosen by us: on 144 small nets the error of every value that was too small had 0.29 or more,
+#: and wide ReLU nets have 0.05-0.1).
 OUTSIDE = 0.25
-#: The gap between two Ritz values is divided by this (chosen by us: the eigenvalue below the top is larger than its Ritz
-#: value, which made errors up to 1.2 times too small on the same nets).
+#: The gap between two Ritz values is divided by this (chosen by us: the eigenvalue below the top is larger than its
+#: Ritz value, which made errors up to 1.2 times too small on the same nets).
 GAP_SAFETY = 1.5
-#: How sure the error of a value from a random start is (chosen by us; the bound is loose: on 400 spectra, clustered tops
-#: included, the tolerance was missed in none at 0.95 and in 3 at 0.8, where the plain residual missed it in 15. At 0.9 a
-#: ResNet-50 was once said to be within 1 % with 1.5 % missing; 0.99 costs one to five products of twenty).
+#: How sure the error of a value from a random start is (chosen by us; the bound is loose: on 400 spectra, clustered
+#: tops included, the tolerance was missed in none at 0.95 and in 3 at 0.8, where the plain residual missed it in 15. At
+#: 0.9 a ResNet-50 was once said to be within 1 % with 1.5 % missing; 0.99 costs one to five products of twenty).
 CONFIDENCE = 0.99
 #: A start that has not converged after so many products was not what the gap was estimated for: from then on the plain
 #: residual decides (chosen by us: where the theory holds 2-5 are enough).
@@ -44,12 +44,12 @@ class Ritz:
     values: (k,) eigenvalues, the wanted end first; ``residuals``: (k,) norms ||G u - theta u|| of unit vectors u,
         NaN where not computed. There is an eigenvalue of G within ``residuals[i]`` of ``values[i]``.
     vectors: (m, k). ``basis``: (m, j) orthonormal, ``projected``: (j, j) = basis^T G basis.
-    errors: (k,) what the eigenvalues may be off by: for one eigenvalue from a random start how far above it the extremal
-        one may lie, with probability ``CONFIDENCE`` (``above``); residual^2 / gap where the gap to the rest of the spectrum
-        is known well enough (Kato, Temple; Parlett 1998, Thm 11.7.1); else the residual.
+    errors: (k,) what the eigenvalues may be off by: for one eigenvalue from a random start how far above it the
+        extremal one may lie, with probability ``CONFIDENCE`` (``above``); residual^2 / gap where the gap to the rest of
+        the spectrum is known well enough (Kato, Temple; Parlett 1998, Thm 11.7.1); else the residual.
     products: products with G spent; a product with A or A^T alone, where G = A^T A, counts one half.
-    first: relative residual of the first step (NaN for k > 1), see ``EXPECTED``; ``outside``: the largest form on what the
-        residuals added to the given directions, relative to the top value, see ``OUTSIDE`` (0 where not known).
+    first: relative residual of the first step (NaN for k > 1), see ``EXPECTED``; ``outside``: the largest form on what
+        the residuals added to the given directions, relative to the top value, see ``OUTSIDE`` (0 where not known).
     asymmetry: worst relative gap between <u, G u> and ||A u||^2 seen on the way (0 where never tested).
     """
 
@@ -114,10 +114,10 @@ def lanczos(
     start: (m,) or (m, b), default one random vector. An eigenvalue of multiplicity r shows r times only from a block of
         at least r columns.
     tol: stops when each wanted eigenvalue's error is <= tol * max |theta|. For k = 1 from one random vector that is an
-        error of the *value*, see ``above``: with a cluster of top eigenvalues the residual says too little (it belongs to
-        the one that was found) and, with many of them, too much. Otherwise it is the residual ||G u - theta u||, or, with
-        ``gap``, the relative distance from the top eigenvalue to the next one, residual^2 / (gap theta) if smaller; both
-        presuppose that the start sees the eigenvector at all.
+        error of the *value*, see ``above``: with a cluster of top eigenvalues the residual says too little (it belongs
+        to the one that was found) and, with many of them, too much. Otherwise it is the residual ||G u - theta u||, or,
+        with ``gap``, the relative distance from the top eigenvalue to the next one, residual^2 / (gap theta) if
+        smaller; both presuppose that the start sees the eigenvector at all.
     noise: standard deviation of the isotropic Gaussian part of each entry of one ``start`` vector (0: not random).
     max_products: budget; what was reached by then is returned with ``converged=False``.
     """
@@ -185,7 +185,9 @@ def lanczos(
 
 
 def left(seen: list[tuple[float, float]], tol: float) -> float:
-    """Products until the relative error is ``tol`` if it goes on falling as in the last six; NaN where it does not fall."""
+    """Products until the relative error is ``tol`` if it goes on falling as in the last six; NaN where it does not
+    fall.
+    """
     (start, first), (now, last) = seen[-6:][0], seen[-1]
     if last <= tol:
         return 0.0
@@ -197,12 +199,13 @@ def left(seen: list[tuple[float, float]], tol: float) -> float:
 def above(projected: Tensor, beta: float, noise: float, scale: float) -> Float[Tensor, ""]:
     r"""How far the largest eigenvalue may lie above the largest Ritz value, with probability ``CONFIDENCE``.
 
-    The next Lanczos vector is $p_j(G) v$ with the residual polynomial $p_j$ of the tridiagonal ``projected`` (j, j) and the
-    next off-diagonal ``beta``, and has length 1. So the component $\gamma$ of the start v on the top eigenvector has
-    $|\gamma|\, p_j(\lambda_{max}) \le 1$, and $p_j$ rises above its largest zero, the Ritz value: $\lambda_{max}$ lies below the
-    point where $p_j = 1/|\gamma|$. For a start with isotropic Gaussian noise of standard deviation ``noise`` an entry,
-    $|\gamma| \ge$ noise $\sqrt2\,\mathrm{erfinv}(1 - \mathrm{confidence})$ with probability ``CONFIDENCE``, whatever the
-    spectrum (van Dorsselaer, Hochstenbach, van der Vorst 2000, section 3). ``scale``: of the values; at most 9 times it.
+    The next Lanczos vector is $p_j(G) v$ with the residual polynomial $p_j$ of the tridiagonal ``projected`` (j, j) and
+    the next off-diagonal ``beta``, and has length 1. So the component $\gamma$ of the start v on the top eigenvector
+    has $|\gamma|\, p_j(\lambda_{max}) \le 1$, and $p_j$ rises above its largest zero, the Ritz value: $\lambda_{max}$
+    lies below the point where $p_j = 1/|\gamma|$. For a start with isotropic Gaussian noise of standard deviation
+    ``noise`` an entry, $|\gamma| \ge$ noise $\sqrt2\,\mathrm{erfinv}(1 - \mathrm{confidence})$ with probability
+    ``CONFIDENCE``, whatever the spectrum (van Dorsselaer, Hochstenbach, van der Vorst 2000, section 3). ``scale``: of
+    the values; at most 9 times it.
     """
     small = torch.tensor(1 - CONFIDENCE, dtype=torch.float64)
     wanted = -math.log(noise * math.sqrt(2) * float(torch.erfinv(small)))
@@ -260,11 +263,10 @@ def from_directions(
     directions and Y = A V, the Ritz values are the eigenvalues of Y^T Y. Then the space grows by the residual
     G u - theta u of the worst wanted Ritz vector u, at one product with A^T (the residual) and one with A (the new
     column of Y) a step. From a single direction this is Lanczos: every Ritz residual is parallel to the next Lanczos
-    vector (Parlett 1998, section 12.1). For k = 1 the gap to the next Ritz value tightens the error, see ``Ritz``, and the
-    first residual's column may end the search without another residual, see ``_left_over``; ``residuals`` is then that of
-    the vector before.
-    Stops after the first step with ``converged=False`` where the directions turn out to be no eigenvectors (last-layer
-    batch norm removes the mean gradients).
+    vector (Parlett 1998, section 12.1). For k = 1 the gap to the next Ritz value tightens the error, see ``Ritz``, and
+    the first residual's column may end the search without another residual, see ``_left_over``; ``residuals`` is then
+    that of the vector before. Stops after the first step with ``converged=False`` where the directions turn out to be
+    no eigenvectors (last-layer batch norm removes the mean gradients).
     """
     work = torch.float64 if a.shape[1] <= 200_000 else a.dtype
     basis = orthonormalise(directions.to(a.device, work))
@@ -318,10 +320,10 @@ def _left_over(before: Tensor, projected: Tensor, corner: float) -> float:
     r"""What the top value may still rise after the first residual has joined the directions; infinite where unknown.
 
     Let the eigenvalues outside of the directions be at most $\mu = \theta/2$ (chosen by us; 0.06-0.2 of theta where the
-    theory holds). The next Lanczos off-diagonal has $\beta^2 \le \alpha(\mu - \alpha)$, the largest variance on $[0, \mu]$
-    with mean $\alpha$, the form G takes on the residual (Bhatia, Davis 2000); so a rise d of theta is followed by at most
-    about $d\,\beta^2 / ((\theta-\alpha)(\theta-\mu))$, doubled here. The other directions' own rises are not known: they do
-    not matter if three times d leaves them below theta.
+    theory holds). The next Lanczos off-diagonal has $\beta^2 \le \alpha(\mu - \alpha)$, the largest variance on
+    $[0, \mu]$ with mean $\alpha$, the form G takes on the residual (Bhatia, Davis 2000); so a rise d of theta is
+    followed by at most about $d\,\beta^2 / ((\theta-\alpha)(\theta-\mu))$, doubled here. The other directions' own
+    rises are not known: they do not matter if three times d leaves them below theta.
     """
     theta = torch.linalg.eigvalsh(projected).flip(0)
     top, rise = float(theta[0]), float(theta[0] - before[0])

@@ -60,7 +60,8 @@ class Spectrum(Shown):
 
     eigenvalues: (k,) from the wanted end (all of them, descending, where ``method`` is ``dense``).
     residuals: (k,) ||A u - theta u|| of the unit Ritz vectors: an eigenvalue lies within it of each value (0: dense).
-    errors: (k,) what the eigenvalues may be off by (see ``Ritz``): the residual or, with a known gap, its square over it.
+    errors: (k,) what the eigenvalues may be off by (see ``Ritz``): the residual or, with a known gap, its square over
+        it.
     trace, square: tr A and tr A^2 with standard errors, or ``None`` where not asked for. The sum is over the whole
         matrix; ``size`` is its side, so that ``trace.value / size`` is the mean eigenvalue.
     method: ``dense``, ``screened``, ``directions`` or ``lanczos``; ``side``: which of the two Gram matrices was used.
@@ -140,7 +141,8 @@ def spectrum(
         raise unknown("method of spectrum", method, METHODS)
     if not isinstance(a, LinearMap):
         raise UsageError(
-            f"spectrum() needs a LinearMap; got {type(a).__name__}. Use fisher(), hessian() or ntk(), or eigvalsh for an array."
+            f"spectrum() needs a LinearMap; got {type(a).__name__}. Use fisher(), hessian() or ntk(), or eigvalsh for "
+            "an array."
         )
     if a.shape[0] != a.shape[1]:
         raise UsageError(f"spectrum() needs a square symmetric map; this one is {a.shape}. Use fisher() or ntk().")
@@ -243,7 +245,8 @@ def _dense(a: LinearMap, g: LinearMap, side: str, largest: bool, density: bool) 
     if density:
         points = Density(values[None], torch.full_like(values, 1 / len(values))[None], 1 - g.shape[0] / a.shape[0])
     return Spectrum(
-        values, torch.zeros_like(values), torch.zeros_like(values), a.shape[0], side, "dense", cost, True, total, square, points
+        values, torch.zeros_like(values), torch.zeros_like(values), a.shape[0], side, "dense", cost, True, total,
+        square, points
     )  # fmt: skip
 
 

@@ -55,9 +55,9 @@ def hutchinson(
     r"""$\mathrm{tr}\,A^TA$ from quadratic forms ||A z||^2, i.e. products with A only (half a product each).
 
     basis: orthonormal directions taken out exactly: with Q = basis, P = 1 - Q Q^T and Rademacher z,
-    tr G = tr Q^T G Q + E ||A P z||^2. With Q the mean directions 1 (x) e_k of the outputs the spread is about half that of
-    Hutch++ on wide nets. ``projected`` is Q^T G Q where it is known already, else it costs j forms.
-    The standard error is the probes' sample deviation / sqrt(probes); it needs at least two probes.
+    tr G = tr Q^T G Q + E ||A P z||^2. With Q the mean directions 1 (x) e_k of the outputs the spread is about half that
+    of Hutch++ on wide nets. ``projected`` is Q^T G Q where it is known already, else it costs j forms. The standard
+    error is the probes' sample deviation / sqrt(probes); it needs at least two probes.
     """
     work = torch.float64 if a.shape[1] <= 200_000 else a.dtype
     like = torch.empty(0, dtype=work, device=a.device)

@@ -40,7 +40,8 @@ def fold(wrapper: nn.Module, scale: Tensor, shift: Tensor, inputs: Any) -> nn.Mo
             weight.copy_(before[0])
             layer.bias = before[1]
             raise UsageError(
-                f"Folding needs a last layer that nothing follows; here the outputs would change by {error:.2g}. Keep the wrapper."
+                f"Folding needs a last layer that nothing follows; here the outputs would change by {error:.2g}. Keep "
+                "the wrapper."
             )
     return model
 
@@ -51,8 +52,8 @@ def _last(model: nn.Module, outputs: int) -> Any:
     last = leaves[-1] if leaves else model
     if not isinstance(last, _LAYERS) or last._parameters.get("weight") is None or len(last.weight) != outputs:
         raise UsageError(
-            f"Folding needs a Linear or Conv layer of {outputs} outputs at the model's end; there is a {type(last).__name__}. "
-            "Keep the wrapper."
+            f"Folding needs a Linear or Conv layer of {outputs} outputs at the model's end; there is a "
+            f"{type(last).__name__}. Keep the wrapper."
         )
     return last
 

@@ -193,7 +193,9 @@ def _is_readout(model: nn.Module, module: nn.Module) -> bool:
 
 
 def weight_scale(spec: Spec, fan_in: int, fan_out: int) -> float:
-    """Standard deviation of a weight times sqrt(fan_in), of the laws with mean zero; see `init_weights_`, which draws them."""
+    """Standard deviation of a weight times sqrt(fan_in), of the laws with mean zero; see `init_weights_`, which draws
+    them.
+    """
     if spec.weights in ("xavier", "xavier_normal"):
         return spec.effective_gain * math.sqrt(2 * fan_in / (fan_in + fan_out))
     if spec.weights == "orthogonal":

@@ -1,7 +1,7 @@
 """Normalization taken apart: recentre, rescale, affine; over the batch, or over the features of one sample.
 
-`ALGEBRA` has the rule of every norm that a `Spec` may name. `make_norm` makes the module, `normalize` does the same to arrays,
-and theory reads off the rule what it must know of a norm: none of them has a copy of it.
+`ALGEBRA` has the rule of every norm that a `Spec` may name. `make_norm` makes the module, `normalize` does the same to
+arrays, and theory reads off the rule what it must know of a norm: none of them has a copy of it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def groups_of(features: int) -> int:
 class Norm:
     """The rule of a norm: what it subtracts and divides by.
 
-    over: ``batch``: statistics of each feature over samples (and positions); ``features``: of each sample, over groups of
-        features; ``""``: none.
+    over: ``batch``: statistics of each feature over samples (and positions); ``features``: of each sample, over groups
+        of features; ``""``: none.
     recenter: subtract the mean. rescale: divide by the root of the mean square (of what is left) plus eps.
     groups: how many groups that many features make, for ``over="features"``.
     """
@@ -228,8 +228,9 @@ class CenterOutputs(nn.Module):
     def fold_(self, inputs: object = None) -> nn.Module:
         """The plain model for inference: the running mean goes into the bias of its last layer. Returns that model.
 
-        In eval mode its outputs are those of this module up to rounding. ``inputs``, a batch as ``forward`` takes it, lets the
-        outputs be compared first; without it the last module of the tree must be the Linear or Conv layer that makes them.
+        In eval mode its outputs are those of this module up to rounding. ``inputs``, a batch as ``forward`` takes it,
+        lets the outputs be compared first; without it the last module of the tree must be the Linear or Conv layer that
+        makes them.
         Raises ``UsageError`` if no such layer ends the model; then nothing has changed.
         """
         mean = self.center.running_mean
@@ -241,8 +242,8 @@ class CenterOutputs(nn.Module):
 class NormalizeOutputs(nn.Module):
     r"""A model whose outputs pass a batch norm: $(f_k(x_i) - \mu_k)/\sqrt{v_k + \epsilon}\cdot\gamma_k + \beta_k$.
 
-    Batch norm in the last layer (Karakida, Akaho, Amari 2019). The model's output must be a tensor (n, c, ...). A trainable
-    $\gamma, \beta$ (``affine``) add eigenvalues equal to 1 to the Fisher matrix of the squared error.
+    Batch norm in the last layer (Karakida, Akaho, Amari 2019). The model's output must be a tensor (n, c, ...). A
+    trainable $\gamma, \beta$ (``affine``) add eigenvalues equal to 1 to the Fisher matrix of the squared error.
     """
 
     def __init__(self, model: nn.Module, outputs: int, *, affine: bool = True, momentum: float = 0.1) -> None:
@@ -255,7 +256,9 @@ class NormalizeOutputs(nn.Module):
         return self.norm(self.model(*args, **kwargs))
 
     def fold_(self, inputs: object = None) -> nn.Module:
-        """The plain model for inference: running statistics, gain and shift go into its last layer; see `CenterOutputs`."""
+        """The plain model for inference: running statistics, gain and shift go into its last layer; see
+        `CenterOutputs`.
+        """
         mean, var = self.norm.running_mean, self.norm.running_var
         assert mean is not None
         assert var is not None

@@ -146,7 +146,8 @@ class Measurement:
         if not self._recorder.seen:
             self._tracker.note(
                 f"step {self.step}: no observed layer ran. Layers inside a compiled graph, a scripted module or the "
-                "replicas of DataParallel cannot be seen: give the tracker the compiled model, or use one device a process"
+                "replicas of DataParallel cannot be seen: give the tracker the compiled model, or use one device a "
+                "process"
             )
 
     def _watch(self, tap: Tap, call: int, x: Tensor) -> None:

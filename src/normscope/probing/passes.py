@@ -66,15 +66,15 @@ def probe(
 ) -> Profile:
     """Measure every layer of a model on one batch.
 
-    model, inputs, targets, loss, data, step, samples: a `Step`, or what one is made of (``docs/inputs.md``); of ``data`` the
-        first batch. With neither targets nor loss: the model's own loss if it returns one.
-    layers: glob patterns of module paths; default: all layers (`normscope.call.taps.find_taps`), and what runs by functions
-        (``F.relu``, products with the model's own parameters).
+    model, inputs, targets, loss, data, step, samples: a `Step`, or what one is made of (``docs/inputs.md``); of
+        ``data`` the first batch. With neither targets nor loss: the model's own loss if it returns one.
+    layers: glob patterns of module paths; default: all layers (`normscope.call.taps.find_taps`), and what runs by
+        functions (``F.relu``, products with the model's own parameters).
     metrics: names; default all. See ``normscope.geometry.metrics.METRICS``.
     mode: ``"train"`` (batch norm uses the batch), ``"eval"``, or ``None``: as each module is set.
     tokens: sequence activations (n, t, d) count as n*t samples; default: n samples of t*d features.
-    backward: whether to run the backward pass; default: if there are targets, a loss, or the model returns its own. With
-        none of these, ``backward=True`` takes a random cotangent on the outputs.
+    backward: whether to run the backward pass; default: if there are targets, a loss, or the model returns its own.
+        With none of these, ``backward=True`` takes a random cotangent on the outputs.
     seed: of the random streams inside (dropout); the caller's streams are untouched.
 
     Returns a `Profile`: per (layer, call) the metrics of the output (signal ``activation``), of the loss gradient
@@ -83,7 +83,8 @@ def probe(
     input. ``gradient_growth`` is the ratio of a layer's gradient norm to that of the next one that ran, above 1 where
     gradients grow on their way back (norms: its square is the factor of the papers). ``gradient_collinearity`` is there
     for layers with weights only. Values are exact to float64 rounding of what the model computed, except that
-    eigenvalues of wide float32 layers (d > 4 n) carry an error up to 1e-6 of the largest where all are above 1e-3 of it.
+    eigenvalues of wide float32 layers (d > 4 n) carry an error up to 1e-6 of the largest where all are above 1e-3 of
+    it.
 
     The model is left as it was, bit for bit (`normscope.call.traceless`), also when its forward raises: the user's own
     exception passes through with a note, one of torch's layers becomes a ``UsageError`` that names the layer.
@@ -102,8 +103,8 @@ def probe(
     notes = [*at.notes, *found.notes, *_notes(at, taps, found, layers)]
     if not found.seen or all(s.layer == 0 for s in found.seen):
         raise UsageError(
-            "No observed layer ran in the forward pass, so there is nothing to report. Layers inside a scripted function, or "
-            "under other names than those asked for, are not seen."
+            "No observed layer ran in the forward pass, so there is nothing to report. Layers inside a scripted "
+            "function, or under other names than those asked for, are not seen."
         )
     records = [r for seen in found.seen for r in _records(seen, picked, found, root)]
     if metrics is None and found.loss_name != "none":
@@ -153,8 +154,8 @@ def _notes(at: Step, taps: list[Tap], found: Collection, layers: Any) -> list[st
     frozen = [name for name, m in normalizers(at.root) if not m.training and at.mode == "train" and at.root.training]
     if frozen:
         notes.append(
-            f"in eval mode inside a model in training mode, but measured in training mode ({len(frozen)} norms, the first is "
-            f"{frozen[0]}): pass mode=None to measure each module as it is set"
+            f"in eval mode inside a model in training mode, but measured in training mode ({len(frozen)} norms, the "
+            f"first is {frozen[0]}): pass mode=None to measure each module as it is set"
         )
     if found.without_batch:
         names = list(dict.fromkeys(found.without_batch))

@@ -23,7 +23,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "Tanh": (-1, 1), "Sigmoid": (0, 1), "Hardtanh": (-1, 1), "Hardsigmoid": (0, 1), "Softsign": (-1, 1), "Erf": (-1, 1),
 }  # fmt: skip
 _ACTIVATIONS = {
-    "ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Softplus", "Hardswish", "Abs",
+    "ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Softplus", "Hardswish",
+    "Abs",
     "NewGELUActivation", "GELUActivation", "Sin", *_BOUNDS,
 }  # fmt: skip
 #: Rows (n, ...) of what a tap returned, or ``None`` where no axis runs over the samples.
@@ -49,10 +50,11 @@ class Seen:
 class Recorder:
     """Metrics of the taps' outputs, in the order of execution, and of the loss gradients with respect to them.
 
-    rows: how an output becomes rows of samples. metrics: what is wanted, of outputs and of gradients; nothing is computed
-    that none of them needs. gradients: whether any are looked at. ``seen`` fills as the passes run; nothing in it keeps an
-    activation or a gradient alive, and what waits to be measured is bounded (`Pool`). last: how many of the latest outputs'
-    statistics are kept in ``latest``, with all that was computed of them.
+    rows: how an output becomes rows of samples. metrics: what is wanted, of outputs and of gradients; nothing is
+        computed
+    that none of them needs. gradients: whether any are looked at. ``seen`` fills as the passes run; nothing in it keeps
+    an activation or a gradient alive, and what waits to be measured is bounded (`Pool`). last: how many of the latest
+    outputs' statistics are kept in ``latest``, with all that was computed of them.
     """
 
     def __init__(self, rows: Rows, metrics: Iterable[Metric], *, gradients: bool, last: int = 0) -> None:
@@ -85,7 +87,9 @@ class Recorder:
         return seen
 
     def look_back(self, seen: Seen, grad: Tensor | None) -> None:
-        """Take the gradient with respect to an output: of several backward passes the first; ``None`` where none came."""
+        """Take the gradient with respect to an output: of several backward passes the first; ``None`` where none
+        came.
+        """
         if seen.gradient_norm is not None or grad is None:
             return
         with _plainly(grad):

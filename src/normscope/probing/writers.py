@@ -88,8 +88,8 @@ def _by_path(path: Path) -> Writer:
     # "lr-0.1" and "net.v2" are names of folders; "run.xlsx" asks for a file that nothing here writes.
     if kind[1:].isalpha() and kind != ".parquet" and not path.is_dir():
         raise UsageError(
-            f"A writer's path must end in .csv (one file), or name a folder for a parquet part a step (plain, or ending in "
-            f".parquet); got {str(path)!r}. Name one of these, or pass ParquetWriter({str(path)!r})."
+            "A writer's path must end in .csv (one file), or name a folder for a parquet part a step (plain, or ending "
+            f"in .parquet); got {str(path)!r}. Name one of these, or pass ParquetWriter({str(path)!r})."
         )
     files.check_folder(path.parent)
     return ParquetWriter(path)

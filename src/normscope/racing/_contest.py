@@ -69,8 +69,8 @@ def race(
 
     variants: name -> function of the seed that returns a fresh module (it may draw from torch's global stream, which
         then starts from the seed), or a module, of which each seed trains a copy.
-    data, test: a `Batch`, or a pair (inputs, targets): tensors with a row a sample, or dicts or tuples of these. Without
-        ``test`` there is no test accuracy.
+    data, test: a `Batch`, or a pair (inputs, targets): tensors with a row a sample, or dicts or tuples of these.
+        Without ``test`` there is no test accuracy.
     lr: a number; ``"search"`` or ``"search:0.01,0.1"``: pilot runs of at most 100 steps with the first seed, and the
         rate with the lowest loss at their end (mean over the last fifth) wins; ``"auto"`` or ``"auto:0.5"``: the best
         rate of `normscope.rates` on the first 21 batches, or that share; ``"sharpness"`` or ``"sharpness:0.5"``: that
@@ -81,7 +81,8 @@ def race(
     baseline: the variant that the others are compared with; default the first.
     target_loss: the loss that steps are counted to; default half way down, see `Race.target`.
     geometry: at how many steps, evenly on a log axis, ``probe_samples`` samples go through `probe`; 0 for none;
-        default 12, fewer in a short race (4 and one more for every 50 steps), because a look costs as much as a few steps.
+        default 12, fewer in a short race (4 and one more for every 50 steps), because a look costs as much as a few
+        steps.
     out: folder that keeps everything: a race that was stopped or killed goes on from there, to the same numbers. Every
         ``checkpoint_every`` seconds the state of the current run is written; finished runs are not run again.
     device, dtype: where and in what the models train. progress: ``True`` for a bar on standard error.

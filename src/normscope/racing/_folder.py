@@ -103,7 +103,8 @@ class Folder:
     def _refuse(self, differing: Iterable[str]) -> None:
         if said := sorted(differing):
             raise UsageError(
-                f"{self.path} holds a race with other settings: {'; '.join(said)}. Use another folder, or the same settings."
+                f"{self.path} holds a race with other settings: {'; '.join(said)}. Use another folder, or the same "
+                "settings."
             )
 
     def rate(self, variant: str) -> Rate | None:

@@ -20,7 +20,9 @@ Variant = Callable[[int], nn.Module] | nn.Module
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run: ``runs`` of ``steps`` steps in all, of which ``done`` are behind; ``seconds``: about, for the rest."""
+    """What will run: ``runs`` of ``steps`` steps in all, of which ``done`` are behind; ``seconds``: about, for the
+    rest.
+    """
 
     variants: tuple[str, ...]
     seeds: tuple[int, ...]

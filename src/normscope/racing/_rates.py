@@ -32,7 +32,9 @@ Rule = float | str
 
 @dataclass(frozen=True)
 class Rate:
-    """A learning rate and how it came about. ``tried``: (rate, smoothed loss at the end; infinite where it diverged)."""
+    """A learning rate and how it came about. ``tried``: (rate, smoothed loss at the end; infinite where it
+    diverged).
+    """
 
     lr: float
     how: str
@@ -92,7 +94,9 @@ def choose(rule: Rule, model: nn.Module, samples: Samples, recipe: Recipe, stage
 def _search(
     grid: Sequence[float], model: nn.Module, samples: Samples, recipe: Recipe, stage: Callable[[str], None]
 ) -> Rate:
-    """A short run at each rate, on the batches that the race will see first; the lowest smoothed loss at its end wins."""
+    """A short run at each rate, on the batches that the race will see first; the lowest smoothed loss at its end
+    wins.
+    """
     tried, spent, first = [], 0, math.inf
     for lr in sorted(grid):
         stage(f"search: lr {lr:g}")

@@ -72,8 +72,8 @@ class Race(Shown):
         show("as.file", show(self.face, self), path, "html")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write table and facts to one file, a zip of ``table.parquet`` and ``facts.json``, which `load` reads; with the
-        ending of a page or a picture (``.html``, ``.png``, ``.svg``, ``.pdf``) that.
+        """Write table and facts to one file, a zip of ``table.parquet`` and ``facts.json``, which `load` reads; with
+        the ending of a page or a picture (``.html``, ``.png``, ``.svg``, ``.pdf``) that.
         """
         if pictured(path):
             super().save(path)

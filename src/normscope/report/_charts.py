@@ -85,8 +85,8 @@ def over_depth(
     )  # fmt: skip
 
 
-#: The charts of the library's metrics, in the order of the page (others that have a ``reading`` follow): metric, further
-#: metrics whose findings it marks, options of `over_depth`.
+#: The charts of the library's metrics, in the order of the page (others that have a ``reading`` follow): metric,
+#: further metrics whose findings it marks, options of `over_depth`.
 CHARTS: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
     ("participation_rank", ("soft_rank", "entropy_rank"), {"batch_line": True}),
     ("mean_abs_cosine", ("mean_cosine", "max_abs_cosine", "mean_shift"), {"domain": (0, 1)}),
@@ -166,7 +166,8 @@ def _starts(scene: Scene, findings: dict[str, list[dict[str, Any]]], metric: str
     place = {"x": _LAYER, "color": Colour("model", scene.content.models).channel()}
     says = [tip("codes", "finding"), tip("titles", "says"), tip("model"), tip("layer", "from layer")]
     told = {"opacity": dimmed(_FOCUS), "tooltip": says}
-    rule = layer({"type": "rule", "strokeWidth": 1, "strokeDash": [3, 3]}, place | {"opacity": dimmed(_FOCUS, 0.55, 0.08)},
+    rule = layer({"type": "rule", "strokeWidth": 1, "strokeDash": [3, 3]}, place | {"opacity": dimmed(_FOCUS, 0.55,
+        0.08)},
                  values=marks)  # fmt: skip
     ring = {"type": "point", "size": 90, "strokeWidth": 1.8, "filled": False}
     at_value = {"y": {"field": "value", "type": "quantitative"}}

@@ -36,7 +36,9 @@ def policy(scripts: Sequence[str]) -> str:
 
 @cache
 def bundle() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed as one script (0.9 MB), made once a version and kept: it takes over two seconds."""
+    """Vega, Vega-Lite and Vega-Embed as one script (0.9 MB), made once a version and kept: it takes over two
+    seconds.
+    """
     kept = _kept()
     with suppress(OSError, UnicodeDecodeError):
         if kept is not None and (text := kept.read_text("utf-8")).endswith(_END):

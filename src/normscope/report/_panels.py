@@ -123,7 +123,8 @@ def _heat(metric: str, part: pl.DataFrame, roles: _Roles, sweep: Sweep) -> Panel
         reading += "; grey: not finite"
     tall = (38 if written else size) * count
     drawn = heat(
-        label.title, rows, x, y, Axis("mean", label.heading, scale=scale), legend=True, written=texts if written else (),
+        label.title, rows, x, y, Axis("mean", label.heading, scale=scale), legend=True,
+        written=texts if written else (),
         ends=(0.0, 1.0) if share or not good else (min(good), max(good)), facet="facet" if roles.facet else "",
         told=_told((roles.x, roles.y, *roles.facet), label.title), size=(size * columns, tall), reading=reading,
         unit=label.unit, height=tall, wide=bool(roles.facet),

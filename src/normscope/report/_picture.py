@@ -112,7 +112,9 @@ def _params(charts: Sequence[Chart]) -> dict[str, Any]:
 
 
 def _show_legend(spec: Any, names: Sequence[str]) -> None:
-    """Give every colour of the page's names a legend, in place; the page has its own, so the charts come without one."""
+    """Give every colour of the page's names a legend, in place; the page has its own, so the charts come without
+    one.
+    """
     parts = spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ()
     for part in parts:
         _show_legend(part, names)

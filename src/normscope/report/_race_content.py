@@ -16,8 +16,8 @@ class RaceContent:
     """The content of one race's report.
 
     table: tidy, ``variant, seed, step, epoch, signal, metric, layer, name, value``. lines: the final table, one mapping
-    a variant (fields of ``normscope.racing``'s ``Line``). facts: settings, ``variants`` in order, ``baseline``, ``rates``,
-    ``target``, ``notes``.
+    a variant (fields of ``normscope.racing``'s ``Line``). facts: settings, ``variants`` in order, ``baseline``,
+    ``rates``, ``target``, ``notes``.
     """
 
     table: polars.DataFrame
@@ -98,8 +98,8 @@ def explained(content: RaceContent) -> list[str]:
     compared = len(content.lines) > 1
     if compared and seeds > 2:
         said.append(
-            f"p: against {facts['baseline']}, paired by seed (t-test; exact sign test where a run diverged), Holm over the "
-            "variants. The verdict goes by the train loss, at 0.05."
+            f"p: against {facts['baseline']}, paired by seed (t-test; exact sign test where a run diverged), Holm over "
+            "the variants. The verdict goes by the train loss, at 0.05."
         )
     elif compared and seeds == 2:
         said.append("Two seeds are too few to tell: no p-values.")

@@ -85,14 +85,14 @@ def of_verdicts(found: Verdicts | Verdict, brief: bool = False) -> Sheet:
         "seconds in all": f"{sum(v.seconds for v in verdicts if math.isfinite(v.seconds)):.0f}",
     }  # fmt: skip
     how = [
-        "A claim is one statement of a paper. It is measured, and compared with a band: value ± 2 standard errors inside "
-        "the band `holds`, outside `fails`, else `undecided`.",
+        "A claim is one statement of a paper. It is measured, and compared with a band: value ± 2 standard errors "
+        "inside the band `holds`, outside `fails`, else `undecided`.",
         "Each claim has a control that breaks what the statement rests on. If the control does not come out the other "
         "way, the check proves nothing and the claim is not counted.",
         "A statement that is wrong as printed is a claim that must fail; the corrected one stands beside it.",
-        "In the figures solid lines are ours, dashed ones theory, dotted ones the control (cut off where it would dwarf the rest), "
-        "squares are what the paper, or our specification of it, prints, and triangles points of the control. Shades span runs "
-        "or twice a standard error.",
+        "In the figures solid lines are ours, dashed ones theory, dotted ones the control (cut off where it would "
+        "dwarf the rest), squares are what the paper, or our specification of it, prints, and triangles points of the "
+        "control. Shades span runs or twice a standard error.",
     ]
     sections = [] if brief else [Section("How to read this", facts=facts, notes=how)]
     parts = [s for key in papers for s in _paper(key, [v for v in verdicts if v.claim.startswith(f"{key}/")])]
@@ -113,7 +113,8 @@ def _paper(key: str, verdicts: Sequence[Verdict]) -> Iterable[Section]:
     for v in verdicts:
         claim, r = CLAIMS[v.claim], v.worst
         rows.append((
-            v.claim.partition("/")[2] + (f" (seed {v.seed})" if v.seed else ""), f"{claim.statement} ({claim.where})", said(v),
+            v.claim.partition("/")[2] + (f" (seed {v.seed})" if v.seed else ""), f"{claim.statement} "
+            f"({claim.where})", said(v),
             r.quantity if r else "", measured(r) if r else "", band(r) if r else "",
             number(r.printed) if r and r.printed is not None else "",
         ))  # fmt: skip
@@ -187,7 +188,9 @@ def _rows(curves: Sequence[Curve], axes: Axes) -> list[dict[str, Any]]:
 
 
 def domain(main: Sequence[float], control: Sequence[float], log: bool) -> list[float] | None:
-    """What an axis shows: all of the curves, a control as far as there is room, and a margin; None without any point."""
+    """What an axis shows: all of the curves, a control as far as there is room, and a margin; None without any
+    point.
+    """
     to, back = (math.log10, lambda v: 10.0**v) if log else (float, float)
     kept, others = [to(v) for v in main or control], [to(v) for v in control]
     if not kept:
@@ -228,5 +231,6 @@ def _drawn(title: str, curves: Sequence[Curve], axes: Axes, panel: str, **words:
         dash=Dash("role", {r: d for r, d in _DASHES.items() if r in roles}, _SHAPES), band=("low", "high"),
         told=[tip("series"), tip("role"), tip("x", axes.x, ".4g"), tip("y", y_title, ".4g")],
         joined="datum.joined && datum.role != 'printed'",
-        dotted="!datum.joined || datum.role == 'printed'" + ("" if most > _DOTTED else " || datum.role == 'ours'"), **words,
+        dotted="!datum.joined || datum.role == 'printed'" + ("" if most > _DOTTED else " || datum.role == "
+        "'ours'"), **words,
     )  # fmt: skip

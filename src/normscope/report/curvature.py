@@ -67,8 +67,10 @@ def of_sharpness(sharpness: Sharpness, brief: bool = False) -> Sheet:
     """The largest curvature: where in the net it sits, what other modes have, what steps along it did."""
     s = sharpness
     facts = {
-        "λ_max": f"{_labels.number(s.lambda_max, 5)} ± {s.error:.1g}", "largest stable rate": _labels.number(s.max_stable_lr, 4),
-        "loss": s.loss, **{k.replace("_", " "): str(s.facts[k]) for k in ("mode", "batch_size", "dtype") if k in s.facts},
+        "λ_max": f"{_labels.number(s.lambda_max, 5)} ± {s.error:.1g}",
+        "largest stable rate": _labels.number(s.max_stable_lr, 4),
+        "loss": s.loss,
+        **{k.replace("_", " "): str(s.facts[k]) for k in ("mode", "batch_size", "dtype") if k in s.facts},
     }  # fmt: skip
     if not math.isnan(s.mean):
         facts["mean eigenvalue"] = _labels.number(s.mean, 4)

@@ -1,7 +1,7 @@
 """The one grammar of charts: `lines` over an axis and `heat` over two, as Vega-Lite in plain data.
 
-A chart comes with its words (title, unit, how to read it), a description for those who do not see it, and a table of its
-numbers. Nothing is validated here; a test holds every chart against the schema.
+A chart comes with its words (title, unit, how to read it), a description for those who do not see it, and a table of
+its numbers. Nothing is validated here; a test holds every chart against the schema.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Table:
     """``rows`` of cells under ``head``. Numbers stand to the right; format them as text beforehand to choose digits.
 
     numeric: which columns stand to the right (indices); by default those whose cells are all numbers or number-like.
-    marks: a class a row: ``good``, ``bad``, ``unsure``, ``start`` or empty. names: what a row is about, where that has a
+    marks: a class a row: ``good``, ``bad``, ``unsure``, ``start`` or empty. names: what a row is about, where that has
+        a
     colour on the page. long: what each head stands for.
     """
 
@@ -212,7 +213,8 @@ def lines(
 ) -> Chart:
     """One line a colour (and dash), a dot at each point; ``band``: the columns of its lower and upper end.
 
-    told: what a dot says. joined, dotted: which rows have lines, dots (expressions). data: the name under which the page
+    told: what a dot says. joined, dotted: which rows have lines, dots (expressions). data: the name under which the
+        page
     holds the rows. under, over: further layers; ``also``: the columns that they draw. words: further fields of `Chart`.
     """
     rows = _finite(rows)
@@ -290,7 +292,8 @@ def heat(
 ) -> Chart:
     """A map of ``value`` over two axes; what has no colour is grey.
 
-    written: columns written into the cells, with their size and place. ends: of the colours, where ``written`` turns from
+    written: columns written into the cells, with their size and place. ends: of the colours, where ``written`` turns
+        from
     light to dark. size: of a map, pixels, where the box does not say it.
     """
     rows = _finite(rows)

@@ -23,8 +23,8 @@ PANEL = (*FRAGMENT, "mean_norm")
 #: Layers that a table of a notebook cell has room for.
 BRIEF = 12
 _MARKS = (
-    "A ring and a code mark where a finding starts. A cross on the layer axis is a number without a place in the chart: "
-    "NaN, infinite, or zero on a log axis. Hover for the module."
+    "A ring and a code mark where a finding starts. A cross on the layer axis is a number without a place in the "
+    "chart: NaN, infinite, or zero on a log axis. Hover for the module."
 )
 
 

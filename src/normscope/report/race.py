@@ -1,4 +1,6 @@
-"""What a race shows: its final table, curves over steps, a map of the layers over time for each variant, how it was run."""
+"""What a race shows: its final table, curves over steps, a map of the layers over time for each variant, how it was
+run.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,8 @@ def sheet_of(content: RaceContent, *, brief: bool = False) -> Sheet:
         sections.append(Section("While training", charts=shown, legend=True, id="curves"))
     if not brief and (found := maps(content)):
         lead = (
-            "To the right: steps, most of them early. Upwards: layers, from the input (0) to the output. Training mode, "
-            "mean over seeds."
+            "To the right: steps, most of them early. Upwards: layers, from the input (0) to the output. Training "
+            "mode, mean over seeds."
         )
         sections.append(Section("Layers over time", lead, parts=found, id="layers"))
     if not brief:
@@ -75,8 +77,10 @@ def charts(content: RaceContent) -> list[Chart]:
             tested = any(r["split"] == "test" for r in rows)
             said = "solid: test, dashed: training samples" if tested else "training samples"
             rows = [r if r["split"] == "test" or not tested else {**r, "low": None, "high": None} for r in rows]
-            drawn.append(_curve(title, content, rows, "epoch", share=metric == "accuracy", split=tested, key=f"eval-{metric}",
-                                unit="after each epoch", reading=f"In eval mode, with running statistics; {said}."))  # fmt: skip
+            drawn.append(_curve(title, content, rows, "epoch", share=metric == "accuracy", split=tested,
+                key=f"eval-{metric}",
+                                unit="after each epoch",
+                                reading=f"In eval mode, with running statistics; {said}."))  # fmt: skip
     return drawn
 
 
@@ -185,7 +189,8 @@ def _settings(content: RaceContent) -> Section:
     facts = content.facts
     titles = {
         "optimiser": "optimiser", "momentum": "momentum", "nesterov": "Nesterov", "weight_decay": "weight decay",
-        "warmup": "warm-up steps", "batch": "batch", "epochs": "epochs", "steps": "steps", "loss": "loss", "data": "data",
+        "warmup": "warm-up steps", "batch": "batch", "epochs": "epochs", "steps": "steps", "loss": "loss",
+        "data": "data",
         "test": "test data", "probe_samples": "probed samples", "device": "device", "dtype": "type", "torch": "torch",
     }  # fmt: skip
     shown = [(title, facts[key]) for key, title in titles.items() if facts.get(key) not in (None, "", False, 0)]

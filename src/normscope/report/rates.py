@@ -84,6 +84,7 @@ def _drawn(found: Rates, stable: float) -> Chart:
             "encoding": {"x": across, "tooltip": {"field": "line", "type": "nominal"}},
         })  # fmt: skip
     return lines(
-        found.optimizer, points, x, y, colour=Colour("run", ["trains", "rises"], legend=True, title="run"), joined="false",
+        found.optimizer, points, x, y, colour=Colour("run", ["trains", "rises"], legend=True, title="run"),
+        joined="false",
         under=under, reading=READING.format(steps=found.steps),
     )  # fmt: skip

@@ -1,4 +1,5 @@
-"""A `Sheet`: the sections of a page (prose, findings, facts, tables, charts), whatever result they are of, and its forms.
+"""A `Sheet`: the sections of a page (prose, findings, facts, tables, charts), whatever result they are of, and its
+forms.
 
 A result is shown by a function that makes its sheet; the page, the notebook cell, the Altair chart and the picture are
 made of that here. The page needs no network, follows the reader's light or dark scheme, and prints.
@@ -25,7 +26,8 @@ PRINT_WIDTH = 430
 class Section:
     """A heading and what stands below it, in this order; ``folded``: closed until pressed.
 
-    findings: of one model, rows of `normscope.report._rows.finding`; ``None`` where there is no talk of any. legend: the
+    findings: of one model, rows of `normscope.report._rows.finding`; ``None`` where there is no talk of any. legend:
+        the
     page's names stand above the charts, to be pressed. name: the model or variant that the section is about. small: its
     charts are. ends: of a scale of colours. parts: sections below it. aside: beside the title.
     """
@@ -67,8 +69,8 @@ class Sheet:
     """A whole page.
 
     names: the models or variants that have a colour. sources: those of the numbers that have a dash. rows: what the
-    charts over ``data="layers"`` draw; ``data`` is the same, as the page holds it. main: keys of the charts that a picture
-    shows; default all.
+    charts over ``data="layers"`` draw; ``data`` is the same, as the page holds it. main: keys of the charts that a
+    picture shows; default all.
     """
 
     title: str

@@ -1,4 +1,6 @@
-"""Pictures of a sweep: lines with bands over seeds, heat maps, a table; as one HTML page or one PNG. Reads the table."""
+"""Pictures of a sweep: lines with bands over seeds, heat maps, a table; as one HTML page or one PNG. Reads the
+table.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +68,8 @@ def main_metrics(table: pl.DataFrame) -> list[str]:
 def summary(table: pl.DataFrame, parameters: Sequence[str]) -> pl.DataFrame:
     """Over the seeds of a cell: ``mean, sd, least, most, count`` of each metric; one row a point and metric.
 
-    Points are the parameters without ``seed``, and ``layer`` where cells have several. A value that is not finite leaves
-    the mean not finite; ``finite`` counts those that are.
+    Points are the parameters without ``seed``, and ``layer`` where cells have several. A value that is not finite
+    leaves the mean not finite; ``finite`` counts those that are.
     """
     named = _named(table.filter(pl.col("metric").is_not_null()))
     axes = [p for p in parameters if p != "seed"]

@@ -116,7 +116,9 @@ def alive() -> int:
 
 @functools.cache
 def prepare() -> None:
-    """What cells need, and one thread for torch and BLAS in a process that is a worker; the driver's is left to `sweep`."""
+    """What cells need, and one thread for torch and BLAS in a process that is a worker; the driver's is left to
+    `sweep`.
+    """
     for module in NEEDED:
         import_module(module)
     if multiprocessing.parent_process() is None and "distributed.worker" not in sys.modules:

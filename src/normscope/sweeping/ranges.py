@@ -17,9 +17,9 @@ def axis(text: str, name: str = "axis", kind: str = "") -> list[Any]:
     """The values of an axis written as text.
 
     ``a,b,c``: these, each a number, ``true``, ``false``, ``none`` or a word. ``lo:hi``: whole numbers, both ends in.
-    ``lo:hi:step``: lo, lo + step, ... up to hi. ``lo:hi:log2``: lo, 2 lo, 4 lo, ... up to hi; ``log10``; ``x3``: times 3.
-    Ranges and values may be mixed with commas. kind: the annotation of the parameter: a ``str`` is never a number or a
-    range, and ``none`` means None only where the annotation has it.
+    ``lo:hi:step``: lo, lo + step, ... up to hi. ``lo:hi:log2``: lo, 2 lo, 4 lo, ... up to hi; ``log10``; ``x3``: times
+    3. Ranges and values may be mixed with commas. kind: the annotation of the parameter: a ``str`` is never a number or
+    a range, and ``none`` means None only where the annotation has it.
 
     Raises ``UsageError``: an empty item, a range that is none, that runs the wrong way, or of more than `MOST` values.
     """

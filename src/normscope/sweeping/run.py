@@ -64,10 +64,12 @@ def sweep(
     timeout: seconds a cell may take; ``memory``: bytes it may add to its worker (see docs/sweeps.md for the outcomes).
     progress: True for a bar with the time left; or a function of a `Progress`.
 
-    Returns ``source, <parameters>, seed, layer, ..., metric, value, stderr, error``: a frame without a store, a lazy scan
-    with one; rows in the order of the grid, whatever ran first. A failed cell is one row with its traceback in ``error``.
+    Returns ``source, <parameters>, seed, layer, ..., metric, value, stderr, error``: a frame without a store, a lazy
+    scan with one; rows in the order of the grid, whatever ran first. A failed cell is one row with its traceback in
+    ``error``.
 
-    Raises ``UsageError`` before anything runs: unknown or missing parameters, a task that cannot travel, a folder that is
+    Raises ``UsageError`` before anything runs: unknown or missing parameters, a task that cannot travel, a folder that
+        is
     no store. `SweepStopped` when the store or the executor is lost; ``KeyboardInterrupt`` passes after the workers have
     been ended. In both cases the same call goes on where it stopped.
     """

@@ -50,8 +50,8 @@ class Store:
     """Finished cells at ``where``: a folder, ``file://...``, or any fsspec path (``memory://``, ``s3://`` ...).
 
     Layout: ``cells/ab/<key>.parquet`` finished, ``cells/ab/<key>.failed.parquet`` failed (its traceback inside),
-    ``parts/<hash>.parquet`` many finished cells, ``set-aside/`` what was no cell. A file appears whole or not at all, and
-    equal cells have equal names, so any number of runs may write to one store at a time. ``None``: held in memory.
+    ``parts/<hash>.parquet`` many finished cells, ``set-aside/`` what was no cell. A file appears whole or not at all,
+    and equal cells have equal names, so any number of runs may write to one store at a time. ``None``: held in memory.
     Raises ``UsageError`` for a folder with other things in it, or a store of another schema.
     """
 
@@ -81,8 +81,8 @@ class Store:
             raise UsageError(f"{self.where}/{MARKER} is damaged. Delete it: the next run writes it again.") from None
         if schema != _rows.SCHEMA:
             raise UsageError(
-                f"The store must have schema {_rows.SCHEMA}; {self.where} has {schema}. Use the version of normscope that "
-                "made it, or another folder."
+                f"The store must have schema {_rows.SCHEMA}; {self.where} has {schema}. Use the version of normscope "
+                "that made it, or another folder."
             )
 
     def prepare(self) -> None:

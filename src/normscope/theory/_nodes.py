@@ -2,8 +2,8 @@ r"""Few nodes for a family of integrals over one variable: those of a fine rule 
 
 A fine rule has nodes s_m and weights w_m, and some integrands f_e of the family are known at every node. Where the
 matrix $B_{me} = \sqrt{w_m} f_e(s_m)$ has numerical rank k, k of its rows span the others (interpolative
-decomposition; Cheng et al. 2005), so $\sum_m w_m f(s_m) = \sum_k v_k f(s_k)$ for whatever lies in the span, and v follows
-from least squares on the known f_e.
+decomposition; Cheng et al. 2005), so $\sum_m w_m f(s_m) = \sum_k v_k f(s_k)$ for whatever lies in the span, and v
+follows from least squares on the known f_e.
 """
 
 from __future__ import annotations

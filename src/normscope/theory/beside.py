@@ -34,8 +34,8 @@ def overlay(
         relative to the last layer's, and loss gradients of independent samples are assumed.
 
     ``None``, without a word, for a model that `spec_of` does not know, whose layers were not measured, or whose spec
-    has no recursion. ``eps`` of the norms is taken as 0. ``UsageError`` where the Grams of that many samples would take more
-    than ``budget`` seconds of one core, by a count of operations; so seldom more than a gigabyte.
+    has no recursion. ``eps`` of the norms is taken as 0. ``UsageError`` where the Grams of that many samples would take
+    more than ``budget`` seconds of one core, by a count of operations; so seldom more than a gigabyte.
     """
     spec, names = spec_of(model), layer_names(model)
     layers = {r.name: r.layer for r in measured.records if r.source == "measured" and r.call == 0}
@@ -45,8 +45,8 @@ def overlay(
     seconds = spec.depth * n**3 * _SECONDS
     if seconds > budget:
         raise UsageError(
-            f"the Grams of {n} samples in {spec.depth} layers would take about {seconds:.0f} s, more than budget={budget:g}. "
-            "Measure fewer samples, or raise the budget of overlay()."
+            f"the Grams of {n} samples in {spec.depth} layers would take about {seconds:.0f} s, more than "
+            f"budget={budget:g}. Measure fewer samples, or raise the budget of overlay()."
         )
     known = {r.metric for r in measured.records if r.signal == "activation"}
     wanted = [m for m in DEFAULT_METRICS if m in known] if metrics is None else list(metrics)

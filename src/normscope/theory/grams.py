@@ -34,7 +34,8 @@ def batch_norm_gram(covariance: Array, slope: float = 0.0, recenter: bool = True
     (yang2019, Thm 2; decomposed, section 2). $K_a$ is the homogeneous kernel of slope a: 1 identity, 0 ReLU, -1 abs.
 
     covariance: C (n, n). Returns (n, n). Trapezoid rule in log s, 433 nodes: error below 1e-12 of the trace; above 48
-    samples those 6 to 40 of them that tell the others: within 1e-11 of the largest entry of that (1e-14 for most batches).
+    samples those 6 to 40 of them that tell the others: within 1e-11 of the largest entry of that (1e-14 for most
+        batches).
     """
     s = centred(covariance) if recenter else covariance
     values, vectors = (x.numpy() for x in torch.linalg.eigh(torch.from_numpy(s)))
@@ -58,7 +59,9 @@ _FEW, _HELD = 48, 1 << 17
 
 
 def _kernel_sum(weights: Array, tilted: Array, vectors: Array, slope: float) -> Array:
-    """sum_m weight_m K_a(V diag(tilted_m) V^T), (n, n): the upper triangle in blocks of rows, all nodes of a block at once."""
+    """sum_m weight_m K_a(V diag(tilted_m) V^T), (n, n): the upper triangle in blocks of rows, all nodes of a block at
+    once.
+    """
     n, m = len(vectors), len(weights)
     variances = tilted @ np.square(vectors).T
     scale = np.sqrt(variances)
@@ -78,10 +81,11 @@ def _kernel_sum(weights: Array, tilted: Array, vectors: Array, slope: float) -> 
 
 
 def _some_entries(s: Array, tilted: Array, vectors: Array) -> Array:
-    """Some entries of K_0(V diag(tilted_m) V^T) at all nodes m, (m, 3n + 120), for a rule that serves all entries of every K_a.
+    """Some entries of K_0(V diag(tilted_m) V^T) at all nodes m, (m, 3n + 120), for a rule that serves all entries of
+    every K_a.
 
-    The variances; each sample with the one most correlated with it (c near 1 or -1 bends the kernel most) and with one at
-    random; all pairs of the 16 largest. K_a is linear in the covariance and in K_0: both lie in the span of these.
+    The variances; each sample with the one most correlated with it (c near 1 or -1 bends the kernel most) and with one
+    at random; all pairs of the 16 largest. K_a is linear in the covariance and in K_0: both lie in the span of these.
     """
     n, scale = len(s), np.sqrt(np.diagonal(s).clip(0))
     correlation = np.abs(s) * np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)  # times the row's scale
@@ -134,7 +138,9 @@ class WideLayer:
     fan_in: int | None = None
 
     def reading(self, features: int | None) -> WideLayer:
-        """The first layer of a chain whose input has so many features; ``None``: only its Gram is known. See `Spec.skip`."""
+        """The first layer of a chain whose input has so many features; ``None``: only its Gram is known. See
+        `Spec.skip`.
+        """
         spec = self.spec if features == self.spec.width else replace(self.spec, skip=None)
         return replace(self, spec=spec, fan_in=features)
 

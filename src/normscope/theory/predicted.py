@@ -47,10 +47,10 @@ def predict(
         gradient's second moments (`normscope.theory.gradients`), gradient independence assumed, from loss gradients
         of equal size that are independent between samples at the last layer.
 
-    spec: an MLP; weights i.i.d. of mean zero or orthogonal; eps is 0. ``spec.width`` enters only the unit of `sigma_min`,
-        and the first layer's weights where their law and the number of features of ``inputs`` say so.
-    gram: (n, n) Gram $X X^T$ / features of n samples, or inputs (n, features); ``inputs``: X itself. Only inputs as wide
-        as the spec pass a skip connection in the first layer, as in ``simulate``.
+    spec: an MLP; weights i.i.d. of mean zero or orthogonal; eps is 0. ``spec.width`` enters only the unit of
+        `sigma_min`, and the first layer's weights where their law and the number of features of ``inputs`` say so.
+    gram: (n, n) Gram $X X^T$ / features of n samples, or inputs (n, features); ``inputs``: X itself. Only inputs as
+        wide as the spec pass a skip connection in the first layer, as in ``simulate``.
     metrics: as in ``simulate``; ``gradients``: the backward recursion too.
 
     Returns a `Profile` of source ``predicted``: the metrics of every layer (0: the input); and with signal

@@ -84,7 +84,8 @@ def spec_of(model: nn.Module) -> Spec | None:
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Path of the module whose output is layer 1, 2, ... of ``spec_of(model)``: where to lay a prediction beside a probe.
+    """Path of the module whose output is layer 1, 2, ... of ``spec_of(model)``: where to lay a prediction beside a
+    probe.
 
     The last module of each layer (of our ``MLP``: the layer itself); the readout is not among them. Empty if unknown.
     """

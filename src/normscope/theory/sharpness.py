@@ -18,11 +18,12 @@ STANDS_OUT = 5.0
 def predicted_sharpness(model: nn.Module, inputs: Tensor, loss: str) -> float | None:
     r"""$\lambda_{max}$ of the whole batch's Fisher matrix at infinite width, or ``None`` where no formula applies.
 
-    inputs: (n, ...), of which only the second moment and the mean overlap enter. loss: ``cross_entropy``, the mean at equal
-        class probabilities; ``squared_error``, $F = \frac1n \sum \nabla f \nabla f^T$; ``mse``, torch's, 2/c of that; no other
-        loss has a formula. A plain MLP with a linear readout that `spec_of` recognises; leading order in the width, so good to
-        10-20 % at a width of 100 (fluctuations of a single net are as large). ``None`` too where the network is nearly centred,
-        such as tanh on centred data: its largest eigenvalue is the edge of the bulk, which this formula does not give.
+    inputs: (n, ...), of which only the second moment and the mean overlap enter. loss: ``cross_entropy``, the mean at
+        equal class probabilities; ``squared_error``, $F = \frac1n \sum \nabla f \nabla f^T$; ``mse``, torch's, 2/c of
+        that; no other loss has a formula. A plain MLP with a linear readout that `spec_of` recognises; leading order in
+        the width, so good to 10-20 % at a width of 100 (fluctuations of a single net are as large). ``None`` too where
+        the network is nearly centred, such as tanh on centred data: its largest eigenvalue is the edge of the bulk,
+        which this formula does not give.
     """
     if loss not in ("cross_entropy", "squared_error", "mse"):
         return None

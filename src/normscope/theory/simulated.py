@@ -135,10 +135,11 @@ def simulate(
 def simulated_grams(
     spec: Spec, gram: Any = None, *, inputs: Any = None, seeds: int | Iterable[int] = 1, seed: int = 0
 ) -> Iterator[Array]:
-    """The Grams of the chains of `simulate` themselves, layer by layer: (seeds, n, n) for layers 0 (the input) to depth.
+    """The Grams of the chains of `simulate` themselves, layer by layer: (seeds, n, n) for layers 0 (the input) to
+    depth.
 
-    Gram = X X^T / features; the same seeds give the same chains as `simulate` does, up to rounding and for its metrics that
-    take no shortcut. Without norm the scale grows or fades with depth, and entries beyond 1e308 are infinite.
+    Gram = X X^T / features; the same seeds give the same chains as `simulate` does, up to rounding and for its metrics
+    that take no shortcut. Without norm the scale grows or fades with depth, and entries beyond 1e308 are infinite.
 
     Memory: all chains at once, O(seeds d n). Raises ``UsageError`` as `simulate` does, before the first layer.
     """

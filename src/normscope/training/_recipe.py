@@ -49,7 +49,8 @@ class Recipe:
         _ = OPTIMISERS[self.optimiser]
         least = {"epochs": 1, "batch": 1, "warmup": 0, "patience": 1}
         within: dict[str, dict[str, Any]] = {
-            "lr": {"above": 0}, "momentum": {"least": 0, "below": 1}, "weight_decay": {"least": 0}, "explosion": {"above": 1},
+            "lr": {"above": 0}, "momentum": {"least": 0, "below": 1}, "weight_decay": {"least": 0},
+            "explosion": {"above": 1},
         }  # fmt: skip
         checked: dict[str, float] = {name: whole_number(name, getattr(self, name), n) for name, n in least.items()}
         checked |= {name: finite_number(name, getattr(self, name), **bounds) for name, bounds in within.items()}

@@ -32,7 +32,8 @@ class Samples:
         if len({len(x) if x.dim() else 0 for x in leaves}) != 1 or not len(self):
             shapes = [tuple(x.shape) for x in leaves]
             raise UsageError(
-                f"Samples need inputs and targets of n >= 1 rows each; their shapes are {shapes}. Pass one row a sample."
+                f"Samples need inputs and targets of n >= 1 rows each; their shapes are {shapes}. Pass one row a "
+                "sample."
             )
         for x in leaves:
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
@@ -82,7 +83,9 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """``model`` on inputs, read as every verb reads them: a dict is keyword arguments, a tuple or list positional ones."""
+    """``model`` on inputs, read as every verb reads them: a dict is keyword arguments, a tuple or list positional
+    ones.
+    """
     if isinstance(inputs, Tensor):
         return model(inputs)
     args, kwargs = read_inputs(model, inputs)
@@ -102,6 +105,7 @@ def _check(name: str, value: Any) -> None:
     found = list(tensors(value))
     if not found:
         raise UsageError(
-            f"{name} must be tensors of n >= 1 rows each; got {shown(value)}, in which there is none. Pass torch.as_tensor of it."
+            f"{name} must be tensors of n >= 1 rows each; got {shown(value)}, in which there is none. Pass "
+            "torch.as_tensor of it."
         )
     check_plain(name, *found)

@@ -24,14 +24,15 @@ _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 class Own:
     """The user's own update on copies: their ``train_step``, or the usual one, with a twin of their optimizer.
 
-    ``around`` is the surroundings of a run: of the user's loop what it can reach stands aside, optimizers, schedulers, scalers.
+    ``around`` is the surroundings of a run: of the user's loop what it can reach stands aside, optimizers, schedulers,
+        scalers.
     """
 
     def __init__(self, at: Step) -> None:
         assert at.optimizer is not None
         self.at, self.optimizer = at, at.optimizer
-        #: Norms of the gradients that the first optimizer to step was handed, and of those of the loss, in two runs of the
-        #: loop's body; and who stepped in each.
+        #: Norms of the gradients that the first optimizer to step was handed, and of those of the loss, in two runs of
+        #: the loop's body; and who stepped in each.
         self.handed: list[tuple[float, float]] = []
         self.steppers: list[set[int]] = []
         self.kept: list[Any] = []  # so that no two have one id
@@ -69,7 +70,9 @@ class Own:
 
     @contextmanager
     def _noted(self, copies: Mapping[int, Tensor], args: Any, kwargs: Any, targets: Any) -> Iterator[None]:
-        """One step of the user's loop, with the size of the gradient that reaches the optimizer beside the loss's own."""
+        """One step of the user's loop, with the size of the gradient that reaches the optimizer beside the loss's
+        own.
+        """
         wanted = [p for p in copies.values() if p.requires_grad]
         with torch.random.fork_rng(devices=[]), untouched(self.at.root):
             own_args, own_kwargs, _ = own_call(args, kwargs, grad=False)
@@ -116,7 +119,9 @@ class Own:
 
 
 def held_by(function: Any, depth: int = 3) -> list[Any]:
-    """Optimizers, schedulers and scalers that a function can reach: closure, globals that it names, defaults, its object."""
+    """Optimizers, schedulers and scalers that a function can reach: closure, globals that it names, defaults, its
+    object.
+    """
     function = getattr(function, "func", function)
     code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
     named = getattr(function, "__globals__", {})

@@ -78,7 +78,8 @@ class ShortRuns:
         look: Callable[[], Any] | None = None,
         around: Callable[[Mapping[int, Tensor]], AbstractContextManager[Any]] | None = None,
     ) -> Course:
-        """``steps`` updates; ``until(losses)`` may end them early; ``look()`` sees the model at the end, inside the run.
+        """``steps`` updates; ``until(losses)`` may end them early; ``look()`` sees the model at the end, inside the
+        run.
 
         around: what else stands in for the user's objects while it runs.
         """

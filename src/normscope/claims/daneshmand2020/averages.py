@@ -43,7 +43,8 @@ def averaged(
     "theorem2", "Averaged over the layers the rank is at least of the order of sqrt(d), at every depth; Fig. 3a.",
     where="Theorem 2, Fig. 3a", covers="R5 Th.2 Fig.3a",
     quick={"widths": (4, 8, 16, 32), "layers": 2500, "chains": 32, "small": (8, 16), "small_layers": 4000},
-    full={"widths": (4, 8, 16, 32, 64, 128, 256), "layers": 4000, "chains": 32, "small": (4, 8, 16, 32, 64), "small_layers": 30000},
+    full={"widths": (4, 8, 16, 32, 64, 128, 256), "layers": 4000, "chains": 32, "small": (4, 8, 16, 32, 64),
+        "small_layers": 30000},
     control={"norm": "none"}, because="without batch norm the rank is 1 after a few widths", seconds=(12, 2500),
     axes=Axes("width d", "rank", x_log=True, y_log=True),
 )  # fmt: skip
@@ -71,7 +72,8 @@ def theorem2(
     for d, (r, soft) in found.items():
         readings.append(near(f"r, no skip, d = {d}", r[0], INFINITE[d][0], relative=0.03, stderr=r[1], reason="3 %"))
         readings.append(between(f"r / sqrt(d), no skip, d = {d}", r[0] / math.sqrt(d), 0.74, 0.97,
-                                stderr=r[1] / math.sqrt(d), reason="the range over all widths and strengths"))  # fmt: skip
+                                stderr=r[1] / math.sqrt(d),
+                                reason="the range over all widths and strengths"))  # fmt: skip
         printed = 2 ** PRINTED["gamma = infinity"][int(math.log2(d)) - 3] if d >= 8 else None
         readings.append(near(f"rank_.5, no skip, d = {d}", soft[0], INFINITE[d][1], relative=0.03, stderr=soft[1],
                              printed=printed, reason="3 %"))  # fmt: skip
@@ -91,7 +93,8 @@ def theorem2(
 
 @PAPER.claim(
     "fig3a-as-printed", "Fig. 3a shows the numerical rank of M, as its published code computes it.", where="Fig. 3a",
-    covers="Fig.3a-code", should="fail", quick={"widths": (16, 32), "chains": 12, "layers": 2000}, control={"count": "soft"},
+    covers="Fig.3a-code", should="fail", quick={"widths": (16, 32), "chains": 12, "layers": 2000},
+    control={"count": "soft"},
     because="the soft rank at tau = 1/2 gives the printed points", seconds=(4.2, 4.2),
 )  # fmt: skip
 def fig3a_as_printed(
@@ -123,10 +126,10 @@ def fig3a_as_printed(
 def weight_law(run: Run, chains: int, layers: int, gamma: float, mean: float = 0.0) -> Iterable[Reading]:
     """Only second moments enter the drift as gamma -> 0; without a skip connection the laws still agree within 5 %.
 
-    d = N = 32. Explicit weights through the library's batch norm; time average of r over two thirds of the layers, each law
-    against every other. Then d = N = 8, where laws differ more: sign over t without a skip connection, 1.068, and with one,
-    1.013 at gamma = .3 and 1.004 at .1 (each +- .003): the difference shrinks. The specification asks 1 % at gamma = .01,
-    whose memory of 30 000 layers no chain here has the length for. The control shifts the t weights alone.
+    d = N = 32. Explicit weights through the library's batch norm; time average of r over two thirds of the layers, each
+    law against every other. Then d = N = 8, where laws differ more: sign over t without a skip connection, 1.068, and
+    with one, 1.013 at gamma = .3 and 1.004 at .1 (each +- .003): the difference shrinks. The specification asks 1 % at
+    gamma = .01, whose memory of 30 000 layers no chain here has the length for. The control shifts the t weights alone.
     """
     rng = np.random.default_rng([run.seed, 8])
     laws: dict[str, Callable[[tuple[int, ...]], Array]] = {
@@ -253,7 +256,8 @@ def recentring(run: Run, width: int, chains: int, layers: int, activation: str =
 def relu(run: Run, widths: Sequence[int], chains: int, layers: int, norm: str | None = None) -> Iterable[Reading]:
     """N = d Gaussian samples, He weights: time averages of r of the activations; windows early and late agree.
 
-    No theorem covers this. With recentring the float64 rank of the activations is d, but for a layer in a thousand at d = 16.
+    No theorem covers this. With recentring the float64 rank of the activations is d, but for a layer in a thousand at d
+    = 16.
     """
     listed = {16: (2.11, 4.04), 32: (2.67, 5.30), 64: (3.05, 6.34)}
     for d in widths:

@@ -74,7 +74,8 @@ def fig1_rank(run: Run, nets: int, norm: str = "none") -> Evidence:
 
 
 @PAPER.claim(
-    "fig1-precision", "The rank of the same nets is the same whatever the precision it is computed in.", where="Fig. 1 right",
+    "fig1-precision", "The rank of the same nets is the same whatever the precision it is computed in.", where="Fig. 1 "
+    "right",
     covers="R14b", should="fail", quick={"nets": 6}, control={"dtype": "float32", "metric": "numerical_rank_float32"},
     because="in float32, as in the paper's code, the rank is 1 at 15 layers", seconds=(0.7, 2),
 )  # fmt: skip
@@ -86,10 +87,12 @@ def fig1_precision(run: Run, nets: int, dtype: str = "float64", metric: str = "n
 
 
 @PAPER.claim(
-    "fig2", "Over tens of thousands of layers batch norm keeps a numerical rank of about 10 (linear); vanilla falls to 1-2.",
+    "fig2", "Over tens of thousands of layers batch norm keeps a numerical rank of about 10 (linear); vanilla falls to "
+    "1-2.",
     where="Fig. 2 left", covers="R3 Fig.2", quick={"layers": 4000, "chains": 2, "weights": "gaussian"},
     full={"layers": 50000, "chains": 5, "weights": "uniform"}, control={"norm": "none"},
-    because="without batch norm the rank falls to 1 or 2", seconds=(2.3, 60), axes=Axes("layer", "numerical rank (float64)"),
+    because="without batch norm the rank falls to 1 or 2", seconds=(2.3, 60), axes=Axes("layer", "numerical rank "
+    "(float64)"),
 )  # fmt: skip
 def fig2(run: Run, layers: int, chains: int, weights: str, norm: str = "batch") -> Evidence:
     """d = N = 32, Gaussian inputs, batch norm with mean subtraction; float64 rank every thousand layers.
@@ -140,8 +143,10 @@ def fig2(run: Run, layers: int, chains: int, weights: str, norm: str = "batch") 
 
 
 @PAPER.claim(
-    "fig2-right", "With an activation behind batch norm the numerical rank stays full; vanilla nets collapse all the same.",
-    where="Fig. 2 right", covers="R4 Fig.2-right", quick={"layers": 2000, "chains": 1}, full={"layers": 50000, "chains": 5},
+    "fig2-right", "With an activation behind batch norm the numerical rank stays full; vanilla nets collapse all the "
+    "same.",
+    where="Fig. 2 right", covers="R4 Fig.2-right", quick={"layers": 2000, "chains": 1},
+    full={"layers": 50000, "chains": 5},
     control={"norm": "none"}, because="without batch norm the rank is 1 or 2", seconds=(2.2, 150),
 )  # fmt: skip
 def fig2_right(run: Run, layers: int, chains: int, norm: str = "batch") -> Iterable[Reading]:
@@ -164,7 +169,8 @@ def fig2_right(run: Run, layers: int, chains: int, norm: str = "batch") -> Itera
     if layers >= 20000:
         spec = Spec(depth=layers, width=32, norm="none", activation="tanh")
         found = simulated(run, spec, x, ["numerical_rank"], chains=chains, every=1000, stream=6)
-        yield at_most("vanilla tanh, largest rank from layer 10000", float(series(found, "numerical_rank", 10000).max()), 3,
+        yield at_most("vanilla tanh, largest rank from layer 10000", float(series(found, "numerical_rank",
+            10000).max()), 3,
                       printed=1, reason="1 to 3")  # fmt: skip
 
 

@@ -42,7 +42,8 @@ def row_gradients(readout: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[
     because="behind a batch of rank two the directions differ", seconds=(0.1, 0.3),
 )  # fmt: skip
 def gradient_exact(run: Run, samples: int, rank: int = 1) -> Iterable[Reading]:
-    """|cos| of the gradients of two samples with respect to one output row is 1, for every loss that acts on the logits.
+    """|cos| of the gradients of two samples with respect to one output row is 1, for every loss that acts on the
+    logits.
 
     Exact per output neuron only: the gradient of the whole last layer also turns with the softmax error.
     """
@@ -59,10 +60,12 @@ def gradient_exact(run: Run, samples: int, rank: int = 1) -> Iterable[Reading]:
 
 
 @PAPER.claim(
-    "gradient-collinearity", "In a deep vanilla ReLU net the samples' gradients of an output neuron are collinear; with "
-    "batch norm they are not.", where="directional gradient vanishing", covers="R13", quick={"depths": (2, 8, 32, 128), "nets": 5},
+    "gradient-collinearity", "In a deep vanilla ReLU net the samples' gradients of an output neuron are collinear; "
+    "with batch norm they are "
+    "not.", where="directional gradient vanishing", covers="R13", quick={"depths": (2, 8, 32, 128), "nets": 5},
     full={"depths": (2, 8, 32, 128, 512, 1000), "nets": 10}, control={"norm": "batch"},
-    because="with batch norm they are not collinear at any depth", seconds=(4.7, 62), axes=Axes("depth", "mean |cos|", x_log=True),
+    because="with batch norm they are not collinear at any depth", seconds=(4.7, 62), axes=Axes("depth", "mean "
+    "|cos|", x_log=True),
 )  # fmt: skip
 def gradient_collinearity(run: Run, depths: Sequence[int], nets: int, norm: str = "none") -> Evidence:
     """He-initialised ReLU nets of width 128 on 64 images (MNIST, or digits), ten classes, cross-entropy."""
@@ -117,16 +120,18 @@ def breaking_linear(run: Run, widths: Sequence[int], depth: int, weights: str = 
 
 
 @PAPER.claim(
-    "breaking-conv", "Convolutional nets lose their rank without batch norm, keep some with it, and lose it with broken weights.",
+    "breaking-conv", "Convolutional nets lose their rank without batch norm, keep some with it, and lose it with "
+    "broken weights.",
     where="breaking batch norm, VGG and ResNet", covers="R15", quick={"width": 16, "images": 64, "nets": 2},
     full={"width": 64, "images": 64, "nets": 5}, control={"weights": "torch"},
     because="with weights around zero batch norm keeps the rank", seconds=(0.5, 150),
 )  # fmt: skip
 def breaking_conv(run: Run, width: int, images: int, nets: int, weights: str = "positive") -> Iterable[Reading]:
-    """Participation rank of the last features at initialization on CIFAR-10 images (or digits), our VGG of 16 convolutions.
+    """Participation rank of the last features at initialization on CIFAR-10 images (or digits), our VGG of 16
+    convolutions.
 
-    The paper trains VGG19 and ResNet-50; here only what the initialization leaves. A VGG with U(0, 2a) weights sends all
-    images to one line though every layer is batch-normalised. The residual net is judged in the same way.
+    The paper trains VGG19 and ResNet-50; here only what the initialization leaves. A VGG with U(0, 2a) weights sends
+    all images to one line though every layer is batch-normalised. The residual net is judged in the same way.
     """
     name = run.data("cifar10")
     x = datasets.load(name, run.data_dir, n=images, seed=run.seed).inputs

@@ -1,4 +1,6 @@
-"""What the follow-up paper takes from this one: how many directions a chain with more samples than it can hold keeps."""
+"""What the follow-up paper takes from this one: how many directions a chain with more samples than it can hold
+keeps.
+"""
 
 from __future__ import annotations
 

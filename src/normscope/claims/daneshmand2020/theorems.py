@@ -62,7 +62,8 @@ def lemma1(run: Run, cases: int, measured: int, relative_to: str = "mean") -> It
 
 
 @PAPER.claim(
-    "collapse", "Without norm every batch collapses to one line within a few widths, at the gap of two Lyapunov exponents.",
+    "collapse", "Without norm every batch collapses to one line within a few widths, at the gap of two Lyapunov "
+    "exponents.",
     where="vanilla nets; derived", covers="R2 vanilla-collapse",
     quick={"exponents": (4, 8), "widths": (16, 32), "layers": 1000},
     full={"exponents": (4, 8, 32), "widths": (16, 32, 128), "layers": 10000},
@@ -118,7 +119,8 @@ def collapse(
     because="without dividing by the rows' norms the drift is another one", seconds=(2.1, 118),
 )  # fmt: skip
 def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -> Iterable[Reading]:
-    """Derived by us, to see where the square root of d in Theorem 2 comes from: antithetic explicit draws of W against it.
+    """Derived by us, to see where the square root of d in Theorem 2 comes from: antithetic explicit draws of W against
+    it.
 
     gamma = 0.01, random M of batch-normalised Gaussian batches. Only second moments of W enter.
     """
@@ -158,8 +160,8 @@ def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -
 def stationary_identity(run: Run, widths: Sequence[int], gamma: float, layers: int, samples: int) -> Iterable[Reading]:
     """The drift vanishes in the mean; with F^2 <= d tr M^3 any bound tr M^3 = O(d^2) gives r of the order of sqrt(d).
 
-    ``samples``/d chains of explicit weights; M (d, d) has a unit diagonal. The specification's runs at gamma = 0.01 agree
-    within 4 %; ours at 0.1 mix a hundred times faster and carry a bias of order gamma^2.
+    ``samples``/d chains of explicit weights; M (d, d) has a unit diagonal. The specification's runs at gamma = 0.01
+    agree within 4 %; ours at 0.1 mix a hundred times faster and carry a bias of order gamma^2.
     """
     for d in widths:
         chains = samples // d
@@ -189,7 +191,8 @@ def stationary_identity(run: Run, widths: Sequence[int], gamma: float, layers: i
 
 
 @PAPER.claim(
-    "transverse", "Rank k is left by a growing further direction below k*(d) and kept above: k* = 3-4, 5-6, 8-9 directions.",
+    "transverse", "Rank k is left by a growing further direction below k*(d) and kept above: k* = 3-4, 5-6, 8-9 "
+    "directions.",
     where="structure found here", covers="R11 k-star", quick={"widths": (8, 16), "layers": 4000},
     full={"widths": (8, 16, 32, 64), "layers": 20000}, control={"shift": 6},
     because="far above k* every further direction decays", seconds=(2.9, 300),

@@ -31,7 +31,8 @@ def ranks(model: nn.Module, x: Tensor, layers: Sequence[int]) -> np.ndarray:
 
 
 @PAPER.claim(
-    "fig1-accuracy", "Vanilla nets of more than a dozen hidden layers stay at chance; with batch norm all depths train.",
+    "fig1-accuracy", "Vanilla nets of more than a dozen hidden layers stay at chance; with batch norm all depths "
+    "train.",
     where="Fig. 1 left", covers="R19 Fig.1-left", 
     quick={"depths": (20,), "epochs": {"digits": 10, "fashion-mnist": 50}, "images": 1440, "nets": 2},
     full={"depths": (1, 5, 9, 13, 17, 21, 25, 29, 33), "epochs": {"digits": 75, "fashion-mnist": 75}, "images": 60000,
@@ -43,12 +44,13 @@ def ranks(model: nn.Module, x: Tensor, layers: Sequence[int]) -> np.ndarray:
 def fig1_accuracy(
     run: Run, depths: Sequence[int], epochs: Mapping[str, int], images: int, nets: int, norm: str = "none"
 ) -> Evidence:
-    """Width 128, ReLU, PyTorch's default init, batch 128; vanilla by SGD 0.01 and batch norm by Adam, as the code has it.
+    """Width 128, ReLU, PyTorch's default init, batch 128; vanilla by SGD 0.01 and batch norm by Adam, as the code has
+    it.
 
-    The legend says SGD for both. How long a vanilla net of medium depth sits on its plateau decides what the figure shows,
-    so the quick size has one depth, far beyond, and as many epochs as batch norm needs for the figure's .9: ten on digits,
-    fifty on Fashion-MNIST. (The figure's x counts one hidden layer less; two batch-norm points of the published plot were
-    put in by hand and are no target.)
+    The legend says SGD for both. How long a vanilla net of medium depth sits on its plateau decides what the figure
+    shows, so the quick size has one depth, far beyond, and as many epochs as batch norm needs for the figure's .9: ten
+    on digits, fifty on Fashion-MNIST. (The figure's x counts one hidden layer less; two batch-norm points of the
+    published plot were put in by hand and are no target.)
     """
     data = load(run, "fashion-mnist", images)
     found = {"vanilla": np.zeros((len(depths), nets)), "batch norm": np.zeros((len(depths), nets))}
@@ -65,9 +67,11 @@ def fig1_accuracy(
                 found[arm][i, number] = accuracy(model, data)
     deep = [i for i, depth in enumerate(depths) if depth >= 13]
     readings = [
-        at_most("vanilla, 13 and more hidden layers, largest accuracy", float(found["vanilla"][deep].max()), 0.15, printed=0.1,
+        at_most("vanilla, 13 and more hidden layers, largest accuracy", float(found["vanilla"][deep].max()), 0.15,
+            printed=0.1,
                 reason="chance is 0.1"),
-        at_least("batch norm, smallest accuracy", float(found["batch norm"].min()), 0.9, printed=0.93, reason="0.93 to 0.99"),
+        at_least("batch norm, smallest accuracy", float(found["batch norm"].min()), 0.9, printed=0.93, reason="0.93 to "
+        "0.99"),
     ]  # fmt: skip
     x = [d - 1 for d in depths]
     return Evidence(
@@ -81,10 +85,12 @@ def fig1_accuracy(
 
 
 @PAPER.claim(
-    "fig6", "A deep plain net trains after rank-raising pre-training, a batch-normalised one trains, and neither without.",
+    "fig6", "A deep plain net trains after rank-raising pre-training, a batch-normalised one trains, and neither "
+    "without.",
     where="Fig. 6", covers="R17 Fig.6", 
     quick={"depth": 30, "width": 64, "images": 3600, "updates": 1000, "nets": 1, "steps": 10, "name": "mnist"},
-    full={"depth": 30, "width": 128, "images": 60000, "updates": 28125, "nets": 3, "steps": 10, "name": "fashion-mnist"},
+    full={"depth": 30, "width": 128, "images": 60000, "updates": 28125, "nets": 3, "steps": 10,
+        "name": "fashion-mnist"},
     control={"steps": 0, "broken": "torch"},
     because="without pre-training the plain net stays at ln 10", seconds=(50, 20000), needs="a GPU, about 1 h",
     axes=Axes("epoch", "training loss"),
@@ -100,12 +106,13 @@ def fig6(
     name: str,
     broken: str = "positive",
 ) -> Evidence:
-    """Plain ReLU nets (Xavier) as they are and after the library's variant B; batch-normed tanh nets with U(-a, a) and U(0, 2a).
+    """Plain ReLU nets (Xavier) as they are and after the library's variant B; batch-normed tanh nets with U(-a, a) and
+    U(0, 2a).
 
-    Batch 32, SGD 0.01. The paper has Fashion-MNIST; the specification's bounds are of a thousand updates on MNIST, so the quick
-    size takes these (or as many on digits). Ten steps of pre-training a stage, the library's default, which also keeps each
-    layer's scale at 1: the rank cannot see it and training needs it; the paper's has no such step. So "pre-trained" here
-    is both together (see pretraining-or-scale).
+    Batch 32, SGD 0.01. The paper has Fashion-MNIST; the specification's bounds are of a thousand updates on MNIST, so
+    the quick size takes these (or as many on digits). Ten steps of pre-training a stage, the library's default, which
+    also keeps each layer's scale at 1: the rank cannot see it and training needs it; the paper's has no such step. So
+    "pre-trained" here is both together (see pretraining-or-scale).
     """
     from normscope import init
 
@@ -148,16 +155,19 @@ def fig6(
 
 
 @PAPER.claim(
-    "pretraining-or-scale", "It is the rank raised in pre-training that lets the plain net of Fig. 6 train, not its scale.",
+    "pretraining-or-scale", "It is the rank raised in pre-training that lets the plain net of Fig. 6 train, not its "
+    "scale.",
     where="section 5a, a control found here", covers="R17-scale", should="fail",
     quick={"depth": 30, "width": 64, "images": 1440, "epochs": 12, "nets": 2},
     full={"depth": 30, "width": 128, "images": 60000, "epochs": 15, "nets": 3}, control={"rescale": False},
-    because="left at its own fading scale the plain net indeed stays at ln 10", seconds=(6, 10000), needs="a GPU, about 1 h",
+    because="left at its own fading scale the plain net indeed stays at ln 10", seconds=(6, 10000), needs="a GPU, "
+    "about 1 h",
 )  # fmt: skip
 def pretraining_or_scale(
     run: Run, depth: int, width: int, images: int, epochs: int, nets: int, rescale: bool = True
 ) -> Iterable[Reading]:
-    """The same plain nets with every layer's outputs scaled to root mean square 1 and no rank raised: do they stay at ln 10?
+    """The same plain nets with every layer's outputs scaled to root mean square 1 and no rank raised: do they stay at
+    ln 10?
 
     They train too. Xavier's signal falls by 2^(-1/2) a layer, which the rank does not see; the published configuration
     cannot tell the two apart.
@@ -176,15 +186,16 @@ def pretraining_or_scale(
 
 @PAPER.claim(
     "breaking-training", "A batch-normalised net with weights U(0, 2a) does not train; with U(-a, a) it does.",
-    where="Fig. 6, breaking batch norm", covers="R17s", quick={"depth": 20, "width": 64, "images": 6000, "epochs": 8, "nets": 1},
+    where="Fig. 6, breaking batch norm", covers="R17s",
+    quick={"depth": 20, "width": 64, "images": 6000, "epochs": 8, "nets": 1},
     full={"depth": 20, "width": 64, "images": 6000, "epochs": 8, "nets": 5}, control={"broken": "torch"},
     because="with weights around zero both arms train", seconds=(7, 25),
 )  # fmt: skip
 def breaking_training(
     run: Run, depth: int, width: int, images: int, epochs: int, nets: int, broken: str = "positive"
 ) -> Iterable[Reading]:
-    """ReLU nets with batch norm, SGD 0.05, batch 64: the same variance of the weights, only another mean. Six thousand images
-    of MNIST as in the specification (there at 14 x 14), or all 1440 digits.
+    """ReLU nets with batch norm, SGD 0.05, batch 64: the same variance of the weights, only another mean. Six thousand
+    images of MNIST as in the specification (there at 14 x 14), or all 1440 digits.
     """
     data = load(run, "mnist", images)
     ends: dict[str, list[float]] = {"torch": [], broken: []}
@@ -208,8 +219,8 @@ def breaking_conv_training(
 ) -> Iterable[Reading]:
     """Our VGG on CIFAR-10 (or digits): the rank at initialization (see breaking-conv) decides whether it trains.
 
-    The paper's VGG19 and ResNet-50 hyper-parameters are not published; SGD 0.05, batch 50. "Fits" is our word: a loss below 1
-    on digits, below 1.9 on CIFAR-10, as the specification has no number.
+    The paper's VGG19 and ResNet-50 hyper-parameters are not published; SGD 0.05, batch 50. "Fits" is our word: a loss
+    below 1 on digits, below 1.9 on CIFAR-10, as the specification has no number.
     """
     data = load(run, "cifar10", images, flatten=False)
     ends: dict[str, list[float]] = {"standard": [], "broken": []}
@@ -254,7 +265,8 @@ def fig4_rank(run: Run, depth: int, width: int, epochs: int, nets: int, lr: floa
 
 
 @PAPER.claim(
-    "fig4-training", "Pre-trained plain nets train at least as fast as batch-normalised ones.", where="Fig. 4", covers="Fig.4",
+    "fig4-training", "Pre-trained plain nets train at least as fast as batch-normalised ones.", where="Fig. 4",
+    covers="Fig.4",
     quick={"depth": 20, "width": 64, "images": 4000, "epochs": 10, "nets": 1, "steps": 30},
     full={"depth": 32, "width": 128, "images": 50000, "epochs": 100, "nets": 5, "steps": 1000}, control={"steps": 0},
     because="without pre-training the plain net does not train", seconds=(11, 60000), needs="a GPU, about 6 h",
@@ -263,7 +275,8 @@ def fig4_rank(run: Run, depth: int, width: int, epochs: int, nets: int, lr: floa
 def fig4_training(run: Run, depth: int, width: int, images: int, epochs: int, nets: int, steps: int) -> Evidence:
     """ReLU MLPs on CIFAR-10 (or digits), SGD, batch 64; each arm at the better of two learning rates, as in the paper.
 
-    Judged: the pre-trained net trains (chosen by us: loss below 1.5 on digits, 2.1 on CIFAR-10, where the specification has no
+    Judged: the pre-trained net trains (chosen by us: loss below 1.5 on digits, 2.1 on CIFAR-10, where the specification
+        has no
     number). Whether it is as fast as batch norm depends on data and depth (the specification
     has it from memory only), so that is drawn, not judged.
     """

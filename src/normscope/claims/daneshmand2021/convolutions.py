@@ -20,7 +20,8 @@ from normscope.claims.reading import at_least, at_most
 
 
 @PAPER.claim(
-    "conv-init", "For convolutions the same initialization is slower when shallow and faster when deep.", where="Fig. 7, Table 3",
+    "conv-init", "For convolutions the same initialization is slower when shallow and faster when deep.", where="Fig. "
+    "7, Table 3",
     covers="C27 Fig.7 Tab.3",
     quick={"depths": (3, 12), "channels": 12, "images": 1000, "epochs": 8, "batch": 25, "nets": 2, "lr": 0.05},
     full={"depths": (20, 80), "channels": 256, "images": 50000, "epochs": 20, "batch": 30, "nets": 4, "lr": 0.001},
@@ -34,12 +35,13 @@ def conv_init(
 ) -> Evidence:  # fmt: skip
     """Plain 3x3 ConvNets without norm, Xavier gain sqrt(2), loss of the last epoch, orthogonalized against Xavier.
 
-    The paper's nets (Table 3) have AlexNet's head and 20 or 80 convolutions; ours are its convolutional stack with a pooled
-    linear readout. Only the sign is judged, as for the paper at epoch 20: 0.92 against 1.17 at 20 convolutions (Xavier
-    better), about 1.91 against 1.30 at 80. Shallow nets are slowed by the paper's Frobenius norm 1, which starts them at logits
-    of 0.01; what helps deep ones is that the signal does not fade (a random basis trains too, unlike in the deep MLP). For
-    the quick size the specification has no number: 3 and 12 narrow convolutions on a thousand images. On digits both halves
-    show; CIFAR-10 is not learned by deep nets in that time, and the claim may say undecided there.
+    The paper's nets (Table 3) have AlexNet's head and 20 or 80 convolutions; ours are its convolutional stack with a
+    pooled linear readout. Only the sign is judged, as for the paper at epoch 20: 0.92 against 1.17 at 20 convolutions
+    (Xavier better), about 1.91 against 1.30 at 80. Shallow nets are slowed by the paper's Frobenius norm 1, which
+    starts them at logits of 0.01; what helps deep ones is that the signal does not fade (a random basis trains too,
+    unlike in the deep MLP). For the quick size the specification has no number: 3 and 12 narrow convolutions on a
+    thousand images. On digits both halves show; CIFAR-10 is not learned by deep nets in that time, and the claim may
+    say undecided there.
     """
     data = load(run, "cifar10", images, flatten=False, signed=True)
     losses: dict[str, list[list[float]]] = {"Xavier": [], "orthogonalized": []}
@@ -56,9 +58,11 @@ def conv_init(
     plain, ours = (np.array(v) for v in losses.values())
     (slower, slower_error), (faster, faster_error) = (mean_and_error(ours[i] - plain[i]) for i in (0, -1))
     readings = (
-        at_least(f"orthogonalized minus Xavier, {depths[0]} convolutions", slower, 0.02, stderr=slower_error, printed=0.25,
+        at_least(f"orthogonalized minus Xavier, {depths[0]} convolutions", slower, 0.02, stderr=slower_error,
+            printed=0.25,
                  reason="slower when shallow: the sign, clear of rounding"),
-        at_most(f"orthogonalized minus Xavier, {depths[-1]} convolutions", faster, -0.02, stderr=faster_error, printed=-0.6,
+        at_most(f"orthogonalized minus Xavier, {depths[-1]} convolutions", faster, -0.02, stderr=faster_error,
+            printed=-0.6,
                 reason="faster when deep: the sign, clear of rounding"),
     )  # fmt: skip
     x = list(depths)

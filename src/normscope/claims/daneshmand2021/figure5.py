@@ -64,8 +64,9 @@ def arc_cosine_gap(x: Array, depth: int) -> float:
 def fig5a(run: Run, nets: int, norm: bool = True) -> Evidence:
     """Batches of 8 through blocks ReLU, linear (no bias, Xavier), torch's batch norm; V at the input of each block.
 
-    On CIFAR-10 the printed .93 +- .03 is asked of the vanilla nets. On other images the arc-cosine map of infinite width, from
-    the batches themselves, says what to expect (.913 on digits; .915 on CIFAR-10), to the .02 that width 100 is allowed.
+    On CIFAR-10 the printed .93 +- .03 is asked of the vanilla nets. On other images the arc-cosine map of infinite
+    width, from the batches themselves, says what to expect (.913 on digits; .915 on CIFAR-10), to the .02 that width
+    100 is allowed.
 
     Each net has weights and a batch of its own (the paper: one net, 50 batches). The plateau is a property of the
     weights, not of the data; much of it is the floor sqrt(1/7 - 1/8) = 0.134 that recentring imposes. Without
@@ -170,8 +171,10 @@ def _plateau(run: Run, activation: str, recenter: bool, width: int, chains: int,
 
 
 @PAPER.claim(
-    "fig5-plateaus", "Where the gap settles depends on activation and recentring: only odd activations go as low as linear.",
-    where="Fig. 5, section 4", covers="Fig.5-plateaus", quick={"chains": 20}, full={"chains": 300}, control={"swap": True},
+    "fig5-plateaus", "Where the gap settles depends on activation and recentring: only odd activations go as low as "
+    "linear.",
+    where="Fig. 5, section 4", covers="Fig.5-plateaus", quick={"chains": 20}, full={"chains": 300},
+    control={"swap": True},
     because="with the two kinds of batch norm exchanged the values do not match", seconds=(3.5, 53),
 )  # fmt: skip
 def fig5_plateaus(run: Run, chains: int, swap: bool = False) -> Iterable[Reading]:

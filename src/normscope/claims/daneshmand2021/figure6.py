@@ -48,7 +48,8 @@ def _deviation(
 
 
 @PAPER.claim(
-    "fig6", "The Gram of a chain with batch norm stays within O(1/sqrt(d)) of its settled mean, whatever the activation.",
+    "fig6", "The Gram of a chain with batch norm stays within O(1/sqrt(d)) of its settled mean, whatever the "
+    "activation.",
     where="Fig. 6, conjecture of appendix F", covers="C21 Fig.6 F.conjecture",
     quick={"widths": (16, 32, 64, 128), "chains": 16, "layers": 160},
     full={"widths": (16, 32, 64, 128, 256), "chains": 60, "layers": 1000}, control={"mean": 0.5},
@@ -85,7 +86,9 @@ def fig6(run: Run, widths: Sequence[int], chains: int, layers: int, mean: float 
     control={"activations": ("tanh", "sin")}, because="the two odd activations do agree", seconds=(1.8, 3),
 )  # fmt: skip
 def fig6_as_printed(run: Run, activations: Sequence[str], width: int, chains: int) -> Iterable[Reading]:
-    """An artefact of the plotting loop, which draws the last activation's curve four times: they differ by 0.6 in log."""
+    """An artefact of the plotting loop, which draws the last activation's curve four times: they differ by 0.6 in
+    log.
+    """
     found = [_deviation(run.seed, name, False, width, chains, 120) for name in activations]
     logs = [math.log(v) for v, *_ in found]
     error = max(e / v for v, e, _ in found) * math.sqrt(2)

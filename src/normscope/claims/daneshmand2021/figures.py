@@ -18,7 +18,8 @@ GAP = ["orthogonality_gap"]
 
 
 @PAPER.claim(
-    "fig1", "Two nearly parallel inputs become nearly orthogonal with batch norm; two orthogonal ones parallel without.",
+    "fig1", "Two nearly parallel inputs become nearly orthogonal with batch norm; two orthogonal ones parallel "
+    "without.",
     where="Fig. 1", covers="C3 Fig.1", quick={"chains": 100, "vanilla_chains": 2000},
     full={"chains": 1000, "vanilla_chains": 20000}, control={"norm": "none"},
     because="without batch norm nearly parallel samples stay parallel", seconds=(1.2, 11),
@@ -64,7 +65,8 @@ def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale"
 
 
 @PAPER.claim(
-    "vanilla-law", "Without norm E log sin^2 of the angle falls by psi(d/2) - psi((d-1)/2) a layer, and log det likewise.",
+    "vanilla-law", "Without norm E log sin^2 of the angle falls by psi(d/2) - psi((d-1)/2) a layer, and log det "
+    "likewise.",
     where="vanilla nets; derived", covers="C4 vanilla-law", quick={"chains": 4000}, full={"chains": 100000},
     control={"norm": "batch_rescale"}, because="with batch norm the angle does not close at all", seconds=(2.1, 30),
 )  # fmt: skip
@@ -133,7 +135,8 @@ def fig2a(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:
 
 
 @PAPER.claim(
-    "fig2b", "The stationary orthogonality gap falls as width to the power -1/2.", where="Fig. 2b", covers="C7 C8 Fig.2b",
+    "fig2b", "The stationary orthogonality gap falls as width to the power -1/2.", where="Fig. 2b", covers="C7 C8 "
+    "Fig.2b",
     quick={"widths": (16, 32, 64, 128, 256, 512), "layers": 500, "chains": 20},
     full={"widths": (16, 32, 64, 128, 256, 512, 1024, 2048, 4096), "layers": 500, "chains": 20},
     control={"norm": "none"}, because="without batch norm the batch collapses to one direction at every width",

@@ -23,7 +23,9 @@ from normscope.theory.laws import isometry
 
 
 def gradient_logs(run: Run, spec: Spec, samples: int, nets: int) -> np.ndarray:
-    """log |gradient|^2 at every layer of built nets, (nets, depth + 1), from a random cotangent; recentred to its end."""
+    """log |gradient|^2 at every layer of built nets, (nets, depth + 1), from a random cotangent; recentred to its
+    end.
+    """
     kept = []
     for net in range(nets):
         model = build(spec, spec.width, seed=entropy(run, net), dtype=torch.float64)
@@ -37,16 +39,19 @@ def gradient_logs(run: Run, spec: Spec, samples: int, nets: int) -> np.ndarray:
 @PAPER.claim(
     "gradients", "Behind Gaussian weights and batch norm gradients grow by (n-1)/(n-2) a layer, recentred (n-2)/(n-3).",
     where="follow-ups; Yang et al. 2019", covers="F-gradients", quick={"width": 256, "depth": 60, "nets": 16},
-    full={"width": 1024, "depth": 100, "nets": 20}, control={"none": True}, because="without batch norm they do not grow",
+    full={"width": 1024, "depth": 100, "nets": 20}, control={"none": True}, because="without batch norm they do not "
+    "grow",
     seconds=(13, 120),
 )  # fmt: skip
 def gradients(run: Run, width: int, depth: int, nets: int, none: bool = False) -> Iterable[Reading]:
-    """Factor on the squared gradient norm, linear layers, infinite width (predicted) and n = 16 samples at finite width.
+    """Factor on the squared gradient norm, linear layers, infinite width (predicted) and n = 16 samples at finite
+    width.
 
-    Batch norm that keeps the rank pays with exploding gradients, which orthogonal weights avoid (see haar). At finite width
-    the factor is below the law by 2.6/d: some 300 chains in plain numpy, gradients by hand, have 1.0523 and 1.0580 (without and
-    with recentring) at d = 128, 1.0609 and 1.0669 at d = 256, 1.0710 and 1.0719 at d = 1024, each +- .0006 to .0013. The
-    specification's 1.0665 and 1.0713 at d = 256 lie half-way to the law; neither those chains nor the library give them.
+    Batch norm that keeps the rank pays with exploding gradients, which orthogonal weights avoid (see haar). At finite
+    width the factor is below the law by 2.6/d: some 300 chains in plain numpy, gradients by hand, have 1.0523 and
+    1.0580 (without and with recentring) at d = 128, 1.0609 and 1.0669 at d = 256, 1.0710 and 1.0719 at d = 1024, each
+    +- .0006 to .0013. The specification's 1.0665 and 1.0713 at d = 256 lie half-way to the law; neither those chains
+    nor the library give them.
     """
     for norm, shift in (("batch_rescale", 0), ("batch", 1)):
         for n in (8, 16):
@@ -60,13 +65,15 @@ def gradients(run: Run, width: int, depth: int, nets: int, none: bool = False) -
         mean, error = mean_and_error(np.exp(logs[:, 10:-10] - logs[:, 11:-9]).mean(1))
         law = (15 - shift) / (14 - shift)
         yield near(f"measured factor, {norm}, n = 16", mean, law - 2.6 / width, 0.008, stderr=error,
-                   reason="the law less 2.6/d, found without the library; at d = 256 the law itself is .010 away")  # fmt: skip
+                   reason="the law less 2.6/d, found without the library; at d = 256 the law is .010 away")  # fmt: skip
 
 
 @PAPER.claim(
-    "haar", "With orthogonal weights and n = d samples the isometry gap never rises, falls by d/(d+2), and gradients stay.",
+    "haar", "With orthogonal weights and n = d samples the isometry gap never rises, falls by d/(d+2), and gradients "
+    "stay.",
     where="follow-ups (2310.02012)", covers="F-haar", quick={"chains": 30, "nets": 3}, full={"chains": 500, "nets": 20},
-    control={"weights": "gaussian"}, because="Gaussian weights add noise at every layer, and explode gradients", seconds=(4, 11),
+    control={"weights": "gaussian"}, because="Gaussian weights add noise at every layer, and explode "
+    "gradients", seconds=(4, 11),
 )  # fmt: skip
 def haar(run: Run, chains: int, nets: int, weights: str = "orthogonal") -> Iterable[Reading]:
     """d = 16. phi = log mean - mean log of the Gram's eigenvalues; E phi_l <= phi_0 exp(-l/k), k = C d^2 (1 + d phi_0).
@@ -103,7 +110,8 @@ def haar(run: Run, chains: int, nets: int, weights: str = "orthogonal") -> Itera
 
 @PAPER.claim(
     "haar-floor", "For fewer samples than units orthogonal weights lower the floor of the gap but do not remove it.",
-    where="follow-ups", covers="F-haar-floor", quick={"chains": 40}, full={"chains": 500}, control={"weights": "gaussian"},
+    where="follow-ups", covers="F-haar-floor", quick={"chains": 40}, full={"chains": 500},
+    control={"weights": "gaussian"},
     because="Gaussian weights have the higher floor", seconds=(1.5, 3.1),
 )  # fmt: skip
 def haar_floor(run: Run, chains: int, weights: str = "orthogonal") -> Iterable[Reading]:
@@ -118,7 +126,8 @@ def haar_floor(run: Run, chains: int, weights: str = "orthogonal") -> Iterable[R
 
 @PAPER.claim(
     "isometry", "Scaling samples to norm 1 never lowers isometry; it raises its log by log mean(a^2) - mean log a^2.",
-    where="follow-ups (2305.18399)", covers="F-isometry", quick={"cases": 300}, full={"cases": 50000}, control={"features": True},
+    where="follow-ups (2305.18399)", covers="F-isometry", quick={"cases": 300}, full={"cases": 50000},
+    control={"features": True},
     because="scaling the features instead has no such law", seconds=(0.5, 63),
 )  # fmt: skip
 def isometry_of_normalization(run: Run, cases: int, features: bool = False) -> Iterable[Reading]:
@@ -145,13 +154,14 @@ def isometry_of_normalization(run: Run, cases: int, features: bool = False) -> I
     "nonlinearity", "beta_0 = 2 - c_1^2/(E f^2 - c_0^2) of an activation bounds how fast layer norm restores isometry.",
     where="follow-ups (2305.18399)", covers="F-nonlinearity", quick={"width": 1000, "layers": 6},
     full={"width": 4000, "layers": 10},
-    control={"centred": False}, because="without subtracting c_0 a ReLU net does not come near isometry", seconds=(3, 60),
+    control={"centred": False}, because="without subtracting c_0 a ReLU net does not come near isometry",
+    seconds=(3, 60),
 )  # fmt: skip
 def nonlinearity(run: Run, width: int, layers: int, centred: bool = True) -> Iterable[Reading]:
     """beta_0 by a plain sum against the listed values, and layer by layer the ratio of successive gaps -log I.
 
-    n = 10 samples, layer norm, then the activation less its Gaussian mean c_0: the gap shrinks by at least beta_0 a layer
-    (relu 1.27 to 1.46, tanh 1.09 to 1.13 at width 2000).
+    n = 10 samples, layer norm, then the activation less its Gaussian mean c_0: the gap shrinks by at least beta_0 a
+    layer (relu 1.27 to 1.46, tanh 1.09 to 1.13 at width 2000).
     """
     z = np.linspace(-12, 12, 240001)
     weight = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * (z[1] - z[0])

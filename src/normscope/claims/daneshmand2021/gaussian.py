@@ -19,12 +19,14 @@ from normscope.claims.reading import Reading, at_most, near
     where="Lemma 2, Corollary 3, Table 1", covers="C17 L2 Cor.3 Tab.1",
     quick={"samples": (4,), "widths": (64, 256, 1024), "layers": 150, "chains": 60},
     full={"samples": (2, 4, 8), "widths": (64, 256, 1024, 4096), "layers": 300, "chains": 200},
-    control={"activation": "relu"}, because="behind a ReLU the Gram does not come near I/n at any width", seconds=(8, 300),
+    control={"activation": "relu"}, because="behind a ReLU the Gram does not come near I/n at any width",
+    seconds=(8, 300),
 )  # fmt: skip
 def gaussian_limit(
     run: Run, samples: Sequence[int], widths: Sequence[int], layers: int, chains: int, activation: str = "identity"
 ) -> Iterable[Reading]:
-    """T = E sum (sigma_i - n^(-1/2))^2 bounds the squared distance; the paper bounds it by 2n E V, Table 1 by width^(-1/4).
+    """T = E sum (sigma_i - n^(-1/2))^2 bounds the squared distance; the paper bounds it by 2n E V, Table 1 by
+    width^(-1/4).
 
     T <= n E V^2 <= 2n E V is the chain of its proof. T itself falls like 1/d, so the distance like width^(-1/2): the
     printed rate is true but not sharp. What is Gaussian is W H before batch norm; rows of H lie on a sphere.

@@ -30,7 +30,8 @@ def batches(run: Run, cases: int) -> Iterable[Array]:
 
 
 @PAPER.claim(
-    "appendix-e", "W = V' Sigma^(-1/2) U^T lowers the gap of the batch it is made from, to (sum sigma)^(-2) - 1/n squared.",
+    "appendix-e", "W = V' Sigma^(-1/2) U^T lowers the gap of the batch it is made from, to (sum sigma)^(-2) - 1/n "
+    "squared.",
     where="eq. 6, appendix E", covers="C19 eq.6", quick={"cases": 300}, full={"cases": 20000}, control={"power": -0.5},
     because="with the inverse power the singular values are spread further apart instead", seconds=(0.3, 16),
 )  # fmt: skip
@@ -79,8 +80,8 @@ def appendix_e(run: Run, cases: int, power: float = 0.5) -> Iterable[Reading]:
 def appendix_e_sliced(run: Run, draws: int, basis: str = "sliced") -> Iterable[Reading]:
     """d of the n rows of V are no orthogonal matrix: for Gaussian batches (d = 100, n = 300) the gap rises.
 
-    For strongly correlated batches it falls even so (.377 to .139 against .109 with an orthogonal V'), which is what the
-    algorithm meets in a ReLU net. Gaps are those of the d x d side, the directions that exist.
+    For strongly correlated batches it falls even so (.377 to .139 against .109 with an orthogonal V'), which is what
+    the algorithm meets in a ReLU net. Gaps are those of the d x d side, the directions that exist.
     """
     rng = np.random.default_rng([run.seed, 21])
     changes = []
@@ -101,7 +102,9 @@ def appendix_e_sliced(run: Run, draws: int, basis: str = "sliced") -> Iterable[R
     because="an orthogonal matrix has all singular values 1", seconds=(1, 1),
 )  # fmt: skip
 def slice_spectrum(run: Run, draws: int, basis: str = "sliced") -> Iterable[Reading]:
-    """d = 100 rows of V (300, 100) of a Gaussian batch: smallest, median and largest singular value, mean over draws."""
+    """d = 100 rows of V (300, 100) of a Gaussian batch: smallest, median and largest singular value, mean over
+    draws.
+    """
     rng = np.random.default_rng([run.seed, 22])
     found = []
     for _ in range(draws):

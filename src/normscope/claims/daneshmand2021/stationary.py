@@ -18,10 +18,12 @@ GAP = ["orthogonality_gap"]
 
 
 @PAPER.claim(
-    "stationary-gap", "A long chain settles at E V = v sqrt(2/D) Gamma((D+1)/2)/Gamma(D/2), v^2 = (n-1)(n+2)^2/(4n(n+1)d).",
+    "stationary-gap", "A long chain settles at E V = v sqrt(2/D) Gamma((D+1)/2)/Gamma(D/2), v^2 = "
+    "(n-1)(n+2)^2/(4n(n+1)d).",
     where="derived; what Fig. 2 shows", covers="C9",
     quick={"cases": ((2, 64, 300), (4, 64, 100), (4, 1024, 60), (8, 256, 40), (16, 256, 30))},
-    full={"cases": ((2, 64, 1000), (4, 64, 500), (4, 1024, 300), (8, 256, 200), (16, 256, 100), (32, 1024, 30), (32, 4096, 30))},
+    full={"cases": ((2, 64, 1000), (4, 64, 500), (4, 1024, 300), (8, 256, 200), (16, 256, 100), (32, 1024, 30), (32,
+        4096, 30))},
     control={"weights": "orthogonal"}, because="orthogonal weights lower the floor of the gap", seconds=(12, 200),
 )  # fmt: skip
 def stationary_gap(run: Run, cases: Sequence[tuple[int, int, int]], weights: str = "gaussian") -> Iterable[Reading]:

@@ -28,7 +28,8 @@ def _rule(nodes: int) -> tuple[Array, Array]:
 
 
 def mean_spectrum_by_quadrature(values: Array, nodes: int = 600) -> Array:
-    r"""$p_i = \int_0^\infty \sigma_i^2(1+2t\sigma_i^2)^{-1}\prod_j(1+2t\sigma_j^2)^{-1/2}dt$, slowly: Gauss-Legendre in u.
+    r"""$p_i = \int_0^\infty \sigma_i^2(1+2t\sigma_i^2)^{-1}\prod_j(1+2t\sigma_j^2)^{-1/2}dt$, slowly: Gauss-Legendre in
+    u.
 
     t = (u/(1-u))^6, so that spectra over many decades are resolved. values: (n,) squared singular values.
     """
@@ -61,7 +62,8 @@ def spectra(run: Run, cases: int, least: int = 2, most: int = 16) -> Iterable[Ar
 @PAPER.claim(
     "lemma8", "One infinitely wide layer shrinks the Lyapunov function by 1 - c sigma_n^2, c = 2/3 as stated and even "
     "2n/(n+2).", where="Lemma 8", covers="C11 L8 eq.13 eq.15", quick={"cases": 150}, full={"cases": 5000},
-    control={"strength": 1.05}, because="a rate 5 % faster than the proof gives is violated next to isometry, where it is tight",
+    control={"strength": 1.05}, because="a rate 5 % faster than the proof gives is violated next to isometry, where it "
+    "is tight",
     seconds=(1, 2.1),
 )  # fmt: skip
 def lemma8(run: Run, cases: int, strength: float = 1.0) -> Iterable[Reading]:
@@ -103,10 +105,11 @@ def contraction(run: Run, samples: Sequence[int], norm: str = "batch_rescale") -
 
 
 @PAPER.claim(
-    "fluctuation", "One layer's Gram fluctuates by at most 1/d, exactly (1 - sum p_i^2)/d; its smallest eigenvalue by at "
-    "most 1/d.", where="Lemmas 6 and 7", covers="C13 L6 L7", quick={"draws": 10000, "cases": 3},
+    "fluctuation", "One layer's Gram fluctuates by at most 1/d, exactly (1 - sum p_i^2)/d; its smallest eigenvalue by "
+    "at most 1/d.", where="Lemmas 6 and 7", covers="C13 L6 L7", quick={"draws": 10000, "cases": 3},
     full={"draws": 40000, "cases": 20}, control={"weights": "orthogonal"},
-    because="orthogonal weights have fewer degrees of freedom and fluctuate less than the exact law", seconds=(2.7, 120),
+    because="orthogonal weights have fewer degrees of freedom and fluctuate less than the exact law",
+    seconds=(2.7, 120),
 )  # fmt: skip
 def fluctuation(run: Run, draws: int, cases: int, weights: str = "gaussian") -> Iterable[Reading]:
     """d E|C' - E C'|^2 from one simulated layer on random spectra, against 1 - sum p_i^2; and Lemma 7's variance.
@@ -136,7 +139,8 @@ def fluctuation(run: Run, draws: int, cases: int, weights: str = "gaussian") -> 
 @PAPER.claim(
     "theorem5", "The Lyapunov function contracts in the mean at every layer, up to 1/sqrt(d), whatever the spectrum.",
     where="Theorem 5", covers="C14 Th.5", quick={"cases": 10, "draws": 200}, full={"cases": 300, "draws": 2000},
-    control={"activation": "relu"}, because="behind a ReLU an orthogonal batch does not stay orthogonal: V^ jumps by more",
+    control={"activation": "relu"}, because="behind a ReLU an orthogonal batch does not stay orthogonal: V^ jumps by "
+    "more",
     seconds=(1.7, 200),
 )  # fmt: skip
 def theorem5(run: Run, cases: int, draws: int, activation: str = "identity") -> Iterable[Reading]:
@@ -158,11 +162,14 @@ def theorem5(run: Run, cases: int, draws: int, activation: str = "identity") -> 
 
 @PAPER.claim(
     "average", "Along a chain the mean of V^ (1/n - V^) is at most 3 V^_0/(2 l) + 3/(2 sqrt(d)).", where="Appendix B.1",
-    covers="B.1", quick={"width": 4096, "layers": 200, "chains": 8}, full={"width": 16384, "layers": 1000, "chains": 20},
-    control={"norm": "none"}, because="without batch norm the spectrum stays where it starts, half way", seconds=(1.5, 60),
+    covers="B.1", quick={"width": 4096, "layers": 200, "chains": 8},
+    full={"width": 16384, "layers": 1000, "chains": 20},
+    control={"norm": "none"}, because="without batch norm the spectrum stays where it starts, half way",
+    seconds=(1.5, 60),
 )  # fmt: skip
 def average(run: Run, width: int, layers: int, chains: int, norm: str = "batch_rescale") -> Iterable[Reading]:
-    """A bound without the assumption on the smallest singular value; the line before it prints 2/sqrt(d), which is loose.
+    """A bound without the assumption on the smallest singular value; the line before it prints 2/sqrt(d), which is
+    loose.
 
     n = 2 from the spectrum (3/4, 1/4), at which the left side starts at its largest value, 1/16. The bound cannot
     exclude a lost dimension, because its left side vanishes at V^ = 1/n too; at small width it says nothing.
@@ -186,7 +193,8 @@ def average(run: Run, width: int, layers: int, chains: int, norm: str = "batch_r
     seconds=(1.2, 300),
 )  # fmt: skip
 def theorem1(run: Run, width: int, layers: int, chains: int, norm: str = "batch_rescale") -> Iterable[Reading]:
-    """n = 2, where the bound says something from this width on (it needs d > 9 n^5/(n-1)); alpha is what the chains had.
+    """n = 2, where the bound says something from this width on (it needs d > 9 n^5/(n-1)); alpha is what the chains
+    had.
 
     The paper assumes alpha <= sigma_n; the proof needs alpha <= sigma_n^2 (see theorem1-as-printed). Even so the
     bound is some twenty times larger than the measured gap, and for n = 4 it is empty below d = 3072.
@@ -231,7 +239,8 @@ def theorem1_as_printed(run: Run, depth: int, power: int = 1) -> Iterable[Readin
 
 
 @PAPER.claim(
-    "appendix-constant", "The induction ends with the additive term 3n/(2 alpha sqrt(d)).", where="last line of appendix B",
+    "appendix-constant", "The induction ends with the additive term 3n/(2 alpha sqrt(d)).", where="last line of "
+    "appendix B",
     covers="Erratum-2", quick={"alphas": (0.01, 0.1, 0.25)}, control={"constant": 3.0}, should="fail",
     because="the main text's 3n/(alpha sqrt(d)) is what the induction gives", seconds=(0.1, 0.1),
 )  # fmt: skip

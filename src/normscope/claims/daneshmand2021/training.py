@@ -24,7 +24,9 @@ FULL = {"depths": (15, 30, 45, 60, 75), "width": 800, "images": 50000, "epochs":
 
 
 def mlp(run: Run, inputs: int, depth: int, width: int, net: int) -> nn.Module:
-    """The paper's MLP: ``depth`` linear layers in all, ReLU, Xavier-uniform with gain sqrt(2), no biases, ten outputs."""
+    """The paper's MLP: ``depth`` linear layers in all, ReLU, Xavier-uniform with gain sqrt(2), no biases, ten
+    outputs.
+    """
     spec = Spec(depth=depth - 1, width=width, norm="none", weights="xavier", gain=math.sqrt(2), outputs=10)
     return build(spec, inputs, seed=entropy(run, net))
 
@@ -57,8 +59,8 @@ def prepared(model: nn.Module, how: str, x: Tensor, scale: str = "paper") -> nn.
 def fig3a(
     run: Run, depths: Sequence[int], width: int, images: int, epochs: int, batch: int, nets: int, how: str = "xavier"
 ) -> Evidence:
-    """ReLU MLPs, Xavier, SGD 0.01, CIFAR-10 in [-1, 1] (or digits); V of the last hidden layer on 50 fresh samples, of four
-    times as many nets as are trained.
+    """ReLU MLPs, Xavier, SGD 0.01, CIFAR-10 in [-1, 1] (or digits); V of the last hidden layer on 50 fresh samples, of
+    four times as many nets as are trained.
 
     The paper's own values are not published. Its text calls the depths widths; the gap its code computes is another one
     than V (singular values instead of their squares, of the ten outputs), with the same rise.
@@ -140,7 +142,8 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
 
 
 @PAPER.claim(
-    "fig4", "Iterative orthogonalization avoids the slowdown that depth brings to Xavier initialization.", where="Fig. 4",
+    "fig4", "Iterative orthogonalization avoids the slowdown that depth brings to Xavier initialization.", where="Fig. "
+    "4",
     covers="Fig.4 C25", quick={"depths": (15, 75), "width": 100, "images": 1440, "epochs": 7, "batch": 50, "nets": 2},
     full=FULL, control={"how": "haar"}, because="with a random V' in place of the slice deep nets diverge at once",
     seconds=(16, 40000), axes=Axes("depth", "training loss"), needs="a GPU, about 2 h",
@@ -194,7 +197,8 @@ def fig4(
     "fig4-controls", "Identity hidden layers train as well; a random V' diverges: it is not orthogonality that helps.",
     where="section 5, controls found here", covers="C26",
     quick={"depth": 75, "width": 100, "images": 1440, "epochs": 5, "nets": 2},
-    full={"depth": 75, "width": 800, "images": 50000, "epochs": 30, "nets": 4}, control={"identity": "xavier", "haar": "xavier"},
+    full={"depth": 75, "width": 800, "images": 50000, "epochs": 30, "nets": 4},
+    control={"identity": "xavier", "haar": "xavier"},
     because="Xavier nets of this depth neither train nor diverge", seconds=(10, 20000), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig4_controls(
@@ -209,9 +213,9 @@ def fig4_controls(
 ) -> Iterable[Reading]:
     """Two initializations of depth 75 that the paper does not have, trained as in Fig. 4.
 
-    "Train" is our word: a loss below 0.6 on digits, below 2 on CIFAR-10 (the specification has .19 after an epoch on data of its
-    own). Whitening into a random basis multiplies gradients at every layer; the slice of the data's own V makes neuron j answer to
-    sample j, so that deep layers become multiples of the identity (see slice-is-identity).
+    "Train" is our word: a loss below 0.6 on digits, below 2 on CIFAR-10 (the specification has .19 after an epoch on
+    data of its own). Whitening into a random basis multiplies gradients at every layer; the slice of the data's own V
+    makes neuron j answer to sample j, so that deep layers become multiples of the identity (see slice-is-identity).
     """
     data = load(run, "cifar10", images, signed=True)
     x, outcomes = data.inputs[: 3 * width], {"identity": list[float](), "haar": list[float]()}
@@ -238,8 +242,9 @@ def fig4_controls(
 def slice_is_identity(run: Run, depth: int, width: int, nets: int, basis: str = "sliced") -> Iterable[Reading]:
     """Distance of W_l from its best multiple of the identity, relative to |W_l|: .10 at layer 5, .05 at 12 elsewhere.
 
-    3 width samples; V of the last hidden layer on fresh samples is far below Xavier's .98. With Xavier's scale the first
-    treated layer sees gradients hundreds of times those of the others, because the batch starts at Frobenius norm 1.
+    3 width samples; V of the last hidden layer on fresh samples is far below Xavier's .98. With Xavier's scale the
+    first treated layer sees gradients hundreds of times those of the others, because the batch starts at Frobenius norm
+    1.
     """
     from normscope import init
 

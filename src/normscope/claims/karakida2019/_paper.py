@@ -27,13 +27,14 @@ PAPER = PAPERS.add(
         "The Normalization Method for Alleviating Pathological Sharpness in Wide Neural Networks",
         "Karakida, Akaho, Amari",
         "NeurIPS 2019, arXiv 1906.02926",
-        "The Fisher matrix of a wide random net has a few eigenvalues that grow with the width and cap the learning rate; "
-        "batch norm in the last layer removes them, in hidden layers it mostly does not.",
+        "The Fisher matrix of a wide random net has a few eigenvalues that grow with the width and cap the learning "
+        "rate; batch norm in the last layer removes them, in hidden layers it mostly does not.",
         {
             "Fig.C": "loss after one epoch of stochastic gradient descent on MNIST over a grid of widths to 4000: its "
             "red line is claim fig-c-line, the map itself is training of days on a core",
             "Fig.H": "input and feature metric: another matrix than the parameters' Fisher",
-            "S9": "theorem numbers, constants and appendix of the paper: no readable copy; ours are derived and checked",
+            "S9": "theorem numbers, constants and appendix of the paper: no readable copy; ours are derived and "
+            "checked",
             "7.21.ddp": "distributed data parallel on four ranks: whole-batch lists stand in for replicas",
             "7.13.cnn": "a convolutional net's frozen statistics: no number in the specification",
         },
@@ -104,7 +105,8 @@ def tops(
 def grams(
     run: Run, kind: Kind, widths: Sequence[int], samples: int, nets: int, stream: int = 0, mean: float = 0.0
 ) -> Iterator[tuple[Array, Array]]:
-    """Of independent nets without norms on independent batches: J J^T / N (n c, n c), sample by sample, and outputs (n, c).
+    """Of independent nets without norms on independent batches: J J^T / N (n c, n c), sample by sample, and outputs (n,
+    c).
 
     The non-zero eigenvalues are those of the Fisher matrix. The library writes it layer by layer, without J.
     """

@@ -60,7 +60,8 @@ def eigenvalues(model: nn.Module, x: object, **more: object) -> np.ndarray:
 
 
 @PAPER.claim(
-    "projector", "The Jacobian behind the last batch norm is the plain one, projected and scaled.", where="Theorem 3 (exact)",
+    "projector", "The Jacobian behind the last batch norm is the plain one, projected and scaled.", where="Theorem 3 "
+    "(exact)",
     covers="7.8.exact T2.projector T3.projector", quick={}, control={"scaled": False},
     because="without the second projection and 1/sigma it is not the same", seconds=(0.3, 0.3),
 )  # fmt: skip
@@ -85,13 +86,15 @@ def _off(found: Tensor, expected: Tensor) -> float:
 
 
 @PAPER.claim(
-    "exact-spectra", "Mean subtraction removes the mean gradients from the trace and interlaces; an affine adds 2C ones.",
+    "exact-spectra", "Mean subtraction removes the mean gradients from the trace and interlaces; an affine adds 2C "
+    "ones.",
     where="Theorems 2 and 3 (exact parts, ours)", covers="7.14 T2.trace T2.interlacing T3.affine T3.bound", quick={},
     control={"last": "none"}, because="without the norm there is nothing of the sort", seconds=(1, 1),
 )  # fmt: skip
 def exact_spectra(run: Run, last: str = "bn") -> Iterator[Reading]:
-    """On one small net in float64: tr F - tr F_ms = sum ||E grad f_k||^2; lambda_{i+C}(F) <= lambda_i(F_ms) <= lambda_i(F); a
-    trainable gamma and beta add exactly 2C eigenvalues 1; lambda_max(F_bn) <= lambda_max(F_ms) max 1/sigma^2.
+    """On one small net in float64: tr F - tr F_ms = sum ||E grad f_k||^2; lambda_{i+C}(F) <= lambda_i(F_ms) <=
+    lambda_i(F); a trainable gamma and beta add exactly 2C eigenvalues 1; lambda_max(F_bn) <= lambda_max(F_ms) max
+    1/sigma^2.
     """
     x = batch(run, N, WIDTHS[0], 2, torch.float64)
     plainly, ms = eigenvalues(small(run), x), eigenvalues(small(run, "ms" if last == "bn" else "none"), x)
@@ -161,7 +164,8 @@ def dense_is_matrix_free(run: Run, frozen: bool = False) -> Iterator[Reading]:
 
 
 @PAPER.claim(
-    "softmax-exact", "The cross-entropy Fisher is at most half the squared loss's, of rank N(C-1).", where="PS21 (exact)",
+    "softmax-exact", "The cross-entropy Fisher is at most half the squared loss's, of rank N(C-1).", where="PS21 "
+    "(exact)",
     covers="T6.exact", quick={}, control={"loss": "squared_error"}, because="the squared loss is not half of itself",
     seconds=(0.2, 0.2),
 )  # fmt: skip

@@ -38,14 +38,15 @@ from normscope.nn import BatchNorm
     "last-batch-norm", "Batch norm in the last layer alleviates the sharpness as mean subtraction does.",
     where="abstract; Theorem 3 (constants ours)", covers="7.8 T3.order", quick={"widths": (100, 200, 400), "nets": 60},
     full={"widths": (100, 200, 400, 1000, 2000), "nets": 100}, control={"last": "none", "nets": 8},
-    because="without it lambda_max grows as the width", seconds=(15, 1500), axes=Axes("width M", "lambda_max", True, True),
+    because="without it lambda_max grows as the width", seconds=(15, 1500),
+    axes=Axes("width M", "lambda_max", True, True),
 )  # fmt: skip
 def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "batch") -> Evidence:
     """ReLU nets with batch norm (whole batch, differentiated through) on two outputs, N = M: 8.6 at M = 200 in the
     specification, to three standard errors of its eight nets of s.d. .9. In 1900 nets of ours, some of them without any
     code of the library, it is 9.32 +- .03, near the edge of that band; so M = 200 has eight times the nets. Each net is
-    above (kappa_1-kappa_2)/(q_1-q_2) = 2.29, and the mean is flat. It is taken off the Gram of the plain net; one net with
-    the norm in place, in training mode, must agree.
+    above (kappa_1-kappa_2)/(q_1-q_2) = 2.29, and the mean is flat. It is taken off the Gram of the plain net; one net
+    with the norm in place, in training mode, must agree.
     """
     own = theory(RELU)
     lower = (own.k1 - own.k2) / (own.q1 - own.q2)
@@ -79,8 +80,9 @@ def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "bat
     because="without it the slope is .8", seconds=(1, 120), axes=Axes("width M", "lambda_max"),
 )  # fmt: skip
 def hidden_batch_norm_relu(run: Run, widths: Sequence[int], nets: int, hidden: str = "batch") -> Evidence:
-    """The last layer alone has an outlier, of the mean square of its inputs' means: 1/(2 pi) a unit, whatever the variances and
-    the depth. Excess over M/(2 pi) with two outputs, N = M; the same growth with five layers; at full size the slope.
+    """The last layer alone has an outlier, of the mean square of its inputs' means: 1/(2 pi) a unit, whatever the
+    variances and the depth. Excess over M/(2 pi) with two outputs, N = M; the same growth with five layers; at full
+    size the slope.
     """
     means = {m: mean_and_error(tops(run, Kind(sb2=0.1, hidden=hidden), m, m, 2, nets)) for m in widths}
     deep = Kind(sb2=0.1, hidden=hidden, layers=5)
@@ -91,7 +93,8 @@ def hidden_batch_norm_relu(run: Run, widths: Sequence[int], nets: int, hidden: s
         for m, (value, error) in means.items()
     ]  # fmt: skip
     readings.append(near("five layers, lambda_max(200) - lambda_max(100)", high - low, 100 / (2 * math.pi), 1.0,
-                         stderr=math.hypot(below, above), reason="the same slope; half the width of the band above"))  # fmt: skip
+                         stderr=math.hypot(below, above),
+                         reason="the same slope; half the width of the band above"))  # fmt: skip
     if len(widths) > 2:
         slope, error = slope_and_error(list(widths), [means[m][0] for m in widths], [means[m][1] for m in widths])
         readings.append(near("slope", slope, 0.1592, 0.002, stderr=error, reason="the specification's tolerance"))
@@ -107,8 +110,8 @@ def hidden_batch_norm_relu(run: Run, widths: Sequence[int], nets: int, hidden: s
     because="ReLU keeps a mean", seconds=(4.2, 90),
 )  # fmt: skip
 def hidden_norms_tanh(run: Run, widths: Sequence[int], nets: int, kind: Kind = TANH) -> Iterator[Reading]:
-    """Ratio of lambda_max at M = 400 to 100 with batch norm and with mean subtraction in the hidden layers, no norm at the
-    output: 7.1 to 6.7, and 8.9 to 8.3 in the specification, so from .8 to 1.25.
+    """Ratio of lambda_max at M = 400 to 100 with batch norm and with mean subtraction in the hidden layers, no norm at
+    the output: 7.1 to 6.7, and 8.9 to 8.3 in the specification, so from .8 to 1.25.
     """
     for hidden in ("batch", "batch_recenter"):
         low, high = (mean_and_error(tops(run, replace(kind, hidden=hidden), m, m, 2, count, tol=0.01)) for m, count in
@@ -121,7 +124,8 @@ def hidden_norms_tanh(run: Run, widths: Sequence[int], nets: int, kind: Kind = T
 
 @PAPER.claim(
     "hidden-early-norm", "Batch norm at an earlier layer leaves the outliers of the layers behind it.",
-    where="hidden-layer theorem", covers="T4.partial", quick={"width": 200, "nets": 60}, full={"width": 400, "nets": 60},
+    where="hidden-layer theorem", covers="T4.partial", quick={"width": 200, "nets": 60},
+    full={"width": 400, "nets": 60},
     control={"at": 2, "nets": 3}, because="behind the last hidden layer only the readout is left", seconds=(2, 5.5),
 )  # fmt: skip
 def hidden_early_norm(run: Run, width: int, nets: int, at: int = 1) -> Iterator[Reading]:
@@ -145,7 +149,8 @@ def hidden_early_norm(run: Run, width: int, nets: int, at: int = 1) -> Iterator[
 
 @PAPER.claim(
     "layer-norm", "Layer norm does not help: averages over units are not averages over samples.",
-    where="layer-norm theorem (constants ours)", covers="7.12 T5", quick={"width": 400, "samples": 100, "outputs": 10, "nets": 24},
+    where="layer-norm theorem (constants ours)", covers="7.12 T5",
+    quick={"width": 400, "samples": 100, "outputs": 10, "nets": 24},
     full={"width": 1000, "samples": 100, "outputs": 10, "nets": 40},
     control={"center": "batch_recenter", "layer": "batch", "hidden": "batch", "nets": 2},
     because="batch statistics in the place of the sample's do help", seconds=(3.7, 22),
@@ -190,16 +195,17 @@ def layer_norm(
 
 @PAPER.claim(
     "softmax", "With softmax the outliers are alpha M kappa_2 times the eigenvalues of the mean of diag(g) - g g^T.",
-    where="PS21 (constants ours)", covers="7.9 T6 Fig.E", quick={"width": 400, "samples": 200, "outputs": 3, "nets": 24},
+    where="PS21 (constants ours)", covers="7.9 T6 Fig.E",
+    quick={"width": 400, "samples": 200, "outputs": 3, "nets": 24},
     full={"width": 1000, "samples": 100, "outputs": 10, "nets": 40}, control={"last": "batch_recenter", "nets": 2},
     because="mean subtraction in the last layer removes them", seconds=(3.7, 60),
 )  # fmt: skip
 def softmax(run: Run, width: int, samples: int, outputs: int, nets: int, last: str = "none") -> Iterator[Reading]:
-    """Cross-entropy Fisher of ReLU nets: its C-1 outliers over their prediction from the softmax outputs at hand (6 %), the
-    next one below 5; the trace; and at most half the squared loss's largest eigenvalue, exactly.
+    """Cross-entropy Fisher of ReLU nets: its C-1 outliers over their prediction from the softmax outputs at hand (6 %),
+    the next one below 5; the trace; and at most half the squared loss's largest eigenvalue, exactly.
 
-    At the full size (ten outputs, 100 samples) the seven largest are within 5 %, the eighth and ninth lie 8 % and 23 % above:
-    they are small, and the bulk, which the leading order leaves out, adds to them.
+    At the full size (ten outputs, 100 samples) the seven largest are within 5 %, the eighth and ninth lie 8 % and 23 %
+    above: they are small, and the bulk, which the leading order leaves out, adds to them.
     """
     ratios, below, traces, rest = [], 0, [], []
     for r in range(nets):
@@ -245,14 +251,16 @@ def softmax_outliers(run: Run, counted: str) -> Iterator[Reading]:
 
 @PAPER.claim(
     "frozen-statistics", "With frozen statistics (eval mode, detached) the sharpness stays of the order of the width.",
-    where="Theorem 3 (remark ours)", covers="7.13 T3.frozen", quick={"width": 400, "samples": 200, "outputs": 3, "nets": 16},
-    control={"frozen": "batch"}, because="the effect lives in differentiating through mean and variance", seconds=(2.6, 4),
+    where="Theorem 3 (remark ours)", covers="7.13 T3.frozen",
+    quick={"width": 400, "samples": 200, "outputs": 3, "nets": 16},
+    control={"frozen": "batch"}, because="the effect lives in differentiating through mean and variance",
+    seconds=(2.6, 4),
 )  # fmt: skip
 def frozen_statistics(
     run: Run, width: int, samples: int, outputs: int, nets: int, frozen: str = "frozen"
 ) -> Iterator[Reading]:
-    """lambda_max with the last batch norm's statistics held constant, over that in training mode: 337 against 13.5, 24 to
-    27 in the specification's three nets, so over 20. One net by the library's own what-if.
+    """lambda_max with the last batch norm's statistics held constant, over that in training mode: 337 against 13.5, 24
+    to 27 in the specification's three nets, so over 20. One net by the library's own what-if.
     """
     ratios = []
     for kernel, f in grams(run, RELU, (width, width, width, outputs), samples, nets):
@@ -266,13 +274,14 @@ def frozen_statistics(
 
 
 @PAPER.claim(
-    "replicas", "Replicas with their own statistics: mean subtraction never sharper, batch norm sharper when they are small.",
+    "replicas", "Replicas with their own statistics: mean subtraction never sharper, batch norm sharper when they are "
+    "small.",
     where="section 6 (ours)", covers="7.21", quick={"width": 100, "samples": 100}, full={"width": 200, "samples": 200},
     control={"swap": True}, because="the whole batch is the sharper one under mean subtraction", seconds=(1.7, 38),
 )  # fmt: skip
 def replicas(run: Run, width: int, samples: int, swap: bool = False) -> Iterator[Reading]:
-    """Lists of batches with their own statistics stand for replicas. Mean subtraction: at most the whole batch's lambda_max,
-    exactly. Batch norm on five samples: more than twice (116 against 12 in the specification).
+    """Lists of batches with their own statistics stand for replicas. Mean subtraction: at most the whole batch's
+    lambda_max, exactly. Batch norm on five samples: more than twice (116 against 12 in the specification).
     """
     x = batch(run, samples, width, 1)
     for last in ("batch_recenter", "batch"):

@@ -57,7 +57,8 @@ def outliers(run: Run, samples: int, outputs: int, nets: int, last: str = "none"
         else:
             mean, error = mean_and_error(means)
             readings.append(between("mean outlier, tanh, M = 200", mean, 49.6, 60.7, stderr=error,
-                                    expected=theory(TANH).top(m, samples), reason="the specification's outliers"))  # fmt: skip
+                                    expected=theory(TANH).top(m, samples),
+                                    reason="the specification's outliers"))  # fmt: skip
         name = f"{kind.activation}, M = {m}"
         curves.append(Curve(name, list(range(1, 3 * outputs + 1)), values[: 3 * outputs].tolist(), panel=name))
     return Evidence(tuple(readings), tuple(curves))
@@ -66,12 +67,13 @@ def outliers(run: Run, samples: int, outputs: int, nets: int, last: str = "none"
 @PAPER.claim(
     "per-layer", "The blocks of the layers have outliers of the same order, and their largest eigenvalues add up.",
     where="PS21, blocks", covers="7.18 T1.layers", quick={"width": 300, "nets": 12}, full={"width": 1000, "nets": 12},
-    control={"last": "batch_recenter", "nets": 4}, because="without the common eigenvector they do not add", seconds=(10, 80),
+    control={"last": "batch_recenter", "nets": 4}, because="without the common eigenvector they do not add",
+    seconds=(10, 80),
 )  # fmt: skip
 def per_layer(run: Run, width: int, nets: int, last: str = "none") -> Iterator[Reading]:
-    """lambda_max of the diagonal blocks of nets with two outputs, N = M: their sum is the whole's within 3 %, never less
-    (ReLU: 2.4 + 76.4 + 168.6 = 247.4 against 246.1 in the specification). Along the vector of ones, which they share,
-    each is M q~ q^ of its layer (on a hundred samples: the law holds at any N).
+    """lambda_max of the diagonal blocks of nets with two outputs, N = M: their sum is the whole's within 3 %, never
+    less (ReLU: 2.4 + 76.4 + 168.6 = 247.4 against 246.1 in the specification). Along the vector of ones, which they
+    share, each is M q~ q^ of its layer (on a hundred samples: the law holds at any N).
     """
     for kind in (RELU, TANH):
         sums, own = [], theory(kind)
@@ -113,8 +115,8 @@ def _along(block: Array) -> float:
     because="biases make the net non-centred", seconds=(5, 80),
 )  # fmt: skip
 def centred_nets(run: Run, widths: Sequence[int], nets: int, sb2: float = 0.0) -> Iterator[Reading]:
-    """lambda_max without and with mean subtraction, of the same nets with two outputs: within 3 %, and flat in the width
-    (7.6, 9.4, 8.8 at M = 100, 200, 400 for tanh, 17.1, 20.7, 19.0 for linear in the specification, one net each).
+    """lambda_max without and with mean subtraction, of the same nets with two outputs: within 3 %, and flat in the
+    width (7.6, 9.4, 8.8 at M = 100, 200, 400 for tanh, 17.1, 20.7, 19.0 for linear in the specification, one net each).
     """
     for activation, sw2 in (("tanh", 3.0), ("identity", 1.0)):
         means = {}

@@ -48,8 +48,8 @@ REFERENCE: tuple[tuple[Kind, float, float, float | None], ...] = (
     because="a readout of another variance has other back-propagated moments", seconds=(1, 1),
 )  # fmt: skip
 def order(run: Run, readout: bool = True) -> Iterator[Reading]:
-    """The library's order parameters of fourteen nets, hidden norms included, against the specification's table and against
-    the same recursions in plain arithmetic (closed forms, or a trapezoid rule for tanh and erf).
+    """The library's order parameters of fourteen nets, hidden norms included, against the specification's table and
+    against the same recursions in plain arithmetic (closed forms, or a trapezoid rule for tanh and erf).
     """
     for kind, k1, k2, spread in REFERENCE:
         name = f"{kind.activation} {kind.layers} ({kind.sw2:g}, {kind.sb2:g}) {kind.hidden}"
@@ -69,8 +69,8 @@ def order(run: Run, readout: bool = True) -> Iterator[Reading]:
     because="the moments of phi are not those of its derivative", seconds=(0.3, 0.3),
 )  # fmt: skip
 def gaussian_moments(run: Run, derivative: bool = True) -> Iterator[Reading]:
-    """E phi^2, E phi phi and the same of phi' at several variances and correlations: the library against closed forms or a
-    trapezoid rule, which for tanh beats Gauss-Hermite by far (poles at i pi/2).
+    """E phi^2, E phi phi and the same of phi' at several variances and correlations: the library against closed forms
+    or a trapezoid rule, which for tanh beats Gauss-Hermite by far (poles at i pi/2).
     """
     for name in ("relu", "identity", "erf", "tanh"):
         worst = 0.0
@@ -90,8 +90,9 @@ def gaussian_moments(run: Run, derivative: bool = True) -> Iterator[Reading]:
     because="the readout's variance enters", seconds=(0.1, 0.1),
 )  # fmt: skip
 def fisher_prediction(run: Run, readout: bool = True) -> Iterator[Reading]:
-    """For ReLU (4, 1), 2/(alpha kappa_2 M) at M = 10 and 1000, and 2/(rho alpha (kappa_1-kappa_2)) with mean subtraction:
-    .0425, 4.2e-4 and .203 read off the slide. Of the predecessor's MNIST map, 7.2e-4 at M = 4000 is ReLU (2, 0).
+    """For ReLU (4, 1), 2/(alpha kappa_2 M) at M = 10 and 1000, and 2/(rho alpha (kappa_1-kappa_2)) with mean
+    subtraction: .0425, 4.2e-4 and .203 read off the slide. Of the predecessor's MNIST map, 7.2e-4 at M = 4000 is ReLU
+    (2, 0).
     """
     big = Kind(sw2=4.0, sb2=1.0)
     gain = 2.0 if readout else 1.0

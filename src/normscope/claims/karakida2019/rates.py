@@ -24,9 +24,9 @@ from normscope.linalg import spectrum
     because="at another rate the amplitude grows otherwise", seconds=(4, 6),
 )  # fmt: skip
 def strict_stability(run: Run, scale: float = 1.0) -> Iterator[Reading]:
-    """A kick along the top eigenvector at a point of zero residual, 40 steps at f times 2/lambda_max: the amplitude must
-    change by |1-2f|^40, over four decades from f = .9 to 1.02. It proves the whole-batch Fisher to be the right Hessian
-    for batch norm in training mode.
+    """A kick along the top eigenvector at a point of zero residual, 40 steps at f times 2/lambda_max: the amplitude
+    must change by |1-2f|^40, over four decades from f = .9 to 1.02. It proves the whole-batch Fisher to be the right
+    Hessian for batch norm in training mode.
     """
     cases = [
         ("none", "none"),
@@ -72,11 +72,11 @@ def _amplitude(model: nn.Module, x: Tensor, factor: float, steps: int = 40) -> f
 def critical_rate_claim(
     run: Run, widths: Sequence[int], nets: int, last: str = "none", centred: str = "batch_recenter"
 ) -> Evidence:
-    """From initialization, C = 2, N = M, random targets: the largest rate whose loss never exceeds its first value within 15
-    steps. In units of 2/lambda_max it is from 1 to 1.4 without normalization and tends to 1 (1.31, 1.18, 1.08, 1.07 in
-    the specification); with mean subtraction it is over 2 (chosen by us), as the top of the bulk carries little of the
-    residual: 3.2 +- .1 in twenty of our nets of s.d. .4, so that the specification's 2.9 from three nets is +- .2. There
-    the rate at M = 400 is .85 to 1.2 times that at 100.
+    """From initialization, C = 2, N = M, random targets: the largest rate whose loss never exceeds its first value
+    within 15 steps. In units of 2/lambda_max it is from 1 to 1.4 without normalization and tends to 1 (1.31, 1.18,
+    1.08, 1.07 in the specification); with mean subtraction it is over 2 (chosen by us), as the top of the bulk carries
+    little of the residual: 3.2 +- .1 in twenty of our nets of s.d. .4, so that the specification's 2.9 from three nets
+    is +- .2. There the rate at M = 400 is .85 to 1.2 times that at 100.
     """
     rates: dict[str, dict[int, tuple[float, float]]] = {}
     units: dict[str, dict[int, tuple[float, float]]] = {}
@@ -120,12 +120,13 @@ def _critical(run: Run, kind: Kind, width: int, r: int) -> CriticalRate:
     "fig-b", "The map of losses over width and rate: exploded above the line 2/lambda_max without normalization only.",
     where="slide 40", covers="Fig.B", quick={"widths": (20, 50, 100), "steps": 20},
     full={"widths": (10, 20, 50, 100, 200, 500, 1000), "steps": 100}, control={"last": "batch_recenter"},
-    because="with mean subtraction far larger rates are stable", seconds=(1, 600), axes=Axes("width M", "rate", True, True),
+    because="with mean subtraction far larger rates are stable", seconds=(1, 600),
+    axes=Axes("width M", "rate", True, True),
 )  # fmt: skip
 def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Evidence:
     """ReLU nets (4, 1), N = M, random targets, full-batch descent at a third, once and six times the theory's
-    2/lambda_max. Data, steps and explosion criterion of the paper are unknown: ours is that the loss ever exceeds its first
-    value. The paper's lines are .0425 at M = 10 and 4.2e-4 at M = 1000, and .203 with mean subtraction.
+    2/lambda_max. Data, steps and explosion criterion of the paper are unknown: ours is that the loss ever exceeds its
+    first value. The paper's lines are .0425 at M = 10 and 4.2e-4 at M = 1000, and .203 with mean subtraction.
     """
     kind, own = Kind(sw2=4.0, sb2=1.0, last=last), theory(Kind(sw2=4.0, sb2=1.0))
     below = above = 0
@@ -158,8 +159,8 @@ def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Ev
     because="another momentum has other factors", seconds=(3.5, 3.5),
 )  # fmt: skip
 def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
-    """Largest stable rate on a quadratic of curvature 3, by bisection with torch's optimisers, over the formula: 2, 3.8,
-    1.357 and 38 over the curvature.
+    """Largest stable rate on a quadratic of curvature 3, by bisection with torch's optimisers, over the formula: 2,
+    3.8, 1.357 and 38 over the curvature.
     """
     curvature = 3.0
     options: dict[str, dict[str, object]] = {
@@ -184,14 +185,15 @@ def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
 
 
 @PAPER.claim(
-    "lazy-training", "During wide training with cross-entropy the Fisher of the squared loss stays, the softmax one falls.",
+    "lazy-training", "During wide training with cross-entropy the Fisher of the squared loss stays, the softmax one "
+    "falls.",
     where="PS21, Fig. 5", covers="Fig.F S3.lazy", quick={"width": 300, "samples": 40, "steps": 400},
     full={"width": 2000, "samples": 100, "steps": 2000}, control={"scale": 0.0}, because="without steps nothing falls",
     seconds=(1.2, 600), axes=Axes("step", "lambda_max", False, True),
 )  # fmt: skip
 def lazy_training(run: Run, width: int, samples: int, steps: int, scale: float = 1.0) -> Evidence:
-    """Full-batch descent with cross-entropy on labels of a random teacher, two outputs, tanh: lambda_max of the squared loss
-    stays within 15 %, that of the cross-entropy falls to a small part of its start, as the softmax saturates.
+    """Full-batch descent with cross-entropy on labels of a random teacher, two outputs, tanh: lambda_max of the squared
+    loss stays within 15 %, that of the cross-entropy falls to a small part of its start, as the softmax saturates.
     """
     model, teacher = (net(TANH, width, 2, run.generator(s)) for s in (0, 1))
     x = batch(run, samples, width, 2)

@@ -28,16 +28,17 @@ from normscope.claims.reading import Reading, between, near
 
 @PAPER.claim(
     "lambda-max", "Without normalization lambda_max = alpha M ((N-1)/N kappa_2 + kappa_1/N): it grows as the width.",
-    where="Theorem 1 (slide 31)", covers="7.1 T1.lambda Fig.A", quick={"widths": (100, 200, 400), "nets": 160, "kinds": (RELU,)},
+    where="Theorem 1 (slide 31)", covers="7.1 T1.lambda Fig.A",
+    quick={"widths": (100, 200, 400), "nets": 160, "kinds": (RELU,)},
     full={"widths": (10, 20, 40, 100, 200, 400, 500, 1000), "nets": 100, "kinds": (RELU, TANH, LINEAR)},
     control={"last": "batch_recenter", "nets": 4}, because="mean subtraction in the last layer removes the growth",
     seconds=(13.5, 400), axes=Axes("width M", "lambda_max", True, True),
 )  # fmt: skip
 def lambda_max(run: Run, widths: Sequence[int], nets: int, kinds: Sequence[Kind], last: str = "none") -> Evidence:
-    """Largest eigenvalue of nets with three weight layers, one output, N = M Gaussian inputs, against the width: 139.5 at
-    M = 200 within 12 %, and the slope of the logarithms from .9 to 1.1. The paper's figure is read off a slide; a single
-    net has 10 % spread, dominated by its readout, and the slope from M = 100 to 400 is .93 (biases and the bulk lift small
-    nets), so many nets are needed.
+    """Largest eigenvalue of nets with three weight layers, one output, N = M Gaussian inputs, against the width: 139.5
+    at M = 200 within 12 %, and the slope of the logarithms from .9 to 1.1. The paper's figure is read off a slide; a
+    single net has 10 % spread, dominated by its readout, and the slope from M = 100 to 400 is .93 (biases and the bulk
+    lift small nets), so many nets are needed.
     """
     readings, curves = [], []
     for kind in kinds:
@@ -46,7 +47,8 @@ def lambda_max(run: Run, widths: Sequence[int], nets: int, kinds: Sequence[Kind]
         for m, (value, error) in zip(widths, means, strict=True):
             if (m == 200 and kind == RELU) or m >= 500:
                 readings.append(near(f"lambda_max, {kind.activation}, M = {m}", value, own.top(m, m), stderr=error,
-                                     relative=0.12 if m == 200 else 0.05, reason="the specification's tolerance"))  # fmt: skip
+                                     relative=0.12 if m == 200 else 0.05,
+                                     reason="the specification's tolerance"))  # fmt: skip
         large = [i for i, m in enumerate(widths) if m >= 100]
         slope, error = slope_and_error(
             np.log([widths[i] for i in large]), np.log([means[i][0] for i in large]),
@@ -77,9 +79,9 @@ def _largest(run: Run, kind: Kind, width: int, outputs: int, nets: int, last: st
     axes=Axes("width M", "lambda_max", True, True),
 )  # fmt: skip
 def mean_subtraction(run: Run, widths: Sequence[int], nets: int, last: str = "batch_recenter") -> Evidence:
-    """The same nets with the batch mean subtracted from the output, N = M: flat at 8.3, above rho alpha (kappa_1 - kappa_2) =
-    2.31 and below sqrt(tr F^2). The paper's upper bound is conservative; its figure reads 8.4 from M = 40 on. The mean is
-    taken off the Gram of the plain net; one net with the norm in place, in training mode, must agree.
+    """The same nets with the batch mean subtracted from the output, N = M: flat at 8.3, above rho alpha (kappa_1 -
+    kappa_2) = 2.31 and below sqrt(tr F^2). The paper's upper bound is conservative; its figure reads 8.4 from M = 40
+    on. The mean is taken off the Gram of the plain net; one net with the norm in place, in training mode, must agree.
     """
     own = theory(RELU)
     lower = own.k1 - own.k2
@@ -98,7 +100,8 @@ def mean_subtraction(run: Run, widths: Sequence[int], nets: int, last: str = "ba
         between("ratio M = 400 to 100", growth, 0.75, 1.1, stderr=error,
                 reason="the specification's tolerance"),
         near("share inside the bounds", inside / (nets * len(widths)), 1.0, 0.0, reason="a bound"),
-        near("norm in place over projected", in_place(run, replace(RELU, last=last), 100, 1), 1.0, 1e-3, reason="exact"),
+        near("norm in place over projected", in_place(run, replace(RELU, last=last), 100, 1), 1.0, 1e-3,
+            reason="exact"),
     )  # fmt: skip
     curves = (
         Curve("measured", list(widths), [means[m][0] for m in widths]),
@@ -110,12 +113,13 @@ def mean_subtraction(run: Run, widths: Sequence[int], nets: int, last: str = "ba
 
 @PAPER.claim(
     "mean-eigenvalue", "The mean eigenvalue is kappa_1 C/M, with mean subtraction (1-1/N)(kappa_1-kappa_2) C/M.",
-    where="Theorems 1 and 2", covers="7.3 T1.mean T2.mean", quick={"width": 200, "nets": 40}, full={"width": 1000, "nets": 40},
+    where="Theorems 1 and 2", covers="7.3 T1.mean T2.mean", quick={"width": 200, "nets": 40},
+    full={"width": 1000, "nets": 40},
     control={"swap": True}, because="the two constants differ by a quarter", seconds=(1.3, 75),
 )  # fmt: skip
 def mean_eigenvalue(run: Run, width: int, nets: int, swap: bool = False) -> Iterator[Reading]:
-    """M m = tr F/(alpha M), C = 2, N = M: .01500 M without and .01151 M with mean subtraction at M = 200, within 6 % (2 %
-    at M = 1000).
+    """M m = tr F/(alpha M), C = 2, N = M: .01500 M without and .01151 M with mean subtraction at M = 200, within 6 % (2
+    % at M = 1000).
     """
     own, traces = theory(RELU), {"none": [], "batch_recenter": []}  # type: ignore[var-annotated]
     for kernel, f in grams(run, RELU, (width, width, width, 2), width, nets):
@@ -136,8 +140,8 @@ def mean_eigenvalue(run: Run, width: int, nets: int, swap: bool = False) -> Iter
     control={"last": "batch_recenter", "nets": 4}, because="without the outliers it is of order 1/M", seconds=(6, 200),
 )  # fmt: skip
 def second_moment(run: Run, width: int, samples: int, nets: int, last: str = "none") -> Iterator[Reading]:
-    """tr F^2 / (alpha M^2), C = 2, over the formula, within 6 % (3 % at full size). It converges slowly (37 % too large at
-    M = 100), so M = 1000; a single net scatters by 8 %, so many nets, on the predecessor's N = 100 samples: the law
+    """tr F^2 / (alpha M^2), C = 2, over the formula, within 6 % (3 % at full size). It converges slowly (37 % too large
+    at M = 100), so M = 1000; a single net scatters by 8 %, so many nets, on the predecessor's N = 100 samples: the law
     holds at any N.
     """
     own = theory(RELU)
@@ -160,9 +164,9 @@ def second_moment(run: Run, width: int, samples: int, nets: int, last: str = "no
     seconds=(3.6, 13),
 )  # fmt: skip
 def unequal_widths(run: Run, nets: int, shifted: float = 0.0) -> Iterator[Reading]:
-    """Trace and largest eigenvalue of nets 200-400-800-2 on 150 inputs: ReLU, tanh, and ReLU with input mean .5, where the
-    recursion starts from second moment 1.25 and overlap .25. The specification's theory: 3000 and 559.3, 1671 and 172,
-    3700 and 807; trace within 4 %, lambda_max within 8 %.
+    """Trace and largest eigenvalue of nets 200-400-800-2 on 150 inputs: ReLU, tanh, and ReLU with input mean .5, where
+    the recursion starts from second moment 1.25 and overlap .25. The specification's theory: 3000 and 559.3, 1671 and
+    172, 3700 and 807; trace within 4 %, lambda_max within 8 %.
     """
     widths, n = (200, 400, 800, 2), 150
     for kind, mean in ((Kind(sb2=0.1), 0.0), (TANH, 0.0), (Kind(sb2=0.1), 0.5)):
@@ -181,13 +185,15 @@ def unequal_widths(run: Run, nets: int, shifted: float = 0.0) -> Iterator[Readin
 
 @PAPER.claim(
     "samples-must-grow", "The benefit needs samples in proportion to the width: at N = 100 fixed it grows again.",
-    where="condition of Theorem 2", covers="7.7 T2.condition", quick={"widths": (500, 2000), "nets": 16, "samples": 100},
+    where="condition of Theorem 2", covers="7.7 T2.condition",
+    quick={"widths": (500, 2000), "nets": 16, "samples": 100},
     full={"widths": (500, 1000, 2000, 4000), "nets": 40, "samples": 100}, control={"proportional": True, "nets": 2},
-    because="with N in proportion to M it stays flat", seconds=(3.4, 60), axes=Axes("width M", "lambda_max", True, True),
+    because="with N in proportion to M it stays flat", seconds=(3.4, 60),
+    axes=Axes("width M", "lambda_max", True, True),
 )  # fmt: skip
 def samples_must_grow(run: Run, widths: Sequence[int], nets: int, samples: int, proportional: bool = False) -> Evidence:
-    """Mean-subtracted lambda_max at M = 2000 over that at 500, N = 100 at both: from 2.3 to 4 (the specification saw 22.3 to
-    64.2, a factor 2.9).
+    """Mean-subtracted lambda_max at M = 2000 over that at 500, N = 100 at both: from 2.3 to 4 (the specification saw
+    22.3 to 64.2, a factor 2.9).
     """
     means = {}
     for m in widths:

@@ -21,9 +21,9 @@ PAPER = PAPERS.add(
         "Batch Normalization Decomposed",
         "Nachum, Bondaschi, Gastpar, Khina",
         "arXiv 2412.02843",
-        "Recentring and a non-linearity such as ReLU turn a random deep net's batch into one cluster and one odd point, "
-        "orthogonal to it; rescaling as well (complete batch norm) leads to equal angles instead. Our analysis of the "
-        "phenomenon: the paper's own theorems and figures could not be read.",
+        "Recentring and a non-linearity such as ReLU turn a random deep net's batch into one cluster and one odd "
+        "point, orthogonal to it; rescaling as well (complete batch norm) leads to equal angles instead. Our analysis "
+        "of the phenomenon: the paper's own theorems and figures could not be read.",
         {
             "S0.7": "the paper's own theorems, hypotheses and constants, its sizes and data: no readable copy",
             "S4": "the paper's own figures: none could be seen; the six figures drawn in their place are F1 to F6",
@@ -87,7 +87,9 @@ def activation_of(slope: float) -> str:
 
 
 def representations(spec: Spec, x: Array, generator: torch.Generator) -> Iterator[Array]:
-    """Layer outputs (n, width) of a net with explicit weights, layer by layer; scaled to rms 1 where nothing rescales."""
+    """Layer outputs (n, width) of a net with explicit weights, layer by layer; scaled to rms 1 where nothing
+    rescales.
+    """
     h, one = torch.from_numpy(x), replace(spec, depth=1)
     for _ in range(spec.depth):
         with torch.no_grad():

@@ -21,7 +21,9 @@ from normscope.geometry.shapes import configuration
     because="noise larger than the states drowns them", seconds=(0.1, 0.1),
 )  # fmt: skip
 def detector_planted(run: Run, noise: float) -> Iterator[Reading]:
-    """Batches of the shapes of our table with 2 % noise: the label, the index of the odd sample, the number of clusters."""
+    """Batches of the shapes of our table with 2 % noise: the label, the index of the odd sample, the number of
+    clusters.
+    """
     n, d = 16, 400
     blank = noise * gaussian(run, n, d) / np.sqrt(d)
     states = {name: blank.copy() for name in ("odd", "ray", "line", "clusters", "equiangular")}
@@ -47,8 +49,8 @@ def detector_planted(run: Run, noise: float) -> Iterator[Reading]:
     control={"planted": True}, because="batches with an odd point are called odd", seconds=(1, 9.0),
 )  # fmt: skip
 def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iterator[Reading]:
-    """Share called odd among Gaussian batches of 4 to 64 samples in 10 and 1000 dimensions, with and without a common mean,
-    and two equal clusters; the specification's rates are 0.
+    """Share called odd among Gaussian batches of 4 to 64 samples in 10 and 1000 dimensions, with and without a common
+    mean, and two equal clusters; the specification's rates are 0.
     """
     alarms = 0
     for r in range(batches):
@@ -73,9 +75,9 @@ def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iter
     because="with the switches exchanged so are the labels", seconds=(12, 100),
 )  # fmt: skip
 def detector_on_nets(run: Run, n: int, d: int, layers: int, nets: int, swap: bool = False) -> Iterator[Reading]:
-    """Share of nets with explicit weights whose last layer gets the expected label; the specification: 29 of 30, 36 of 36,
-    48 of 48. Where 29 of 30 are right, fewer than six of eight are once in 500 times. Equal angles settle within a hundred
-    layers. The width is 200, as at 100 noise lets a tenth of the nets with rescaling alone look heavy.
+    """Share of nets with explicit weights whose last layer gets the expected label; the specification: 29 of 30, 36 of
+    36, 48 of 48. Where 29 of 30 are right, fewer than six of eight are once in 500 times. Equal angles settle within a
+    hundred layers. The width is 200, as at 100 noise lets a tenth of the nets with rescaling alone look heavy.
     """
     expected = {"batch_recenter": "odd", "none": "ray", "batch": "equiangular", "batch_rescale": "equiangular"}
     turned = {"batch_recenter": "batch", "none": "batch_rescale", "batch": "batch_recenter", "batch_rescale": "none"}

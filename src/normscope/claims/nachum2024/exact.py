@@ -28,7 +28,8 @@ from normscope.theory import predicted_grams
 
 
 @PAPER.claim(
-    "parts", "Batch norm is recentring, then rescaling, of each neuron over the batch.", where="abstract; our section 1",
+    "parts", "Batch norm is recentring, then rescaling, of each neuron over the batch.", where="abstract; our section "
+    "1",
     covers="S0.1 S1", quick={"n": 32, "d": 20}, control={"recenter": False},
     because="rescaling without recentring divides by the rms and leaves the mean", seconds=(0.1, 0.1),
 )  # fmt: skip
@@ -49,7 +50,8 @@ def parts(run: Run, n: int, d: int, recenter: bool = True) -> Iterator[Reading]:
 
 
 @PAPER.claim(
-    "kernel", "The leaky family has the kernel a T + (1-a)^2 sqrt(T T) f(r), f of the arc-cosine.", where="our section 2",
+    "kernel", "The leaky family has the kernel a T + (1-a)^2 sqrt(T T) f(r), f of the arc-cosine.", where="our section "
+    "2",
     covers="S2.kernel", quick={"slopes": (0.0, 0.2, 0.5, -1.0)}, control={"factor": 2.0},
     because="twice f is the kernel at unit output variance (yang2019's J)", seconds=(0.2, 0.2),
 )  # fmt: skip
@@ -74,7 +76,8 @@ def kernel_formula(run: Run, slopes: Sequence[float], factor: float = 1.0) -> It
 
 @PAPER.claim(
     "odd-score", "R2 is 1/(1 + n W2/D2): 1 for cluster + odd point, 1/(n-1) for equal angles.", where="our section 2",
-    covers="S2.score", quick={"n": 16}, control={"shift": -1}, because="with n - 1 in the place of n the identity fails",
+    covers="S2.score", quick={"n": 16}, control={"shift": -1}, because="with n - 1 in the place of n the identity "
+    "fails",
     seconds=(0.1, 0.1),
 )  # fmt: skip
 def odd_score(run: Run, n: int, shift: int = 0) -> Iterator[Reading]:
@@ -96,7 +99,8 @@ def odd_score(run: Run, n: int, shift: int = 0) -> Iterator[Reading]:
 
 
 @PAPER.claim(
-    "exact-invariance", "Recentring + ReLU keep a perfect cluster + odd point orthogonal, at any width, for any weights.",
+    "exact-invariance", "Recentring + ReLU keep a perfect cluster + odd point orthogonal, at any width, for any "
+    "weights.",
     where="our 3.1 (reported theorem b)", covers="D1 3.1.exact S0.5b",
     quick={"n": 16, "d": 50, "layers": 5}, full={"n": 64, "d": 1000, "layers": 50}, control={"norm": "none"},
     because="without recentring odd point and cluster share active neurons", seconds=(0.1, 2.7),
@@ -116,7 +120,8 @@ def exact_invariance(run: Run, n: int, d: int, layers: int, norm: str = "batch_r
 
 
 @PAPER.claim(
-    "infinite-width-shape", "At infinite width |odd|/|cluster| is n-1, the cosine -2a/(1+a^2), D^2 scales by ((n-1)^2+1)/2n^2.",
+    "infinite-width-shape", "At infinite width |odd|/|cluster| is n-1, the cosine -2a/(1+a^2), D^2 scales by "
+    "((n-1)^2+1)/2n^2.",
     where="our 3.1", covers="D2 3.1.shape", quick={"sizes": (3, 8, 16, 64), "slopes": (0.0, 0.2, 0.5)},
     control={"norm": "none"}, because="without recentring the shape moves towards one ray", seconds=(0.2, 0.2),
 )  # fmt: skip
@@ -214,8 +219,8 @@ def leaky_angle(
     control={"activation": "identity"}, because="a linear layer cannot raise the rank", seconds=(1, 0.4),
 )  # fmt: skip
 def rank_grows(run: Run, n: int, d: int, activation: str = "relu") -> Iterator[Reading]:
-    """Numerical rank after one and two layers from generic inputs of rank r. A line splits into two half-lines and stays
-    there; recentring moves the origin off them, so that the second layer reaches full rank.
+    """Numerical rank after one and two layers from generic inputs of rank r. A line splits into two half-lines and
+    stays there; recentring moves the origin off them, so that the second layer reaches full rank.
     """
     expected = {("none", 1): (2, 2), ("none", 2): (n, n), ("none", 3): (n, n), ("batch_recenter", 1): (2, n),
                 ("batch_recenter", 2): (n, n)}  # fmt: skip
@@ -231,7 +236,8 @@ def rank_grows(run: Run, n: int, d: int, activation: str = "relu") -> Iterator[R
 
 @PAPER.claim(
     "odd-rank", "The exact odd state has rank 2, and centred rank 1, for ever.", where="our 3.9", covers="3.9.odd",
-    quick={"n": 16, "layers": 20}, control={"excess": 0.1}, because="a blurred cluster has full rank", seconds=(0.1, 0.1),
+    quick={"n": 16, "layers": 20}, control={"excess": 0.1}, because="a blurred cluster has full rank",
+    seconds=(0.1, 0.1),
 )  # fmt: skip
 def odd_rank(run: Run, n: int, layers: int, excess: float = 0.0) -> Iterator[Reading]:
     """Second and third largest eigenvalue shares of the exact state after twenty layers of recentring and ReLU."""

@@ -66,7 +66,8 @@ def reduced_map(run: Run, sizes: Sequence[int], slopes: Sequence[float], swap: b
 
 
 @PAPER.claim(
-    "spread-grows", "A blur within the perfect cluster grows by n^2/((n-k)^2+k^2) a layer: the exact state is unstable.",
+    "spread-grows", "A blur within the perfect cluster grows by n^2/((n-k)^2+k^2) a layer: the exact state is "
+    "unstable.",
     where="our 3.2", covers="D3 3.2.spread", quick={"sizes": (3, 8, 16, 32, 64), "groups": (1, 2, 3)},
     control={"activation": "identity"}, because="a linear layer keeps all shapes at infinite width", seconds=(0.2, 0.2),
 )  # fmt: skip
@@ -105,7 +106,8 @@ def spread_grows(run: Run, sizes: Sequence[int], groups: Sequence[int], activati
     "odd-fixed-points", "Recentring + ReLU have a fuzzy cluster + odd point as a fixed point for n >= 7, and a saddle.",
     where="our 3.2, table", covers="D4 3.2.table", quick={"sizes": (7, 8, 16, 32), "layers": 500},
     full={"sizes": tuple(STATES), "layers": 3000}, control={"norm": "none"},
-    because="without recentring the batch becomes one ray", seconds=(2.2, 60), axes=Axes("samples n", "1 - R2", True, True),
+    because="without recentring the batch becomes one ray", seconds=(2.2, 60),
+    axes=Axes("samples n", "1 - R2", True, True),
 )  # fmt: skip
 def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "batch_recenter") -> Evidence:
     """The full Gram recursion from 1.5 times the perfect spread, many layers on, against the table of fixed points:
@@ -170,7 +172,8 @@ def threshold(run: Run, layers: int, norm: str = "batch_recenter") -> Evidence:
 
 
 @PAPER.claim(
-    "slope-independence", "The fixed points are the same for every leaky slope; only the rates change.", where="our 3.2",
+    "slope-independence", "The fixed points are the same for every leaky slope; only the rates change.", where="our "
+    "3.2",
     covers="D6 3.2.slopes", quick={"sizes": (8, 16), "slopes": (0.0, 0.2, 0.5)},
     full={"sizes": (8, 16), "slopes": (0.0, 0.2, 0.5, -0.5)}, control={"rescale": True},
     because="with rescaling t* is no fixed point", seconds=(1, 1.0),
@@ -178,8 +181,8 @@ def threshold(run: Run, layers: int, norm: str = "batch_recenter") -> Evidence:
 def slope_independence(
     run: Run, sizes: Sequence[int], slopes: Sequence[float], rescale: bool = False
 ) -> Iterator[Reading]:
-    """P K_a(S) P = a S + (1-a)^2 P K_0(S) P, so eigenvectors are shared. If P K_0 P = mu S at the fixed point, a rate lam of
-    ReLU becomes (a + (1-a)^2 mu lam)/(a + (1-a)^2 mu): leaky ReLU does the same, slower.
+    """P K_a(S) P = a S + (1-a)^2 P K_0(S) P, so eigenvectors are shared. If P K_0 P = mu S at the fixed point, a rate
+    lam of ReLU becomes (a + (1-a)^2 mu lam)/(a + (1-a)^2 mu): leaky ReLU does the same, slower.
     """
     for n in sizes:
         t, rate, saddle = STATES[n][0], STATES[n][5], odd_point.odd_saddle(n) or math.nan
@@ -203,8 +206,8 @@ def slope_independence(
     because="the law is asymptotic: a dozen samples are not many", seconds=(1, 1),
 )  # fmt: skip
 def large_n(run: Run, sizes: Sequence[int]) -> Iterator[Reading]:
-    """The non-linear contraction E|relu u - relu v|^2 = th^2/2 - th^3/(3 pi) stops the growth at angles 3 pi/n: the cluster
-    stays fuzzy and sharpens with n. The last two readings are the angles of the same state.
+    """The non-linear contraction E|relu u - relu v|^2 = th^2/2 - th^3/(3 pi) stops the growth at angles 3 pi/n: the
+    cluster stays fuzzy and sharpens with n. The last two readings are the angles of the same state.
     """
     for n in sizes:
         t = odd_point.odd_fixed_point(n) or math.nan
@@ -222,11 +225,12 @@ def large_n(run: Run, sizes: Sequence[int]) -> Iterator[Reading]:
 @PAPER.claim(
     "winner-takes-all", "For many samples, a variance u times the bulk's goes to u + (sqrt u - 1)^2/(pi - 1).",
     where="our 3.5 (candidate for the indicative model)", covers="D17 3.5.map S0.4b", quick={"n": 4096},
-    full={"n": 1_000_000}, control={"slope": 1.0}, because="an odd activation has no drive: E phi = 0", seconds=(0.1, 0.1),
+    full={"n": 1_000_000}, control={"slope": 1.0}, because="an odd activation has no drive: E phi = 0",
+    seconds=(0.1, 0.1),
 )  # fmt: skip
 def winner_takes_all(run: Run, n: int, slope: float = 0.0) -> Iterator[Reading]:
-    """The limit of the reduced map at fixed u: neutral at the equiangular state, never decreasing, growing by pi/(pi-1) a
-    layer far out; for slope a the drive is (1-a)^2/(2 pi). With rescaling it is the same for u below n.
+    """The limit of the reduced map at fixed u: neutral at the equiangular state, never decreasing, growing by pi/(pi-1)
+    a layer far out; for slope a the drive is (1-a)^2/(2 pi). With rescaling it is the same for u below n.
     """
     for u in (0.5, 1.5, 4.0, 25.0):
         expected = u + (math.sqrt(u) - 1) ** 2 / (math.pi - 1)
@@ -260,8 +264,8 @@ def separation_depth(run: Run, n: int, excesses: Sequence[float], slope: float =
     control={"rescale": True}, because="with rescaling the symmetric state draws it back", seconds=(2.8, 7.1),
 )  # fmt: skip
 def basin_edge(run: Run, sizes: Sequence[int], layers: int, rescale: bool = False) -> Iterator[Reading]:
-    """The saddle between the two attractors sits at n(1 - t) = 2.3 to 2.45; the reduced map started on either side of it
-    ends in the odd or in the equiangular state.
+    """The saddle between the two attractors sits at n(1 - t) = 2.3 to 2.45; the reduced map started on either side of
+    it ends in the odd or in the equiangular state.
     """
     for n in sizes:
         saddle = odd_point.odd_saddle(n) or math.nan

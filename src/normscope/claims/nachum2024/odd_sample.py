@@ -18,15 +18,16 @@ from normscope.core.spec import Spec
 
 
 @PAPER.claim(
-    "which-sample", "The odd sample is the one farthest from the mean, where the inputs differ in size; else by chance.",
+    "which-sample", "The odd sample is the one farthest from the mean, where the inputs differ in size; else by "
+    "chance.",
     where="our 3.8", covers="D25 3.8.which", quick={"n": 16, "d": 1000, "layers": 120, "runs": 320},
     full={"n": 32, "d": 1000, "layers": 200, "runs": 320}, control={"norm": "batch", "runs": 32},
     because="with rescaling the input's sizes are forgotten", seconds=(20, 80),
 )  # fmt: skip
 def which_sample(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_recenter") -> Iterator[Reading]:
-    """Share of chains whose odd sample is that of the largest centred input norm, for log-normal norms of s.d. .3 and for
-    equal ones (a fifth of the chains), where chance is 1/n. The specification saw 17 of 20 and 3 of 20, and asks for 12 of 20
-    and at most 8 of 20; its 17 of 20 was a lucky draw: 300 chains in plain numpy have .73 +- .03, and .06.
+    """Share of chains whose odd sample is that of the largest centred input norm, for log-normal norms of s.d. .3 and
+    for equal ones (a fifth of the chains), where chance is 1/n. The specification saw 17 of 20 and 3 of 20, and asks
+    for 12 of 20 and at most 8 of 20; its 17 of 20 was a lucky draw: 300 chains in plain numpy have .73 +- .03, and .06.
     """
     for spread, many in ((0.3, runs), (0.0, runs // 5)):
         hits = 0
@@ -49,7 +50,9 @@ def which_sample(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "
     control={"norm": "batch"}, because="under complete batch norm no sample stays the farthest", seconds=(1.2, 14),
 )  # fmt: skip
 def never_switches(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_recenter") -> Iterator[Reading]:
-    """Changes of the index of the farthest sample over the layers after R2 first exceeded .9 (all layers if it never did)."""
+    """Changes of the index of the farthest sample over the layers after R2 first exceeded .9 (all layers if it never
+    did).
+    """
     found = chains(run, n, d, layers, runs, norm, ("odd_point_score", "odd_point_index"), every=5)
     switches = settled = 0
     for score, index in zip(found["odd_point_score"].T, found["odd_point_index"].T, strict=True):
@@ -85,8 +88,8 @@ def stationary_state(run: Run, d: int, layers: int, runs: int, norm: str = "batc
 def when_it_comes(
     run: Run, sizes: Sequence[int], widths: Sequence[int], layers: int, runs: int, norm: str = "batch_recenter"
 ) -> Evidence:
-    """Median over chains of the first layer with R2 > .9, against the specification's table. Medians of twelve skewed waiting
-    times are rough: within a factor of two. A third-hand digest of the paper calls the convergence rapid.
+    """Median over chains of the first layer with R2 > .9, against the specification's table. Medians of twelve skewed
+    waiting times are rough: within a factor of two. A third-hand digest of the paper calls the convergence rapid.
     """
     table = {12: {100: 48, 300: 59, 1000: 75, 3000: 165}, 16: {100: 41, 300: 46, 1000: 79, 3000: 93},
              24: {100: 38, 300: 51, 1000: 69, 3000: 88}, 32: {100: 46, 300: 44, 1000: 55, 3000: 85},
@@ -109,14 +112,16 @@ def when_it_comes(
 
 
 @PAPER.claim(
-    "input-decides", "At infinite width the input decides: low-dimensional batches go odd, high-dimensional ones do not.",
+    "input-decides", "At infinite width the input decides: low-dimensional batches go odd, high-dimensional ones do "
+    "not.",
     where="our 3.8", covers="3.8.infinite", quick={"n": 16, "draws": 20, "layers": 600},
-    full={"n": 32, "draws": 20, "layers": 2000}, control={"norm": "none"}, because="without recentring nothing goes odd",
+    full={"n": 32, "draws": 20, "layers": 2000}, control={"norm": "none"}, because="without recentring nothing goes "
+    "odd",
     seconds=(4.4, 60),
 )  # fmt: skip
 def input_decides(run: Run, n: int, draws: int, layers: int, norm: str = "batch_recenter") -> Iterator[Reading]:
-    """Share of Gaussian batches of input dimension d0 that the infinitely wide chain takes to the odd state: all for d0 = n,
-    none for d0 = 1000 (n = 16). So wide then deep and deep then wide differ.
+    """Share of Gaussian batches of input dimension d0 that the infinitely wide chain takes to the odd state: all for d0
+    = n, none for d0 = 1000 (n = 16). So wide then deep and deep then wide differ.
     """
     bands = {16: {16: (0.9, 1.0), 1000: (0.0, 0.1)}, 32: {32: (0.9, 1.0), 10_000: (0.0, 0.1)}}[n]
     for features, (low, high) in bands.items():
@@ -136,11 +141,11 @@ def input_decides(run: Run, n: int, draws: int, layers: int, norm: str = "batch_
 def narrow_nets(
     run: Run, n: int, widths: Sequence[int], length: int, runs: int, norm: str = "batch_recenter"
 ) -> Iterator[Reading]:
-    """Mean logarithm of the cluster's relative spread W2/|m|^2 in the later layers, below the ceiling 9 pi^2/(2n^2), over
-    chains: larger at d = 32 than at d = 128 by more than two standard errors, and there at most 2.5 n/d = 1.25, the
-    specification's order of magnitude. Its drop of 7.5 at d = 32 is not reproduced: 48 chains of 4000 layers in plain numpy
-    have 2.5 +- .3, and .8 +- .3 at d = 128 (there .46), as ours have. Tight spells are rare and deep (the hundredth part of
-    the layers is below e^-21), so that a single chain can have any mean.
+    """Mean logarithm of the cluster's relative spread W2/|m|^2 in the later layers, below the ceiling 9 pi^2/(2n^2),
+    over chains: larger at d = 32 than at d = 128 by more than two standard errors, and there at most 2.5 n/d = 1.25,
+    the specification's order of magnitude. Its drop of 7.5 at d = 32 is not reproduced: 48 chains of 4000 layers in
+    plain numpy have 2.5 +- .3, and .8 +- .3 at d = 128 (there .46), as ours have. Tight spells are rare and deep (the
+    hundredth part of the layers is below e^-21), so that a single chain can have any mean.
     """
     ceiling, drops = math.log(4.5 * math.pi**2 / n**2), {}
     for d in widths:
@@ -159,8 +164,8 @@ def narrow_nets(
     axes=Axes("first component", "second component"),
 )  # fmt: skip
 def two_dimensions(run: Run, n: int, d: int, layers: int, at: Sequence[int], norm: str = "batch_recenter") -> Evidence:
-    """Principal components of the batch at some layers of one net with explicit weights; in the end the share of variance of
-    the first one. Width 100, where the odd point comes within some 40 layers.
+    """Principal components of the batch at some layers of one net with explicit weights; in the end the share of
+    variance of the first one. Width 100, where the odd point comes within some 40 layers.
     """
     curves, share_first = [], math.nan
     for i, h in enumerate(

@@ -37,8 +37,8 @@ from normscope.theory.laws import odd_point
     control={"rescaled": "batch_recenter"}, because="without rescaling a blur grows linearly", seconds=(0.1, 0.2),
 )  # fmt: skip
 def rescaling_destabilises(run: Run, sizes: Sequence[int], rescaled: str = "batch") -> Iterator[Reading]:
-    """Local exponent of (t/t0 - 1) after one layer against before it, from 1e-8 to 1e-4, by the Gram recursion: 1/2 with
-    rescaling (neurons that hardly see the contrast divide by almost nothing), 1 without.
+    """Local exponent of (t/t0 - 1) after one layer against before it, from 1e-8 to 1e-4, by the Gram recursion: 1/2
+    with rescaling (neurons that hardly see the contrast divide by almost nothing), 1 without.
     """
     for n in sizes:
         for norm, expected in ((rescaled, 0.5), ("batch_recenter", 1.0)):
@@ -69,8 +69,8 @@ def odd_dissolves(run: Run, n: int, norm: str = "batch") -> Iterator[Reading]:
     control={"norm": "none"}, because="without rescaling a plain ReLU net goes to one ray", seconds=(2, 2),
 )  # fmt: skip
 def equal_angles(run: Run, layers: int, norm: str = "batch") -> Iterator[Reading]:
-    """Cosine of the fixed point of the Gram recursion from a random batch: with recentring 2 f(-1/(n-1)), which tends to
-    1/pi; with rescaling alone the table of our 3.7.
+    """Cosine of the fixed point of the Gram recursion from a random batch: with recentring 2 f(-1/(n-1)), which tends
+    to 1/pi; with rescaling alone the table of our 3.7.
     """
     both = {4: 0.16950, 8: 0.25013, 16: 0.28568}
     alone = {4: 0.47967, 8: 0.49839, 16: 0.5084}
@@ -93,8 +93,8 @@ def equal_angles(run: Run, layers: int, norm: str = "batch") -> Iterator[Reading
     control={"rescale": False}, because="without rescaling the odd state is there from n = 7 on", seconds=(2.9, 3),
 )  # fmt: skip
 def heavy_threshold(run: Run, sizes: Sequence[int], far: int, rescale: bool = True) -> Iterator[Reading]:
-    """Where the reduced map from t = 1/n ends: at equal angles below the threshold of 51.5, apart above it. In the limit the
-    heavy sample's norm is sqrt(c kap n) of the others', its share c/(1+c), where A(c)(1 + c kap) = 1 with
+    """Where the reduced map from t = 1/n ends: at equal angles below the threshold of 51.5, apart above it. In the
+    limit the heavy sample's norm is sqrt(c kap n) of the others', its share c/(1+c), where A(c)(1 + c kap) = 1 with
     A(c) = sqrt(pi/2c) erfcx(1/sqrt(2c)), kap = 1 - (1-a)^2/(pi(1+a^2)). The others keep equal angles: no cluster.
     """
 
@@ -140,7 +140,9 @@ def plain_relu_angle(run: Run, layers: int, activation: str = "relu") -> Iterato
     because="the rate is that of the identity", seconds=(0.2, 0.2),
 )  # fmt: skip
 def linear_rates(run: Run, sizes: Sequence[int], activation: str = "identity") -> Iterator[Reading]:
-    """One layer at infinite width from a Gram near isometry: the deviation of the traceless part shrinks by this factor."""
+    """One layer at infinite width from a Gram near isometry: the deviation of the traceless part shrinks by this
+    factor.
+    """
     for n in sizes:
         for norm, expected in (("batch_rescale", n / (n + 2)), ("batch", (n - 1) / (n + 1))):
             p = np.eye(n) - (1 / n if norm == "batch" else 0)
@@ -156,7 +158,8 @@ def linear_rates(run: Run, sizes: Sequence[int], activation: str = "identity") -
 
 
 @PAPER.claim(
-    "linear-floor", "The starting point: linear nets with rescaling orthogonalise up to a floor proportional to 1/sqrt d.",
+    "linear-floor", "The starting point: linear nets with rescaling orthogonalise up to a floor proportional to 1/sqrt "
+    "d.",
     where="abstract; our 3.7", covers="D19 3.7.floor S0.2", quick={"n": 16, "d": 400, "layers": 400, "runs": 8},
     full={"n": 32, "d": 1600, "layers": 800, "runs": 8}, control={"norm": "none"},
     because="without rescaling the batch collapses instead", seconds=(1, 5.0),
@@ -173,13 +176,14 @@ def linear_floor(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "
 
 
 @PAPER.claim(
-    "gradient-rates", "Behind batch norm the squared gradient grows by (n-2)/(n-3) a layer, with ReLU towards pi/(pi-1).",
+    "gradient-rates", "Behind batch norm the squared gradient grows by (n-2)/(n-3) a layer, with ReLU towards "
+    "pi/(pi-1).",
     where="our 3.6; yang2019 Thm 8", covers="D20 3.6.gradient", quick={"sizes": (8, 16)}, full={"sizes": (8, 16, 64)},
     control={"norm": "layer"}, because="statistics of one sample do not make gradients explode", seconds=(0.3, 120),
 )  # fmt: skip
 def gradient_rates(run: Run, sizes: Sequence[int], norm: str = "batch") -> Iterator[Reading]:
-    """Growth of the squared gradient norm per layer at the equiangular state, by the backward recursion: the rate of the
-    identity in closed form, that of ReLU by averages over quasi-random neurons. Heavy-tailed below n = 6.
+    """Growth of the squared gradient norm per layer at the equiangular state, by the backward recursion: the rate of
+    the identity in closed form, that of ReLU by averages over quasi-random neurons. Heavy-tailed below n = 6.
     """
     relu = {4: 3.0841, 6: 2.0038, 8: 1.7882, 16: 1.5900, 64: 1.4931, 256: 1.4732, 10_000: 1.4671}
     for n in sizes:
@@ -204,8 +208,8 @@ def gradient_rates(run: Run, sizes: Sequence[int], norm: str = "batch") -> Itera
     control={"ddof": 1}, because="it takes the biased variance", seconds=(0.6, 40),
 )  # fmt: skip
 def gram_integral(run: Run, n: int, samples: int, ddof: int = 0) -> Iterator[Reading]:
-    """The integral against a million random neurons, four slopes, with and without recentring; largest difference over the
-    largest entry.
+    """The integral against a million random neurons, four slopes, with and without recentring; largest difference over
+    the largest entry.
     """
     root = gaussian(run, n, n, stream=1) + np.eye(n)
     cov = root @ root.T / n
@@ -223,12 +227,13 @@ def gram_integral(run: Run, n: int, samples: int, ddof: int = 0) -> Iterator[Rea
 
 @PAPER.claim(
     "exact-in-law", "Drawing the rows of W H directly gives the law of explicit weights.", where="our section 6",
-    covers="D26 S6.law", quick={"n": 8, "d": 40, "layers": 15, "runs": 400}, full={"n": 8, "d": 40, "layers": 15, "runs": 2000},
+    covers="D26 S6.law", quick={"n": 8, "d": 40, "layers": 15, "runs": 400},
+    full={"n": 8, "d": 40, "layers": 15, "runs": 2000},
     control={"shift": 20}, because="a wider chain has another law", seconds=(7.3, 30),
 )  # fmt: skip
 def exact_in_law(run: Run, n: int, d: int, layers: int, runs: int, shift: int = 0) -> Iterator[Reading]:
-    """Runs of recentring + ReLU by explicit nets and by the fast simulation: Kolmogorov-Smirnov tests of R2 and of the mean
-    cosine at the last layer.
+    """Runs of recentring + ReLU by explicit nets and by the fast simulation: Kolmogorov-Smirnov tests of R2 and of the
+    mean cosine at the last layer.
     """
     x = gaussian(run, n, d)
     names = ["odd_point_score", "mean_cosine"]
@@ -252,8 +257,8 @@ def exact_in_law(run: Run, n: int, d: int, layers: int, runs: int, shift: int = 
     because="ReLU settles", seconds=(1, 1),
 )  # fmt: skip
 def abs_oscillates(run: Run, n: int, layers: int, activation: str = "abs") -> Iterator[Reading]:
-    """The Gram recursion from a planted odd point with phi = |x|: at n = 8 an exact period of two layers, mean R2 .8166.
-    So |x| is no test of the fixed points.
+    """The Gram recursion from a planted odd point with phi = |x|: at n = 8 an exact period of two layers, mean R2
+    .8166. So |x| is no test of the fixed points.
     """
 
     def spec(depth: int) -> Spec:

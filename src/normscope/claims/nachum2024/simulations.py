@@ -30,7 +30,8 @@ def chains(
 
 
 @PAPER.claim(
-    "odd-point", "With recentring and ReLU the batch becomes one cluster and one odd point, orthogonal and far from it.",
+    "odd-point", "With recentring and ReLU the batch becomes one cluster and one odd point, orthogonal and far from "
+    "it.",
     where="abstract (observation at initialisation)", covers="D7 S0.3 F1 3.8.state",
     quick={"n": 16, "d": 300, "layers": 300, "runs": 10, "nets": 3},
     full={"n": 64, "d": 10_000, "layers": 300, "runs": 3, "nets": 0}, control={"norm": "batch"},
@@ -39,8 +40,8 @@ def chains(
 def odd_point_appears(
     run: Run, n: int, d: int, layers: int, runs: int, nets: int, norm: str = "batch_recenter"
 ) -> Evidence:
-    """The paper's observation. Chains from Gaussian inputs: share R2 of the centred energy in one sample against the rest,
-    coherence of the rest; and on nets with explicit weights the angle between odd point and cluster and the ratio
+    """The paper's observation. Chains from Gaussian inputs: share R2 of the centred energy in one sample against the
+    rest, coherence of the rest; and on nets with explicit weights the angle between odd point and cluster and the ratio
     of their norms (near n - 1). The curves show mean cosine and R2 with depth for each pair of switches.
     """
     metrics = ("odd_point_score", "odd_point_coherence")
@@ -99,7 +100,8 @@ def equiangular(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "b
 
 @PAPER.claim(
     "rescaling-alone", "Rescaling without recentring and ReLU: equal angles, mean cosine .5084.", where="our 3.7",
-    covers="D9", quick={"n": 16, "d": 300, "layers": 100, "runs": 5}, full={"n": 16, "d": 3000, "layers": 100, "runs": 5},
+    covers="D9", quick={"n": 16, "d": 300, "layers": 100, "runs": 5},
+    full={"n": 16, "d": 3000, "layers": 100, "runs": 5},
     control={"norm": "batch"}, because="recentring too brings the cosine to .2857", seconds=(0.3, 0.7),
 )  # fmt: skip
 def rescaling_alone(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_rescale") -> Iterator[Reading]:
@@ -151,7 +153,8 @@ def twelve_samples(run: Run, d: int, layers: int, runs: int, norm: str = "batch_
 
 
 @PAPER.claim(
-    "odd-activations", "Odd activations (identity, tanh) get no odd point: E phi = 0 leaves no drive.", where="our 3.5, 3.7",
+    "odd-activations", "Odd activations (identity, tanh) get no odd point: E phi = 0 leaves no drive.", where="our "
+    "3.5, 3.7",
     covers="D23 3.5.odd", quick={"d": 300, "layers": 150, "runs": 5}, full={"d": 1000, "layers": 400, "runs": 10},
     control={"activations": ("relu",)}, because="ReLU has a mean", seconds=(1, 2.6),
 )  # fmt: skip
@@ -174,8 +177,8 @@ def odd_activations(
     axes=Axes("samples n", "max / median centred variance", True, True),
 )  # fmt: skip
 def heavy_samples(run: Run, sizes: Sequence[int], d: int, layers: int, burn: int, activation: str = "relu") -> Evidence:
-    """Largest over median centred squared norm, median over the later layers of a net with explicit weights: below 3 at 32
-    samples, above 6 at 128. The specification measured 1.22, 1.56, 1.86, 6.9, 11.7, 19 at n = 16 to 128, d = 1000.
+    """Largest over median centred squared norm, median over the later layers of a net with explicit weights: below 3 at
+    32 samples, above 6 at 128. The specification measured 1.22, 1.56, 1.86, 6.9, 11.7, 19 at n = 16 to 128, d = 1000.
     """
     ratios, readings = [], []
     for n in sizes:

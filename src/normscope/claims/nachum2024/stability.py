@@ -44,9 +44,9 @@ def step(state: Array, norm: str, activation: str = "relu") -> Array:
     because="the rates are ReLU's", seconds=(0.2, 0.2),
 )  # fmt: skip
 def equiangular_rates(run: Run, sizes: Sequence[int], activation: str = "relu") -> Iterator[Reading]:
-    """Rates of the two kinds of deviations from equal angles (norms, angles) by finite differences of the Gram recursion,
-    with and without rescaling, against the closed forms. Without rescaling norms fade at only .27/n a layer: rescaling
-    is what stabilises the symmetric state (2.27/n).
+    """Rates of the two kinds of deviations from equal angles (norms, angles) by finite differences of the Gram
+    recursion, with and without rescaling, against the closed forms. Without rescaling norms fade at only .27/n a layer:
+    rescaling is what stabilises the symmetric state (2.27/n).
     """
     for n in sizes:
         p = np.eye(n) - 1 / n
@@ -74,8 +74,8 @@ def equiangular_rates(run: Run, sizes: Sequence[int], activation: str = "relu") 
     control={"at": "saddle"}, because="the saddle has a growing deviation", seconds=(0.5, 0.5),
 )  # fmt: skip
 def odd_state_stable(run: Run, sizes: Sequence[int], at: str = "odd") -> Iterator[Reading]:
-    """All n(n-1)/2 growth factors of the centred, trace-normalised Gram map at the odd state, with multiplicities; and the
-    decay of random deviations through the recursion itself, whose slowest mode must come out.
+    """All n(n-1)/2 growth factors of the centred, trace-normalised Gram map at the odd state, with multiplicities; and
+    the decay of random deviations through the recursion itself, whose slowest mode must come out.
     """
     for n in sizes:
         t = (odd_point.odd_fixed_point(n) if at == "odd" else odd_point.odd_saddle(n)) or math.nan
@@ -122,7 +122,8 @@ def several_become_one(
     run: Run, n: int, groups: Sequence[int], layers: int, noise: float, activation: str = "relu"
 ) -> Iterator[Reading]:
     """The Gram recursion from a planted split k against n - k with a relative noise of 1e-3 in the samples; the largest
-    share R2 in the end. The exact split is invariant, but over two thousand layers even the noise of rounding breaks it.
+    share R2 in the end. The exact split is invariant, but over two thousand layers even the noise of rounding breaks
+    it.
     """
     for k in groups:
         x = np.zeros((n, n))
@@ -138,8 +139,8 @@ def several_become_one(
     control={"activation": "identity"}, because="a linear net keeps the split", seconds=(2, 60),
 )  # fmt: skip
 def two_odd_points(run: Run, sizes: Sequence[int], activation: str = "relu") -> Iterator[Reading]:
-    """Growth of a 1e-7 asymmetry between the first two of k odd samples, from the relaxed block state: so in batches of 128
-    and more two odd points live for hundreds of layers.
+    """Growth of a 1e-7 asymmetry between the first two of k odd samples, from the relaxed block state: so in batches of
+    128 and more two odd points live for hundreds of layers.
     """
     table = {2: {16: 1.0855, 32: 1.0549, 64: 1.0301, 128: 1.0155}, 3: {16: 1.0952, 32: 1.0715, 64: 1.0430, 128: 1.0241}}
     for k, known in table.items():

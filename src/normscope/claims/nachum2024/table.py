@@ -42,8 +42,8 @@ TABLE: Mapping[tuple[str, float | None, bool], Mapping[str, float | str]] = {
     axes=Axes("mean cosine, specification", "mean cosine"),
 )  # fmt: skip
 def table(run: Run, n: int, d: int, layers: int, runs: int, swap: bool = False) -> Evidence:
-    """Mean cosine over pairs at the last layers, for 34 cells of the table, and cluster + odd point where the table has it
-    (at least half of the chains with R2 > .8). ``norm_first=False`` is the order with the norm after the activation.
+    """Mean cosine over pairs at the last layers, for 34 cells of the table, and cluster + odd point where the table has
+    it (at least half of the chains with R2 > .8). ``norm_first=False`` is the order with the norm after the activation.
     The specification's numbers are of d = 1000 and three seeds; at d = 300 cosines scatter by .02.
     """
     other = {"none": "batch_rescale", "batch_rescale": "none", "batch": "batch_recenter", "batch_recenter": "batch"}

@@ -36,7 +36,8 @@ def check_up(
     """Every measurement that this step makes possible, by section; ``left_out``: sections that failed, and why.
 
     broken: what was found non-finite in the data already. batches: those of ``data``, where they were read already.
-    trial: see `of_trial`; ``False``: none. observed: what the user's own running loop showed: its ``loop`` (as `of_loop`),
+    trial: see `of_trial`; ``False``: none. observed: what the user's own running loop showed: its ``loop`` (as
+        `of_loop`),
     and ``losses`` and ``rates`` of its steps.
     """
     start = time.perf_counter()

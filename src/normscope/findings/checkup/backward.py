@@ -1,4 +1,6 @@
-"""Whether backward passes that someone wrote by hand are those of their forward passes: against differences, in float64."""
+"""Whether backward passes that someone wrote by hand are those of their forward passes: against differences, in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ TRIES, OFF = 4, 0.05
 
 
 def of_backward(scene: Scene) -> dict[str, Any]:
-    """The first module whose own backward pass disagrees with its forward pass: ``module``, ``gradient``, ``difference``.
+    """The first module whose own backward pass disagrees with its forward pass: ``module``, ``gradient``,
+    ``difference``.
 
-    Not judged: what is not smooth (a rounding with a straight-through gradient), and a constant factor (gradient reversal).
+    Not judged: what is not smooth (a rounding with a straight-through gradient), and a constant factor (gradient
+        reversal).
     """
     for name, module, x in scene.custom:
         with torch.random.fork_rng(devices=[]):  # a module may draw random numbers
@@ -34,7 +38,9 @@ def of_backward(scene: Scene) -> dict[str, Any]:
 
 
 def _derivatives(module: Any, x: Tensor) -> list[tuple[float, float]]:
-    """(By the backward pass, by central differences) along random directions; fewer where the function is not smooth."""
+    """(By the backward pass, by central differences) along random directions; fewer where the function is not
+    smooth.
+    """
     found: list[tuple[float, float]] = []
     generator = torch.Generator().manual_seed(10)
     try:

@@ -1,4 +1,6 @@
-"""The functions that model and loss call, as far as their arguments alone show a slip: axes, masks, dropout, cut graphs."""
+"""The functions that model and loss call, as far as their arguments alone show a slip: axes, masks, dropout, cut
+graphs.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from normscope.findings.checkup.scene import Rerun, Scene
 
 
 def of_calls(scene: Scene) -> dict[str, Any]:
-    """Where axes are exchanged by a reshape, where a softmax runs along another axis than the one that is summed over, where
-    attention looks at padding alone, the first functions that cut the graph, and dropout that stays on or leaves nothing.
+    """Where axes are exchanged by a reshape, where a softmax runs along another axis than the one that is summed over,
+    where attention looks at padding alone, the first functions that cut the graph, and dropout that stays on or leaves
+    nothing.
     """
     at, found = scene.at, scene.functions
 
@@ -28,7 +31,8 @@ def of_calls(scene: Scene) -> dict[str, Any]:
         with found.inside(at.root):
             replace(at, mode="eval").run(evaluated)
     names = (
-        "reshaped", "sliced", "softmax", "dropout", "cuts", "derived", "crossed", "over_samples", "numbers", "heavy", "attention",
+        "reshaped", "sliced", "softmax", "dropout", "cuts", "derived", "crossed", "over_samples", "numbers", "heavy",
+        "attention",
     )  # fmt: skip
     more: dict[str, Any] = {"padding_only": _padding_only(scene, found.kept), "one_unit": _one_unit(scene)}
     more["worn"] = found.written if found.written is not None and _worn(scene) else None
@@ -36,7 +40,9 @@ def of_calls(scene: Scene) -> dict[str, Any]:
 
 
 def _worn(scene: Scene) -> bool:
-    """Whether a second forward pass on the same tensors gets other numbers than the first: what it writes there adds up."""
+    """Whether a second forward pass on the same tensors gets other numbers than the first: what it writes there adds
+    up.
+    """
     at = scene.at
 
     def work() -> bool:

@@ -1,4 +1,6 @@
-"""The data: every batch that was given, the inputs as the first layer gets them, the targets, training beside validation."""
+"""The data: every batch that was given, the inputs as the first layer gets them, the targets, training beside
+validation.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +165,9 @@ def _pooled(batches: list[tuple[Tensor, Tensor | None]], most: int = 2048) -> tu
 
 
 def _first_layer(scene: Scene) -> dict[str, Any]:
-    """The data as the first layer with weights gets it: row norms about the mean, rms, standard deviations of columns."""
+    """The data as the first layer with weights gets it: row norms about the mean, rms, standard deviations of
+    columns.
+    """
     for c in scene.weighted:
         x = c.data
         if x is None or not x.is_floating_point() or isinstance(c.module, nn.Embedding | nn.EmbeddingBag):
@@ -239,7 +243,9 @@ def _unknown(x: Tensor) -> dict[str, float]:
 
 
 def _one_id(scene: Scene) -> dict[str, Any]:
-    """The first embedding of which all ids of the batch are one; or nine tenths, of ids that came as floating numbers."""
+    """The first embedding of which all ids of the batch are one; or nine tenths, of ids that came as floating
+    numbers.
+    """
     cast = all(t.is_floating_point() for t in tensors((scene.at.args, scene.at.kwargs)))
     for c in scene.weighted:
         if not isinstance(c.module, nn.Embedding) or c.data is None or c.data.numel() < 32:
@@ -271,7 +277,9 @@ def _targets(t: Tensor | None) -> dict[str, Any]:
 
 
 def _sentinel(pooled: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
-    """A value, far outside of all others, that stands again and again in a column of the inputs or of the targets: -999."""
+    """A value, far outside of all others, that stands again and again in a column of the inputs or of the targets:
+    -999.
+    """
     for what, v in (("inputs", pooled[0]), ("targets", pooled[1])) if pooled is not None else ():
         if not v.is_floating_point() or v.dim() > 2 or len(v) < 64 or v.numel() > 1000 * len(v):
             continue
@@ -297,7 +305,9 @@ def _sentinel(pooled: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
 
 
 def _class_like(t: Tensor | None) -> dict[str, Any]:
-    """How many classes the targets look like: the whole numbers from 0 on, about equally often, to the noise of the sample."""
+    """How many classes the targets look like: the whole numbers from 0 on, about equally often, to the noise of the
+    sample.
+    """
     if t is None or not t.is_floating_point() or t.numel() < 32 or t.numel() != len(t):
         return {}
     values, counts = t.unique(return_counts=True)

@@ -1,4 +1,6 @@
-"""How far the outputs reach, and what the loss is there: at the ends of a last activation, and far down its own gradient."""
+"""How far the outputs reach, and what the loss is there: at the ends of a last activation, and far down its own
+gradient.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from torch import Tensor
 from normscope.call.arguments import mapped, tensors
 from normscope.findings.checkup.scene import Rerun, Scene
 
-#: Factor on the last weights that drives every saturating output to its ends (chosen by us: He-sized logits become 300).
+#: Factor on the last weights that drives every saturating output to its ends (chosen by us: He-sized logits become
+#: 300).
 FAR = 300.0
 
 

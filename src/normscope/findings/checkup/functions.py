@@ -35,7 +35,9 @@ HEAVY = 0.8
 
 
 class Functions(TorchFunctionMode):
-    """What the functions that a model and its loss call show of slips; ``with functions.inside(model), functions: ...``."""
+    """What the functions that a model and its loss call show of slips;
+    ``with functions.inside(model), functions: ...``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,8 +207,8 @@ def _crosses(a: Any, b: Any) -> bool:
 
 
 def exchanged(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
-    """Whether a reshape gives the axes other places: two neighbours exchanged, (n, a, b) to (n, b, a), or classes of images
-    made the last axis, (n, c, h, w) to (n h w, c).
+    """Whether a reshape gives the axes other places: two neighbours exchanged, (n, a, b) to (n, b, a), or classes of
+    images made the last axis, (n, c, h, w) to (n h w, c).
     """
     if len(old) == len(new) and len(old) >= 3 and old[0] == new[0] and old != new:
         places = [i for i in range(len(old)) if old[i] != new[i]]

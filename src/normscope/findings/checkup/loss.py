@@ -31,7 +31,8 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found["moves"] = value(o + o.std().clamp_min(1.0) * _noise(o), t) != scene.value
     classes = _classes(o, t)
     found["task"] = (
-        "classes" if classes is not None else "regression" if _regression(scene, value, o, t) else "binary" if _binary(o, t)
+        "classes" if classes is not None else "regression" if _regression(scene, value, o,
+            t) else "binary" if _binary(o, t)
         else "other"
     )  # fmt: skip
     found["linear"] = bool(abs(value(2 * o, t) - 2 * scene.value) <= 1e-5 * abs(scene.value))
@@ -75,9 +76,9 @@ def _last_weight(scene: Scene) -> str:
 
 
 def _next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
-    """The share of positions where the loss wants the input token itself raised, of a model that does not look ahead, or the
-    next but one; and how far a model that is asked for the next token looks ahead: how much a change of the last one moves
-    the outputs before.
+    """The share of positions where the loss wants the input token itself raised, of a model that does not look ahead,
+    or the next but one; and how far a model that is asked for the next token looks ahead: how much a change of the last
+    one moves the outputs before.
     """
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if x.dim() == 2 and x.dtype == torch.long]
     if not ids or o.dim() != 3 or o.shape[:2] != ids[0].shape or ids[0].shape[1] < 3:
@@ -165,7 +166,9 @@ def _binary(o: Tensor, t: Tensor) -> bool:
 
 
 def _normalized(o: Tensor, scene: Scene, value: Any, t: Tensor) -> dict[str, Any]:
-    """Over which axis the outputs (or their exponentials) sum to one, and whether the loss takes a softmax of its own."""
+    """Over which axis the outputs (or their exponentials) sum to one, and whether the loss takes a softmax of its
+    own.
+    """
     if o.dim() < 2 or len(o) < 4:
         return {}
     axis = class_axis(o, t)
@@ -186,7 +189,9 @@ def _normalized(o: Tensor, scene: Scene, value: Any, t: Tensor) -> dict[str, Any
 
 
 def _capped(value: Any, o: Tensor, t: Tensor, classes: Tensor) -> dict[str, Any]:
-    """The least and the largest that outputs of any size can make a loss that takes another softmax of its own softmax."""
+    """The least and the largest that outputs of any size can make a loss that takes another softmax of its own
+    softmax.
+    """
 
     def at(size: float) -> float:
         return float(value(torch.where(classes > 0, o.new_tensor(size), o.new_tensor(-size)), t))
@@ -212,7 +217,9 @@ def _broadcast(value: Any, o: Tensor, t: Tensor) -> dict[str, Any]:
 
 
 def _unread(value: Any, o: Tensor, t: Tensor) -> list[str]:
-    """The columns of a table of targets that others' values can stand in for without any change, if the loss reads some."""
+    """The columns of a table of targets that others' values can stand in for without any change, if the loss reads
+    some.
+    """
     if t.dim() != 2 or not 2 <= t.shape[1] <= 16 or t.shape == o.shape:
         return []
     blind, now = [], value(o, t)
@@ -280,8 +287,8 @@ def _class_weights(rows: Tensor, classes: Tensor) -> dict[str, Any]:
 
 
 def _pulls(scene: Scene, o: Tensor, t: Tensor, right: Tensor | None) -> dict[str, Any]:
-    """How hard the loss pulls a sample to its right answer (one-hot, or 0 and 1) where it is there already, at logits of 2,
-    and where it is at another one, at logits of -2.
+    """How hard the loss pulls a sample to its right answer (one-hot, or 0 and 1) where it is there already, at logits
+    of 2, and where it is at another one, at logits of -2.
     """
     if right is None or len(o) < 2:
         return {}
@@ -290,9 +297,12 @@ def _pulls(scene: Scene, o: Tensor, t: Tensor, right: Tensor | None) -> dict[str
     places = right.select(class_axis(o, t), 0).unsqueeze(class_axis(o, t)) if right.dim() > 1 else right
     half = (torch.arange(places.numel(), device=o.device) % 2 == 0).reshape(places.shape)
     ends = [_gradient(scene, o, t, 4 * x.to(o) - 2) for x in (right, wrong, torch.where(half, right, wrong))]
-    if any(g is None for g in ends) or not torch.allclose(ends[2], torch.where(half, *ends[:2]), 1e-3, 1e-9):  # type: ignore[arg-type]
+    one, two, mixed = ends
+    if one is None or two is None or mixed is None:
+        return {}
+    if not torch.allclose(mixed, torch.where(half, one, two), 1e-3, 1e-9):
         return {}  # a loss of all samples together, as an overlap
-    return {"pulls": [-float((g * sign).sum()) / max(float(sign.abs().sum()), 1.0) for g in ends[:2] if g is not None]}
+    return {"pulls": [-float((g * sign).sum()) / max(float(sign.abs().sum()), 1.0) for g in (one, two)]}
 
 
 def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, found: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
 
     again.run(work, "eval")
     if found.get("zeroed", {}).get("train"):
-        one, other = (again.run(lambda s=s: again.output(seed=scene.at.seed + s), "train") for s in (0, 1))  # type: ignore[misc]
+        one, other = (again.run(partial(again.output, seed=scene.at.seed + s), "train") for s in (0, 1))
         if one is not None and other is not None:
             found["zeroed"]["redrawn"] = float(((one == 0) != (other == 0)).float().mean())
     found["padding"] = _padding(scene)
@@ -57,7 +58,9 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
 
 
 def _along_batch(scene: Scene) -> dict[str, Any]:
-    """The first attention or recurrent layer that takes the samples for its sequence: built for (length, n, d), given (n, ...)."""
+    """The first attention or recurrent layer that takes the samples for its sequence: built for (length, n, d), given
+    (n, ...).
+    """
     n = scene.at.rows.n
     for c in scene.calls:
         first = getattr(c.module, "batch_first", None)
@@ -88,7 +91,9 @@ def _place(again: Rerun, base: Tensor) -> dict[str, Any]:
 
 
 def _unread(again: Rerun) -> dict[str, Any]:
-    """Which of several inputs, or of a few columns of ids, other samples' values can stand in for without any change."""
+    """Which of several inputs, or of a few columns of ids, other samples' values can stand in for without any
+    change.
+    """
     given = (again.args, again.kwargs)
     every, names = list(tensors(given)), _paths(again)
     base = list(tensors(again.whole()))
@@ -137,7 +142,9 @@ def _order(again: Rerun, base: Tensor, inputs: list[Tensor]) -> dict[str, Any]:
 
 
 def _constant(scene: Scene) -> dict[str, Any]:
-    """The first layer behind which nothing differs between samples, though what goes in does, and the outputs do not."""
+    """The first layer behind which nothing differs between samples, though what goes in does, and the outputs do
+    not.
+    """
     ends = [c for c in scene.calls if not math.isnan(c.varies_out)]
     if not ends or ends[-1].varies_out > 1e-6 or scene.output is None:
         return {}

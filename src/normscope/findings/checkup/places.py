@@ -17,8 +17,8 @@ def of_places(scene: Scene) -> dict[str, Any]:
 
 
 def lost_places(scene: Scene) -> dict[str, Any]:
-    """At which places along an axis of the data (of embedded ids: time) the loss has a gradient of exactly zero for every
-    sample, though the data varies there, and whether the outputs depend on them all the same.
+    """At which places along an axis of the data (of embedded ids: time) the loss has a gradient of exactly zero for
+    every sample, though the data varies there, and whether the outputs depend on them all the same.
     """
     at = scene.at
     if scene.loss is None or at.step is not None or at.rows.axis != 0 or at.rows.rows is not None:

@@ -18,8 +18,9 @@ Gradients = list[Tensor | None]
 
 
 def of_pull(scene: Scene) -> dict[str, Any]:
-    """``share``: how far the gradient in the parameters that all outputs depend on changes when every target is another one,
-    relative to its size. ``tasks``: for several targets, the same for each of them alone, in the parameters that all of them move.
+    """``share``: how far the gradient in the parameters that all outputs depend on changes when every target is another
+    one, relative to its size. ``tasks``: for several targets, the same for each of them alone, in the parameters that
+    all of them move.
 
     Looked at where a loss reads several outputs, several targets or the weights: elsewhere it has one part.
     """
@@ -67,7 +68,9 @@ def of_pull(scene: Scene) -> dict[str, Any]:
 
 
 def _beyond(scene: Scene, outputs: list[Tensor], given: list[Tensor]) -> dict[str, Any]:
-    """Of several outputs the first that ends in a bounded function while a tenth of the one target of its shape lies beyond."""
+    """Of several outputs the first that ends in a bounded function while a tenth of the one target of its shape lies
+    beyond.
+    """
     for i, (o, ends) in enumerate(zip(outputs, scene.bounds, strict=False)):
         alike = [t for t in given if t.is_floating_point() and t.shape == o.shape]
         if ends is None or len(outputs) < 2 or len(alike) != 1:
@@ -84,17 +87,20 @@ def _beyond(scene: Scene, outputs: list[Tensor], given: list[Tensor]) -> dict[st
 
 def _reads_weights(scene: Scene) -> bool:
     """Whether the loss has a gradient that does not come through the outputs: a penalty on the weights."""
-    assert scene.loss is not None
+    loss = scene.loss
+    assert loss is not None
     seen: list[bool] = []
     scene.at.run(
-        lambda: seen.append(scene.loss.value(scene.whole, scene.targets, scene.at.seed).requires_grad),  # type: ignore[union-attr]
+        lambda: seen.append(loss.value(scene.whole, scene.targets, scene.at.seed).requires_grad),
         scene.copies,
     )
     return seen[0]
 
 
 def _other(t: Tensor) -> Tensor | None:
-    """Targets that ask for something else everywhere: the next class, the other side of zero or of 0..1; or ``None``."""
+    """Targets that ask for something else everywhere: the next class, the other side of zero or of 0..1; or
+    ``None``.
+    """
     if t.is_complex() or t.numel() < 2:
         return None
     if t.dtype is torch.bool:

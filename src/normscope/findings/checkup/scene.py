@@ -1,4 +1,6 @@
-"""One forward and one backward pass of a step, kept for the check-up: outputs, gradients, leaves of the graph, modules that ran."""
+"""One forward and one backward pass of a step, kept for the check-up: outputs, gradients, leaves of the graph, modules
+that ran.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from normscope.call.step import Step
 from normscope.findings.checkup.functions import Functions
 from normscope.training.short import leaf
 
-#: Entries of the outputs up to which the loss is evaluated again and again (chosen by us: 25 evaluations stay below .2 s).
+#: Entries of the outputs up to which the loss is evaluated again and again (chosen by us: 25 evaluations stay below .2
+#: s).
 MOST = 1_000_000
 
 
@@ -239,7 +242,9 @@ def held_names(root: nn.Module) -> dict[int, str]:
 
 @dataclass
 class Rerun:
-    """More forward passes of a few samples of the batch, without gradients, all random streams started anew each time."""
+    """More forward passes of a few samples of the batch, without gradients, all random streams started anew each
+    time.
+    """
 
     at: Step
     samples: Samples
@@ -283,7 +288,9 @@ class Rerun:
             return self.at.whole(*own)
 
     def run(self, work: Callable[[], Any], mode: str | None) -> Any:
-        """``work()`` with the model on copies, in a mode; ``None`` where it does not run on some of the samples alone."""
+        """``work()`` with the model on copies, in a mode; ``None`` where it does not run on some of the samples
+        alone.
+        """
         try:
             return changed(self.at, mode=mode).traceless().run(work)
         except Exception:

@@ -26,8 +26,8 @@ RACES: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[float, ...]]]
     "sgd": (torch.optim.SGD, (1e-3, 4e-3, 0.016, 0.064, 0.25, 1.0)),
     "adam": (torch.optim.Adam, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
 }
-#: A net trains where its loss falls below chance by this share of it (cross-validated: docs/findings.md); a loss without a
-#: known chance, and the user's own few steps, by the second share.
+#: A net trains where its loss falls below chance by this share of it (cross-validated: docs/findings.md); a loss
+#: without a known chance, and the user's own few steps, by the second share.
 TRAINS, FALLS = 0.6, 0.1
 #: A race ends early at this share of chance; one that has not got there goes on for so many times as long.
 DONE, LONGER = 0.05, 4
@@ -53,12 +53,14 @@ def of_trial(
     steps: int | str,
     observed: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """How the loss fell: ``own`` (the user's optimizer and loop, on ``batches``), ``sgd`` and ``adam`` (the best of several
-    rates, on the one batch again and again: a network that learns can learn that by heart).
+    """How the loss fell: ``own`` (the user's optimizer and loop, on ``batches``), ``sgd`` and ``adam`` (the best of
+    several rates, on the one batch again and again: a network that learns can learn that by heart).
 
-    start: the loss of the batch before training; ``constant``: of the best constant answer; ``chance``: the latter where
+    start: the loss of the batch before training; ``constant``: of the best constant answer; ``chance``: the latter
+        where
     there is one, else the former. progress: the share of ``chance`` by which a run's last losses lie below it.
-    steps: of a run, or "auto": as many as fit into ``SECONDS``, at most ``STEPS`` and at least five; a race that did not
+    steps: of a run, or "auto": as many as fit into ``SECONDS``, at most ``STEPS`` and at least five; a race that did
+        not
     get there goes on to 200. observed: losses and rates of the user's own running loop, which then is not run again.
     """
     at = scene.at
@@ -136,7 +138,9 @@ class _Trial:
         return runs.run(runs.plain(lambda p: RACES[name][0](p, lr=rate)), n, until=self.done)
 
     def race(self, name: str) -> dict[str, Any]:
-        """The best of several rates: each is tried for a few steps, those that fell lowest for more, the best for most."""
+        """The best of several rates: each is tried for a few steps, those that fell lowest for more, the best for
+        most.
+        """
         rates = RACES[name][1]
         middle = (len(rates) - 1) / 2
         rates = tuple(sorted(sorted(rates, key=lambda r: abs(rates.index(r) - middle))[: self.kept]))
@@ -151,8 +155,8 @@ class _Trial:
         return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in finals], **outcome}
 
     def unseen(self, name: str, rate: float, n: int) -> float:
-        """The lowest loss of the last quarter of the batches while the race runs on the others; NaN for fewer than eight
-        batches, and where it was never a number.
+        """The lowest loss of the last quarter of the batches while the race runs on the others; NaN for fewer than
+        eight batches, and where it was never a number.
         """
         k = len(self.stream.batches) * 3 // 4
         if k < 6:
@@ -280,7 +284,9 @@ def _flat(losses: Sequence[float]) -> bool:
 
 
 def plan(updates: float) -> tuple[int, int, int, int]:
-    """One of ``PLANS`` for as many updates in all: the user's own run, and of both optimizers the screening and the finals."""
+    """One of ``PLANS`` for as many updates in all: the user's own run, and of both optimizers the screening and the
+    finals.
+    """
     for k, screen, kept, finalists in PLANS:
         if updates >= k + 2 * (kept * screen + finalists * k):
             return k, screen, kept, finalists

@@ -57,7 +57,8 @@ def _slow_norms(root: nn.Module) -> list[tuple[str, float]]:
     """Batch norms in training mode whose running statistics hardly move, and their momentum."""
     return [
         (n, m.momentum) for n, m in root.named_modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats and m.momentum and m.momentum < 0.005
+        if isinstance(m,
+            nn.modules.batchnorm._BatchNorm) and m.track_running_stats and m.momentum and m.momentum < 0.005
     ]  # fmt: skip
 
 
@@ -103,7 +104,8 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
         found["optimizer"] = _optimizer(scene, named, held, moving)
     found["broken_buffers"] = [
         n for n, b in root.named_buffers()
-        if (b.is_floating_point() and bool(b.isnan().any())) or (n.endswith("running_var") and not bool(b.isfinite().all()))
+        if (b.is_floating_point() and bool(b.isnan().any())) or (n.endswith("running_var")
+            and not bool(b.isfinite().all()))
     ]  # fmt: skip
     found["young_norms"] = [
         n for n, m in root.named_modules()
@@ -174,11 +176,12 @@ def owner_of(root: nn.Module, parameter: str) -> nn.Module:
 
 
 def is_default(module: nn.Module, p: Tensor, name: str) -> bool:
-    """Whether a weight's distribution is exactly that of a fresh torch layer (or BERT's N(0, .02²)): nothing was loaded.
+    """Whether a weight's distribution is exactly that of a fresh torch layer (or BERT's N(0, .02²)): nothing was
+    loaded.
 
-    Uniform in ±1/sqrt(fan_in) (Linear, convolutions, recurrent layers), ± Xavier's bound (attention), N(0, 1) (embeddings):
-    no entry outside the bound, and a Kolmogorov-Smirnov distance below 2.2 / sqrt(size): P = 1e-4 for a fresh one. Training
-    pushes entries over the bound at once.
+    Uniform in ±1/sqrt(fan_in) (Linear, convolutions, recurrent layers), ± Xavier's bound (attention), N(0, 1)
+    (embeddings): no entry outside the bound, and a Kolmogorov-Smirnov distance below 2.2 / sqrt(size): P = 1e-4 for a
+    fresh one. Training pushes entries over the bound at once.
     """
     w = p.detach().flatten().float()
     if p.dim() < 2 or len(w) < 32:
@@ -227,7 +230,9 @@ def _random_frozen(scene: Scene, named: Mapping[str, Tensor], held: set[int] | N
 
 
 def _random_head(scene: Scene, named: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The last layer with weights, frozen at a fresh start, behind layers that train; without what an adapter trains beside."""
+    """The last layer with weights, frozen at a fresh start, behind layers that train; without what an adapter trains
+    beside.
+    """
     last = scene.weighted[-1] if scene.weighted else None
     if last is None or not last.trained_in:
         return {}

@@ -26,8 +26,8 @@ OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "COMET_OFFLINE": "1"
 
 @dataclass(frozen=True)
 class Run:
-    """What a script showed. diagnoses: one a pair of model and optimizer; ``missing``: why a pair has none, or why nothing
-    was seen; ``crash``: the script's own exception, as its last lines; ``ended``: how the script ended.
+    """What a script showed. diagnoses: one a pair of model and optimizer; ``missing``: why a pair has none, or why
+    nothing was seen; ``crash``: the script's own exception, as its last lines; ``ended``: how the script ended.
     """
 
     diagnoses: list[Diagnosis]
@@ -42,11 +42,11 @@ def why(
 ) -> Diagnosis:  # fmt: skip
     """Run a training script unchanged, watch its first steps, and diagnose the step that it takes.
 
-    The script runs as ``python script args`` would (``module``: as ``python -m script args``) up to ``steps`` steps of its
-    optimizers, or ``max_seconds``; whatever it writes until then it writes. Model, batch, loss, optimizer and the loop's
-    order of calls are worked out from what was seen, the model as it was before the first step. ``facts["places"]`` says
-    where in the script they stand. trial: as in `diagnose`. With several optimizers the diagnosis of the worst pair is
-    returned; ``facts["pairs"]`` names all.
+    The script runs as ``python script args`` would (``module``: as ``python -m script args``) up to ``steps`` steps of
+    its optimizers, or ``max_seconds``; whatever it writes until then it writes. Model, batch, loss, optimizer and the
+    loop's order of calls are worked out from what was seen, the model as it was before the first step.
+    ``facts["places"]`` says where in the script they stand. trial: as in `diagnose`. With several optimizers the
+    diagnosis of the worst pair is returned; ``facts["pairs"]`` names all.
     Raises ``UsageError`` for a script that does not exist, or in which no step was seen, and why.
     """
     found = run(script, args, steps=steps, max_seconds=max_seconds, module=module, trial=trial)
@@ -68,7 +68,8 @@ def run(
     path = os.fspath(script)
     if not module and not Path(path).is_file():
         raise UsageError(
-            f"why takes a Python script; {path!r} is no file. Give its path; a module's name goes with -m (module=True)."
+            f"why takes a Python script; {path!r} is no file. Give its path; a module's name goes with -m "
+            "(module=True)."
         )
     watch = Watch(steps, max_seconds, on_step)
     crash, ended = "", "ended by itself"
@@ -108,7 +109,10 @@ def _against(pair: Pair, other: Pair) -> bool:
 def _told(made: Seen, trial: bool | int | str, steps: int, against: bool) -> Diagnosis:
     found = diagnose(made.step, label=made.label, trial=trial, observed={} if against else made.observed)
     if against:
-        note = "another optimizer trains a part of this loss in turns (a game, as of GANs): its fall is no measure, no trial"
+        note = (
+            "another optimizer trains a part of this loss in turns (a game, as of GANs): its fall is no measure, "
+            "no trial"
+        )
         found = replace(found, facts={**found.facts, "notes": [*found.facts["notes"], note]})
     named = {f.name for f in found.findings}
     places = {k: v for k, v in made.places.items() if k.startswith("the ") or k in named}
@@ -126,7 +130,9 @@ def _last_lines(error: Exception) -> str:
 
 @contextmanager
 def _as_main(script: str, args: Sequence[str], module: bool) -> Iterator[None]:
-    """What ``python script args`` sets, and all of it back: arguments, path, directory, environment, streams of numbers."""
+    """What ``python script args`` sets, and all of it back: arguments, path, directory, environment, streams of
+    numbers.
+    """
     argv, path, where = sys.argv, list(sys.path), os.getcwd()
     environment = {k: os.environ.get(k) for k in OFFLINE}
     kept: Any = Kept()

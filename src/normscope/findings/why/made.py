@@ -20,7 +20,9 @@ from normscope.findings.why.watch import Pair, Taken
 
 @dataclass
 class Seen:
-    """One pair of model and optimizer, as a step, with what the running loop showed and where it stands in the script."""
+    """One pair of model and optimizer, as a step, with what the running loop showed and where it stands in the
+    script.
+    """
 
     step: Step
     observed: dict[str, Any]
@@ -163,7 +165,9 @@ def _each(pair: Pair, model: nn.Module) -> list[Entry]:
 
 
 def _loss(tape: Tape, call: Entry, loss: Tensor) -> tuple[Callable[..., Any], Any]:
-    """The loss as a callable (outputs, targets), the user's own module or function where one call is all there is; targets."""
+    """The loss as a callable (outputs, targets), the user's own module or function where one call is all there is;
+    targets.
+    """
     entries = [e for e in tape.behind(loss) if e is not call]
     made = {id(t) for e in (*entries, call) for t in tensors(e.result)}
     outputs = list(tensors(call.result))

@@ -40,7 +40,8 @@ class Tape:
 
     entries: list[Entry] = field(default_factory=list)
     made: dict[int, int] = field(default_factory=dict)
-    #: Calls that merged the first axis of data with others, by the ``id`` of what they gave: targets flattened for a loss.
+    #: Calls that merged the first axis of data with others, by the ``id`` of what they gave: targets flattened for a
+    #: loss.
     merged: dict[int, Entry] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:

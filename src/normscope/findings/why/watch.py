@@ -17,8 +17,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from normscope.call.arguments import tensors
 from normscope.findings.why.tape import Entry, Recorder, Tape, frozen, place
 
-#: After enough steps of the only pair so far, the script may go on for so many steps and seconds, unrecorded: what trains
-#: first may be a part, and the training that is asked about comes behind it.
+#: After enough steps of the only pair so far, the script may go on for so many steps and seconds, unrecorded: what
+#: trains first may be a part, and the training that is asked about comes behind it.
 LINGER, LINGER_SECONDS = 2000, 20.0
 #: Calls on a tape, at most: a loop that never steps must not fill the memory.
 MOST = 20_000
@@ -241,7 +241,8 @@ class Watch:
         patches: list[tuple[Any, str, Any]] = [
             (nn.Module, "__call__", module_call), (torch.optim.Optimizer, "__init__", build),
             (torch.optim.Optimizer, "zero_grad", clear), (nn.Module, "zero_grad", clear_module),
-            (torch.autograd, "backward", go_back), (torch, "compile", eager), (nn.Module, "compile", lambda *_, **__: None),
+            (torch.autograd, "backward", go_back), (torch, "compile", eager),
+            (nn.Module, "compile", lambda *_, **__: None),
         ]  # fmt: skip
         for name in ("clip_grad_norm_", "clip_grad_value_"):
             patched = clipping(getattr(utils, name))
