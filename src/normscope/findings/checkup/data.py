@@ -143,7 +143,7 @@ def of_data(
         [i, j] for (i, a), (j, b) in itertools.combinations(enumerate(tensors((scene.at.args, scene.at.kwargs))), 2)
         if a.is_floating_point() and a.dim() > 1 and a.numel() > 32 and a.shape == b.shape and torch.equal(a, b)
     ), None)  # fmt: skip
-    found["sentinel"] = _sentinel(pooled)
+    found["sentinel"] = _sentinel(pooled if found.get("repeated", 0.0) < 0.5 else _pooled(batches[:1]))
     if pooled is not None:
         found |= _leak(*pooled)
         found |= _balance(*pooled, batches)
