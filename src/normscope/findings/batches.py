@@ -175,7 +175,18 @@ def repeated(view: View) -> Iterator[Hit]:
     source="chosen by us: a squared correlation of 1 within 1e-6",
 )
 def leak(view: View) -> Iterator[Hit]:
-    """A column of the inputs is an affine function of the target, in every sample that was read."""
+    """A column of the inputs is an affine function of the target, in every sample that was read. Or it goes with the
+    target in the training data (correlation above .9), and not in the validation data (below a third of that).
+    """
+    apart = view.section("data").get("leak_of_training")
+    if apart and apart["correlation"] > 0.9 and apart["valid"] < apart["correlation"] / 3:
+        text = (
+            f"feature {apart['column']} gives the target away in the training data (correlation "
+            f"{apart['correlation']:.3f}), and not in the validation data ({apart['valid']:.3f}): a leak, a column "
+            "that is written after the outcome"
+        )
+        yield Hit(None, "correlation", apart["correlation"], 0.9, text)
+        return
     found = view.section("data").get("leak")
     if found and 1 - found["correlation"] ** 2 < LEAK:
         text = (

@@ -24,8 +24,8 @@ from normscope.findings.why.tape import LIBRARIES, Entry, Recorder, Tape, frozen
 LINGER, LINGER_SECONDS = 2000, 20.0
 #: Calls on a tape, at most: a loop that never steps must not fill the memory.
 MOST = 20_000
-#: A list of so many batches is a data loader: one that holds the same batch again and again is none that trains on all data
-#: at once.
+#: A list of so many batches is a data loader: one that holds the same batch again and again is none that trains on all
+#: data at once.
 FEW = 4
 
 
@@ -278,8 +278,10 @@ def _listed(origins: set[int]) -> bool:
             for value in list(frame.f_locals.values()):
                 for found in (value, *(value.values() if isinstance(value, dict) else ())):
                     several = isinstance(found, list | tuple) and len(found) >= FEW
-                    if several and all(isinstance(x, list | tuple | dict) for x in found) and any(
-                        t.data_ptr() in origins for t in tensors(found[0]) if t.layout is torch.strided
+                    if (
+                        several
+                        and all(isinstance(x, list | tuple | dict) for x in found)
+                        and any(t.data_ptr() in origins for t in tensors(found[0]) if t.layout is torch.strided)
                     ):
                         return True
         frame = frame.f_back
