@@ -210,8 +210,7 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     in training.
 
     Three numbers: neighbours within the validation set, from the training set to it, and within the training set.
-        Without
-    validation data this cannot be told: a hard task looks the same.
+    Without validation data this cannot be told: a hard task looks the same.
     """
     k = view.section("data").get("neighbours")
     if not k:
@@ -222,9 +221,8 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     if k["valid"] > k["chance"] + 6 * error and lost:
         text = (
             f"the nearest neighbour has the label in {k['valid']:.0%} of the validation samples, but in "
-            f"{k['train']:.0%} of the "
-            f"training samples (chance {k['chance']:.0%}): the training labels are random, shuffled apart from "
-            "the inputs"
+            f"{k['train']:.0%} of the training samples (chance {k['chance']:.0%}): the training labels are random, "
+            "shuffled apart from the inputs"
         )
         yield Hit(None, "neighbours", k["train_to_valid"], k["chance"] + 3 * error, text)
 
@@ -272,9 +270,8 @@ def one_row(view: View) -> Iterator[Hit]:
         and t["got"] < t["given"]
     ):
         text = (
-            f"{t['one_row']:.0%} of the tokens map to row {t['row']} of {t['module']}: ids go up to "
-            f"{t['largest_id']}, the embedding has "
-            f"{t['rows']} rows, and they are clamped to its vocabulary"
+            f"{t['one_row']:.0%} of the tokens map to row {t['row']} of {t['module']}: ids go up to {t['largest_id']}, "
+            f"the embedding has {t['rows']} rows, and they are clamped to its vocabulary"
         )
         yield Hit(None, "one_row", t["one_row"], 1 / 3, text, name=t["module"])
     u = (t or {}).get("unknown", {})

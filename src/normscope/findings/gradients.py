@@ -100,9 +100,8 @@ def collinear(view: View) -> Iterator[Hit]:
     "gradients too small to move the weights",
     severity="warning",
     meaning="One step at learning rate 1 changes no layer by more than a fraction of a percent: training looks stuck.",
-    cure="Raise the gain of the weights (`normscope cure MODEL --how lsuv`) or add a norm, so that the outputs "
-    "depend on the "
-    "input; a larger rate alone rarely helps.",
+    cure="Raise the gain of the weights (`normscope cure MODEL --how lsuv`) or add a norm, so that the outputs depend "
+    "on the input; a larger rate alone rarely helps.",
     source="trained nets (docs/findings.md)",
 )
 def small_updates(view: View) -> Iterator[Hit]:
@@ -167,9 +166,8 @@ def through_time(view: View) -> Iterator[Hit]:
     t = view.section("places").get("time", {})
     if t and t["first"] < 1e-6 * t["last"]:
         text = (
-            f"the gradient through time vanishes in {t['module']}: {t['first']:.1e} at the first of "
-            f"{t['steps']} steps, {t['last']:.1e} at "
-            "the last"
+            f"the gradient through time vanishes in {t['module']}: {t['first']:.1e} at the first of {t['steps']} "
+            f"steps, {t['last']:.1e} at the last"
         )
         yield Hit(None, "first_step", t["first"], 1e-6 * t["last"], text, name=t["module"])
 
@@ -195,8 +193,7 @@ def _ratio(view: View, *, upward: bool) -> Iterator[Hit]:
         ratio,
         limit,
         f"the gradient norm is {curve[-1].value:.2g} at {where(curve[-1])} and {curve[0].value:.2g} at "
-        f"{where(curve[0])}: "
-        f"x {rate:.3g} a layer on its way back",
+        f"{where(curve[0])}: x {rate:.3g} a layer on its way back",
         "error" if severe else "info" if mild else "warning",
     )
 

@@ -67,8 +67,7 @@ def several_labels(view: View) -> Iterator[Hit]:
     if s.get("several_ones", 0) > 0.1 and (sums or s.get("softmax_in_loss")):
         text = (
             f"{s['several_ones']:.0%} of the samples have several labels (multi-label), and a softmax makes the "
-            "outputs of a sample sum to "
-            "one: use a sigmoid each"
+            "outputs of a sample sum to one: use a sigmoid each"
         )
         yield Hit(None, "several_ones", s["several_ones"], 0.1, text, name=s.get("last", ""))
 
@@ -219,9 +218,8 @@ def bad_start(view: View) -> Iterator[Hit]:
     if judged and s["value"] > max(START * max(s["constant"], 0.1), s["constant"] + 3):
         text = (
             f"the loss is {s['value']:.3g} at the start, and {s['constant']:.3g} for an answer that ignores the "
-            f"inputs: {'outputs' if wide else 'logits'} of size "
-            f"{s.get('output_rms', math.nan):.2g}, too large an initial scale at "
-            f"{s.get('last_weight', 'the last layer')}"
+            f"inputs: {'outputs' if wide else 'logits'} of size {s.get('output_rms', math.nan):.2g}, too large an "
+            f"initial scale at {s.get('last_weight', 'the last layer')}"
         )
         kept = s.get("last_frozen")  # learnt elsewhere, and meant to stay
         yield Hit(

@@ -220,9 +220,8 @@ def by_heart(view: View) -> Iterator[Hit]:
     """The race learns the one batch, and neither it nor the user's own steps get the loss of many batches below chance.
 
     A warning where validation data are given and their loss rises too, else a note: some tasks begin slowly. Without
-        such
-    data a quarter of the batches is held back: a warning where most are learnt and those never fall below a constant
-        answer.
+    such data a quarter of the batches is held back: a warning where most are learnt and those never fall below a
+        constant answer.
     """
     t = view.section("trial")
     best = best_race(t)

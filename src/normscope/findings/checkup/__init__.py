@@ -38,8 +38,7 @@ def check_up(
 
     broken: what was found non-finite in the data already. batches: those of ``data``, where they were read already.
     trial: see `of_trial`; ``False``: none. observed: what the user's own running loop showed: its ``loop`` (as
-        `of_loop`),
-    and ``losses`` and ``rates`` of its steps.
+    `of_loop`), and ``losses`` and ``rates`` of its steps.
     """
     start = time.perf_counter()
     found: dict[str, Any] = {"left_out": {}, "seconds": 0.0}

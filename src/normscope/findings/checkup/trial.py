@@ -59,11 +59,10 @@ def of_trial(
     several rates, on the one batch again and again: a network that learns can learn that by heart).
 
     start: the loss of the batch before training; ``constant``: of the best constant answer; ``chance``: the latter
-        where
-    there is one, else the former. progress: the share of ``chance`` by which a run's last losses lie below it.
+    where there is one, else the former. progress: the share of ``chance`` by which a run's last losses lie below it.
     steps: of a run, or "auto": as many as fit into ``SECONDS``, at most ``STEPS`` and at least five; a race that did
-        not
-    get there goes on to 200. observed: losses and rates of the user's own running loop, which then is not run again.
+    not get there goes on to 200. observed: losses and rates of the user's own running loop, which then is not run
+    again.
     """
     at = scene.at
     if scene.loss is None or scene.loss.kind == COTANGENT or not any(p.requires_grad for p in at.root.parameters()):
