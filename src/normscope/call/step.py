@@ -34,7 +34,8 @@ class Step:
         object that holds tensors (a graph, a ``PackedSequence``) the one argument.
     targets, loss: see `Loss`: a name, a torch module or function, a callable (outputs, targets), or nothing.
     optimizer: the one that will train; ``train_step(model, optimizer, loss_fn, inputs, targets) -> loss``: the loop's
-    body. data, valid: a ``DataLoader`` or other iterable of batches, (inputs, targets) each or a dictionary; without
+        body.
+    data, valid: a ``DataLoader`` or other iterable of batches, (inputs, targets) each or a dictionary; without
         ``inputs`` the first batch of ``data`` is the batch.
     step: ``callable(model, batch) -> loss``, where the loss cannot be had from outputs; a dictionary of losses is
         summed.

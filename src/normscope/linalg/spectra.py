@@ -61,7 +61,8 @@ class Spectrum(Shown):
     eigenvalues: (k,) from the wanted end (all of them, descending, where ``method`` is ``dense``).
     residuals: (k,) ||A u - theta u|| of the unit Ritz vectors: an eigenvalue lies within it of each value (0: dense).
     errors: (k,) what the eigenvalues may be off by (see ``Ritz``): the residual or, with a known gap, its square over
-    it. trace, square: tr A and tr A^2 with standard errors, or ``None`` where not asked for. The sum is over the whole
+        it.
+    trace, square: tr A and tr A^2 with standard errors, or ``None`` where not asked for. The sum is over the whole
         matrix; ``size`` is its side, so that ``trace.value / size`` is the mean eigenvalue.
     method: ``dense``, ``screened``, ``directions`` or ``lanczos``; ``side``: which of the two Gram matrices was used.
     products: products spent, one with a factor or its transpose alone counting one half.
