@@ -155,7 +155,14 @@ def target_scale(view: View) -> Iterator[Hit]:
 def repeated(view: View) -> Iterator[Hit]:
     """Of the batches after the first, 60 % or more are equal to an earlier one, to the last bit."""
     r = view.section("data").get("repeated", 0.0)
-    if r >= 0.6:
+    few, every = view.section("data").get("distinct", [1, 1])
+    if r < 0.6 and few <= min(64, every / 10):
+        text = (
+            f"of {every} samples in the batches {few} are distinct, the others repeat them: a sampler that draws from "
+            "few indices only (one weight a class instead of one a sample?), duplicated rows"
+        )
+        yield Hit(None, "distinct", few, every / 10, text)
+    if r >= 0.6 and not view.section("data").get("closure"):
         yield Hit(
             None,
             "repeated",
@@ -212,6 +219,17 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     Three numbers: neighbours within the validation set, from the training set to it, and within the training set.
     Without validation data this cannot be told: a hard task looks the same.
     """
+    p = view.section("data").get("per_batch")
+    error = math.sqrt(p["chance"] / p["n"]) if p else math.nan
+    if p and p["within"] > p["chance"] + 12 * error and p["across"] < p["chance"] + 6 * error:
+        text = (
+            f"the nearest neighbour has the label in {p['within']:.0%} of the samples within a batch, but in "
+            f"{p['across']:.0%} among the other batches (chance {p['chance']:.0%}): labels contradict each other from "
+            "batch to batch, the class ids mean something else in each (a label encoding or mapping made anew for "
+            "every batch)"
+        )
+        yield Hit(None, "per_batch", p["across"], p["within"], text)
+        return
     k = view.section("data").get("neighbours")
     if not k:
         return
@@ -261,6 +279,14 @@ def one_row(view: View) -> Iterator[Hit]:
     id; or all ids of a batch are one, of a table of more than three rows; or one token that is no padding has 60 % of
     all places.
     """
+    few = view.section("data").get("few_rows")
+    if few:
+        text = (
+            f"{few['module']} (an embedding of {few['rows']} rows) gets {few['got']} distinct ids only, made of "
+            "numbers that are no integers: were the ids standardized or scaled before they were cast to indices "
+            "(truncated)?"
+        )
+        yield Hit(None, "few_rows", few["got"], few["rows"] / 4, text, name=few["module"])
     t = view.section("data").get("tokens")
     if (
         t
@@ -326,7 +352,7 @@ def sorted_classes(view: View) -> Iterator[Hit]:
 def imbalance(view: View) -> Iterator[Hit]:
     """One class has 90 % of the samples or more; a warning where it has all of them."""
     m = view.section("data").get("majority", 0.0)
-    if m > 0.9:
+    if m > 0.9 and (m < 1 or view.section("loss").get("task") == "classes"):  # else they may be there for form's sake
         yield Hit(
             None,
             "majority",
@@ -376,3 +402,26 @@ def worn(view: View) -> Iterator[Hit]:
             "inputs shrink or drift from epoch to epoch"
         )
         yield Hit(None, "in_place", 1.0, 0.0, text, name=worn[1])
+
+
+@rule(
+    "NS815",
+    "samples standardized one by one",
+    severity="info",
+    meaning="Each sample has mean 0 and standard deviation 1 by itself: its level and its amplitude are gone.",
+    cure="Standardize with the training set's mean and standard deviation, the same for all samples.",
+    source="means within 1e-3, standard deviations equal to 1e-3",
+)
+def one_by_one(view: View) -> Iterator[Hit]:
+    """Every sample of the inputs, or each of its series, has mean zero and one and the same standard deviation. Usual
+    for images; a warning where nothing that is learnt carries over to other batches (NS426): the answer may have been
+    in what was removed.
+    """
+    if view.section("data").get("alone"):
+        t = view.section("trial")
+        lost = t.get("own", {}).get("trains") is False and t.get("stream", {}).get("progress", 1.0) < 0.1
+        text = (
+            "every sample (window) was normalized by its own mean and standard deviation: the information in level and "
+            "amplitude is erased"
+        )
+        yield Hit(None, "alone", 1.0, 0.0, text, "warning" if lost else "")

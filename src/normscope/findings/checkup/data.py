@@ -17,6 +17,7 @@ from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.call.batches import pull, read_batch
 from normscope.call.step import Step
 from normscope.findings.checkup.scene import Scene
+from normscope.training.own import wants_a_closure
 
 #: Batches read at most, and seconds after which no more are read (chosen by us: a static check must stay one).
 MOST, SECONDS = 64, 2.0
@@ -143,10 +144,15 @@ def of_data(
         [i, j] for (i, a), (j, b) in itertools.combinations(enumerate(tensors((scene.at.args, scene.at.kwargs))), 2)
         if a.is_floating_point() and a.dim() > 1 and a.numel() > 32 and a.shape == b.shape and torch.equal(a, b)
     ), None)  # fmt: skip
-    found["sentinel"] = _sentinel(pooled if found.get("repeated", 0.0) < 0.5 else _pooled(batches[:1]))
+    few, every = found.get("distinct", [1, 1])
+    again = found.get("repeated", 0.0) >= 0.5 or few < every / 2
+    found["sentinel"] = _sentinel(_pooled(batches[:1]) if again else pooled)
+    found["alone"] = _alone(own)
+    found["closure"] = scene.at.optimizer is not None and wants_a_closure(scene.at.optimizer)  # all data at once
     if pooled is not None:
         found |= _leak(*pooled)
         found |= _balance(*pooled, batches)
+        found |= _per_batch(batches)
     other = _pooled(valid)
     if pooled is not None and other is not None:
         found |= _against_valid(pooled, other) | _leak_of_training(pooled, other)
@@ -202,7 +208,13 @@ def _repeats(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
         p in prints[:i] and any(torch.equal(x, y) for (y, _) in batches[:i] if y.shape == x.shape)
         for i, ((x, _), p) in enumerate(zip(batches, prints, strict=True))
     )
-    return {"repeated": again / (len(batches) - 1)}
+    found: dict[str, Any] = {"repeated": again / (len(batches) - 1)}
+    rows = torch.cat([x.flatten(1) for x, _ in batches if x.dim() > 1 and x.shape[1:] == batches[0][0].shape[1:]] or [
+        torch.zeros(0, 1)
+    ])[:4096, :64]  # fmt: skip
+    if rows.is_floating_point() and len(rows) >= 200 and rows.shape[1] >= 4 and bool((rows != rows.round()).any()):
+        found["distinct"] = [len(rows.unique(dim=0)), len(rows)]
+    return found
 
 
 def _tokens(scene: Scene) -> dict[str, Any]:
@@ -211,6 +223,9 @@ def _tokens(scene: Scene) -> dict[str, Any]:
     for c in scene.weighted:
         if c.data is None or not isinstance(c.module, nn.Embedding | nn.EmbeddingBag) or c.data.is_floating_point():
             continue
+        got, rows = len(c.data.unique()), c.module.num_embeddings
+        if not ids and 16 <= rows <= c.data.numel() and got <= max(2, rows // 8):
+            return {"few_rows": {"module": c.name, "got": got, "rows": rows}}
         for x in ids:
             if x.numel() != c.data.numel() or x.numel() < 32:
                 continue
@@ -274,6 +289,22 @@ def _targets(t: Tensor | None) -> dict[str, Any]:
     if t is None or not t.is_floating_point() or not t.numel():
         return {}
     return {"target_rms": float(t.float().square().mean().sqrt()), "target_std": float(t.float().std())}
+
+
+def _alone(x: Tensor | None) -> bool:
+    """Whether each sample has mean 0 and standard deviation 1 by itself, over all its entries or over its time axis."""
+    if x is None or not x.is_floating_point() or x.dim() < 2 or len(x) < 16 or x[0].numel() < 16:
+        return False
+    ways = [x.double().flatten(1)] + ([x.double().transpose(1, 2).flatten(0, 1)] if x.dim() == 3 else [])
+    for rows in ways:
+        std = rows.std(1)
+        if (
+            rows.shape[1] >= 8
+            and bool((rows.mean(1).abs() < 1e-3).all())
+            and float((std - std.mean()).abs().max()) < 1e-3
+        ):
+            return bool(std.mean() > 0.5)
+    return False
 
 
 def _sentinel(pooled: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
@@ -358,6 +389,27 @@ def _balance(x: Tensor, t: Tensor, batches: list[tuple[Tensor, Tensor | None]]) 
         ]
         found["alike"] = {"within": sum(alike) / len(alike), "overall": float((counts / len(t)).square().sum())}
     return found
+
+
+def _per_batch(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
+    """How often the nearest neighbour of a sample has its label: within its own batch, and among all other batches."""
+    pairs = [(x.float().flatten(1), t) for x, t in batches if t is not None and t.dim() == 1 and len(t) == len(x) >= 16]
+    classes = [t for _, t in pairs if not t.is_floating_point()]
+    if len(pairs) < 4 or len(classes) < len(pairs) or pairs[0][0].shape[1] > 20_000:
+        return {}
+    pairs = [p for p in pairs if p[0].shape[1] == pairs[0][0].shape[1]][: max(4, 2048 // len(pairs[0][0]))]
+    x, t = torch.cat([x for x, _ in pairs]), torch.cat([t for _, t in pairs])
+    if not 2 <= len(t.unique()) <= 50 or not bool(torch.isfinite(x).all()):
+        return {}
+    of = torch.cat([torch.full((len(t),), i) for i, (_, t) in enumerate(pairs)])
+    gaps = torch.cdist((x - x.mean(0)) / x.std(0).clamp_min(1e-6), (x - x.mean(0)) / x.std(0).clamp_min(1e-6))
+    gaps.fill_diagonal_(math.inf)
+    same = of[:, None] == of
+    within, across = (
+        float((t[gaps.masked_fill(hide, math.inf).argmin(1)] == t).float().mean()) for hide in (~same, same)
+    )
+    chance = float((t.unique(return_counts=True)[1] / len(t)).square().sum())
+    return {"per_batch": {"within": within, "across": across, "chance": chance, "n": len(t)}}
 
 
 def _against_valid(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> dict[str, Any]:

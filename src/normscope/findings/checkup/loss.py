@@ -367,7 +367,7 @@ def _sign(value: Any, o: Tensor, t: Tensor, g: Tensor, classes: Tensor | None, t
         wrong = (right > 0) & (right >= 0.99 * largest)
         share = float(wrong[strong].float().mean()) if bool(strong.any()) else 0.0
         return {
-            "wrong_sign": share > 0.95 and value(o + 5 * classes, t) > now,
+            "wrong_sign": share > 0.95 and min(value(o + far * classes, t) for far in (5, 30)) > now,
             "right_answer": value(o + 5 * classes, t),
         }
     if t.is_floating_point() and t.shape == o.shape:

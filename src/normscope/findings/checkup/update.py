@@ -45,6 +45,7 @@ def of_update(scene: Scene) -> dict[str, Any]:
             "median": ordered[len(ordered) // 2],
         }  # fmt: skip
     found["slow_group"] = _slow_group(scene, live)
+    found["memory"] = _memory(scene, live)
     found["rounded"] = _rounded({n: (named[n], scene.grads[n], moved[n]) for n in live}, found.get("median", 0.0))
     g = torch.cat([scene.grads[n].flatten().float() for n in live])  # type: ignore[union-attr]
     d = torch.cat([moved[n].flatten().float() for n in live])
@@ -77,6 +78,21 @@ def _slow_group(scene: Scene, live: list[str]) -> dict[str, Any] | None:
         return None
     low = min(rated, key=lambda x: x[0])
     return {"rate": low[0], "largest": max(r for r, _ in rated), "modules": modules_of(low[1], scene.at.root)}
+
+
+def _memory(scene: Scene, live: list[str]) -> float:
+    """How many times as large as the gradients of now those are that the optimizer remembers; the median over tensors,
+    NaN where it has no state.
+    """
+    ratios = []
+    named = dict(scene.at.root.named_parameters())
+    for n in live:
+        state = scene.at.optimizer.state.get(named[n], {})  # type: ignore[union-attr]
+        second, count = state.get("exp_avg_sq"), float(state.get("step", 0))
+        if isinstance(second, Tensor) and count > 0:
+            known = (second.float().mean() / (1 - 0.999**count)).sqrt()  # the usual beta, also where it is another
+            ratios.append(float(known / scene.grads[n].float().square().mean().sqrt()))  # type: ignore[union-attr]
+    return sorted(ratios)[len(ratios) // 2] if ratios else math.nan
 
 
 def _rounded(live: Mapping[str, tuple[Tensor, Any, Tensor]], step: float) -> dict[str, Any] | None:
