@@ -590,7 +590,18 @@ def test_findings_come_errors_first():
 # The contract of a rule
 
 #: Modules of the rules that read the check-up of a step, not a profile.
-CHECKED_ELSEWHERE = ("trial", "sight", "axes", "updates", "wiring", "steps", "objective", "targets", "batches")
+CHECKED_ELSEWHERE = (
+    "trial",
+    "sight",
+    "axes",
+    "updates",
+    "wiring",
+    "steps",
+    "objective",
+    "targets",
+    "batches",
+    "samples",
+)
 
 
 @pytest.mark.parametrize("code", RULES)
