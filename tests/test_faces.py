@@ -52,6 +52,7 @@ MAKE = {
     "Diagnosis": lambda: normscope.diagnose(net(), *batch(), trial=False),
     "Spectrum": lambda: normscope.spectrum(normscope.fisher(net(), batch()[0]), k=3, density=True),
     "Sharpness": lambda: normscope.sharpness(net(), *batch(), loss="cross_entropy", descent=2, what_if=True),
+    "Rates": lambda: normscope.rates(net(), *batch(), optimizer="momentum", steps=5, budget=40),
     "Race": lambda: normscope.race(
         {"none": net(), "batch": net()}, batch(), batch(), batch=4, epochs=2, seeds=2, geometry=2
     ),

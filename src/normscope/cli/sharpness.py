@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from normscope.curvature import Sharpness
     from normscope.learning_rates import Rates
 
-#: The optimizers that --rates tries.
-TRIED = ("sgd", "momentum", "adam")
+#: The optimizers that --rates tries, and what `normscope.curvature.stable_rates` calls them.
+TRIED = {"sgd": "gradient descent", "momentum": "heavy ball", "adam": ""}
 
 
 @app.command()
@@ -79,7 +81,7 @@ def sharpness(
         progress = None if bar is None else bar.update
         found = run(step, tol=tol, what_if=what_if, descent=descent, budget=budget, progress=progress)
         expected = _expected(step, found)
-        tried = _tried(step) if rates else []
+        tried = _tried(step, found) if rates else []
     stable = found.rates(momentum, weight_decay)
     limit = stable[names[optimiser]]
     written, lost = attempt(pages.writers((lambda: _sheet(found, tried)) if tried else found))
@@ -113,11 +115,12 @@ def sharpness(
         raise typer.Exit(1)
 
 
-def _tried(step: Step) -> list[Rates]:
-    """The rates of each optimizer, on the batches of the step."""
+def _tried(step: Step, found: Sharpness) -> list[Rates]:
+    """The rates of each optimizer, on the batches of the step, beside those of linear stability."""
     from normscope.learning_rates import rates
 
-    return [rates(step, optimizer=name) for name in TRIED]
+    stable = found.rates()
+    return [replace(rates(step, optimizer=name), stability=stable.get(of, math.nan)) for name, of in TRIED.items()]
 
 
 def _print(tried: Sequence[Rates]) -> None:
@@ -140,9 +143,9 @@ def _print(tried: Sequence[Rates]) -> None:
 
 
 def _sheet(found: Sharpness, tried: Sequence[Rates]) -> Any:
-    from normscope.report.rates import of_rates
+    from normscope.report.rates import with_sharpness
 
-    return of_rates(found, tried)
+    return with_sharpness(found, tried)
 
 
 def _rates(rates: dict[str, float], momentum: float, weight_decay: float) -> str:

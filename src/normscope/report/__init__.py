@@ -10,6 +10,7 @@ from normscope.report._content import Content
 
 FACES.add("diagnosis", "normscope.report.html:of_diagnosis")
 FACES.add("profile", "normscope.report.html:of_profile")
+FACES.add("rates", "normscope.report.rates:of_rates")
 FACES.add("race", "normscope.report.race:of_race")
 FACES.add("verdicts", "normscope.report.claims:of_verdicts")
 FACES.add("sharpness", "normscope.report.curvature:of_sharpness")
