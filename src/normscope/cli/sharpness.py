@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from normscope.curvature import Sharpness
     from normscope.learning_rates import Rates
 
-#: The optimizers that --rates tries, and what `normscope.curvature.stable_rates` calls them.
-TRIED = {"sgd": "gradient descent", "momentum": "heavy ball", "adam": ""}
+#: Optimizers of --rates as `normscope.curvature.stable_rates` calls them.
+STABILITY = {"sgd": "gradient descent", "momentum": "heavy ball"}
 
 
 @app.command()
@@ -116,30 +116,21 @@ def sharpness(
 
 
 def _tried(step: Step, found: Sharpness) -> list[Rates]:
-    """The rates of each optimizer, on the batches of the step, beside those of linear stability."""
-    from normscope.learning_rates import rates
+    """The rates of the step's optimizer, or of each usual one, beside those of linear stability."""
+    from normscope.learning_rates import of_kinds
 
     stable = found.rates()
-    return [replace(rates(step, optimizer=name), stability=stable.get(of, math.nan)) for name, of in TRIED.items()]
+    return [replace(r, stability=stable.get(STABILITY.get(r.optimizer, ""), math.nan)) for r in of_kinds(step)]
 
 
 def _print(tried: Sequence[Rates]) -> None:
     """A table of them."""
-    from rich.table import Table
+    from normscope.report.rates import TRIED
+    from normscope.report.terminal import rates_table
 
-    from normscope.report.rates import HEAD, rows
-
-    if not tried:
-        return
-    console.print(
-        f"  by trials of {tried[0].steps} steps, where the loss never rises above its start:", highlight=False
-    )
-    table = Table(box=None, header_style="dim", pad_edge=True, padding=(0, 1, 0, 1))
-    for i, head in enumerate(HEAD):
-        table.add_column(head, justify="right" if i in (1, 3, 5) else "left", no_wrap=i < 6)
-    for row in rows(tried):
-        table.add_row(*row)
-    console.print(table)
+    if tried:
+        console.print("  " + TRIED.format(steps=tried[0].steps), highlight=False)
+        console.print(rates_table(tried))
 
 
 def _sheet(found: Sharpness, tried: Sequence[Rates]) -> Any:

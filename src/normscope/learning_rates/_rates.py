@@ -32,6 +32,10 @@ BELOW, ABOVE = 1.25, 1.05
 AS_GOOD = 0.9
 
 
+#: The optimizers that are tried where none is given.
+KINDS = ("sgd", "momentum", "adam")
+
+
 @dataclass(frozen=True)
 class Rates(Shown):
     r"""What short runs of one optimizer said of its learning rate. Print it, or read the fields.
@@ -123,6 +127,11 @@ def rates(
     trials = Trials(at, ShortRuns(at, batches), name, steps)
     reason = _search(trials, budget)
     return _told(trials, reason, time.perf_counter() - begun)
+
+
+def of_kinds(at: Step) -> list[Rates]:
+    """The rates of a step's own optimizer; where it has none those of ``KINDS``."""
+    return [rates(at, optimizer=name) for name in (KINDS if at.optimizer is None else (None,))]
 
 
 def _search(trials: Trials, budget: int) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from normscope.learning_rates import Rates
 
 HEAD = ("optimizer", "largest rate", "between", "best rate", "as good", "passes", "remark")
+#: What stands above the table on a terminal.
+TRIED = "by trials of {steps} steps, where the loss never rises above its start:"
 READING = (
     "The loss after {steps} steps at each rate that was tried; runs that rose on the way stand at the loss of the "
     "start. The largest rate lies in the shade. Dashed, as far as they are known: the best one, that of the optimizer "
@@ -61,11 +63,12 @@ def of_rates(found: Rates, brief: bool = False) -> Sheet:
     return Sheet("Learning rates", [Section("", lead, facts=facts, charts=charts([found]), notes=notes)])
 
 
-def section(tried: Sequence[Rates]) -> Section:
-    """The rates of several optimizers, to stand among other sections."""
+def section(tried: Sequence[Rates], of: str = "") -> Section:
+    """The rates of several optimizers, to stand among other sections; ``of``: the model's name where it needs one."""
+    title = "Learning rates that were tried" + (f": {of}" if of else "")
     table = Table(HEAD, rows(tried), numeric=(1, 3, 5))
     lead = MEANING.format(steps=tried[0].steps)
-    return Section("Learning rates that were tried", lead, table=table, charts=charts(tried), id="rates")
+    return Section(title, lead, table=table, charts=charts(tried), small=True)
 
 
 def with_sharpness(found: Sharpness, tried: Sequence[Rates]) -> Sheet:
