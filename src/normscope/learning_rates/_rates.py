@@ -124,7 +124,11 @@ def rates(
     name = optimizer if isinstance(optimizer, str) else "sgd" if at.optimizer is None else type(at.optimizer).__name__
     given = [] if at.data is None else pull(at.data, steps + 1)
     batches = [(b, None) if at.step is not None else read_batch(b) for b in given]
-    trials = Trials(at, ShortRuns(at, batches), name, steps)
+    return tried(Trials(at, ShortRuns(at, batches), name, steps), budget, begun)
+
+
+def tried(trials: Trials, budget: int, begun: float) -> Rates:
+    """What the search of `rates` says of trials that have not begun; ``begun``: when, by ``perf_counter``."""
     reason = _search(trials, budget)
     return _told(trials, reason, time.perf_counter() - begun)
 

@@ -170,7 +170,7 @@ class Trials:
             with torch.no_grad():
                 return float(self.shorts.value(*self.shorts.batch(self.steps)))
 
-        course = self._run(rate, rises, after)
+        course = self.course(rate, self.steps, until=rises, look=after)
         self.cost += len(course.losses)
         losses = list(course.losses)
         if not (risen or course.blown):
@@ -179,11 +179,19 @@ class Trials:
         self.runs.append((rate, tuple(losses), not (risen or course.blown)))
         return self.runs[-1][2]
 
-    def _run(self, rate: float, rises: Callable[[list[float]], bool], after: Callable[[], float]) -> Course:
+    def course(
+        self,
+        rate: float,
+        steps: int,
+        *,
+        until: Callable[[list[float]], bool] | None = None,
+        look: Callable[[], Any] | None = None,
+    ) -> Course:
+        """``steps`` updates at a rate; see `ShortRuns.run`."""
         own = self.own
         if own is None:
             begin = self.shorts.plain(lambda p: self.make(p, rate))
-            return self.shorts.run(begin, self.steps, until=rises, look=after)
+            return self.shorts.run(begin, steps, until=until, look=look)
 
         def scaled(copies: Any) -> Any:
             to_its_rate(own.twin)
@@ -191,7 +199,7 @@ class Trials:
                 group["lr"] = group["lr"] * (rate / self.base) if self.base else rate
             return self.shorts.plain(lambda _: own.twin)(copies)
 
-        return self.shorts.run(scaled, self.steps, until=rises, look=after, around=own.around)
+        return self.shorts.run(scaled, steps, until=until, look=look, around=own.around)
 
 
 def _never(*_: Any) -> Tensor:
