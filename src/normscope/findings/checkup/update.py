@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normscope.findings.checkup.scene import Scene
 from normscope.findings.checkup.wiring import modules_of
-from normscope.training.own import to_its_rate, twin, wants_a_closure
+from normscope.training.own import rate_of, to_its_rate, twin, wants_a_closure
 
 
 def of_update(scene: Scene) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def of_update(scene: Scene) -> dict[str, Any]:
     live = [n for n in mine if bool((scene.grads[n] != 0).any())]  # type: ignore[union-attr]
     if not live:
         return {}
-    rates = [max(float(g.get(k, 0.0)) for k in ("lr", "initial_lr", "max_lr")) for g in optimizer.param_groups]
-    found: dict[str, Any] = {"class": type(optimizer).__name__, "lr": max(rates)}
+    rate = max(map(rate_of, optimizer.param_groups))
+    found: dict[str, Any] = {"class": type(optimizer).__name__, "lr": rate}
     moved, copies = _step(scene, mine)
     still, _ = _step(scene, mine, weight_decay=0.0)
     momentum = max(float(g.get("momentum", 0.0) or 0.0) for g in optimizer.param_groups)
@@ -71,7 +71,7 @@ def _slow_group(scene: Scene, live: list[str]) -> dict[str, Any] | None:
     names = {id(p): n for n, p in scene.at.root.named_parameters() if n in live}
     rated: list[tuple[float, list[str]]] = []
     for g in scene.at.optimizer.param_groups:  # type: ignore[union-attr]
-        rate = max(float(g.get(k, 0.0)) for k in ("lr", "initial_lr", "max_lr"))
+        rate = rate_of(g)
         mine = [names[id(p)] for p in g["params"] if id(p) in names]
         rated += [(rate, mine)] if mine and rate > 0 else []
     if len(rated) < 2:
