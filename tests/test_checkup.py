@@ -1986,8 +1986,67 @@ def an_encoder_made_anew_for_each_batch():
     return encoded(True)
 
 
+class Layers(nn.Module):
+    """Four layers over the nodes of a dense graph."""
+
+    def __init__(self, normalized):
+        super().__init__()
+        self.normalized, self.convs = normalized, nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x, a):
+        a = a + torch.eye(a.shape[-1])
+        if self.normalized:
+            d = a.sum(-1).rsqrt()
+            a = d[..., :, None] * a * d[..., None, :]
+        for conv in self.convs:
+            x = torch.relu(a @ conv(x))
+        return self.head(x.mean(1))
+
+
+def graphs(normalized):
+    a = (torch.rand(64, 20, 20) < 0.4).float()
+    inputs = (torch.randn(64, 20, 16), ((a + a.transpose(1, 2)) > 0).float())
+    return {
+        "model": Layers(normalized),
+        "inputs": inputs,
+        "targets": torch.arange(64) % 3,
+        "loss": nn.CrossEntropyLoss(),
+    }
+
+
+@broken("NS125")
+def neighbours_that_are_summed():
+    return graphs(False)
+
+
+def heads(reduction):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.one, self.two = mlp(12, 32, 32), nn.Linear(32, 12), nn.Linear(32, 3)
+
+        def forward(self, x):
+            h = self.body(x)
+            return self.one(h), self.two(h)
+
+    def loss(o, t):
+        return F.mse_loss(o[0], t[:, :12], reduction=reduction) + F.cross_entropy(o[1], t[:, 12].long())
+
+    x = torch.randn(64, 12)
+    targets = torch.cat([x * 3, torch.randint(3, (64, 1)).float()], 1)
+    return {"model": Two(), "inputs": x, "targets": targets, "loss": loss}
+
+
+@broken("NS714")
+def one_head_summed_and_one_averaged():
+    return heads("sum")
+
+
 #: The nearest set-up that is as it should be: its rule is silent.
 HEALED = {
+    "NS125": lambda: graphs(True),
+    "NS714 of heads": lambda: heads("mean"),
     "NS303": lambda: attentive(0.125),
     "NS411": lambda: remembered(1.0),
     "NS620": lambda: denoised(False),

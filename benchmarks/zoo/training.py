@@ -1,7 +1,7 @@
 """Train every net of the zoo with SGD and Adam at several rates; what was measured goes to a store that can be resumed.
 
-    python benchmarks/zoo/training.py --data-dir DIR --out STORE [--seeds 1] [--subset 40] [--csv
-    results/zoo_training.csv]
+    python benchmarks/zoo/training.py --data-dir DIR --out STORE [--seeds 1] [--subset 40]
+        [--csv results/zoo_training.csv]
 
 A cell is a pure function of the net's name, its recipe and the seed. Scores and losses are stored as they are: what
 "trains" means is said afterwards, in table.py. One core needs about half an hour a seed.

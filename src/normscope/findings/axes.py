@@ -1,7 +1,8 @@
-"""NS119 to NS123: axes, channels, inputs and layers that were taken for others."""
+"""NS119 to NS125: axes, channels, inputs and layers that were taken for others."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, inside, rule
@@ -144,3 +145,28 @@ def one_unit(view: View) -> Iterator[Hit]:
         )
         grave = stuck and loss["outputs"][-1] > 2
         yield Hit(None, "width", 1.0, 2.0, text, "" if grave else "info", c["before"] or c["module"])
+
+
+@rule(
+    "NS125",
+    "neighbours summed, not averaged",
+    severity="info",
+    meaning="Each layer multiplies features by the number of a node's neighbours: they grow like its power with the "
+    "depth.",
+    cure="Normalize by the degrees: d = a.sum(-1).clamp(min=1).rsqrt(); a = d[..., :, None] * a * d[..., None, :].",
+    source="chosen by us: a constant square matrix whose rows sum up to more than 2",
+)
+def neighbours(view: View) -> Iterator[Hit]:
+    """Features are multiplied by a constant square matrix without negative entries, as an adjacency matrix, whose rows
+    sum up to 2 or more; a warning where the loss starts far above that of a constant answer.
+
+    Reference: Kipf, Welling 2017, section 2.2 (the renormalization trick).
+    """
+    n, loss = view.section("calls").get("neighbours"), view.section("loss")
+    if n:
+        large = loss.get("value", 0.0) > 3 * loss.get("constant", math.inf)
+        text = (
+            f"a matrix product{inside(n['module'])} sums over {n['degree']:.3g} neighbours (the adjacency matrix is "
+            "not normalized by the degrees): activations grow by that factor in each such layer"
+        )
+        yield Hit(None, "degree", n["degree"], 2.0, text, "warning" if large else "", n["module"])

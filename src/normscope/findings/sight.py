@@ -170,7 +170,8 @@ def constant(view: View) -> Iterator[Hit]:
                 "step (out[:, -1]) has seen padding for long; take each row's own last position (its length), or pack "
                 "the sequences"
             )
-        yield Hit(None, "spread", 0.0, 1e-6, text)
+        recurrent = view.section("places").get("time", {}).get("module", "") if ends > 0.6 else ""
+        yield Hit(None, "spread", 0.0, 1e-6, text, name=recurrent)
 
 
 @rule(

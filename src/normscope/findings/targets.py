@@ -249,7 +249,9 @@ def drowned(view: View) -> Iterator[Hit]:
     """The gradient is taken again with every target another one (the next class, the other side of zero). In the
     parameters that all outputs depend on it stays what it was to 2 %: what pulls there is not the targets.
 
-    Several targets: the same for each alone, in the parameters that all of them move.
+    Several targets: the same for each alone, in the parameters that all of them move. Several outputs that answer to
+        one
+    table of targets: the gradient that comes through each.
     """
     s, loss = view.section("pull"), view.section("loss")
     share = s.get("share", math.nan)
@@ -260,14 +262,20 @@ def drowned(view: View) -> Iterator[Hit]:
             "loss outweighs the part that fits the targets; its weight is too large"
         )
         yield Hit(None, "share", share, DROWNED, text)
-    tasks = s.get("tasks", [])
+    for name in ("tasks", "heads"):
+        names = s.get("of", []) if name == "heads" else []
+        yield from _uneven(s.get(name, []), {"tasks": "target", "heads": "output"}[name], names)
+
+
+def _uneven(tasks: list[float], what: str, names: list[str]) -> Iterator[Hit]:
+    """Of several targets, or outputs, one that pulls far harder than another."""
     if tasks and min(tasks) > 0 and max(tasks) > UNEVEN * min(tasks):
         strong, weak = tasks.index(max(tasks)), tasks.index(min(tasks))
         text = (
-            f"target {strong} pulls {max(tasks) / min(tasks):.2g} times as hard as target {weak} on what they share: "
+            f"{what} {strong} pulls {max(tasks) / min(tasks):.2g} times as hard as {what} {weak} on what they share: "
             "the losses of the tasks have different scales, and one drowns the other"
         )
-        yield Hit(None, "tasks", max(tasks) / min(tasks), UNEVEN, text)
+        yield Hit(None, "tasks", max(tasks) / min(tasks), UNEVEN, text, name=names[weak] if names else "")
 
 
 @rule(

@@ -219,11 +219,10 @@ def _repeats(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
         for i, ((x, _), p) in enumerate(zip(batches, prints, strict=True))
     )
     found: dict[str, Any] = {"repeated": again / (len(batches) - 1)}
-    rows = torch.cat([x.flatten(1) for x, _ in batches if x.dim() > 1 and x.shape[1:] == batches[0][0].shape[1:]] or [
-        torch.zeros(0, 1)
-    ])[:4096, :64]  # fmt: skip
-    if rows.is_floating_point() and len(rows) >= 200 and rows.shape[1] >= 4 and bool((rows != rows.round()).any()):
-        found["distinct"] = [len(rows.unique(dim=0)), len(rows)]
+    rows = [x.double().flatten(1) for x, _ in batches if x.is_floating_point() and x.dim() > 1 and x[0].numel() >= 4]
+    if sum(map(len, rows)) >= 200 and any(bool((x != x.round()).any()) for x in rows):
+        sums = torch.cat([torch.stack([x.sum(1), x.square().sum(1)], 1) for x in rows])
+        found["distinct"] = [len(sums.unique(dim=0)), len(sums)]
     return found
 
 

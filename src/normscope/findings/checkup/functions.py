@@ -52,6 +52,8 @@ class Functions(TorchFunctionMode):
         self.attention: str | None = None
         #: The attention whose weights are the most concentrated: the mean of their largest, and its module.
         self.peaked: dict[str, Any] = {"peak": 0.0, "module": ""}
+        #: The first product with a constant square matrix whose rows sum up to more than one: sums over neighbours.
+        self.neighbours: dict[str, Any] | None = None
         #: The share of the labels of a CTC loss that are its blank.
         self.blank = 0.0
         #: Of every attention the positions (n, length) that some query looks at.
@@ -161,6 +163,8 @@ class Functions(TorchFunctionMode):
             self.sliced = {
                 "from": list(x.shape), "to": list(y.shape), "module": name, "behind": "".join(self._ended)
             }  # fmt: skip
+        if func in _PRODUCTS and self.neighbours is None and not x.requires_grad and y.requires_grad:
+            self._sums(name, x)
         if func in _RESHAPES and self.reshaped is None and exchanged(tuple(x.shape), tuple(y.shape)):
             self.reshaped = {"from": list(x.shape), "to": list(y.shape), "module": name}
         elif func in _SOFTMAX and x.dim() == 2 and len(self.kept) < 4:
@@ -191,6 +195,14 @@ class Functions(TorchFunctionMode):
         elif func in _ATTENTION:
             self.attention = name if self.attention is None else self.attention
             self._looks(name, func, args, kwargs)
+
+    def _sums(self, name: str, a: Tensor) -> None:
+        """Whether a matrix of a graph is neither averaged nor normalized by the degrees."""
+        if a.dim() < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] < 4 or bool((a < 0).any()):
+            return
+        degrees = a.detach().sum(-1)
+        if float(degrees.median()) > 2 and float(degrees.std()) > 0.1:
+            self.neighbours = {"degree": float(degrees.median()), "module": name}
 
     def _peak(self, name: str, scores: Tensor, weights: Tensor) -> None:
         """How concentrated attention is where six keys or more are not masked."""

@@ -319,8 +319,8 @@ def _sign(value: Any, o: Tensor, t: Tensor, g: Tensor, classes: Tensor | None, t
 
 
 def _against_rewards(value: Any, o: Tensor, t: Tensor, g: Tensor, now: float) -> dict[str, Any]:
-    """Of targets with a column of choices and one of rewards, none negative: whether the loss pushes every choice that
-    was rewarded down.
+    """Of targets with a column of choices and one of rewards (or advantages): whether the loss pushes every choice that
+    was rewarded down, and every other one up.
     """
     if t.dim() != 2 or o.dim() != 2 or not 2 <= t.shape[1] <= 8 or o.shape[1] < 2 or len(t) != len(o):
         return {}
@@ -330,11 +330,12 @@ def _against_rewards(value: Any, o: Tensor, t: Tensor, g: Tensor, now: float) ->
         if not bool(((a == a.round()) & (a >= 0) & (a < o.shape[1])).all()) or len(a.unique()) < 2:
             continue
         chosen = g.gather(1, a.long()[:, None])[:, 0]
-        alone = chosen >= 0.99 * g.abs().amax(1)
+        alone = chosen.abs() >= 0.99 * g.abs().amax(1)
         for k in range(t.shape[1]):
             reward = t[:, k]
-            follows = k != j and bool((reward >= 0).all()) and bool(((reward > 0) == rows).all()) and bool(rows.any())
-            if follows and bool((chosen[rows] > 0).all()) and float(alone[rows].float().mean()) > 0.9:
-                other = value(o + 5 * torch.zeros_like(o).scatter_(1, a.long()[:, None], 1.0), t)
+            if k == j or not bool(((reward != 0) == rows).all()) or not bool(rows.any()):
+                continue
+            if bool((chosen[rows].sign() == reward[rows].sign()).all()) and float(alone[rows].float().mean()) > 0.9:
+                other = value(o + 5 * torch.zeros_like(o).scatter_(1, a.long()[:, None], reward.sign()[:, None]), t)
                 return {"wrong_sign": other > now, "right_answer": other}
     return {}

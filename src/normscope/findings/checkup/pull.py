@@ -57,12 +57,22 @@ def of_pull(scene: Scene) -> dict[str, Any]:
         read = [o for o, g in zip(outs, there, strict=True) if g is not None and bool((g != 0).any())]
         missed = {i for o in read for i in unreached(ends, o)}
         shared = [i for i in range(len(ends)) if i not in missed]
-        every, _ = gradient(set(range(len(given))))
+        every, elsewhere = gradient(set(range(len(given))))
         size = _size([base[i] for i in shared])
         if size > 0 and math.isfinite(size):
             found["share"] = _size(_less([base[i] for i in shared], [every[i] for i in shared])) / size
         base_seen.extend(_size([g]) > 0 for g in base)
         told.extend(_size([d]) > 0 for d in _less(base, every))
+        answering = [
+            (o, g)
+            for o, g, h in zip(outs, there, elsewhere, strict=True)
+            if g is not None and _size(_less([g], [h])) > 0
+        ]
+        if len(given) == 1 and len(answering) > 1:
+            ways = [torch.autograd.grad(o, ends, g, allow_unused=True, retain_graph=True) for o, g in answering]
+            both = [i for i in range(len(ends)) if all(_size([w[i]]) > 0 for w in ways)]
+            found["heads"] = [_size([w[i] for i in both]) for w in ways]
+            found["of"] = [_behind(scene, o) for o, _ in answering]
         if len(given) > 1:
             alone = [_less(base, gradient({i})[0]) for i in range(len(given))]
             both = [i for i in range(len(ends)) if all(_size([a[i]]) > 0 for a in alone)]
@@ -107,12 +117,17 @@ def _beyond(scene: Scene, outputs: list[Tensor], given: list[Tensor]) -> dict[st
             continue
         share = float(((alike[0] < ends[0] - 1e-6) | (alike[0] > ends[1] + 1e-6)).float().mean())
         if share > 0.1:
-            module = next((c.name for c in reversed(scene.weighted) if c.size_out == o[0].numel()), "")
+            module = _behind(scene, o)
             low, high = float(alike[0].min()), float(alike[0].max())
             return {"beyond": {
                 "output": i, "ends": list(ends), "share": share, "module": module, "low": low, "high": high,
             }}  # fmt: skip
     return {}
+
+
+def _behind(scene: Scene, o: Tensor) -> str:
+    """The last module with weights that gives as many numbers a sample as an output has."""
+    return next((c.name for c in reversed(scene.weighted) if c.size_out == o[0].numel()), "")
 
 
 def _reads_weights(scene: Scene) -> bool:
@@ -134,9 +149,11 @@ def _other(t: Tensor) -> Tensor | None:
     if t.is_complex() or t.numel() < 2:
         return None
     # a table of unlike columns
-    if t.is_floating_point() and t.dim() == 2 and 1 < t.shape[1] <= 16 and _indices(t).any():
-        columns = [_other(t[:, j].long() if i else t[:, j]) for j, i in enumerate(_indices(t).tolist())]
-        return torch.stack([t[:, j] if c is None else c.to(t) for j, c in enumerate(columns)], 1)
+    if t.is_floating_point() and t.dim() == 2 and t.shape[1] > 1 and 0 < float(_indices(t).float().mean()) < 1:
+        other = -t  # a table of unlike columns
+        for k in _indices(t).nonzero()[:, 0].tolist():
+            other[:, k] = torch.where(t[:, k] < t[:, k].max(), t[:, k] + 1, 0)
+        return other
     if t.dtype is torch.bool:
         return ~t
     low, high = t.min(), t.max()
