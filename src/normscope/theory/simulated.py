@@ -16,11 +16,10 @@ from normscope.core.errors import UsageError, finite_number, seed_of, seeds_of, 
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
 from normscope.linalg import Array
-from normscope.nn.norms import ALGEBRA
 from normscope.theory import _checkpoint
 from normscope.theory._chain import Group, is_spectral
 from normscope.theory._measures import SPECTRAL, Batch, chosen_metrics, evaluate, need_factors
-from normscope.theory._start import Start, checked_spec, read_start
+from normscope.theory._start import Start, check_samples, checked_spec, read_start
 
 #: Bytes of representations worked on at a time by one group of seeds: about a second-level cache.
 _GROUP = 1 << 20
@@ -83,8 +82,7 @@ def simulate(
     eps = finite_number("eps", eps, least=0)
     if normals not in ("float64", "float32"):
         raise UsageError(f"normals must be 'float64' or 'float32'; got {shown(normals)}. Leave it out for 'float64'.")
-    if start.samples < 2 and ALGEBRA[spec.norm].over == "batch":
-        raise UsageError("Batch norm needs at least 2 samples; got 1.")
+    check_samples(spec, start)
     if generator is not None:
         seed = int(torch.randint(2**31, (), generator=generator))
     spectral = all(name in SPECTRAL for name in names)
@@ -144,8 +142,7 @@ def simulated_grams(
     Memory: all chains at once, O(seeds d n). Raises ``UsageError`` as `simulate` does, before the first layer.
     """
     spec, start = checked_spec(spec, "simulated_grams"), read_start(gram, inputs, "simulated_grams")
-    if start.samples < 2 and ALGEBRA[spec.norm].over == "batch":
-        raise UsageError("Batch norm needs at least 2 samples; got 1.")
+    check_samples(spec, start)
     which = list(seeds_of(seeds))
     return _grams([Group(spec, start, part, entropy=seed_of(seed)) for part in _parts(which, spec, start)], spec.depth)
 
