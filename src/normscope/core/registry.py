@@ -51,9 +51,9 @@ class Registry(Mapping[str, T]):
         except (KeyError, TypeError):
             raise unknown(self.kind, name, self._things) from None
 
-    def get(self, name: object, default: Any = None) -> Any:
+    def get(self, name: str, default: Any = None) -> Any:
         """The thing, or ``default``: a miss is no mistake here."""
-        return self[name] if name in self else default
+        return self._things.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._things

@@ -15,8 +15,8 @@ from normscope.core.spec import Spec
 from normscope.linalg import Array, contrasts
 from normscope.nn.maps import LayerMap
 from normscope.nn.norms.integrals import rescaled_spectrum
-from normscope.theory._measures import Batch, chosen_metrics, evaluate
 from normscope.theory._start import Start, check_samples, checked_spec, read_start
+from normscope.theory._values import chosen_metrics, evaluate
 from normscope.theory.grams import WideLayer, check_wide, quasi_normals
 
 #: Independent sets of quasi-random points: their spread is the standard error.
@@ -121,7 +121,7 @@ def _follow(
         if gram is before and at > 1:
             rows.append(rows[-1])
         else:
-            rows.append(evaluate(Batch(start.samples, features, gram[None], factor), names))
+            rows.append(evaluate(names, gram[None], factor, samples=start.samples, features=features))
         before = gram
         if keep:
             grams.append(gram)

@@ -18,8 +18,8 @@ from normscope.core.spec import Spec
 from normscope.linalg import Array
 from normscope.theory import _checkpoint
 from normscope.theory._chain import Group, is_spectral
-from normscope.theory._measures import SPECTRAL, Batch, chosen_metrics, evaluate, need_factors
 from normscope.theory._start import Start, check_samples, checked_spec, read_start
+from normscope.theory._values import chosen_metrics, evaluate, need_factors, spectral
 
 #: Bytes of representations worked on at a time by one group of seeds: about a second-level cache.
 _GROUP = 1 << 20
@@ -85,9 +85,9 @@ def simulate(
     check_samples(spec, start)
     if generator is not None:
         seed = int(torch.randint(2**31, (), generator=generator))
-    spectral = all(name in SPECTRAL for name in names)
+    turned = spectral(names)
     groups = [
-        Group(spec, start, part, entropy=seed, dtype=np.dtype(normals).type, eps=eps, spectral=spectral)
+        Group(spec, start, part, entropy=seed, dtype=np.dtype(normals).type, eps=eps, spectral=turned)
         for part in _parts(which, spec, start)
     ]
     tables: list[tuple[int, Sequence[int], dict[str, Array]]] = []
@@ -100,7 +100,7 @@ def simulate(
     total, done = spec.depth * len(groups), resumed * len(groups)
     with threadpool_limits(1):  # these matrices are too small to share
         if not tables:
-            tables += [(0, g.seeds, evaluate(_batch([_snapshot(g, True)], g), names)) for g in groups]
+            tables += [(0, g.seeds, _measured([_snapshot(g, True)], g, names)) for g in groups]
         segment = spec.depth if checkpoint is None else _SEGMENT
         for stop in range(resumed + segment, spec.depth + segment, segment):
             for g in groups:
@@ -184,7 +184,7 @@ def _advance(
     def flush() -> None:
         if not layers:
             return
-        values = evaluate(_batch(kept, g), names)
+        values = _measured(kept, g, names)
         runs = len(g.seeds)
         for i, layer in enumerate(layers):
             out.append((layer, g.seeds, {k: v[i * runs : (i + 1) * runs] for k, v in values.items()}))
@@ -199,7 +199,7 @@ def _advance(
                 flush()
             layers.append(g.layer)
             kept.append(now)
-            if now.gram.nbytes * len(kept) > 1 << 22:
+            if g.samples**2 * 8 * len(g.seeds) * len(kept) > 1 << 22:
                 flush()
         if progress is not None and time.perf_counter() - told > 0.1:
             told = time.perf_counter()
@@ -218,21 +218,19 @@ class _Snapshot:
 
 
 def _snapshot(g: Group, factors: bool) -> _Snapshot:
-    return _Snapshot(g.gram.copy(), g.factor.copy() if factors else None, g.log_scale.copy())
+    alike = g.factor.shape[-1] == g.gram.shape[-1]  # the start of a chain in contrasts has its factor in them already
+    return _Snapshot(g.gram.copy(), g.factor.copy() if factors and alike else None, g.log_scale.copy())
 
 
-def _batch(kept: Sequence[_Snapshot], g: Group) -> Batch:
-    """Snapshots of one shape, as one batch."""
+def _measured(kept: Sequence[_Snapshot], g: Group, names: Sequence[str]) -> dict[str, Array]:
+    """Metrics of snapshots of one shape."""
     factors = [k.factor for k in kept if k.factor is not None]
     tall = max((f.shape[1] for f in factors), default=0)
     padded = [np.pad(f, ((0, 0), (0, tall - f.shape[1]), (0, 0))) for f in factors]
-    return Batch(
-        g.samples,
-        g.features or g.spec.width,
-        np.concatenate([k.gram for k in kept]),
-        np.concatenate(padded) if padded else None,
-        np.concatenate([k.log_scale for k in kept]),
-    )
+    return evaluate(
+        names, np.concatenate([k.gram for k in kept]), np.concatenate(padded) if padded else None, samples=g.samples,
+        features=g.features or g.spec.width, log_scale=np.concatenate([k.log_scale for k in kept]),
+    )  # fmt: skip
 
 
 def _shortcut(spec: Spec, g: Group) -> str:
