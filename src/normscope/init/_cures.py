@@ -50,7 +50,7 @@ def register(
     """Decorator: enrol a function (model, inputs, targets, generator) -> Treatment; its docstring is the line shown."""
 
     def enrol(function: Apply) -> Cure:
-        doc = (inspect.getdoc(function) or "").splitlines()[0]
+        doc = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
         return CURES.add(name, Cure(name, doc, source, needs_inputs, wraps, control, function))
 
     return enrol

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import special
 from torch import Tensor, nn
 
 from normscope.core import spec
 from normscope.core.spec import ACTIVATIONS, POINTWISE
-from normscope.gaussian import Function, normal_cdf, normal_pdf
+from normscope.gaussian import Function, normal_cdf, normal_pdf, special
 
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
@@ -166,7 +165,7 @@ for _activation in (
     Activation(
         name="sigmoid", summary="1 / (1 + exp(-x)).", kind=nn.Sigmoid, ends=(0, 1),
         functions=(torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid),
-        phi=special.expit, derivative=lambda x: special.expit(x) * special.expit(-x),
+        phi=lambda x: special().expit(x), derivative=lambda x: special().expit(x) * special().expit(-x),
     ),
     Activation(
         name="gelu", summary="x P(z < x), z standard normal.", kind=nn.GELU, functions=(F.gelu,),
@@ -174,7 +173,7 @@ for _activation in (
     ),
     Activation(
         name="silu", summary="x / (1 + exp(-x)).", kind=nn.SiLU, functions=(F.silu,),
-        phi=lambda x: x * special.expit(x), derivative=lambda x: special.expit(x) * (1 + x * special.expit(-x)),
+        phi=lambda x: x * special().expit(x), derivative=lambda x: special().expit(x) * (1 + x * special().expit(-x)),
     ),
     Activation(
         name="elu", summary="x above 0, exp(x) - 1 below.", kind=nn.ELU, functions=(F.elu,),
@@ -187,7 +186,7 @@ for _activation in (
     ),
     Activation(
         name="softplus", summary="log(1 + exp(x)).", kind=nn.Softplus, functions=(F.softplus,),
-        phi=lambda x: np.logaddexp(0, x), derivative=special.expit,
+        phi=lambda x: np.logaddexp(0, x), derivative=lambda x: special().expit(x),
     ),
     Activation(
         name="abs", summary="|x|, the leaky ReLU of slope -1.", kind=Abs, slope=-1.0, phi=np.abs, derivative=np.sign
@@ -196,7 +195,7 @@ for _activation in (
         name="sin", summary="sin x.", kind=Sin, odd=True, phi=np.sin, derivative=np.cos, products=_products_of_sines
     ),
     Activation(
-        name="erf", summary="erf x.", kind=Erf, ends=(-1, 1), odd=True, phi=special.erf,
+        name="erf", summary="erf x.", kind=Erf, ends=(-1, 1), odd=True, phi=lambda x: special().erf(x),
         derivative=lambda x: 2 / np.sqrt(np.pi) * np.exp(-np.square(x)), products=_products_of_erfs,
     ),
     # Known to probes; no `Spec` names them.
