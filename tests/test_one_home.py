@@ -73,7 +73,7 @@ from normscope.init._layers import Treatment
 
 
 @register("as-it-came", "a test")
-def as_it_came(model, inputs, targets, generator):
+def as_it_came(model):
     \"\"\"The model is left alone.\"\"\"
     return Treatment(model)
 """,
