@@ -16,9 +16,10 @@ from pathlib import Path
 
 from normscope.claims import CLAIMS, PAPERS, Claim, Verdict, Verdicts, load
 from normscope.cli import _index
+from normscope.core.words import duration
 from normscope.findings import RULES
 from normscope.geometry.metrics import METRICS
-from normscope.report.claims import band, duration, measured, number, said
+from normscope.report.claims import band, measured, number, said
 
 HERE = Path(__file__).parent
 #: Samples and features of the page's values without structure.

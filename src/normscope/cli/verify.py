@@ -53,7 +53,7 @@ def verify(
     from normscope import claims as science
     from normscope.claims.verification import summary, tally
     from normscope.cli._shared import device_named
-    from normscope.report.claims import duration
+    from normscope.core.words import duration
 
     if seeds < 1:
         raise UsageError(f"--seeds must be at least 1; got {seeds}.")
@@ -118,7 +118,7 @@ def _print(found: Verdicts) -> None:
 
 
 def _list(picked: list[Claim], size: str, json: bool) -> None:
-    from normscope.report.claims import duration
+    from normscope.core.words import duration
 
     at = 0 if size == "quick" else 1
     rows: list[dict[str, Any]] = [

@@ -201,7 +201,8 @@ for _activation in (
     # Known to probes; no `Spec` names them.
     Pointwise(kind=nn.ReLU6, functions=(F.relu6,)), Pointwise(kind=nn.PReLU),
     Pointwise(kind=nn.CELU, functions=(F.celu, torch.celu)), Pointwise(kind=nn.Mish, functions=(F.mish,)),
-    Pointwise(kind=nn.Hardswish, functions=(F.hardswish,)),
+    Pointwise(kind=nn.Hardswish, functions=(F.hardswish,)), Pointwise(kind=nn.LogSigmoid), Pointwise(kind=nn.Threshold),
+    Pointwise(kind=nn.Hardshrink), Pointwise(kind=nn.Softshrink), Pointwise(kind=nn.Tanhshrink),
     Pointwise(kind=nn.Hardtanh, functions=(F.hardtanh,), ends=(-1, 1)),
     Pointwise(kind=nn.Hardsigmoid, functions=(F.hardsigmoid,), ends=(0, 1)),
     Pointwise(kind=nn.Softsign, functions=(F.softsign,), ends=(-1, 1)),

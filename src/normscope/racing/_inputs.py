@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from normscope.core.errors import UsageError, shown
+from normscope.core.words import duration
 from normscope.data.datasets import Batch
 from normscope.racing._rates import Rate
 from normscope.training import Samples
@@ -39,7 +40,7 @@ class Plan:
             f"{n} {what}{'s' * (n != 1)}" for n, what in ((len(self.variants), "variant"), (len(self.seeds), "seed"))
         ]
         size = f"{' x '.join(counts)} = {runs} run{'s' * (runs != 1)} of {self.steps_per_run} steps"
-        return f"{size}{done}; about {_duration(self.seconds)}"
+        return f"{size}{done}; about {duration(self.seconds)}"
 
 
 def names_of(variants: Mapping[str, Variant]) -> list[str]:
@@ -83,9 +84,3 @@ def samples_of(data: Batch | Samples | tuple[Any, Any]) -> Samples:
     raise UsageError(
         f"data must be a Batch (normscope.data.datasets.load) or a pair (inputs, targets); got a {type(data).__name__}."
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

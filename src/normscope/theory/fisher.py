@@ -233,30 +233,17 @@ def fisher_statistics(
     per_layer = o.outlier(n)
     top = float(per_layer.sum())
     common = ("width large", "gradient independence", "samples alike: same second moment, same overlap")
-    centred_net = top <= 4 * (k1 - k2) / n
     last: Norm = NORMS[spec.output_norm]
     if not last.over:
         squares = c * ((n - 1) / n * k2**2 + k1**2 / n)
         bulk = (k1 - k2) / n
-        notes: tuple[str, ...] = (
-            (*common, "kappa_2 > 0 (non-centred)") if not centred_net else (*common, "no outlier: kappa_2 ~ 0")
-        )
-        outliers = 0 if centred_net else c
-        value = math.nan if centred_net else top
+        value, outliers, said = (math.nan, 0, "no outlier: kappa_2 ~ 0")
+        if not top <= 4 * bulk:
+            value, outliers, said = (top, c, "kappa_2 > 0 (non-centred)")
         return FisherPrediction(
-            c * k1,
-            c * k1 / p,
-            squares / p,
-            value,
-            max(top, bulk),
-            math.sqrt(squares),
-            outliers,
-            bulk,
-            per_layer,
-            o,
-            p,
-            notes,
-        )
+            c * k1, c * k1 / p, squares / p, value, max(top, bulk), math.sqrt(squares), outliers, bulk, per_layer, o, p,
+            (*common, said),
+        )  # fmt: skip
     if last.recenters_batch:
         v, lost = (float(o.q1[-1] - o.q2[-1]), 2) if last.rescale else (1.0, 1)
         trace = c * (1 - lost / n) * (k1 - k2) / v
