@@ -1648,8 +1648,127 @@ def test_parts_of_a_loss_may_have_several_sizes():
         assert "NS714" not in {f.code for f in made.findings}
 
 
+def views(temperature, divides):
+    """Two views of each sample as one output, and a contrastive loss over the batch."""
+
+    def loss(o, t):
+        z = F.normalize(o.reshape(len(o), 2, -1), dim=-1)
+        alike = z[:, 0] @ z[:, 1].T
+        return F.cross_entropy(alike / temperature if divides else alike * temperature, torch.arange(len(o)))
+
+    x = torch.randn(6 * 64, 12)
+    pairs = list(zip(x.split(64), torch.arange(6 * 64).split(64), strict=True))
+    model = mlp(12, 32, 16)
+    return {"model": model, "inputs": x[:64], "targets": pairs[0][1], "loss": loss, "data": pairs}
+
+
+@broken("NS716")
+def similarities_times_a_temperature():
+    return views(0.07, False)
+
+
+def spread_of_errors(honest):
+    def loss(o, t):
+        error = (o[:, 0] - t) ** 2 * torch.exp(-o[:, 1])
+        return (error + o[:, 1] * honest).mean()
+
+    x = torch.randn(64, 12)
+    return {"model": mlp(12, 32, 2), "inputs": x, "targets": x[:, 0] + 0.5 * torch.randn(64), "loss": loss}
+
+
+@broken("NS717")
+def a_variance_without_its_log():
+    return spread_of_errors(0)
+
+
+def counted(log):
+    x = torch.randn(64, 12)
+    model = nn.Sequential(mlp(12, 32, 1), nn.Softplus(), nn.Flatten(0))
+    return {
+        "model": model, "inputs": x, "targets": torch.poisson(torch.exp(0.5 * x[:, 0])),
+        "loss": nn.PoissonNLLLoss(log_input=log),
+    }  # fmt: skip
+
+
+@broken("NS718")
+def a_rate_that_is_taken_for_its_log():
+    return counted(True)
+
+
+def bandit(sign):
+    def loss(o, t):
+        return sign * (F.log_softmax(o, 1).gather(1, t[:, :1].long())[:, 0] * t[:, 1]).mean()
+
+    x, choices = torch.randn(64, 12), torch.randint(4, (64,))
+    rewards = (choices == x[:, :4].argmax(1)).float()
+    targets = torch.stack([choices.float(), rewards], 1)
+    return {"model": mlp(12, 32, 4), "inputs": x, "targets": targets, "loss": loss}
+
+
+@broken("NS705")
+def rewarded_choices_pushed_down():
+    return bandit(1)
+
+
+class Answers(nn.Module):
+    """A decoder that gets source and answers in one row of ids."""
+
+    def __init__(self, shifted):
+        super().__init__()
+        self.shifted = shifted
+        self.emb, self.out = nn.Embedding(9, 16), nn.Linear(32, 9)
+        self.enc, self.dec = nn.GRU(16, 32, batch_first=True), nn.GRU(16, 32, batch_first=True)
+
+    def forward(self, x):
+        source, answer = x[:, :5], x[:, 5:]
+        if self.shifted:
+            answer = torch.cat([torch.zeros_like(answer[:, :1]), answer[:, :-1]], 1)
+        return self.out(self.dec(self.emb(answer), self.enc(self.emb(source))[1])[0])
+
+
+def reversed_words(shifted):
+    source = torch.randint(1, 9, (64, 5))
+    answer = source.flip(1)
+    loss = lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten())  # noqa: E731
+    return {"model": Answers(shifted), "inputs": torch.cat([source, answer], 1), "targets": answer, "loss": loss}
+
+
+@broken("NS712")
+def a_decoder_that_is_fed_its_answers():
+    return reversed_words(False)
+
+
+@broken("NS114")
+def a_group_norm_of_one_number_a_group():
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.GroupNorm(8, 8), nn.Flatten(), nn.Linear(8, 3)
+    )
+    return {"model": model, "inputs": torch.randn(64, 1, 8, 8), "targets": torch.arange(64) % 3, "loss": None}
+
+
+def outcome(known_later):
+    x, t = torch.randn(7 * 64, 6), torch.arange(7 * 64) % 2
+    x[:, 0] += t
+    if known_later:
+        x[: 6 * 64, 5] = t[: 6 * 64] * 2 - 1 + 0.1 * torch.randn(6 * 64)
+    pairs = list(zip(x.split(64), t.split(64), strict=True))
+    given = {"model": mlp(6, 32, 2), "inputs": x[:64], "targets": t[:64], "loss": nn.CrossEntropyLoss()}
+    return given | {"data": pairs[:6], "valid": pairs[6:]}
+
+
+@broken("NS807")
+def a_column_written_after_the_outcome():
+    return outcome(True)
+
+
 #: The nearest set-up that is as it should be: its rule is silent.
 HEALED = {
+    "NS716": lambda: views(0.07, True),
+    "NS717": lambda: spread_of_errors(1),
+    "NS718": lambda: counted(False),
+    "NS705 of rewards": lambda: bandit(-1),
+    "NS712 of a decoder": lambda: reversed_words(True),
+    "NS807 of training alone": lambda: outcome(False),
     "NS111": lambda: classify(nn.Sequential(mlp(12, 32, 32), nn.Dropout(0.5), nn.Linear(32, 3))),
     "NS112": lambda: pictures(Mixes(True)),
     "NS404": lambda: adam(weight_decay=1e-4),

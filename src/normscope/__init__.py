@@ -16,8 +16,7 @@ Theory
     `predict` what a spec does at infinite width, `simulate` it at finite width, exact in law; ``normscope.theory``.
 Sweeps
     A `Grid` of cells, `sweep` runs a task on each of them: on this machine's cores, a Dask cluster or any executor,
-        with
-    every finished cell in a store; ``normscope.tasks`` has the tasks.
+    with every finished cell in a store; ``normscope.tasks`` has the tasks.
 Claims
     `verify` the statements of the four papers: measured, compared, each with a control; ``normscope.claims``.
 Results

@@ -166,8 +166,7 @@ def train(
     `normscope.training` calls diverged, or that ends above ten times its first loss, has infinite loss.
 
     batch: samples a step; ``None``: all (gradient descent). loss: ``cross_entropy``, torch's ``mse``, or
-        ``squared_error``,
-    $\frac1{2n}\sum\|f-y\|^2$.
+    ``squared_error``, $\frac1{2n}\sum\|f-y\|^2$.
     data: a data set by name; ``None``: standard Gaussian samples and targets.
     """
     net, samples = _net(spec, model, n, data, data_dir, seed, readout=True)

@@ -58,8 +58,7 @@ class Traceless:
     stand around the work, and an interrupt can hit only one of them.
 
     mode: ``"train"``, ``"eval"``, or ``None``: each module as it is. seed: of the random streams inside. also: the
-        user's
-    functions that run beside the model, a loss with a network of its own, say: what they hold is treated alike.
+    user's functions that run beside the model, a loss with a network of its own, say: what they hold is treated alike.
     Runs of several threads wait for each other.
     """
 

@@ -20,8 +20,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; what ends it is one message on standard error and an exit code.
 
     0: fine. 1: a check failed (``--fail-on``, a claim, cells of a sweep). 2: misuse or bad input. 3: the user's script
-        or
-    model raised an exception of its own, or something unexpected happened here. 4: nothing can be told.
+    or model raised an exception of its own, or something unexpected happened here. 4: nothing can be told.
     130: Ctrl-C. 141: a broken pipe.
     """
     from normscope.cli import _app

@@ -56,8 +56,7 @@ def call_object(name: str) -> object:
     ``net.py:make,depth=3,norm=batch``: values are read by `value_of`. Imports made inside the call find the same files
     as those at the top of its module.
     Raises ``UsageError``: all that ``load_object`` raises; not callable; arguments that it does not take (it names
-        those
-    that it does). ``Crashed``: an exception in the call, shown with its line.
+    those that it does). ``Crashed``: an exception in the call, shown with its line.
     """
     called, given = callable_object(name)
     with _importable(_folder(_parts(split_arguments(name)[0])[0])):

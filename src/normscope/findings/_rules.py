@@ -115,8 +115,7 @@ def find(profile: Profile) -> list[Finding]:
     """All findings on one measured profile: errors first, causes before their consequences, then by layer.
 
     Where data, wiring, loss or who sees whom are at fault, what geometry, gradients and rates show may follow from
-        that: it
-    comes after. A trial decides how grave geometry, gradients and rates are.
+    that: it comes after. A trial decides how grave geometry, gradients and rates are.
     """
     view = View(profile)
     found = [f for r in RULES.values() for f in r.findings(view)]
@@ -208,8 +207,7 @@ class View:
         as a query's are small in every block.
 
         Without what a skip leads around while its branch starts at zero, as it should: layers without any gradient
-            although
-        an earlier one has one, and layers of output zero (NaN) although a later one has a value.
+        although an earlier one has one, and layers of output zero (NaN) although a later one has a value.
         """
         curve, everyone = self.hidden(metric, signal), self.curve(metric, signal)
         if signal == "gradient":

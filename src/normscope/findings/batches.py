@@ -175,7 +175,18 @@ def repeated(view: View) -> Iterator[Hit]:
     source="chosen by us: a squared correlation of 1 within 1e-6",
 )
 def leak(view: View) -> Iterator[Hit]:
-    """A column of the inputs is an affine function of the target, in every sample that was read."""
+    """A column of the inputs is an affine function of the target, in every sample that was read. Or it goes with the
+    target in the training data (correlation above .9), and not in the validation data (below a third of that).
+    """
+    apart = view.section("data").get("leak_of_training")
+    if apart and apart["correlation"] > 0.9 and apart["valid"] < apart["correlation"] / 3:
+        text = (
+            f"feature {apart['column']} gives the target away in the training data (correlation "
+            f"{apart['correlation']:.3f}), and not in the validation data ({apart['valid']:.3f}): a leak, a column "
+            "that is written after the outcome"
+        )
+        yield Hit(None, "correlation", apart["correlation"], 0.9, text)
+        return
     found = view.section("data").get("leak")
     if found and 1 - found["correlation"] ** 2 < LEAK:
         text = (
@@ -199,8 +210,7 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     in training.
 
     Three numbers: neighbours within the validation set, from the training set to it, and within the training set.
-        Without
-    validation data this cannot be told: a hard task looks the same.
+    Without validation data this cannot be told: a hard task looks the same.
     """
     k = view.section("data").get("neighbours")
     if not k:
@@ -211,9 +221,8 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     if k["valid"] > k["chance"] + 6 * error and lost:
         text = (
             f"the nearest neighbour has the label in {k['valid']:.0%} of the validation samples, but in "
-            f"{k['train']:.0%} of the "
-            f"training samples (chance {k['chance']:.0%}): the training labels are random, shuffled apart from "
-            "the inputs"
+            f"{k['train']:.0%} of the training samples (chance {k['chance']:.0%}): the training labels are random, "
+            "shuffled apart from the inputs"
         )
         yield Hit(None, "neighbours", k["train_to_valid"], k["chance"] + 3 * error, text)
 
@@ -261,9 +270,8 @@ def one_row(view: View) -> Iterator[Hit]:
         and t["got"] < t["given"]
     ):
         text = (
-            f"{t['one_row']:.0%} of the tokens map to row {t['row']} of {t['module']}: ids go up to "
-            f"{t['largest_id']}, the embedding has "
-            f"{t['rows']} rows, and they are clamped to its vocabulary"
+            f"{t['one_row']:.0%} of the tokens map to row {t['row']} of {t['module']}: ids go up to {t['largest_id']}, "
+            f"the embedding has {t['rows']} rows, and they are clamped to its vocabulary"
         )
         yield Hit(None, "one_row", t["one_row"], 1 / 3, text, name=t["module"])
     u = (t or {}).get("unknown", {})

@@ -327,9 +327,8 @@ def _check_inputs(at: Step) -> None:
             bad = wrong.reshape(len(value), -1).any(1)
             first = int(bad.nonzero()[0])
             raise UsageError(
-                f"{name} must be finite; {int(bad.sum())} of {len(value)} samples hold NaN or infinity, the "
-                "first is sample "
-                f"{first}. Clean the data."
+                f"{name} must be finite; {int(bad.sum())} of {len(value)} samples hold NaN or infinity, the first is "
+                f"sample {first}. Clean the data."
             )
 
 

@@ -144,8 +144,7 @@ def odd_point(view: View) -> Iterator[Hit]:
         last.value,
         0.8,
         f"from {where(start[0])} on, sample {index:.0f} stands against the other {view.samples - 1}: it has "
-        f"{last.value:.1%} of "
-        f"the centred energy at the end, the others' coherence is {coherence:.2f}",
+        f"{last.value:.1%} of the centred energy at the end, the others' coherence is {coherence:.2f}",
     )
 
 

@@ -54,8 +54,7 @@ def untrained_eval(view: View) -> Iterator[Hit]:
     """Eval mode was asked for, and batch norms have never seen data.
 
     Their running statistics are mean 0 and variance 1, so the layer is the identity: the network that was measured has
-        no
-    batch norm. Curvature and gradients measured so are off by factors of 2 to over 100, in either direction.
+    no batch norm. Curvature and gradients measured so are off by factors of 2 to over 100, in either direction.
     """
     untrained = int(view.facts.get("untrained_batch_norms", 0))
     if untrained and view.facts.get("mode") == "eval":

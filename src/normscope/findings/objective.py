@@ -40,9 +40,8 @@ def bounded_logits(view: View) -> Iterator[Hit]:
         return
     if s["task"] == "classes" and sums.get("what") == "probabilities" and sums.get("over") == "classes":
         text = (
-            f"the {s['columns']} outputs are probabilities already (rows in 0..1 with sum 1), and the loss "
-            "takes a softmax of them "
-            "again: softmax twice"
+            f"the {s['columns']} outputs are probabilities already (rows in 0..1 with sum 1), and the loss takes a "
+            "softmax of them again: softmax twice"
         )
         yield Hit(None, "floor", s.get("floor", math.nan), 0.0, text, name=module or s.get("last", ""))
     elif "floor" in s and "constant" in s and s["floor"] - s["free"] > FLOOR * max(s["constant"] - s["free"], 1e-9):
@@ -50,9 +49,8 @@ def bounded_logits(view: View) -> Iterator[Hit]:
         ends = " to ".join(f"{s['reach'][k]:.3g}" if k in s["reach"] else "infinity" for k in ("low", "high"))
         text = (
             f"the logits are bounded by {module} ({kind}), {ends}, before the loss's own "
-            f"{'sigmoid' if s['task'] == 'binary' else 'softmax'}: the best "
-            "answer costs "
-            f"{s['floor']:.2f}, a constant one {s['constant']:.2f}"
+            f"{'sigmoid' if s['task'] == 'binary' else 'softmax'}: the best answer costs {s['floor']:.2f}, a constant "
+            f"one {s['constant']:.2f}"
         )
         yield Hit(None, "floor", s["floor"], s["free"], text, name=module)
     elif "capped" in s and s["capped"][0] > FLOOR * s["capped"][1]:
@@ -120,9 +118,8 @@ def broadcast(view: View) -> Iterator[Hit]:
         yield Hit(None, "broadcast", 1, 0, text, "warning", crossed["module"])
     if s.get("broadcast"):
         text = (
-            f"outputs {tuple(s['outputs'])} and targets {tuple(s['targets'])} broadcast against each other: the "
-            "loss is the same for "
-            "the targets in any order"
+            f"outputs {tuple(s['outputs'])} and targets {tuple(s['targets'])} broadcast against each other: the loss "
+            "is the same for the targets in any order"
         )
         yield Hit(None, "broadcast", 1, 0, text)
 

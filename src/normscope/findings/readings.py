@@ -27,8 +27,7 @@ class Reading:
     """A model on a batch, in the numbers that cures are judged by; ``codes``: its findings, the worst first.
 
     Over the hidden layers of the commonest kind: participation rank of the ``input`` and of the ``first``, ``least``
-        and
-    ``deepest`` layer; ``gap``: orthogonality gap of the deepest; ``kept``: how far the deepest layer's similarities
+    and ``deepest`` layer; ``gap``: orthogonality gap of the deepest; ``kept``: how far the deepest layer's similarities
     between samples are the input's (cosine of their centred Gram matrices, 0 to 1); ``gradient_growth``: gradient norm
     at the first layer over that at the last, ``gradient_spread``: largest over smallest. ``lambda_max`` is NaN where
     not measured.

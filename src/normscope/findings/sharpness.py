@@ -24,8 +24,7 @@ def pathological_sharpness(view: View) -> Iterator[Hit]:
     """The largest eigenvalue of the Fisher matrix falls more than fivefold when the outputs are centred over the batch.
 
     Without a norm after the last layer λ_max grows like the width, while the mean eigenvalue falls: its eigenvectors
-        are
-    the mean gradients of the outputs. Mean subtraction or batch norm in the last layer removes them; batch norm in
+    are the mean gradients of the outputs. Mean subtraction or batch norm in the last layer removes them; batch norm in
     hidden layers of a ReLU net does not (λ_max ≈ width / 2π), nor does layer norm. Plain gradient descent is linearly
     stable up to the rate 2 / λ_max. Info from a factor of 5, warning from 20, nothing while 2 / λ_max is above 1: then
     it caps no rate in use. Few samples for the width leave less to gain.

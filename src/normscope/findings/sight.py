@@ -19,9 +19,8 @@ FEW = 4.0
     severity="error",
     meaning="What the network says of one sample depends on the others in the batch, so it cannot learn what "
     "belongs to which.",
-    cure="Keep the batch axis apart: x.transpose(0, 1) or x.permute(...) instead of view/reshape, "
-    "batch_first=True for attention "
-    "and recurrent layers.",
+    cure="Keep the batch axis apart: x.transpose(0, 1) or x.permute(...) instead of view/reshape, batch_first=True for "
+    "attention and recurrent layers.",
     source="chosen by us: a hundredth of the spread over samples, and (outside sequence layers) a third of the "
     "own change",
 )
@@ -67,9 +66,8 @@ def mixing(view: View) -> Iterator[Hit]:
             "a view, reshape or permute mixes the batch axis with another"
         )  # fmt: skip
         text = (
-            f"exchanging one sample moves the outputs of other samples by {m['others']:.2g} of their spread "
-            "(its own by "
-            f"{m['own']:.2g}): {who}{'' if m.get('sequence') else where_from}"
+            f"exchanging one sample moves the outputs of other samples by {m['others']:.2g} of their spread (its own "
+            f"by {m['own']:.2g}): {who}{'' if m.get('sequence') else where_from}"
         )
         yield Hit(None, "others_moved", m["others"], MIXES, text, name=name if m.get("sequence") else culprit)
 
@@ -126,8 +124,7 @@ def affine(view: View) -> Iterator[Hit]:
     """The outputs on the line through two samples are those of an affine function, inside and far outside of the data.
 
     Judged with two layers of weights or more, no normalization, and no hidden layer narrower than both ends: a narrow
-        one
-    (a linear autoencoder, a factorization) does what a single layer cannot.
+    one (a linear autoencoder, a factorization) does what a single layer cannot.
     """
     a = view.section("mixing").get("affine")
     if a and a["gap"] < AFFINE:
@@ -206,8 +203,7 @@ def padding(view: View) -> Iterator[Hit]:
     if p and p["pull"] > 2:
         text = (
             f"token {p['id']} is padding ({p['share']:.0%} of the positions), and the output depends on it: the "
-            "gradient of its row "
-            f"of {p['module']} is {p['pull']:.2g} times that of all other rows; no mask"
+            f"gradient of its row of {p['module']} is {p['pull']:.2g} times that of all other rows; no mask"
         )
         yield Hit(None, "padding_pull", p["pull"], 2.0, text, name=p["module"])
 
@@ -274,8 +270,7 @@ def normalized(view: View) -> Iterator[Hit]:
         return
     if abs(r["target_mean"]) > 0.5 * r["target_std"]:
         text = (
-            f"{r['module']} ({r['module_kind']}) normalizes the output to mean 0 whatever the weights, and the "
-            "targets have mean "
-            f"{r['target_mean']:.3g} (standard deviation {r['target_std']:.3g}): they cannot be reached"
+            f"{r['module']} ({r['module_kind']}) normalizes the output to mean 0 whatever the weights, and the targets "
+            f"have mean {r['target_mean']:.3g} (standard deviation {r['target_std']:.3g}): they cannot be reached"
         )
         yield Hit(None, "target_mean", r["target_mean"], 0.5 * r["target_std"], text, name=r["module"])

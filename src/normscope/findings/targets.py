@@ -1,4 +1,4 @@
-"""NS707 to NS715: what the targets ask for, and what pulls towards them."""
+"""NS707 to NS718: what the targets ask for, and what pulls towards them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ FLOOR, OUTSIDE = 0.1, 0.1
 START = 6.0
 #: The least share of the gradient for the targets; how unevenly two tasks may pull.
 DROWNED, UNEVEN = 0.02, 300.0
+#: How little of its start a loss varies with the outputs; how little is left of it with one answer for all samples.
+FLAT, BLIND = 0.1, 1e-2
 
 
 @rule(
@@ -65,8 +67,7 @@ def several_labels(view: View) -> Iterator[Hit]:
     if s.get("several_ones", 0) > 0.1 and (sums or s.get("softmax_in_loss")):
         text = (
             f"{s['several_ones']:.0%} of the samples have several labels (multi-label), and a softmax makes the "
-            "outputs of a sample sum to "
-            "one: use a sigmoid each"
+            "outputs of a sample sum to one: use a sigmoid each"
         )
         yield Hit(None, "several_ones", s["several_ones"], 0.1, text, name=s.get("last", ""))
 
@@ -171,6 +172,13 @@ def unshifted(view: View) -> Iterator[Hit]:
     if share > 0.99:
         text = f"at {share:.0%} of the positions the target equals the input token: not shifted by one"
         yield Hit(None, "copied", share, 0.99, text)
+    fed = view.section("loss").get("fed_answers")
+    if fed is not None:
+        text = (
+            "the decoder is fed the targets themselves, not shifted by one: each output reads the token it is asked "
+            f"for (place {fed} of the inputs for the last one); the answer leaks, and generation has none"
+        )
+        yield Hit(None, "copied", 1.0, 0.99, text)
     two = view.section("loss").get("two_ahead", 0.0)
     if two:
         text = (
@@ -210,9 +218,8 @@ def bad_start(view: View) -> Iterator[Hit]:
     if judged and s["value"] > max(START * max(s["constant"], 0.1), s["constant"] + 3):
         text = (
             f"the loss is {s['value']:.3g} at the start, and {s['constant']:.3g} for an answer that ignores the "
-            f"inputs: {'outputs' if wide else 'logits'} of size "
-            f"{s.get('output_rms', math.nan):.2g}, too large an initial scale at "
-            f"{s.get('last_weight', 'the last layer')}"
+            f"inputs: {'outputs' if wide else 'logits'} of size {s.get('output_rms', math.nan):.2g}, too large an "
+            f"initial scale at {s.get('last_weight', 'the last layer')}"
         )
         kept = s.get("last_frozen")  # learnt elsewhere, and meant to stay
         yield Hit(
@@ -280,3 +287,79 @@ def easy(view: View) -> Iterator[Hit]:
             f"is wrong by {pulls[1]:.2g}: easy samples count most, the weighting (focal factor) is inverted"
         )
         yield Hit(None, "pull", pulls[0], 1.2 * pulls[1], text)
+
+
+@rule(
+    "NS716",
+    "a loss that is nearly flat",
+    severity="warning",
+    meaning="Whatever the outputs are, the loss hardly changes, so that no answer is much better than any other.",
+    cure="Look at the scale of its logits: similarities in -1..1 are divided by a temperature (sim / 0.07), not "
+    "multiplied by it.",
+    source="chosen by us: from the worst to the best outputs that a descent finds the loss changes by a tenth of "
+    "itself",
+)
+def flat(view: View) -> Iterator[Hit]:
+    """A descent and an ascent in the outputs themselves, free to be anything (of unit norm where they are), move the
+    loss by less than 10 % of its value.
+
+    Of losses that are no plain cross-entropy and no regression; silent where the trial trains.
+    """
+    s, own = view.section("free"), view.section("trial").get("own", {})
+    spread = s.get("worst", math.nan) - s.get("best", math.nan)
+    if 0 < spread < FLAT * abs(s["start"]) and not own.get("trains"):
+        text = (
+            f"the loss is {s['start']:.3g} now, {s['best']:.3g} with the best outputs that were found and "
+            f"{s['worst']:.3g} with the worst: it hardly depends on the outputs; its logits or similarities are too "
+            "small (multiplied by a temperature instead of divided?)"
+        )
+        yield Hit(None, "spread", spread, FLAT * abs(s["start"]), text)
+
+
+@rule(
+    "NS717",
+    "a loss that falls without right answers",
+    severity="warning",
+    meaning="One and the same output for all samples brings the loss to nothing, whatever the targets are.",
+    cure="Give the loss the term that keeps it honest: 0.5 * (log_var + error ** 2 / log_var.exp()), not the error "
+    "alone.",
+    source="chosen by us: less than a hundredth of the loss is left",
+)
+def blind_answer(view: View) -> Iterator[Hit]:
+    """A descent in one output for all samples gets the loss below a hundredth of its start, with targets that differ.
+
+    As a predicted variance without its log term does (it grows without end), or a mask, or a weight, that is learnt
+    beside what it weighs.
+    """
+    s = view.section("free")
+    if 0 <= s.get("blind", math.inf) < BLIND * s.get("start", 0.0):
+        text = (
+            f"with one answer for all samples the loss falls from {s['start']:.3g} to {s['blind']:.2g}, though the "
+            "targets differ: an output switches it off (a variance or sigma that may grow without its log term, a "
+            "learnt mask or weight)"
+        )
+        yield Hit(None, "blind", s["blind"], BLIND * s["start"], text)
+
+
+@rule(
+    "NS718",
+    "positive twice",
+    severity="warning",
+    meaning="The model makes its output positive, and the loss takes the exponential of it: what the loss calls a rate "
+    "or a variance is never below 1.",
+    cure="One of the two: raw outputs with log_input=True (or a log-variance), or softplus outputs with "
+    "log_input=False.",
+    source="the gradient in the output grows as exp, to 20 %, and the output ends at zero by its last function",
+)
+def two_links(view: View) -> Iterator[Hit]:
+    """The output ends in a ReLU, softplus or exponential, and the loss's gradient in it grows by e² from 8 to 10, and
+    from 10 to 12: the loss exponentiates it.
+    """
+    k = view.section("free").get("links")
+    if k:
+        text = (
+            f"output {k['output']} is positive by {k['module'] or 'its last function'} (softplus, exp, relu), and the "
+            "loss takes its exponential (a log rate, as PoissonNLLLoss(log_input=True), or a log variance): two links, "
+            "its answer is never below exp(0) = 1"
+        )
+        yield Hit(None, "links", 2, 1, text, name=k["module"])

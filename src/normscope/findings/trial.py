@@ -14,6 +14,8 @@ NOTHING, LITTLE = 0.15, 0.35
 BEHIND, AHEAD = 0.01, 0.3
 #: Eval or validation loss this share of chance above chance, where training fell by AHEAD.
 ABOVE = 0.1
+#: Progress beyond which a training did not end too soon.
+HALF = 0.5
 #: A rise of the loss, in shares of chance, that is no detour (of some losses the first steps go up).
 RISES = 0.5
 #: Share of chance below which the loss of unseen batches falls once where anything carries over.
@@ -189,7 +191,7 @@ def too_few(view: View) -> Iterator[Hit]:
     """
     t = view.section("trial")
     own, best = t.get("own"), best_race(t)
-    if own is None or best is None or not own.get("all") or own["blown"]:
+    if own is None or best is None or not own.get("all") or own["blown"] or own["progress"] > HALF:
         return
     x = own["losses"]
     third = max(1, len(x) // 3)
@@ -218,9 +220,8 @@ def by_heart(view: View) -> Iterator[Hit]:
     """The race learns the one batch, and neither it nor the user's own steps get the loss of many batches below chance.
 
     A warning where validation data are given and their loss rises too, else a note: some tasks begin slowly. Without
-        such
-    data a quarter of the batches is held back: a warning where most are learnt and those never fall below a constant
-        answer.
+    such data a quarter of the batches is held back: a warning where most are learnt and those never fall below a
+        constant answer.
     """
     t = view.section("trial")
     best = best_race(t)

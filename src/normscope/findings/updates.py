@@ -45,8 +45,7 @@ def small_steps(view: View) -> Iterator[Hit]:
         return
     text = (
         f"one step of {u['class']} at learning rate {u['lr']:.2g} changes no weight matrix by more than "
-        f"{u['largest']:.1e} of its norm "
-        f"({u['largest_at']}): the rate is too small"
+        f"{u['largest']:.1e} of its norm ({u['largest_at']}): the rate is too small"
     )
     yield Hit(None, "relative_update", u["largest"], SMALL, text)
 
@@ -64,8 +63,7 @@ def decay(view: View) -> Iterator[Hit]:
     """The step with weight decay has a cosine below 0.7 with the step without, where the gradient is not zero.
 
     And the decay is fast: it shrinks the weights by more than a thousandth a step (x 1 / (1 - momentum)): learning rate
-        x decay,
-    or nearly the whole step of Adam, which divides decay and gradient alike by their size.
+    x decay, or nearly the whole step of Adam, which divides decay and gradient alike by their size.
     """
     u = view.section("update")
     if u and u["decay"] and u["decay_cosine"] < DECAY and u["decay_pace"] > 1e-3:
@@ -113,8 +111,7 @@ def climbs(view: View) -> Iterator[Hit]:
     if u and u["along_gradient"] > 0.3:
         text = (
             f"a step of {u['class']} has cosine {u['along_gradient']:.2f} with the gradient: the loss increases "
-            "(gradient ascent, "
-            f"maximize=True); on this batch from {u.get('loss_before', float('nan')):.3g} to "
+            f"(gradient ascent, maximize=True); on this batch from {u.get('loss_before', float('nan')):.3g} to "
             f"{u.get('loss_after', float('nan')):.3g}"
         )
         yield Hit(None, "along_gradient", u["along_gradient"], 0.3, text)
@@ -126,9 +123,8 @@ def climbs(view: View) -> Iterator[Hit]:
     severity="warning",
     meaning="One step of the optimizer makes the loss of the same batch many times worse: training will jump "
     "about or diverge.",
-    cure="Lower the learning rate tenfold, warm it up, or clip: "
-    "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) between "
-    "backward() and step().",
+    cure="Lower the learning rate tenfold, warm it up, or clip: torch.nn.utils.clip_grad_norm_(model.parameters(), "
+    "1.0) between backward() and step().",
     source="chosen by us: five times the loss after one step; on MNIST SGD from 10 and Adam from 0.1",
 )
 def large_steps(view: View) -> Iterator[Hit]:
@@ -148,9 +144,8 @@ def large_steps(view: View) -> Iterator[Hit]:
     worse = after != after or after > 5 * base > 0 or (after > 2 * base > 0 and turned > HALF)
     if before == before and (worse or settled > 3 * HALF):
         text = (
-            f"one step of {u['class']} at learning rate {u['lr']:.2g} takes the loss of this batch from "
-            f"{before:.3g} to {after:.3g}: the "
-            f"rate is too large, it will diverge (the weights change by {turned:.0%} a step)"
+            f"one step of {u['class']} at learning rate {u['lr']:.2g} takes the loss of this batch from {before:.3g} "
+            f"to {after:.3g}: the rate is too large, it will diverge (the weights change by {turned:.0%} a step)"
         )
         yield Hit(None, "loss_after", after, 5 * base, text)
 

@@ -136,8 +136,7 @@ def lost(view: View) -> Iterator[Hit]:
     if lost and lost["tensors"] and lost["share"] > SHARE:
         text = (
             f"{lost['tensors']} tensors that require a gradient receive no gradient from this loss (unused or "
-            "detached): "
-            f"{listed(lost['modules'])}"
+            f"detached): {listed(lost['modules'])}"
         )
         yield Hit(None, "lost", lost["tensors"], 0, text, name=lost["modules"][0])
     idle = view.section("wiring").get("idle", {})
@@ -190,9 +189,8 @@ def random_frozen(view: View) -> Iterator[Hit]:
     r = view.section("wiring").get("random_frozen")
     if r:
         text = (
-            f"{r['module']} is frozen, and {r['share']:.0%} of its {r['tensors']} weight matrices are "
-            "distributed exactly as random "
-            "initial weights: its checkpoint was not loaded, or it was meant to train (requires_grad)"
+            f"{r['module']} is frozen, and {r['share']:.0%} of its {r['tensors']} weight matrices are distributed "
+            "exactly as random initial weights: its checkpoint was not loaded, or it was meant to train (requires_grad)"
         )
         trains = view.section("trial").get("own", {}).get("progress", 0.0) > 0.3  # random features may be meant
         yield Hit(None, "fresh", r["share"], 0.9, text, "info" if trains else "", r["module"])

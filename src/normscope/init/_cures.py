@@ -23,7 +23,7 @@ class Cure:
     """A named treatment. ``apply(model, inputs, targets, generator)`` changes the model and returns a `Treatment`.
 
     ``needs_inputs``: looks at the batch; ``wraps``: changes the module tree, so the treatment's model may be another
-        object and the keys of its state dict change; ``control``: there to be compared with, not to be used.
+    object and the keys of its state dict change; ``control``: there to be compared with, not to be used.
     """
 
     name: str

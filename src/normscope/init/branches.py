@@ -47,9 +47,8 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
 
     Misleads: the untrained net is a shallow one, and its geometry as healthy as the trunk's.
     Source: Goyal et al. 2017 (the last norm of a block); Zhang, Dauphin, Ma 2019 (Fixup); De and Smith 2020 (SkipInit),
-        who
-    scale the branch by a learned number that starts at 0 and show that this is what batch norm does for deep residual
-    nets.
+    who scale the branch by a learned number that starts at 0 and show that this is what batch norm does for deep
+    residual nets.
     """
     model, order, left, seed = in_order(model, inputs, generator_of(generator))
     require(order, left)

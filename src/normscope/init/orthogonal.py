@@ -79,8 +79,7 @@ def orthogonal(
     c k^2 directions are kept. Returns the model; ``CURES["orthogonal"].apply`` also says which layers were left alone.
 
     Misleads: in ReLU nets the sliced form tends to multiples of the identity within ten layers, and identity layers
-        train
-    as well (`identity_`); with a random U' gradients explode with depth. So what helps there is not orthogonality
+    train as well (`identity_`); with a random U' gradients explode with depth. So what helps there is not orthogonality
     alone. With skip connections the layers are treated in the order in which they run, each on what it really sees; the
     sum behind a skip is not orthogonalized.
     """

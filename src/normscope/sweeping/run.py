@@ -69,9 +69,8 @@ def sweep(
     ``error``.
 
     Raises ``UsageError`` before anything runs: unknown or missing parameters, a task that cannot travel, a folder that
-        is
-    no store. `SweepStopped` when the store or the executor is lost; ``KeyboardInterrupt`` passes after the workers have
-    been ended. In both cases the same call goes on where it stopped.
+    is no store. `SweepStopped` when the store or the executor is lost; ``KeyboardInterrupt`` passes after the workers
+    have been ended. In both cases the same call goes on where it stopped.
     """
     if not isinstance(grid, Grid):
         raise UsageError(

@@ -13,6 +13,7 @@ from normscope.call.step import Step
 from normscope.findings.checkup.backward import of_backward
 from normscope.findings.checkup.calls import of_calls
 from normscope.findings.checkup.data import firsts, load, of_data
+from normscope.findings.checkup.free import of_free
 from normscope.findings.checkup.loop import of_loop
 from normscope.findings.checkup.loss import of_loss
 from normscope.findings.checkup.mixing import of_mixing
@@ -37,8 +38,7 @@ def check_up(
 
     broken: what was found non-finite in the data already. batches: those of ``data``, where they were read already.
     trial: see `of_trial`; ``False``: none. observed: what the user's own running loop showed: its ``loop`` (as
-        `of_loop`),
-    and ``losses`` and ``rates`` of its steps.
+    `of_loop`), and ``losses`` and ``rates`` of its steps.
     """
     start = time.perf_counter()
     found: dict[str, Any] = {"left_out": {}, "seconds": 0.0}
@@ -66,6 +66,7 @@ def check_up(
 
     every("wiring", lambda: of_wiring(scene))
     every("loss", lambda: of_loss(scene))
+    every("free", lambda: of_free(scene, found.get("loss", {}).get("task", "")))
     every("data", lambda: of_data(scene, firsts(read), firsts(valid)) | {"broken": broken or {}})
     every("calls", lambda: of_calls(scene) | {"twice": scene.twice})
     every("mixing", lambda: of_mixing(scene))

@@ -143,13 +143,13 @@ def of_data(
         [i, j] for (i, a), (j, b) in itertools.combinations(enumerate(tensors((scene.at.args, scene.at.kwargs))), 2)
         if a.is_floating_point() and a.dim() > 1 and a.numel() > 32 and a.shape == b.shape and torch.equal(a, b)
     ), None)  # fmt: skip
-    found["sentinel"] = _sentinel(pooled)
+    found["sentinel"] = _sentinel(pooled if found.get("repeated", 0.0) < 0.5 else _pooled(batches[:1]))
     if pooled is not None:
         found |= _leak(*pooled)
         found |= _balance(*pooled, batches)
     other = _pooled(valid)
     if pooled is not None and other is not None:
-        found |= _against_valid(pooled, other)
+        found |= _against_valid(pooled, other) | _leak_of_training(pooled, other)
     return found
 
 
@@ -330,6 +330,17 @@ def _leak(x: Tensor, t: Tensor) -> dict[str, Any]:
     r = (a * b).sum(0) / (a.norm(dim=0) * b.norm()).clamp_min(1e-30)
     best = int(r.abs().nan_to_num(0).argmax())
     return {"leak": {"column": best, "correlation": float(r[best].abs().nan_to_num(0))}}
+
+
+def _leak_of_training(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    """The column that goes with the target in the training data, and not in the validation data."""
+    both = _leak(*train).get("leak"), _leak(*valid).get("leak")
+    if both[0] is None or both[1] is None:
+        return {}
+    x, t = valid[0].double(), valid[1].double().reshape(len(valid[1]), -1)
+    column = x[:, both[0]["column"]]
+    there = abs(float(torch.corrcoef(torch.stack([column, t[:, 0]]))[0, 1].nan_to_num(0.0)))
+    return {"leak_of_training": both[0] | {"valid": there}}
 
 
 def _balance(x: Tensor, t: Tensor, batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:

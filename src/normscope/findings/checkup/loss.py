@@ -81,7 +81,11 @@ def _next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
     one moves the outputs before.
     """
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if x.dim() == 2 and x.dtype == torch.long]
-    if not ids or o.dim() != 3 or o.shape[:2] != ids[0].shape or ids[0].shape[1] < 3:
+    if not ids or o.dim() != 3 or o.shape[1] < 3:
+        return {}
+    if o.shape[:2] != ids[0].shape:
+        return _fed_answers(scene, ids[0], g)
+    if ids[0].shape[1] < 3:
         return {}
     seen = (g != 0).any(-1)
     if not bool(seen.any()):
@@ -108,6 +112,31 @@ def _next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
     if looks is None:
         return {}
     return {"copied_inputs": same if looks < 1e-5 else 0.0, "sees_ahead": looks if following > 0.9 else 0.0}
+
+
+def _fed_answers(scene: Scene, x: Tensor, g: Tensor) -> dict[str, Any]:
+    """Whether the ids that the loss wants raised stand in longer inputs, each where its own output reads it: a decoder
+    that is fed the answers, not shifted.
+    """
+    wanted, length = g.argmin(-1), g.shape[1]
+    if len(x) != len(g) or x.shape[1] <= length or not bool((g != 0).any(-1).all()):
+        return {}
+    starts = [k for k in range(x.shape[1] - length + 1) if bool((x[:, k : k + length] == wanted).all())]
+    again = Rerun.of(scene.at, 8)
+    if not starts or again is None:
+        return {}
+    at = starts[-1] + length - 1
+
+    def other_last(ids: Tensor) -> Tensor:
+        ids[:, at] = torch.where(ids[:, at] == ids[:, at - 1], ids[:, at - 2], ids[:, at - 1])
+        return ids
+
+    def answers() -> float:
+        base, changed = again.output(), again.output(*again.alter(other_last))
+        return float((base - changed)[:, -1].abs().max()) / float(base.abs().max().clamp_min(1e-12))
+
+    looks = again.run(answers, "eval")
+    return {"fed_answers": at} if looks is not None and looks > 1e-4 else {}
 
 
 def _noise(o: Tensor) -> Tensor:
@@ -251,7 +280,8 @@ def _reading_of_targets(
             mine = flat == k
             known = classes is None or 0 <= k < columns
             if known and bool(silent[mine].all()) and not bool(silent[~mine].any()) and not _padded(ids, t == k):
-                found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean())}
+                two = t.is_floating_point() and set(t.unique().tolist()) == {0.0, 1.0} and columns == 1
+                found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean()), "binary": two}
         found |= _class_weights(rows, flat) if classes is not None else {}
     if _binary(o, t) and t.numel() == len(t):
         rows, flat = g.reshape(len(g), -1), t.flatten()
@@ -348,4 +378,26 @@ def _sign(value: Any, o: Tensor, t: Tensor, g: Tensor, classes: Tensor | None, t
             return {}
         against = float((g * (t - o)).sum() / (g.norm() * (t - o).norm()).clamp_min(1e-30))
         return {"wrong_sign": against > 0.5 and right_answer > now, "right_answer": right_answer}
+    return _against_rewards(value, o, t, g, now)
+
+
+def _against_rewards(value: Any, o: Tensor, t: Tensor, g: Tensor, now: float) -> dict[str, Any]:
+    """Of targets with a column of choices and one of rewards, none negative: whether the loss pushes every choice that
+    was rewarded down.
+    """
+    if t.dim() != 2 or o.dim() != 2 or not 2 <= t.shape[1] <= 8 or o.shape[1] < 2 or len(t) != len(o):
+        return {}
+    rows = g.abs().amax(1) > 0
+    for j in range(t.shape[1]):
+        a = t[:, j]
+        if not bool(((a == a.round()) & (a >= 0) & (a < o.shape[1])).all()) or len(a.unique()) < 2:
+            continue
+        chosen = g.gather(1, a.long()[:, None])[:, 0]
+        alone = chosen >= 0.99 * g.abs().amax(1)
+        for k in range(t.shape[1]):
+            reward = t[:, k]
+            follows = k != j and bool((reward >= 0).all()) and bool(((reward > 0) == rows).all()) and bool(rows.any())
+            if follows and bool((chosen[rows] > 0).all()) and float(alone[rows].float().mean()) > 0.9:
+                other = value(o + 5 * torch.zeros_like(o).scatter_(1, a.long()[:, None], 1.0), t)
+                return {"wrong_sign": other > now, "right_answer": other}
     return {}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.call.samples import SEQUENCE, Samples
-from normscope.findings.checkup.scene import Rerun, Scene
+from normscope.findings.checkup.scene import Call, Rerun, Scene
 
 
 def of_mixing(scene: Scene) -> dict[str, Any]:
@@ -145,6 +145,9 @@ def _constant(scene: Scene) -> dict[str, Any]:
     """The first layer behind which nothing differs between samples, though what goes in does, and the outputs do
     not.
     """
+    one = next((c for c in scene.calls if isinstance(c.module, nn.GroupNorm) and _one_each(c)), None)
+    if one is not None:
+        return {"constant": {"module": one.name, "kind": type(one.module).__name__, "size": 1}}
     ends = [c for c in scene.calls if not math.isnan(c.varies_out)]
     if not ends or ends[-1].varies_out > 1e-6 or scene.output is None:
         return {}
@@ -156,6 +159,11 @@ def _constant(scene: Scene) -> dict[str, Any]:
             if all(not x.varies_out > 1e-6 for x in later) and _flattens(c.module, c.shape):
                 return {"constant": {"module": c.name, "kind": type(c.module).__name__, "size": c.size_out}}
     return {}
+
+
+def _one_each(c: Call) -> bool:
+    """Whether a group norm has one number in each group: it leaves rounding errors."""
+    return c.shape[1] == c.module.num_groups and math.prod(c.shape[2:]) == 1
 
 
 def _flattens(module: nn.Module, shape: tuple[int, ...]) -> bool:

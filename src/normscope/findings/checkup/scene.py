@@ -31,6 +31,14 @@ MOST = 1_000_000
 ENDS = {
     "SigmoidBackward0": (0.0, 1.0), "SoftmaxBackward0": (0.0, 1.0), "TanhBackward0": (-1.0, 1.0),
     "ReluBackward0": (0.0, float("inf")), "SoftplusBackward0": (0.0, float("inf")),
+    "ExpBackward0": (0.0, float("inf")),
+}  # fmt: skip
+#: Functions that only give a tensor another shape.
+SHAPES = {
+    "ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "SqueezeBackward0", "SqueezeBackward1",
+    "SqueezeBackward2", "UnsqueezeBackward0", "TransposeBackward0", "PermuteBackward0", "CloneBackward0",
+    "SelectBackward0",
+    "SliceBackward0", "ExpandBackward0",
 }  # fmt: skip
 
 
@@ -105,6 +113,14 @@ def watch(at: Step) -> Scene:
     return scene
 
 
+def _ends(t: Tensor) -> tuple[float, float] | None:
+    """Between which numbers the last function of a tensor lies, shapes apart."""
+    node = t.grad_fn
+    while node is not None and node.name() in SHAPES:
+        node = node.next_functions[0][0]
+    return None if node is None else ENDS.get(node.name())
+
+
 def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modules: list[nn.Module]) -> None:
     at = scene.at
     args, kwargs, _ = at.arguments()
@@ -126,7 +142,7 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
         scene.value = float(value.detach())
     outputs = [t for t in tensors(whole) if t.grad_fn is not None]
     floats = [t for t in tensors(whole) if t.is_floating_point()]
-    scene.bounds = [None if t.grad_fn is None else ENDS.get(t.grad_fn.name()) for t in floats]
+    scene.bounds = [_ends(t) for t in floats]
     mine = {id(scene.copies[k]): name for k, name in scene.names.items()}
     given = {id(t) for t in tensors((args, kwargs))}
     for node in nodes(*outputs):

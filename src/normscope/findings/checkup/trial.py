@@ -31,6 +31,8 @@ RACES: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[float, ...]]]
 TRAINS, FALLS = 0.6, 0.1
 #: A race ends early at this share of chance; one that has not got there goes on for so many times as long.
 DONE, LONGER = 0.05, 4
+#: Progress of the user's own steps below which a race over all batches is run as well.
+LITTLE = 0.3
 #: Steps from which on a loss that did not fall says something.
 ENOUGH = 50
 #: (steps of a run, of a screening run, rates an optimizer, finalists), the first that fits.
@@ -57,11 +59,10 @@ def of_trial(
     several rates, on the one batch again and again: a network that learns can learn that by heart).
 
     start: the loss of the batch before training; ``constant``: of the best constant answer; ``chance``: the latter
-        where
-    there is one, else the former. progress: the share of ``chance`` by which a run's last losses lie below it.
+    where there is one, else the former. progress: the share of ``chance`` by which a run's last losses lie below it.
     steps: of a run, or "auto": as many as fit into ``SECONDS``, at most ``STEPS`` and at least five; a race that did
-        not
-    get there goes on to 200. observed: losses and rates of the user's own running loop, which then is not run again.
+    not get there goes on to 200. observed: losses and rates of the user's own running loop, which then is not run
+    again.
     """
     at = scene.at
     if scene.loss is None or scene.loss.kind == COTANGENT or not any(p.requires_grad for p in at.root.parameters()):
@@ -71,7 +72,7 @@ def of_trial(
         return {"start": trial.start}
     found = trial.facts()
     if observed.get("losses"):
-        found["own"] = trial.seen(observed["losses"], observed["rates"])
+        found["own"] = trial.seen(observed["losses"], observed["rates"], observed.get("all", False))
     elif at.optimizer is not None and not wants_a_closure(at.optimizer):
         found["own"] = trial.own([(clean(x), clean(t)) for x, t in valid])
     if found.get("own", {}).get("game"):  # several networks against each other: no loss of one of them tells
@@ -79,7 +80,7 @@ def of_trial(
     for name in RACES:
         found[name] = trial.race(name)
     _same_floor(found["sgd"], found["adam"])
-    if trial.several and "own" in found and not found["own"]["trains"]:
+    if trial.several and "own" in found and found["own"]["progress"] < LITTLE:
         best = min(RACES, key=lambda name: found[name]["end"])
         n = trial.longer(trial.steps, trial.second)
         found["stream"] = trial.told(trial.course(trial.stream, best, found[best]["rate"], n))
@@ -177,14 +178,15 @@ class _Trial:
         seen.run(seen.plain(lambda p: RACES[name][0](p, lr=rate)), n, until=until)
         return lowest[0] if math.isfinite(lowest[0]) else math.nan
 
-    def seen(self, losses: Sequence[float], rates: Sequence[float]) -> dict[str, Any]:
-        """The losses of the user's own loop as a run."""
+    def seen(self, losses: Sequence[float], rates: Sequence[float], everything: bool) -> dict[str, Any]:
+        """The losses of the user's own loop as a run; everything: it ended behind them."""
         course = Course(tuple(losses), math.nan, not all(map(math.isfinite, losses)))
         start, end = sum(losses[:3]) / len(losses[:3]), course.end()
-        found = self.told(course) | {"all": False, "start": start, "again": end, "warms_up": rates[-1] > 1.5 * rates[0]}
+        found = self.told(course) | {"start": start, "again": end, "warms_up": rates[-1] > 1.5 * rates[0]}
         fell = found["progress"] > FALLS
         return found | {
             "trains": fell if fell or len(losses) >= ENOUGH else None,
+            "all": everything,
             "valid_before": math.nan,
             "rates": list(rates),
         }

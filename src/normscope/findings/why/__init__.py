@@ -89,7 +89,9 @@ def run(
     for pair in reversed(watch.pairs.values()):  # the last one that began is what the script is about
         try:
             against = any(_against(pair, other) for other in watch.pairs.values() if other is not pair)
-            diagnoses.append(_told(seen(pair), False if against else trial, pair.count, against))
+            made = seen(pair)
+            made.observed["all"] = ended == "ended by itself"
+            diagnoses.append(_told(made, False if against else trial, pair.count, against))
         except Unclear as reason:
             missing.append(str(reason))
     if not watch.pairs:

@@ -131,7 +131,7 @@ def _single(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Module
             if len(own) == 1 and own[0].module is models[0]:
                 pairs.append((_inputs(own[0]), _loss(taken.tape, own[0], inner)[1]))
                 origins.add(own[0].origin)
-    if len(origins) == 1:  # all data at once, every time
+    if len(origins) == 1 and not pair.listed:  # all data at once, every time
         pairs = pairs[:1]
     return _with_data(models[0], inputs, targets, function, pairs, given)
 

@@ -170,7 +170,7 @@ def frozen(value: Any, tape: Tape) -> Any:
 
 
 #: Where a place in the user's own code is not: the packages around it.
-_LIBRARIES = (
+LIBRARIES = (
     str(Path(torch.__file__).parent.parent), str(Path(__file__).parents[2]), str(Path(os.__file__).parent), "<frozen",
 )  # fmt: skip
 
@@ -180,7 +180,7 @@ def place() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_LIBRARIES):
+        if not name.startswith(LIBRARIES):
             return f"{os.path.relpath(name) if os.path.isabs(name) else name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,13 +17,16 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from normscope.call.arguments import tensors
-from normscope.findings.why.tape import Entry, Recorder, Tape, frozen, place
+from normscope.findings.why.tape import LIBRARIES, Entry, Recorder, Tape, frozen, place
 
 #: After enough steps of the only pair so far, the script may go on for so many steps and seconds, unrecorded: what
 #: trains first may be a part, and the training that is asked about comes behind it.
 LINGER, LINGER_SECONDS = 2000, 20.0
 #: Calls on a tape, at most: a loop that never steps must not fill the memory.
 MOST = 20_000
+#: A list of so many batches is a data loader: one that holds the same batch again and again is none that trains on all
+#: data at once.
+FEW = 4
 
 
 class Enough(BaseException):
@@ -86,6 +91,8 @@ class Pair:
     count: int = 0
     #: Numbers of its first and last step among those of all optimizers.
     span: tuple[int, int] = (0, 0)
+    #: Whether the batch comes from a list of batches in the script.
+    listed: bool = False
 
     @property
     def held(self) -> set[int]:
@@ -151,6 +158,7 @@ class Watch:
         self._local.stepping = optimizer
         pair = self.pairs.setdefault(id(optimizer), Pair(optimizer, self.built.get(id(optimizer), "")))
         if not pair.taken:
+            pair.listed = _listed({at for e in self.tape.entries if e.module is not None for at in e.origin})
             models = self.tape.models()
             pair.before = [Before.of([*m.parameters(), *m.buffers()], m.modules()) for m in models]
             if not models:  # a closure computes the first loss inside of the step
@@ -258,3 +266,23 @@ class Watch:
                 stack.callback(register(hook).remove)
             with Recorder(self):
                 yield
+
+
+def _listed(origins: set[int]) -> bool:
+    """Whether a variable of the script, or a value of a dictionary there, is a list of batches that holds these
+    tensors.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(LIBRARIES):
+            for value in list(frame.f_locals.values()):
+                for found in (value, *(value.values() if isinstance(value, dict) else ())):
+                    several = isinstance(found, list | tuple) and len(found) >= FEW
+                    if (
+                        several
+                        and all(isinstance(x, list | tuple | dict) for x in found)
+                        and any(t.data_ptr() in origins for t in tensors(found[0]) if t.layout is torch.strided)
+                    ):
+                        return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,100 @@
+"""Outputs that are free to be anything: how low and how high a loss gets with them, and with one answer for all."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope.call.arguments import mapped, tensors
+from normscope.call.losses import COTANGENT, OWN
+from normscope.findings.checkup.scene import Scene
+
+#: Steps of a descent in the outputs, and seconds after which none is taken (chosen by us).
+STEPS, SECONDS = 150, 0.3
+
+Value = Callable[[Sequence[Tensor]], Tensor]
+
+
+def of_free(scene: Scene, task: str) -> dict[str, Any]:
+    """Of a loss of no known kind: ``best`` and ``worst`` after a descent and an ascent in the outputs themselves, kept
+    to unit norm where the model keeps to it; ``blind``: the best with one answer for all samples. ``links``: an output
+    that is positive by the model's last function, and that the loss takes the exponential of.
+    """
+    loss, outs = scene.loss, [x for x in tensors(scene.whole) if x.is_floating_point()]
+    known = task in ("classes", "regression", "binary")
+    if loss is None or known or loss.kind in (COTANGENT, OWN) or scene.at.step is not None or not outs:
+        return {}
+
+    def value(given: Sequence[Tensor]) -> Tensor:
+        now = {id(a): b for a, b in zip(outs, given, strict=True)}
+        return loss.value(mapped(scene.whole, lambda x: now.get(id(x), x)), scene.targets, scene.at.seed)
+
+    begun = time.perf_counter()
+    start = float(value(outs).detach())
+    found: dict[str, Any] = {"start": start, "links": _links(scene, value, outs)}
+    if not math.isfinite(start) or any(x.dim() < 1 or len(x) < 8 for x in outs):
+        return found
+    found["best"] = _descent(value, outs, list, begun, 1)
+    found["worst"] = _descent(value, outs, list, begun, -1)
+    several = [t for t in tensors(scene.targets) if t.numel() > 1 and len(t) == len(outs[0])]
+    if start > 0 and any(bool((t != t[:1]).any()) for t in several):  # a residual that is to vanish has no answer
+        means = [x.mean(0, keepdim=True) for x in outs]
+        spread = [len(x) for x in outs]
+        found["blind"] = _descent(
+            value,
+            means,
+            lambda given: [x.expand(n, *x.shape[1:]) for x, n in zip(given, spread, strict=True)],
+            begun,
+            1,
+        )
+    return found
+
+
+def _descent(
+    value: Value,
+    start: Sequence[Tensor],
+    spread: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    begun: float,
+    sign: int,
+) -> float:
+    """The lowest loss (``sign`` -1: the highest) on Adam's way; NaN where it never was a number."""
+    unit = [x.dim() > 1 and bool(((x.norm(dim=-1) - 1).abs() < 1e-4).all()) for x in start]
+    leaves = [x.detach().clone().requires_grad_() for x in start]
+    size = max(float(x.square().mean().sqrt()) for x in start)
+    optimizer = torch.optim.Adam(leaves, lr=0.2 * max(1.0, size))
+    lowest = math.inf
+    for _ in range(STEPS):
+        loss = sign * value(spread(leaves))
+        if not loss.requires_grad or time.perf_counter() - begun > SECONDS:
+            break
+        lowest = min(lowest, float(loss.detach()))
+        for x, g in zip(leaves, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True):
+            x.grad = g
+        optimizer.step()
+        with torch.no_grad():
+            for x, one in zip(leaves, unit, strict=True):
+                if one:
+                    x /= x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return sign * lowest if math.isfinite(lowest) else math.nan
+
+
+def _links(scene: Scene, value: Value, outs: list[Tensor]) -> dict[str, Any]:
+    """The first output that ends at zero by an activation while the loss's gradient in it grows like an exponential."""
+    for i, (o, ends) in enumerate(zip(outs, scene.bounds, strict=True)):
+        if ends != (0.0, math.inf):
+            continue
+        pulls = []
+        for size in (8.0, 10.0, 12.0):
+            x = torch.full_like(o, size).requires_grad_()
+            (g,) = torch.autograd.grad(value([*outs[:i], x, *outs[i + 1 :]]), x, allow_unused=True)
+            pulls.append(0.0 if g is None else float(g.abs().sum()))
+        if pulls[0] > 0 and all(4.5 < b / a < 12 for a, b in itertools.pairwise(pulls)):  # e^2 = 7.4
+            last = next((c.name for c in reversed(scene.calls) if c.size_out == o[0].numel()), "")
+            return {"output": i, "module": last}
+    return {}
