@@ -52,7 +52,7 @@ def verify(
     """
     from normscope import claims as science
     from normscope.claims.verification import summary, tally
-    from normscope.cli._shared import device_named
+    from normscope.core.tensors import device_of
     from normscope.core.words import duration
 
     if seeds < 1:
@@ -66,7 +66,7 @@ def verify(
         _list(picked, size, json)
         return
     pages.check(out=out)
-    device_named(device)
+    device_of(device, "--device")
     if not json:
         console.print(f"{len(picked)} claims, about {duration(cost)} of one core.", highlight=False)
     try:

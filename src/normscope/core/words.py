@@ -1,4 +1,4 @@
-"""Numbers in words."""
+"""Numbers in words, and the version."""
 
 from __future__ import annotations
 
@@ -9,3 +9,13 @@ def duration(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.{digits}f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
+
+
+def version() -> str:
+    """The library's version."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("normscope")
+    except PackageNotFoundError:
+        return "unknown"

@@ -20,6 +20,7 @@ from normscope.core import favourites
 from normscope.core.errors import UsageError, whole_number
 from normscope.core.faces import Shown, show
 from normscope.core.records import Profile
+from normscope.core.words import version
 from normscope.findings import Finding, find
 from normscope.findings.checkup import check_up
 from normscope.findings.checkup.data import cleaned, finite, finite_loss, firsts, load
@@ -249,7 +250,7 @@ def diagnose(
         profile = _with_prediction(at, profile, facts)
     diagnosis = Diagnosis(label, profile, findings, fisher, facts)
     facts["verdict"] = diagnosis.verdict
-    facts["normscope"] = _version()
+    facts["normscope"] = version()
     return diagnosis
 
 
@@ -344,12 +345,3 @@ def _check_parameters(model: nn.Module, profile: Profile) -> None:
                 f"Parameters must be finite; {name} holds {count} NaN or infinite values, and {reached}. "
                 "Load or initialize it again."
             )
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("normscope")
-    except PackageNotFoundError:
-        return "unknown"

@@ -274,11 +274,6 @@ def haar(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     return q if rows >= columns else q.T
 
 
-def rms(x: Tensor) -> float:
-    """Root mean square entry, summed in float64."""
-    return float(x.detach().double().square().mean().sqrt())
-
-
 def model_of(model: nn.Module) -> nn.Module:
     """The model under wrappers of torch's (compile, DataParallel)."""
     check_model(model)

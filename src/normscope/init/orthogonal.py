@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.core.errors import UsageError, unknown
+from normscope.core.tensors import rms
 from normscope.init._cures import in_place, register
 from normscope.init._layers import (
     Layer,
@@ -18,7 +19,6 @@ from normscope.init._layers import (
     in_order,
     input_rows,
     require,
-    rms,
     walk,
 )
 

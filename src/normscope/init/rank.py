@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import first_tensor
 from normscope.call.step import Step
 from normscope.core.errors import UsageError, unknown
+from normscope.core.tensors import rms
 from normscope.init._cures import in_place, register
 from normscope.init._layers import (
     Layer,
@@ -23,7 +24,6 @@ from normscope.init._layers import (
     in_order,
     kept,
     require,
-    rms,
     step_of,
 )
 

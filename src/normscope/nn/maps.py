@@ -41,14 +41,9 @@ class LayerMap:
         return self.norm.backward(covariance, outer, self.phi, self.first, points)
 
     @property
-    def samples_forward(self) -> bool:
-        """Does `forward` need points to average over?"""
-        return self.norm.samples_forward(self.phi, self.first)
-
-    @property
-    def samples_backward(self) -> bool:
-        """Does `backward`?"""
-        return self.norm.samples_backward(self.phi, self.first)
+    def samples(self) -> tuple[bool, bool]:
+        """Do `forward` and `backward` need points to average over?"""
+        return self.norm.samples(self.phi, self.first)
 
     @property
     def row_local(self) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from normscope.core.errors import UsageError, shown
@@ -59,18 +58,6 @@ def names_of(variants: Mapping[str, Variant]) -> list[str]:
                 "Write lambda seed: Net()."
             )
     return list(variants)
-
-
-def device_of(name: str | torch.device) -> torch.device:
-    """The device of a name, if it works here."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:  # each backend raises its own
-        raise UsageError(
-            f"device must be one that works here; {str(name)!r} does not ({str(error).splitlines()[0]})."
-        ) from None
-    return device
 
 
 def samples_of(data: Batch | Samples | tuple[Any, Any]) -> Samples:

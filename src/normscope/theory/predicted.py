@@ -61,10 +61,9 @@ def predict(
     names = chosen_metrics(metrics)
     log2_points, seed = _options(log2_points, seed)
     through = LayerMap.of(spec)
-    n, sampled = start.samples, through.samples_forward
-    rows = sampled or (gradients and through.samples_backward)
-    sets: list[Array | None] = list(quasi_normals(n, log2_points, _REPLICATES, seed)) if rows else [None]
-    layers = [WideLayer(spec, points) for points in sets]
+    n, (sampled, back) = start.samples, through.samples
+    rows = sampled or (gradients and back)
+    layers = _layers(spec, n, log2_points, seed, rows)
     tables, runs = [], []
     for i, layer in enumerate(layers):
         if i == 0 or sampled:
@@ -77,7 +76,7 @@ def predict(
         "samples": n,
         "method": "quasi-Monte Carlo over neurons" if sampled else "closed form or quadrature",
         "gradient_method": "quasi-Monte Carlo over neurons" if rows else "closed form or quadrature",
-        "points": len(sets) * 2**log2_points if rows else 0,
+        "points": len(layers) * 2**log2_points if rows else 0,
         "seed": seed,
         "seconds": time.perf_counter() - began,
         "notes": [],
@@ -95,18 +94,20 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_wide(spec)
     log2_points, seed = _options(log2_points, seed)
-    sets: list[Array | None] = (
-        list(quasi_normals(start.samples, log2_points, _REPLICATES, seed))
-        if LayerMap.of(spec).samples_forward
-        else [None]
-    )
-    chains = [[gram for gram, _ in _forward(spec, start, WideLayer(spec, points))] for points in sets]
+    layers = _layers(spec, start.samples, log2_points, seed, LayerMap.of(spec).samples[0])
+    chains = [[gram for gram, _ in _forward(spec, start, layer)] for layer in layers]
     return np.asarray(np.mean(chains, axis=0))
 
 
 def _options(log2_points: int, seed: int) -> tuple[int, int]:
     do = "2**log2_points neurons are averaged; the default is 12."
     return whole_number("log2_points", log2_points, 0, do), seed_of(seed)
+
+
+def _layers(spec: Spec, samples: int, log2_points: int, seed: int, sampled: bool) -> list[WideLayer]:
+    """The layer; where it is ``sampled``, one for each set of points."""
+    sets = quasi_normals(samples, log2_points, _REPLICATES, seed) if sampled else [None]
+    return [WideLayer(spec, points) for points in sets]
 
 
 def _follow(

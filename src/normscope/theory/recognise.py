@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.core.spec import ACTIVATIONS, NORMS, Spec
+from normscope.core.tensors import rms
 from normscope.gaussian import activation
 from normscope.nn.maps import LayerMap
 from normscope.nn.nets import MLP, Layer
@@ -65,7 +66,7 @@ def spec_of(model: nn.Module) -> Spec | None:
     weights, gain = law
     bias = None
     if first.linear.bias is not None:
-        bias = _rms(torch.cat([b.linear.bias.detach().flatten() for b in blocks]))
+        bias = rms(torch.cat([b.linear.bias.detach().flatten() for b in blocks]))
     return Spec(
         depth=len(blocks),
         width=first.linear.out_features,
@@ -160,11 +161,10 @@ def _law(linears: list[nn.Linear], scale_matters: bool) -> tuple[str, float] | N
     gains = []
     for linear in linears:
         w = linear.weight.detach().double()
-        size = w.numel()
-        rms = _rms(w)
-        if not math.isfinite(rms) or rms == 0 or abs(float(w.mean())) > 5 * rms / math.sqrt(size):
+        size = rms(w)
+        if not math.isfinite(size) or size == 0 or abs(float(w.mean())) > 5 * size / math.sqrt(w.numel()):
             return None
-        gains.append(rms * math.sqrt(linear.in_features))
+        gains.append(size * math.sqrt(linear.in_features))
     hidden = gains[1:] or gains
     gain = sum(hidden) / len(hidden)
     noise = 5 / math.sqrt(2 * min(linear.weight.numel() for linear in linears))
@@ -180,7 +180,3 @@ def _law(linears: list[nn.Linear], scale_matters: bool) -> tuple[str, float] | N
             return None  # the identity: not random
         return "orthogonal", gain
     return "gaussian", gain
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt())

@@ -54,19 +54,15 @@ class OverBatch(Norm):
         """Of what only recentres."""
         return centred(outer) if self.recenter else outer
 
-    def samples_forward(self, phi: Function, first: bool) -> bool:
-        """The integral wants the leaky family, and a norm of the Gaussian rows themselves."""
-        return self.rescale and not (phi.homogeneous and (first or phi.linear))
-
-    def samples_backward(self, phi: Function, first: bool) -> bool:
-        """There is an integral for linear layers only."""
-        return self.rescale and not phi.linear
+    def samples(self, phi: Function, first: bool) -> tuple[bool, bool]:
+        """The integral wants the leaky family, and a norm of the Gaussian rows themselves; backwards, linear layers."""
+        return self.rescale and not (phi.homogeneous and (first or phi.linear)), self.rescale and not phi.linear
 
     def forward(self, covariance: Array, phi: Function, first: bool, points: Array | None) -> Array:
         """An integral over the size of a row, or an average over rows."""
         if not self.rescale:
             return super().forward(covariance, phi, first, points)
-        if not self.samples_forward(phi, first):
+        if not self.samples(phi, first)[0]:
             assert phi.slope is not None
             return batch_norm_gram(covariance, phi.slope, recenter=self.recenter)
         u = self._neurons(covariance, phi, first, points)[None]

@@ -100,14 +100,14 @@ class Norm:
     def forward(self, covariance: Array, phi: Function, first: bool, points: Array | None) -> Array:
         """E h h^T, (n, n), for pre-activations of this covariance; ``first``: norm, then activation ``phi``.
 
-        points: (m, n) quasi-random standard normals that average over neurons, where `samples_forward` asks for them.
+        points: (m, n) quasi-random standard normals that average over neurons, where `samples` asks for them.
         """
         if first:
             return product_moment(phi, self.gram(covariance))
         return self.gram(product_moment(phi, covariance), mean(phi, np.diagonal(covariance)))
 
     def backward(self, covariance: Array, outer: Array, phi: Function, first: bool, points: Array | None) -> Array:
-        """E J^T outer J, (n, n); the arguments are those of `forward`, ``points`` where `samples_backward` asks."""
+        """E J^T outer J, (n, n); the arguments are those of `forward`."""
         q = np.diagonal(covariance)
         if first:
             slopes = product_moment(phi, self.gram(covariance), derivative=True)
@@ -115,13 +115,9 @@ class Norm:
         behind = self.pull(outer, second_moment(phi, q), mean(phi, q))
         return behind * product_moment(phi, covariance, derivative=True)
 
-    def samples_forward(self, phi: Function, first: bool) -> bool:
-        """Is there no integral in closed or one-dimensional form for `forward`?"""
-        return False
-
-    def samples_backward(self, phi: Function, first: bool) -> bool:
-        """The same of `backward`."""
-        return False
+    def samples(self, phi: Function, first: bool) -> tuple[bool, bool]:
+        """Do `forward` and `backward` need points, having no integral in closed or one-dimensional form?"""
+        return False, False
 
     def order(self, q: Array) -> tuple[Array, float] | None:
         """(q_1, q_2) behind the norm of a large batch, of pre-activations with (q_1, q_2), and the factor on the
