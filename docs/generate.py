@@ -1,5 +1,5 @@
-"""Write what is made from the code and the results: findings.md, metrics.md, architecture.md, papers/*.md, report.png,
-the CLI's index.
+"""Write what is made from the code and the results: findings.md, metrics.md, lists.md, architecture.md, papers/*.md,
+report.png, the CLI's index.
 
 python docs/generate.py [--picture]
 """
@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
 
 from normscope.claims import CLAIMS, PAPERS, Claim, Verdict, Verdicts, load
 from normscope.cli import _index
+from normscope.core.words import duration
 from normscope.findings import RULES
 from normscope.geometry.metrics import METRICS
-from normscope.report.claims import band, duration, measured, number, said
+from normscope.report.claims import band, measured, number, said
 
 HERE = Path(__file__).parent
 #: Samples and features of the page's values without structure.
@@ -74,6 +76,16 @@ def metrics_page() -> str:
             f"{', '.join(m.invariant)} | {m.source} | {meaning} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def lists_page() -> str:
+    """What has a name and no page of its own: the texts of ``normscope list``."""
+    lists = json.loads(_index.text())["lists"]
+    parts = ["# Lists\n", "What a command or a `Spec` takes by name; the same as `normscope list`.\n"]
+    for kind in ("norms", "activations", "weights", "cures", "models", "datasets"):
+        rows = [f"| `{name}` | {_cell(text)} |" for name, text in lists[kind].items()]
+        parts += [f"## {kind.capitalize()}\n", "| name | what it is |\n|---|---|", *rows, ""]
+    return "\n".join(parts)
 
 
 def results() -> list[Verdicts | None]:
@@ -210,6 +222,7 @@ def main() -> None:
     args = parser.parse_args()
     (HERE / "findings.md").write_text(findings_page())
     (HERE / "metrics.md").write_text(metrics_page())
+    (HERE / "lists.md").write_text(lists_page())
     (HERE / "architecture.md").write_text(architecture_page())
     _index.write()
     load()

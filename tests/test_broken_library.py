@@ -16,7 +16,9 @@ from normscope import claims
 from normscope.claims import judge
 from normscope.geometry.metrics import METRICS
 from normscope.nn import norms
-from normscope.theory import _chain, grams
+from normscope.nn.maps import LayerMap
+from normscope.nn.norms import integrals
+from normscope.theory import _chain
 from normscope.theory import fisher as fisher_theory
 from normscope.theory.laws import odd_point, orthogonality, rank
 
@@ -93,9 +95,9 @@ def test_an_odd_point_score_off_by_a_factor(patch_metric):
     notices("nachum2024/odd-score")
 
 
-def test_chains_without_their_recentring(patch):
-    patch(_chain, "recentres_first", lambda original, spec: False)
-    patch(_chain, "apply_layer", lambda original, z, spec, eps, centred=False: original(z, spec, eps, True))
+def test_chains_without_their_recentring(patch, monkeypatch):
+    monkeypatch.setattr(LayerMap, "recentres_first", False)
+    patch(LayerMap, "apply", lambda original, self, z, eps, centred=False: original(self, z, eps, True))
     notices("nachum2024/equiangular")
 
 
@@ -120,12 +122,12 @@ def test_batch_norm_off_by_a_percent(monkeypatch):
 
 
 def test_a_wrong_kernel_in_the_gram_map(patch):
-    patch(grams, "half_plane", lambda original, c: 1.02 * original(c))
+    patch(integrals, "half_plane", lambda original, c: 1.02 * original(c))
     notices("nachum2024/gram-integral")
 
 
 def test_a_wrong_tilt_of_the_spectrum(patch):
-    patch(grams, "_tilted", lambda original, v: (original(v)[0], original(v)[1] ** 1.02))
+    patch(integrals, "_tilted", lambda original, v: (original(v)[0], original(v)[1] ** 1.02))
     notices("daneshmand2021/contraction")
 
 

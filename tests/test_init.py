@@ -258,8 +258,7 @@ CONVS = {
 
 @pytest.mark.parametrize("kind", CONVS)
 def test_the_rows_of_a_convolution_are_what_its_weight_meets(kind):
-    from normscope.init._layers import Layer
-    from normscope.init._rows import input_rows
+    from normscope.init._layers import Layer, input_rows
 
     conv = nn.Conv2d(4, 6, bias=False, dtype=torch.float64, **CONVS[kind])
     x = draw(3, 4, 6, 7)

@@ -537,6 +537,28 @@ def test_an_invariance_that_is_not_declared_fails_somewhere(metric, change):
     assert any(abs(a - b) > 1e-3 * abs(a) for a, b in pairs)
 
 
+def turned(x):
+    """The samples mixed by an orthogonal matrix, and a direction of 1e-12 added."""
+    q = torch.linalg.qr(normal(len(x), len(x), seed=3))[0]
+    return q @ x + 1e-12 * normal(*x.shape, seed=4)
+
+
+SPECTRAL = [m for m in METRICS.values() if m.spectral]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("metric", SPECTRAL, ids=[m.name for m in SPECTRAL])
+def test_a_spectral_metric_sees_neither_a_rotation_of_the_samples_nor_tiny_directions(metric, batch):
+    x = BATCHES[batch]
+    assert_close(value(metric, turned(x)), value(metric, x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=list(METRICS))
+def test_a_length_grows_with_the_batch(metric):
+    x = BATCHES["square"]
+    assert (value(metric, 3 * x) == pytest.approx(3 * value(metric, x), rel=1e-9, nan_ok=True)) >= metric.scales
+
+
 # Layers at once
 
 #: Of one kind: some degenerate, so that each takes its own way to its singular values.

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from normscope import Spec, UsageError
-from normscope.theory import grams
-from normscope.theory.grams import batch_norm_gram, rescaled_spectrum
+from normscope.nn.norms import integrals
+from normscope.nn.norms.integrals import batch_norm_gram, rescaled_spectrum
 from normscope.theory.predicted import predict, predicted_grams
 from normscope.theory.simulated import simulate
 
@@ -251,7 +251,7 @@ def batch_of(kind, n):
 def test_the_few_nodes_of_batch_norm_against_all(monkeypatch, kind, slope, recenter):
     c = batch_of(kind, 60)
     few = batch_norm_gram(c, slope, recenter)
-    monkeypatch.setattr(grams, "_FEW", 60)
+    monkeypatch.setattr(integrals, "_FEW", 60)
     every = batch_norm_gram(c, slope, recenter)
     assert 0 < np.abs(few - every).max() < 1e-11 * np.abs(every).max()
 
@@ -259,7 +259,7 @@ def test_the_few_nodes_of_batch_norm_against_all(monkeypatch, kind, slope, recen
 MEMORY = """
 import numpy as np
 from pathlib import Path
-from normscope.theory.grams import batch_norm_gram
+from normscope.nn.norms.integrals import batch_norm_gram
 def peak():
     return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")).split()[1])
 x = np.random.default_rng(0).standard_normal((512, 64))

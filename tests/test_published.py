@@ -11,9 +11,9 @@ import pytest
 from scipy.special import digamma, polygamma
 
 from normscope import Spec
+from normscope.nn.norms.integrals import batch_norm_gram
 from normscope.theory._chain import Group
 from normscope.theory._start import read_start
-from normscope.theory.grams import batch_norm_gram
 from normscope.theory.laws import odd_point, orthogonality
 from normscope.theory.simulated import simulate
 

@@ -27,6 +27,7 @@ def test_generated_pages_are_up_to_date():
     page = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     assert (ROOT / "docs" / "findings.md").read_text() == page["findings_page"]()
     assert (ROOT / "docs" / "metrics.md").read_text() == page["metrics_page"]()
+    assert (ROOT / "docs" / "lists.md").read_text() == page["lists_page"]()
     assert (ROOT / "docs" / "architecture.md").read_text() == page["architecture_page"]()
     index = page["_index"]
     assert json.loads(index.FILE.read_text(encoding="utf-8")) == json.loads(index.text())  # claims in any order

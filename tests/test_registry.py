@@ -76,6 +76,10 @@ def test_membership_does_not_raise(fruits):
     assert "bananna" not in fruits
 
 
+def test_a_thing_may_be_asked_for_that_is_not_there(fruits):
+    assert (fruits.get("banana"), fruits.get("bananna"), fruits.get("bananna", 0)) == (2, None, 0)
+
+
 def test_a_name_is_taken_once(fruits):
     with pytest.raises(RuntimeError, match="'apple' is registered twice"):
         fruits.add("apple", 4)

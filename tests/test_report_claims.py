@@ -7,7 +7,8 @@ import pytest
 
 from normscope import claims
 from normscope.claims import Axes, Curve, Verdict, Verdicts, at_most, between, near
-from normscope.report.claims import band, charts, domain, duration, page
+from normscope.core.words import duration
+from normscope.report.claims import band, charts, domain, page
 
 
 @pytest.fixture(scope="module", autouse=True)

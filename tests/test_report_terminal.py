@@ -9,10 +9,11 @@ from rich.console import Console
 from test_report_content import collapse, content, deep, facts, one, quiet, records, three
 
 from normscope.core.errors import UsageError
+from normscope.core.favourites import BRIEF
 from normscope.core.files import write
 from normscope.report import terminal
 from normscope.report._fold import Folded, fold
-from normscope.report._labels import BRIEF, label
+from normscope.report._labels import label
 from normscope.report._layers import layers, measured
 from normscope.report._sparks import curve
 

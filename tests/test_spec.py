@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from normscope import Spec, UsageError, build
-from normscope.core.spec import ACTIVATIONS, FAMILIES, NORMS, WEIGHTS, activation_slope, parse
+from normscope.core.spec import ACTIVATIONS, FAMILIES, NORMS, WEIGHTS, activation, parse
 from normscope.nn import make_activation
 
 K = 5  # standard errors allowed to a statistic of drawn weights
@@ -23,15 +23,15 @@ specs = st.builds(
     Spec,
     depth=st.integers(1, 10**6),
     width=st.integers(1, 10**6),
-    norm=st.sampled_from(NORMS),
-    activation=st.sampled_from(ACTIVATIONS) | slopes,
+    norm=st.sampled_from(list(NORMS)),
+    activation=st.sampled_from(list(ACTIVATIONS)) | slopes,
     norm_first=st.booleans(),
     skip=st.none() | finite,
     weights=st.sampled_from(list(WEIGHTS)),
     gain=st.none() | st.floats(0, 1e6),
     bias=st.none() | st.floats(0, 1e6),
     outputs=st.none() | st.integers(1, 1000),
-    output_norm=st.sampled_from(NORMS),
+    output_norm=st.sampled_from(list(NORMS)),
     family=st.sampled_from(FAMILIES),
 )
 
@@ -517,7 +517,7 @@ def test_a_leaky_slope_is_the_one_in_its_name(slope):
 
 
 def test_a_slope_is_read_from_the_name():
-    assert activation_slope("leaky_relu(0.2)") == ("leaky_relu", 0.2)
+    assert activation("leaky_relu(0.2)").slope == 0.2
 
 
 # Convolutional nets

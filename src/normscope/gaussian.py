@@ -1,7 +1,9 @@
 r"""Gaussian moments of activations: $E\varphi$, $E\varphi(u)\varphi(v)$ and the same for $\varphi'$.
 
-Everything the infinite-width recursions need. $(u, v)$ is centred Gaussian with variances $q_i, q_j$ and covariance
-$G_{ij}$. Closed forms for identity, relu, leaky_relu, abs (the leaky family) and erf, sin; quadrature for all.
+Everything the infinite-width recursions need; which activations there are is said in `normscope.nn.activations`.
+
+$(u, v)$ is centred Gaussian with variances $q_i, q_j$ and covariance $G_{ij}$. Closed forms for identity, relu,
+leaky_relu, abs (the leaky family) and erf, sin; quadrature for all.
 
 Quadrature cuts the real line at 0, where the kinks of the activations lie, and uses Gauss-Legendre on each half: the
 integrand is smooth there. Beyond 12 standard deviations the Gaussian weight is below 1e-31. Error, against the closed
@@ -17,22 +19,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
+from normscope.core import spec
 from normscope.core.errors import UsageError
-from normscope.core.spec import activation_slope
 
 Array = NDArray[np.float64]
-_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
-_ROOT_HALF, _ROOT_TAU = np.sqrt(0.5), np.sqrt(2 * np.pi)
+_ROOT_TAU = np.sqrt(2 * np.pi)
 
 
-@dataclass(frozen=True)
-class Activation:
-    """An activation, its derivative (0.5 or either side at a kink: a null set), and what is special about it.
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """An activation as functions of numpy arrays, and what is special about it.
 
-    slope: for the leaky family x -> x (x > 0), slope * x (x < 0); ``None`` outside it.
-    odd: phi(-x) = -phi(x).
+    derivative: 0.5 or either side at a kink (a null set). odd: phi(-x) = -phi(x).
+    slope: for the leaky family x -> x (x > 0), slope * x (x < 0), whose moments are closed; ``None`` outside it.
+    products: E phi(u) phi(v), or of phi', from the variances of u and v, their covariance, and whether it is of phi':
+        a closed form outside the leaky family.
     """
 
     name: str
@@ -40,83 +42,66 @@ class Activation:
     derivative: Callable[[Any], Any]
     slope: float | None = None
     odd: bool = False
+    products: Callable[[Any, Any, Any, bool], Any] | None = None
 
     @property
     def homogeneous(self) -> bool:
         """phi(c x) = c phi(x) for c > 0: exactly the leaky family."""
         return self.slope is not None
 
+    @property
+    def linear(self) -> bool:
+        """phi(x) = x."""
+        return self.slope == 1
 
-def _cdf(x: Any) -> Any:
-    return special.ndtr(x)
+    def apply(self, z: NDArray[Any]) -> NDArray[Any]:
+        """phi of each entry, in place."""
+        if self.linear:
+            return z
+        if self.slope == 0:
+            return np.maximum(z, 0, out=z)
+        z[...] = self.phi(z)
+        return z
 
 
-def _pdf(x: Any) -> Any:
+def activation(of: str | Function) -> Function:
+    """The activation of a name (see `normscope.core.spec.activation`); a function is itself."""
+    found: Function = spec.activation(of) if not isinstance(of, Function) else of
+    return found
+
+
+def special() -> Any:
+    """scipy's special functions, which a probe does not wait for."""
+    from scipy import special
+
+    return special
+
+
+def normal_cdf(x: Any) -> Any:
+    """P(z < x)."""
+    return special().ndtr(x)
+
+
+def normal_pdf(x: Any) -> Any:
+    """Its derivative."""
     return np.exp(-0.5 * np.square(x)) / _ROOT_TAU
-
-
-def _leaky(name: str, slope: float) -> Activation:
-    if slope == 0:
-        return Activation(name, lambda x: np.maximum(x, 0), lambda x: np.where(x > 0, 1.0, 0.0), 0.0)
-    if slope == 1:
-        return Activation(name, lambda x: x, np.ones_like, 1.0, odd=True)
-    if slope == -1:
-        return Activation(name, np.abs, np.sign, -1.0)
-    return Activation(name, lambda x: np.where(x > 0, x, slope * x), lambda x: np.where(x > 0, 1.0, slope), slope)
-
-
-def _elu(x: Any, alpha: float, scale: float) -> Any:
-    return scale * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
-
-
-def _elu_derivative(x: Any, alpha: float, scale: float) -> Any:
-    return scale * np.where(x > 0, 1.0, alpha * np.exp(np.minimum(x, 0)))
-
-
-_SMOOTH: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], bool]] = {
-    "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2, True),
-    "sigmoid": (special.expit, lambda x: special.expit(x) * special.expit(-x), False),
-    "gelu": (lambda x: x * _cdf(x), lambda x: _cdf(x) + x * _pdf(x), False),
-    "silu": (
-        lambda x: x * special.expit(x),
-        lambda x: special.expit(x) * (1 + x * special.expit(-x)),
-        False,
-    ),
-    "elu": (lambda x: _elu(x, 1, 1), lambda x: _elu_derivative(x, 1, 1), False),
-    "selu": (
-        lambda x: _elu(x, _SELU_ALPHA, _SELU_SCALE),
-        lambda x: _elu_derivative(x, _SELU_ALPHA, _SELU_SCALE),
-        False,
-    ),
-    "softplus": (lambda x: np.logaddexp(0, x), special.expit, False),
-    "sin": (np.sin, np.cos, True),
-    "erf": (special.erf, lambda x: 2 / np.sqrt(np.pi) * np.exp(-np.square(x)), True),
-}
-
-
-@functools.cache
-def activation(name: str) -> Activation:
-    """The activation of a name of ``spec.ACTIVATIONS``, as functions of numpy arrays; unknown names raise."""
-    base, slope = activation_slope(name)
-    leaky = {"identity": 1.0, "relu": 0.0, "abs": -1.0, "leaky_relu": slope}
-    if base in leaky:
-        return _leaky(name, leaky[base])
-    phi, derivative, odd = _SMOOTH[base]
-    return Activation(name, phi, derivative, odd=odd)
 
 
 # The public moments ------------------------------------------------------------------------------------------------
 
 
-def mean(name: str, q: Any, method: str = "auto") -> Any:
+def mean(name: str | Function, q: Any, method: str = "auto") -> Any:
     r"""$E\varphi(\sqrt q z)$, $z \sim N(0, 1)$, for variances q of any shape."""
     a, q = activation(name), _variances(q)
     if _closed(a, method):
-        return np.zeros_like(q) if a.odd else (1 - _slope(a)) * np.sqrt(q / (2 * np.pi))
+        if a.odd:
+            return np.zeros_like(q)
+        if a.slope is not None:
+            return (1 - a.slope) * np.sqrt(q / (2 * np.pi))
     return one_dimensional(a.phi, q)
 
 
-def second_moment(name: str, q: Any, method: str = "auto", derivative: bool = False) -> Any:
+def second_moment(name: str | Function, q: Any, method: str = "auto", derivative: bool = False) -> Any:
     r"""$E\varphi(\sqrt q z)^2$, or $E\varphi'(\sqrt q z)^2$, for variances q of any shape."""
     a, q = activation(name), _variances(q)
     if _closed(a, method):
@@ -125,7 +110,7 @@ def second_moment(name: str, q: Any, method: str = "auto", derivative: bool = Fa
     return one_dimensional(lambda x: np.square(f(x)), q)
 
 
-def product_moment(name: str, gram: Any, method: str = "auto", derivative: bool = False) -> Array:
+def product_moment(name: str | Function, gram: Any, method: str = "auto", derivative: bool = False) -> Array:
     r"""Matrix $E\varphi(u_i)\varphi(u_j)$ (or of $\varphi'$), $u \sim N(0, G)$, for Grams G (..., n, n).
 
     The kernel map of a wide layer. Diagonal entries are ``second_moment``. Correlations that rounding pushes beyond
@@ -165,33 +150,23 @@ def half_plane(c: Any) -> Any:
     return (np.sqrt((1 - c) * (1 + c)) + (np.pi - np.arccos(c)) * c) / (2 * np.pi)
 
 
-def _closed(a: Activation, method: str) -> bool:
+def _closed(a: Function, method: str) -> bool:
     if method not in ("auto", "closed", "quadrature"):
         raise UsageError(f"method must be auto, closed or quadrature; got {method!r}.")
-    has = a.homogeneous or a.name in ("erf", "sin")
+    has = a.homogeneous or a.products is not None
     if method == "closed" and not has:
         raise UsageError(f"{a.name} has no closed Gaussian moments here; use method='quadrature'.")
     return has and method != "quadrature"
 
 
-def _slope(a: Activation) -> float:
-    return 1.0 if a.slope is None else a.slope
-
-
-def _closed_pair(a: Activation, qi: Any, qj: Any, g: Any, derivative: bool) -> Any:
+def _closed_pair(a: Function, qi: Any, qj: Any, g: Any, derivative: bool) -> Any:
     """E phi phi (or of phi') from the two variances and the covariance."""
-    if a.name == "erf":
-        # Williams 1998: arcsine kernel; its derivative kernel is d/dg of it.
-        if derivative:
-            return (4 / np.pi) / np.sqrt((1 + 2 * qi) * (1 + 2 * qj) - 4 * np.square(g))
-        return (2 / np.pi) * np.arcsin(2 * g / np.sqrt((1 + 2 * qi) * (1 + 2 * qj)))
-    if a.name == "sin":
-        # sin u sin v = (cos(u-v) - cos(u+v)) / 2 and E cos x = exp(-var x / 2).
-        minus, plus = np.exp(g - (qi + qj) / 2) / 2, np.exp(-g - (qi + qj) / 2) / 2
-        return minus + plus if derivative else minus - plus
+    if a.products is not None:
+        return a.products(qi, qj, g, derivative)
+    assert a.slope is not None
     # phi_s(x) = s x + (1-s) relu(x), so phi phi = s^2 uv + s(1-s)(u relu v + v relu u) + (1-s)^2 relu u relu v, and
     # E u relu(v) = g/2.
-    s, scale = _slope(a), np.sqrt(qi * qj)
+    s, scale = a.slope, np.sqrt(qi * qj)
     c = np.clip(np.divide(g, scale, out=np.zeros(np.broadcast(g, scale).shape), where=scale > 0), -1, 1)
     if derivative:
         # P(u>0, v>0) = (pi - arccos c) / 2pi.
@@ -217,7 +192,7 @@ def _normal_rule(nodes: int) -> tuple[Array, Array]:
     x, w = _legendre(nodes)
     z, w = _REACH * x**2, _REACH * 2 * x * w
     z, w = np.concatenate([-z[::-1], z]), np.concatenate([w[::-1], w])
-    return z, w * _pdf(z)
+    return z, w * normal_pdf(z)
 
 
 def one_dimensional(f: Callable[[Any], Any], q: Array, nodes: int = 160) -> Array:
@@ -254,7 +229,7 @@ def _pair_block(f: Callable[[Any], Any], qi: Array, qj: Array, g: Array, nodes: 
         length = end - start
         y = start + length * x**2
         v = np.sqrt(qj)[:, None, None] * ((c * z)[..., None] + s[..., None] * y)
-        inner += np.sum(f(v) * _pdf(y) * np.abs(length) * 2 * x * wx, axis=-1)
+        inner += np.sum(f(v) * normal_pdf(y) * np.abs(length) * 2 * x * wx, axis=-1)
     return np.asarray(np.sum(f(np.sqrt(qi)[:, None] * z) * inner * w, axis=-1))
 
 

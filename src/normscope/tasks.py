@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from normscope.core.errors import UsageError, finite_number, unknown, whole_number
+from normscope.core.favourites import BRIEF, FEW
 from normscope.core.records import Profile, Record
 from normscope.core.spec import Spec
 from normscope.sweeping import TASKS
@@ -184,9 +185,8 @@ def phase(
     from normscope.probing.passes import probe as run
 
     net, samples = _net(spec, None, n, data, data_dir, seed, readout=True)
-    names = ("participation_rank", "orthogonality_gap", "mean_abs_cosine", "gradient_norm")
-    found = run(net, samples.inputs, samples.targets, "cross_entropy", metrics=names, mode="train", seed=seed)
-    numbers = {name: found.series(name)[spec.depth] for name in names[:3]}
+    found = run(net, samples.inputs, samples.targets, "cross_entropy", metrics=BRIEF, mode="train", seed=seed)
+    numbers = {name: found.series(name)[spec.depth] for name in FEW}
     norms = found.series("gradient_norm", "gradient")
     first, last = norms.get(1, math.nan), norms.get(spec.depth, math.nan)
     if spec.depth > 1:

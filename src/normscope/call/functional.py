@@ -14,16 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from normscope.core.errors import UsageError
+from normscope.core.spec import POINTWISE
 
-#: Functions to the module of the same map.
-ACTIVATIONS: dict[Any, type[nn.Module]] = {
-    F.relu: nn.ReLU, torch.relu: nn.ReLU, torch.relu_: nn.ReLU, Tensor.relu: nn.ReLU, Tensor.relu_: nn.ReLU,
-    torch.tanh: nn.Tanh, torch.tanh_: nn.Tanh, Tensor.tanh: nn.Tanh, Tensor.tanh_: nn.Tanh, F.tanh: nn.Tanh,
-    torch.sigmoid: nn.Sigmoid, Tensor.sigmoid: nn.Sigmoid, Tensor.sigmoid_: nn.Sigmoid, F.sigmoid: nn.Sigmoid,
-    F.gelu: nn.GELU, F.silu: nn.SiLU, F.leaky_relu: nn.LeakyReLU, F.elu: nn.ELU, F.selu: nn.SELU, F.celu: nn.CELU,
-    F.softplus: nn.Softplus, F.hardtanh: nn.Hardtanh, F.relu6: nn.ReLU6, F.mish: nn.Mish, F.softsign: nn.Softsign,
-    F.hardswish: nn.Hardswish, F.hardsigmoid: nn.Hardsigmoid, torch.selu: nn.SELU, torch.celu: nn.CELU,
-}  # fmt: skip
 #: Products of an input with a parameter that the model holds itself.
 PRODUCTS: dict[Any, type[nn.Module]] = {
     F.linear: nn.Linear, torch.matmul: nn.Linear, Tensor.matmul: nn.Linear, torch.mm: nn.Linear, Tensor.mm: nn.Linear,
@@ -45,6 +37,7 @@ class Functions(TorchFunctionMode):
     def __init__(self, seen: Seen | None = None, untrained: Callable[[nn.Module], None] | None = None) -> None:
         super().__init__()
         self.seen, self.untrained = seen, untrained
+        self._activations = {f: p.kind for p in POINTWISE.values() for f in p.functions}
         self.norms: set[nn.Module] = set()
         self.drift: dict[nn.Module, float] = {}
 
@@ -59,7 +52,7 @@ class Functions(TorchFunctionMode):
         if func is F.batch_norm:
             self._batch_norm(*args, **kwargs)
             return func(*args, **kwargs)
-        kind = ACTIVATIONS.get(func)
+        kind = self._activations.get(func)
         if kind is None and (func not in PRODUCTS or not any(isinstance(a, nn.Parameter) for a in args)):
             return func(*args, **kwargs)
         module = enclosing()

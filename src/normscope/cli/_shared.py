@@ -18,6 +18,7 @@ from normscope.call.targets import what
 from normscope.core.errors import DoesNotRun, UsageError, unknown
 from normscope.core.load import Crashed, call_object, load_object, origin, user_error
 from normscope.core.spec import FAMILIES
+from normscope.core.tensors import device_of
 from normscope.data.datasets import Batch, load
 from normscope.data.models import SOURCES, fitting_data, load_step, required, synthetic, takes
 
@@ -54,7 +55,7 @@ class Given:
 
     def step(self, name: str) -> tuple[Step, str]:
         """The step of a MODEL, what it brings replaced by what was given; and the name of its data."""
-        where, dtype, loss = device_named(self.device), dtype_named(self.dtype), loss_named(self.loss)
+        where, dtype, loss = device_of(self.device, "--device"), dtype_named(self.dtype), loss_named(self.loss)
         batch, parts = self._loaded(name)
         model = parts["model"] = parts["model"].to(device=where, dtype=dtype)
         if loss is not None and "step" in parts:
@@ -173,18 +174,6 @@ def loss_named(name: str | None) -> Any:
             f"{type(found).__name__}."
         )
     return found
-
-
-def device_named(name: str) -> torch.device:
-    """The torch device of a name, if it works here."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:
-        raise UsageError(
-            f"--device must be one that works here; {name!r} does not ({str(error).splitlines()[0]})."
-        ) from None
-    return device
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

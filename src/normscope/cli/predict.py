@@ -13,21 +13,12 @@ from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
 from normscope.core.errors import UsageError
+from normscope.core.favourites import PREDICTED
 from normscope.core.spec import Spec, parse
 
 if TYPE_CHECKING:
     from normscope.core.records import Profile
 
-#: Columns of the printed table, and their signal; a narrow terminal shows the first ones.
-SHOWN = {
-    "participation_rank": "activation",
-    "mean_abs_cosine": "activation",
-    "gradient_growth": "gradient",
-    "orthogonality_gap": "activation",
-    "gradient_norm": "gradient",
-    "isometry_gap": "activation",
-    "odd_point_score": "activation",
-}
 _ROWS, _CELL = 24, 17
 
 
@@ -98,7 +89,7 @@ def _print(spec: Spec, profiles: list[Profile]) -> None:
     predicted = profiles[0]
     table = Table(title=str(spec), title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("layer", justify="right")
-    shown = dict(list(SHOWN.items())[: max(3, (console.width - 7) // _CELL)])
+    shown = dict(list(PREDICTED.items())[: max(3, (console.width - 7) // _CELL)])
     for name in shown:
         table.add_column(name.replace("_", " ", 1).replace(" ", "\n"), justify="right")
     columns = [[_by_layer(p, name, signal) for p in profiles] for name, signal in shown.items()]
@@ -112,8 +103,10 @@ def _print(spec: Spec, profiles: list[Profile]) -> None:
         table.add_row(str(layer), *cells)
     console.print(table)
     console.print(f"[dim]infinite width: {predicted.facts['method']}; gradients relative to the last layer[/]")
-    if len(shown) < len(SHOWN):
-        console.print(f"[dim]in a wider terminal, or with --csv: {', '.join(k for k in SHOWN if k not in shown)}[/]")
+    if len(shown) < len(PREDICTED):
+        console.print(
+            f"[dim]in a wider terminal, or with --csv: {', '.join(k for k in PREDICTED if k not in shown)}[/]"
+        )
     if len(profiles) > 1:
         facts = profiles[1].facts
         console.print(f"[dim]second lines: mean +- sd of simulated chains of width {spec.width} ({facts['law']})[/]")

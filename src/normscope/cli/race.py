@@ -67,14 +67,15 @@ def race(
     Exit code 0: raced, 1: every run of every variant diverged, 2: misuse, 3: a model crashed, 130: stopped with Ctrl-C.
     """
     from normscope.cli._entrants import samples_of, variants_of
-    from normscope.cli._shared import device_named, dtype_named, loss_named
+    from normscope.cli._shared import dtype_named, loss_named
+    from normscope.core.tensors import device_of
     from normscope.racing import Bar, Interrupted, Race, Watcher
     from normscope.racing import race as run
 
     pages.check(csv=csv, parquet=parquet)
     if target_loss is not None and not 0 < target_loss < math.inf:
         raise UsageError(f"--target-loss must be a loss above 0; got {target_loss}. Leave it out for half way down.")
-    where, kind, criterion = device_named(device), dtype_named(dtype), loss_named(loss)
+    where, kind, criterion = device_of(device, "--device"), dtype_named(dtype), loss_named(loss)
     train, test = samples_of(data, data_dir, samples, test_samples)
     variants = variants_of(models, cures, train, batch)
     try:

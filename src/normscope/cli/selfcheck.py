@@ -28,12 +28,12 @@ def selfcheck(
     """
     import torch
 
-    from normscope.cli._shared import device_named
+    from normscope.core.tensors import device_of
     from normscope.curvature import selfcheck as run
 
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    checks = run(device_named(device), getattr(torch, dtype), seed)
+    checks = run(device_of(device, "--device"), getattr(torch, dtype), seed)
     failed = [c for c in checks if c.relied_on and c.status != "exact"]
     if json:
         about = {"torch": torch.__version__, "device": device, "dtype": dtype, "trusted": not failed}

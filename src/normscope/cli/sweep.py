@@ -17,6 +17,7 @@ from normscope.cli._app import INTERRUPTED, app, console, errors, print_json, sa
 from normscope.cli._index import index
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
 from normscope.core.errors import UsageError
+from normscope.core.words import duration
 
 if TYPE_CHECKING:
     import polars as pl
@@ -156,7 +157,7 @@ def _dry(planned: Plan, grid: Grid, kept: Store, json: bool) -> None:
         console.print(f"  {name:<14} {len(values):>4}   {shown}", highlight=False, markup=False, soft_wrap=True)
     told = f"{counts['done']} done, {counts['failed']} failed, {counts['missing']} to do"
     if estimate is not None:
-        told += f": about {_duration(estimate)} on {count} worker{'s' * (count > 1)}, from the cells done so far"
+        told += f": about {duration(estimate)} on {count} worker{'s' * (count > 1)}, from the cells done so far"
     console.print(told, highlight=False)
 
 
@@ -214,7 +215,7 @@ def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool)
         p = seen[0] if seen else None
         new = p.finished if p else 0
         told = (
-            f"{len(grid)} cells: {new} computed in {_duration(time.monotonic() - began)}, {len(grid) - new} from "
+            f"{len(grid)} cells: {new} computed in {duration(time.monotonic() - began)}, {len(grid) - new} from "
             "the store"
         )
         console.print(told, highlight=False)
@@ -254,13 +255,6 @@ def _cell(value: tuple[float, float, int] | None) -> str:
         return "-" if value is None else "nan"
     mean, sd, _ = value
     return f"{mean:.4g}" + (f" +- {sd:.1g}" if sd > 1e-3 * abs(mean) and math.isfinite(mean) else "")
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def _write(

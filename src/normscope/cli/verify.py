@@ -52,8 +52,8 @@ def verify(
     """
     from normscope import claims as science
     from normscope.claims.verification import summary, tally
-    from normscope.cli._shared import device_named
-    from normscope.report.claims import duration
+    from normscope.core.tensors import device_of
+    from normscope.core.words import duration
 
     if seeds < 1:
         raise UsageError(f"--seeds must be at least 1; got {seeds}.")
@@ -66,7 +66,7 @@ def verify(
         _list(picked, size, json)
         return
     pages.check(out=out)
-    device_named(device)
+    device_of(device, "--device")
     if not json:
         console.print(f"{len(picked)} claims, about {duration(cost)} of one core.", highlight=False)
     try:
@@ -118,7 +118,7 @@ def _print(found: Verdicts) -> None:
 
 
 def _list(picked: list[Claim], size: str, json: bool) -> None:
-    from normscope.report.claims import duration
+    from normscope.core.words import duration
 
     at = 0 if size == "quick" else 1
     rows: list[dict[str, Any]] = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from normscope.core.errors import unknown
 
@@ -50,6 +50,10 @@ class Registry(Mapping[str, T]):
             return self._things[name]
         except (KeyError, TypeError):
             raise unknown(self.kind, name, self._things) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The thing, or ``default``: a miss is no mistake here."""
+        return self._things.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._things

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from normscope.core.errors import UsageError, finite_number, unknown, whole_number
+from normscope.core.registry import Registry
 
-NORMS = ("none", "batch", "batch_rescale", "batch_recenter", "layer", "rms", "group")
-#: Torch's lower-case names. ``leaky_relu`` has slope 0.01 unless written ``leaky_relu(0.2)``.
-ACTIVATIONS = (
-    "identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "elu", "selu", "softplus", "abs", "sin", "erf",
-)  # fmt: skip
+#: Norms and activations by name: each is registered with all that is known of it, on a higher floor.
+NORMS: Registry[Any] = Registry("norm", home="normscope.nn.norms")
+ACTIVATIONS: Registry[Any] = Registry("activation", home="normscope.nn.activations")
+#: Modules that act on each entry and bend, those of `ACTIVATIONS` among them, by the name of their class.
+POINTWISE: Registry[Any] = Registry("pointwise module", home="normscope.nn.activations")
 #: Laws of the weights W (out, in); every law but ``identity`` has i.i.d. rows or is Haar.
 WEIGHTS = {
     "gaussian": "N(0, gain^2 / fan_in)",
@@ -35,8 +36,9 @@ class Spec:
 
     depth: number of weight layers of the hidden chain (the readout is not counted).
     width: features (``mlp``) or channels of the first stage (``vgg``, ``resnet``).
-    norm: one of ``none, batch, batch_rescale, batch_recenter, layer, rms, group``; ``norm_first``: norm, then
-        activation (the usual order); else activation, then norm.
+    norm: one of `NORMS`; ``norm_first``: norm, then activation (the usual order); else activation, then norm.
+    activation: one of `ACTIVATIONS`, in torch's lower-case names; ``leaky_relu`` has slope 0.01 unless written
+        ``leaky_relu(0.2)``.
     skip: strength gamma of the residual form $h + \gamma (W h + b)$ in the place of $W h + b$ (Daneshmand et al. 2020);
         ``None``: no skip connection. The first layer has none unless the input is as wide.
     weights: law of the weights, see ``WEIGHTS``; ``gain`` ``None`` means sqrt(2) for ReLU, sqrt(2/(1+a^2)) for leaky
@@ -68,7 +70,7 @@ class Spec:
             value = getattr(self, field)
             if not isinstance(value, str) or value not in known:
                 raise unknown(field, value, known)
-        activation_slope(self.activation)
+        activation(self.activation)
         for field in ("skip", "gain", "bias"):
             if (value := getattr(self, field)) is not None:
                 least = None if field == "skip" else 0
@@ -81,8 +83,8 @@ class Spec:
         """The gain in force: ``gain``, or the one that keeps the scale of a plain net (He et al. 2015)."""
         if self.gain is not None:
             return self.gain
-        name, slope = activation_slope(self.activation)
-        return math.sqrt(2 / (1 + slope**2)) if name in ("relu", "leaky_relu") else 1.0
+        slope = activation(self.activation).slope
+        return 1.0 if slope is None else math.sqrt(2 / (1 + slope**2))
 
     def parameters(self) -> dict[str, Any]:
         """The fields as the parameters of a table."""
@@ -97,24 +99,22 @@ class Spec:
         return f"{self.family}:" + ",".join(f"{f.name}={getattr(self, f.name)}" for f in shown)
 
 
-def activation_slope(name: str) -> tuple[str, float]:
-    """Base name and slope of an activation: ``leaky_relu(0.2)`` -> (``leaky_relu``, 0.2); slope 0 for the others."""
+def activation(name: str) -> Any:
+    """The record of an activation's name; ``leaky_relu(0.2)`` sets the slope."""
     base, bracket, rest = name.partition("(") if isinstance(name, str) else (name, "", "")
-    if base not in ACTIVATIONS:
-        raise unknown("activation", name, ACTIVATIONS)
-    if base != "leaky_relu":
-        if bracket:
-            raise UsageError(f"Only leaky_relu takes an argument; got {name!r}.")
-        return base, 0.0
+    found = ACTIVATIONS[base]
     if not bracket:
-        return base, 0.01
+        return found
+    if found.of_slope is None:
+        takes = " and ".join(known for known, a in ACTIVATIONS.items() if a.of_slope is not None)
+        raise UsageError(f"Only {takes} takes an argument; got {name!r}.")
     try:
         slope = float(rest.removesuffix(")"))
     except ValueError:
         slope = math.nan
     if not (rest.endswith(")") and math.isfinite(slope)):
-        raise UsageError(f"The slope of leaky_relu must be a number, as in 'leaky_relu(0.2)'; got {name!r}.")
-    return base, slope
+        raise UsageError(f"The slope of {base} must be a number, as in '{base}(0.2)'; got {name!r}.")
+    return found.of_slope(slope)
 
 
 def parse(text: str) -> Spec:

@@ -1,4 +1,4 @@
-"""What tensors and dtypes an argument may be, said in one place."""
+"""What tensors, dtypes and devices an argument may be, said in one place; and the size of a tensor."""
 
 from __future__ import annotations
 
@@ -34,3 +34,20 @@ def floating_dtype(value: Any) -> torch.dtype:
             f"dtype must be a floating torch dtype; got {shown(value)}. Use torch.float64 or torch.float32."
         )
     return value
+
+
+def device_of(name: str | torch.device, option: str = "device") -> torch.device:
+    """The device of a name, if it works here; ``option``: as the user wrote it."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:  # each backend raises its own
+        raise UsageError(
+            f"{option} must be one that works here; {str(name)!r} does not ({str(error).splitlines()[0]})."
+        ) from None
+    return device
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square entry, summed in float64."""
+    return float(x.detach().double().square().mean().sqrt())

@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from normscope.core.spec import POINTWISE
 from normscope.curvature._batch import Batch
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-#: Modules that act on each entry alone and hold no parameter.
-ELEMENTWISE = (
-    nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU,
-    nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign,
-    nn.Tanh, nn.Tanhshrink, nn.Threshold,
-)  # fmt: skip
 
 
 def chain_gram(f: Batch) -> Callable[[], Float[Tensor, "m m"]] | None:
@@ -41,7 +35,7 @@ def chain_gram(f: Batch) -> Callable[[], Float[Tensor, "m m"]] | None:
     linear = [m for m in modules if type(m) is nn.Linear]
     first = next((i for i, m in enumerate(modules) if type(m) is nn.Linear), 0)
     plain = all(
-        type(m) is nn.Linear or type(m) in ELEMENTWISE or (type(m) is nn.Flatten and i < first and m.start_dim == 1)
+        type(m) is nn.Linear or _elementwise(m) or (type(m) is nn.Flatten and i < first and m.start_dim == 1)
         for i, m in enumerate(modules)
     )
     held = [p for m in linear for p in m.parameters()]
@@ -51,6 +45,11 @@ def chain_gram(f: Batch) -> Callable[[], Float[Tensor, "m m"]] | None:
     if not (linear and plain and alone and flat) or hooked:
         return None
     return lambda: _gram(f, modules)
+
+
+def _elementwise(module: nn.Module) -> bool:
+    """Whether it acts on each entry alone, and is no subclass."""
+    return type(module) is nn.Identity or getattr(POINTWISE.get(type(module).__name__), "kind", None) is type(module)
 
 
 def _chain(model: nn.Module) -> Iterator[nn.Module]:

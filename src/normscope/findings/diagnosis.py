@@ -16,9 +16,11 @@ from normscope.call.arguments import tensors
 from normscope.call.graph import NoGradient
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
+from normscope.core import favourites
 from normscope.core.errors import UsageError, whole_number
 from normscope.core.faces import Shown, show
 from normscope.core.records import Profile
+from normscope.core.words import version
 from normscope.findings import Finding, find
 from normscope.findings.checkup import check_up
 from normscope.findings.checkup.data import cleaned, finite, finite_loss, firsts, load
@@ -30,23 +32,6 @@ if TYPE_CHECKING:
 
     from normscope.curvature import Sharpness
     from normscope.learning_rates import Rates
-
-#: Columns of `Diagnosis.layers`: the numbers a reader looks at first.
-SUMMARY = {
-    "participation_rank": "activation",
-    "orthogonality_gap": "activation",
-    "mean_abs_cosine": "activation",
-    "numerical_rank_float32": "activation",
-    "rms": "activation",
-    "odd_point_score": "activation",
-    "dead_units": "activation",
-    "gradient_norm": "gradient",
-    "relative_gradient": "weight",
-}
-
-
-#: What theory draws beside the measurement.
-PREDICTED = ("participation_rank", "orthogonality_gap", "mean_abs_cosine")
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,7 +52,7 @@ class Diagnosis(Shown):
 
     @property
     def layers(self) -> polars.DataFrame:
-        """One row a layer (and call) in the order of execution; the columns of ``SUMMARY``."""
+        """One row a layer (and call) in the order of execution; the columns of ``favourites.DIAGNOSIS``."""
         import polars as pl
 
         rows: dict[tuple[int, int], dict[str, Any]] = {}
@@ -75,10 +60,10 @@ class Diagnosis(Shown):
             if r.source != "measured":
                 continue
             row = rows.setdefault((r.layer, r.call), {"layer": r.layer, "name": r.name, "call": r.call, "kind": r.kind})
-            if SUMMARY.get(r.metric) == r.signal:
+            if favourites.DIAGNOSIS.get(r.metric) == r.signal:
                 row[r.metric] = r.value
         schema = {"layer": pl.Int64, "name": pl.String, "call": pl.Int64, "kind": pl.String}
-        return pl.DataFrame(list(rows.values()), schema=schema | dict.fromkeys(SUMMARY, pl.Float64))
+        return pl.DataFrame(list(rows.values()), schema=schema | dict.fromkeys(favourites.DIAGNOSIS, pl.Float64))
 
     @property
     def verdict(self) -> str:
@@ -278,7 +263,7 @@ def diagnose(
         profile = _with_prediction(at, profile, facts)
     diagnosis = Diagnosis(label, profile, findings, fisher, facts, found)
     facts["verdict"] = diagnosis.verdict
-    facts["normscope"] = _version()
+    facts["normscope"] = version()
     return diagnosis
 
 
@@ -326,7 +311,7 @@ def _with_prediction(at: Step, profile: Profile, facts: dict[str, Any]) -> Profi
     inputs = at.args[0].detach().double()
     try:
         # In a run: reading a parametrized weight computes it, and may move the buffers it is computed with.
-        predicted = at.run(lambda: overlay(at.root, inputs, profile, metrics=PREDICTED))
+        predicted = at.run(lambda: overlay(at.root, inputs, profile, metrics=favourites.FEW))
     except Exception as error:  # whatever fails beside a finished measurement must not lose it
         facts["notes"].append(f"no prediction beside it: {type(error).__name__}: {error}")
         return profile
@@ -373,12 +358,3 @@ def _check_parameters(model: nn.Module, profile: Profile) -> None:
                 f"Parameters must be finite; {name} holds {count} NaN or infinite values, and {reached}. "
                 "Load or initialize it again."
             )
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("normscope")
-    except PackageNotFoundError:
-        return "unknown"

@@ -30,7 +30,8 @@ class Metric:
     to read its chart, one without has none; ``low`` and ``high``: the range of the value (inclusive); ``source``: where
     it is defined; ``needs``: how much of a representation it reads (`Needs`), ``None``: not said, so all;
     ``invariant``: what leaves it unchanged, of ``scale`` (X -> c X), ``rotation`` (X -> X Q), ``permutation`` (of the
-    samples); ``signal``: what it is measured on, ``activation`` or ``gradient``.
+    samples); ``signal``: what it is measured on, ``activation`` or ``gradient``; ``spectral``: whether neither a
+    rotation of the samples (X -> Q X) nor directions of 1e-12 of the largest matter to it.
     """
 
     function: Callable[..., Tensor | float]
@@ -46,6 +47,12 @@ class Metric:
     needs: Needs | None
     invariant: tuple[str, ...]
     signal: str
+    spectral: bool
+
+    @property
+    def scales(self) -> bool:
+        """Is it a length, f(c X) = |c| f(X)?"""
+        return self.unit in ("x", "loss / x")
 
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
@@ -88,6 +95,7 @@ def register(
     needs: Needs | None = None,
     invariant: str = "scale rotation permutation",
     signal: str = "activation",
+    spectral: bool = False,
 ) -> Callable[[Callable[..., Tensor | float]], Metric]:
     """Decorator: enrol a function of a `Statistic` as a metric under its own name, in every list, page and check.
 
@@ -101,7 +109,7 @@ def register(
         words = name.replace("_", " ")
         metric = Metric(
             function, name, title or words[:1].upper() + words[1:], short or words, unit, log, reading, low, high,
-            source, needs, tuple(invariant.split()), signal,
+            source, needs, tuple(invariant.split()), signal, spectral,
         )  # fmt: skip
         return METRICS.add(name, metric)
 
@@ -111,16 +119,17 @@ def register(
 def evaluate(members: Sequence[Statistic], metrics: Sequence[Metric], finite: bool = False) -> list[dict[str, float]]:
     """metric -> value of each of several statistics of one `Statistic.kind`; ``finite``: NaN for what is not."""
     group = Statistic.stacked(members)
-    columns = [_values(m, group, members) for m in metrics]
+    found = columns(group, metrics)
     known = group.finite.tolist() if finite else [True] * len(members)
-    return [
-        {m.name: column[i] if known[i] else math.nan for m, column in zip(metrics, columns, strict=True)}
-        for i in range(len(members))
-    ]
+    return [{name: column[i] if known[i] else math.nan for name, column in found.items()} for i in range(len(members))]
 
 
-def _values(metric: Metric, group: Statistic, members: Sequence[Statistic]) -> list[float]:
-    if metric.needs is None:
-        return [metric(s) for s in members]
-    values: list[float] = torch.as_tensor(metric.function(group), dtype=torch.float64).tolist()
-    return values
+def columns(group: Statistic, metrics: Sequence[Metric]) -> dict[str, list[float]]:
+    """metric -> values of each representation of a statistic with a leading axis."""
+    alone = list(group.members()) if any(m.needs is None for m in metrics) else []
+    return {
+        m.name: [m(s) for s in alone]
+        if m.needs is None
+        else torch.as_tensor(m.function(group), dtype=torch.float64).tolist()
+        for m in metrics
+    }

@@ -80,7 +80,7 @@ def unit_axis(x: Tensor) -> int:
 
 
 @register(
-    short="gap", unit="1", needs="gram", high=1.0, source="daneshmand2021, eq. 2",
+    short="gap", unit="1", needs="gram", high=1.0, spectral=True, source="daneshmand2021, eq. 2",
     reading="0 when the samples are orthogonal, near 1 when they are aligned. Dotted: the least that its rank allows.",
 )  # fmt: skip
 def orthogonality_gap(s: Statistic) -> Tensor:
@@ -117,7 +117,7 @@ def sigma_min(s: Statistic) -> Tensor:
 
 
 @register(
-    short="rank", unit="dimensions", log=True, needs="gram", low=1.0, source="daneshmand2020, Lemma 1",
+    short="rank", unit="dimensions", log=True, needs="gram", low=1.0, spectral=True, source="daneshmand2020, Lemma 1",
     reading="How many directions the batch fills. Near 1, all samples look alike; the batch size is the most there can "
     "be.",
 )  # fmt: skip
@@ -129,7 +129,9 @@ def participation_rank(s: Statistic) -> Tensor:
     return 1 / (s.off_diagonal + s.shares.square().sum(-1))
 
 
-@register(unit="dimensions", log=True, needs="eigenvalues", source="daneshmand2020, section 2 (tau = 0.5)")
+@register(
+    unit="dimensions", log=True, needs="eigenvalues", spectral=True, source="daneshmand2020, section 2 (tau = 0.5)"
+)
 def soft_rank(s: Statistic, tau: float = 0.5) -> Tensor:
     r"""Number of eigenvalues of the second moment that reach ``tau`` when their mean is 1.
 
@@ -141,7 +143,7 @@ def soft_rank(s: Statistic, tau: float = 0.5) -> Tensor:
     return torch.where(s.finite, ((values >= tau * mean) & (mean > 0)).sum(-1).double(), torch.nan)
 
 
-@register(unit="dimensions", log=True, needs="eigenvalues", low=1.0, source="garrido2023 (RankMe)")
+@register(unit="dimensions", log=True, needs="eigenvalues", low=1.0, spectral=True, source="garrido2023 (RankMe)")
 def entropy_rank(s: Statistic) -> Tensor:
     r"""Exponential of the entropy of the normalized singular values (RankMe).
 
@@ -230,7 +232,7 @@ def mean_norm(s: Statistic) -> Tensor:
 
 @register(
     title="Root mean square", unit="x", log=True, needs="norms", invariant="rotation permutation",
-    source="scale of an entry",
+    spectral=True, source="scale of an entry",
 )  # fmt: skip
 def rms(s: Statistic) -> Tensor:
     r"""Root mean square entry (d is taken as n for a bare Gram matrix).

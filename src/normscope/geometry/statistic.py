@@ -124,6 +124,13 @@ class Statistic:
             vars(found)["ascending"] = torch.stack([s.ascending for s in members])
         return found
 
+    def members(self) -> Iterator[Statistic]:
+        """What `stacked` put together."""
+        for i in range(len(self.kept)):
+            kept = (None if x is None else x[i] for x in (self.factor, self.product))
+            shares = (float(x if isinstance(x, float) else x[i]) for x in (self.dead, self.saturated))
+            yield Statistic(self.samples, self.features, *kept, *shares)
+
     @property
     def kept(self) -> Tensor:
         """The factor, or the product where there is none."""

@@ -14,6 +14,7 @@ from normscope.init.laws import break_batch_norm_, delta_orthogonal_, he_, lower
 from normscope.init.lsuv import lsuv_
 from normscope.init.orthogonal import haar_, orthogonal_representations_
 from normscope.init.rank import raise_rank_
+from normscope.init.wrappers import off_centre
 
 __all__ = [
     "CURES",
@@ -26,6 +27,7 @@ __all__ = [
     "identity_",
     "lower_rank_",
     "lsuv_",
+    "off_centre",
     "orthogonal_representations_",
     "raise_rank_",
     "torch_default_",

@@ -107,6 +107,42 @@ def survey(model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
     return layers, left
 
 
+def windows(layer: Layer, x: Tensor) -> Tensor:
+    """Views (n, *positions, c_in, *kernel) of what each output position of a convolution sees; no copy but the padding.
+
+    For a linear layer (n, *positions, d). Padding (and its mode), stride and dilation are the layer's.
+    """
+    module = layer.module
+    if isinstance(module, nn.Linear):
+        return x
+    dims = len(module.kernel_size)
+    x = x if x.dim() == dims + 2 else x.unsqueeze(0)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = nn.functional.pad(x, list(module._reversed_padding_repeated_twice), mode=mode)
+    for axis in range(dims):
+        size, step, gap = module.kernel_size[axis], module.stride[axis], module.dilation[axis]
+        x = x.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap]
+    return x.movedim(1, 1 + dims)
+
+
+def input_rows(layer: Layer, x: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, bool]:
+    """Rows (groups, N, fan_in) that the layer's weight meets, and whether they are a part of all rows.
+
+    At most ``most`` rows, drawn without replacement. Patches are shuffled in any case: neighbours look alike, and the
+    first rows of one image are its border. Memory: only the chosen rows are copied.
+    """
+    seen = windows(layer, x)
+    groups, fan_in = layer.groups, layer.weight[0].numel()
+    positions = seen.shape[: seen.dim() - layer.weight.dim() + 1]
+    total = int(torch.tensor(positions).prod())
+    if total > most or isinstance(layer.module, nn.modules.conv._ConvNd):
+        chosen = torch.randperm(total, generator=generator, device=generator.device)[:most].to(x.device)
+        rows = seen[torch.unravel_index(chosen, positions)]
+    else:
+        rows = seen.reshape(total, -1)
+    return rows.reshape(len(rows), groups, fan_in).transpose(0, 1), total > most
+
+
 def untied(layers: list[Layer], left: dict[str, str]) -> list[Layer]:
     """The layers, each weight once: a later layer with an earlier one's weight is left alone."""
     first: dict[Tensor, str] = {}
@@ -190,13 +226,21 @@ def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, se
     return ran
 
 
-def in_order(model: nn.Module, inputs: Any, layers: list[Layer], left: dict[str, str], *, seed: int) -> list[Layer]:
-    """The layers in the order of first execution; those that never run are left alone."""
+def in_order(
+    model: nn.Module, inputs: Any, generator: torch.Generator
+) -> tuple[nn.Module, list[Layer], dict[str, str], int]:
+    """The model under its wrappers, its layers in the order of first execution, each weight once; why the others are
+    left alone; and the seed of the passes, drawn from the generator.
+    """
+    model = model_of(model)
+    layers, left = survey(model)
+    require(layers, left)
+    seed = int(torch.randint(2**31, (), generator=generator))
     ran = walk(model, inputs, layers, lambda *_: None, seed=seed)
     for layer in layers:
         if layer not in ran:
             left[layer.name] = "never called in the forward pass (its parent may compute with its weight itself)"
-    return ran
+    return model, untied(ran, left), left, seed
 
 
 @contextmanager
@@ -228,11 +272,6 @@ def haar(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     q, r = torch.linalg.qr(tall)
     q = q * r.diagonal().sgn()  # the signs make it Haar (Mezzadri 2007)
     return q if rows >= columns else q.T
-
-
-def rms(x: Tensor) -> float:
-    """Root mean square entry, summed in float64."""
-    return float(x.detach().double().square().mean().sqrt())
 
 
 def model_of(model: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import first_tensor, mapped
 from normscope.call.step import Step
 from normscope.core.errors import UsageError
+from normscope.init._cures import in_place, register
 from normscope.init._layers import (
     Layer,
     Treatment,
@@ -19,18 +20,19 @@ from normscope.init._layers import (
     generator_of,
     in_order,
     kept,
-    model_of,
     require,
     step_of,
-    survey,
-    untied,
 )
 
 #: Samples that the passes look at (chosen by us: where a gradient goes is a matter of the net's structure).
 SEEN = 16
 
 
-def zero_branches_(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> nn.Module:
+@register(
+    "zero-branches", "goyal2017, zhang2019, de2020",
+    doc="The last layer of every residual branch starts at zero: a residual net begins as its trunk.",
+)  # fmt: skip
+def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> Treatment:
     r"""Start each residual branch at zero: its last layer, weight and bias, or the norm behind that layer; in place.
 
     $x + W_2\,\phi(W_1 x)$ with $W_2 = 0$: at the start every block passes on what it gets, so that neither scales nor
@@ -48,16 +50,7 @@ def zero_branches_(model: nn.Module, inputs: Any, *, generator: torch.Generator 
     who scale the branch by a learned number that starts at 0 and show that this is what batch norm does for deep
     residual nets.
     """
-    return zero_branches(model, inputs, generator=generator).model
-
-
-def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> Treatment:
-    """`zero_branches_` with the account of what it did."""
-    model = model_of(model)
-    layers, left = survey(model)
-    require(layers, left)
-    seed = int(torch.randint(2**31, (), generator=generator_of(generator)))
-    order = untied(in_order(model, inputs, layers, left, seed=seed), left)
+    model, order, left, seed = in_order(model, inputs, generator_of(generator))
     require(order, left)
     done: list[str] = []
     names = {m: n for n, m in model.named_modules()}
@@ -95,6 +88,9 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
             )
     done.reverse()
     return Treatment(model, tuple(done), left)
+
+
+zero_branches_ = in_place(zero_branches, "zero_branches_")
 
 
 def _fill(parameters: list[Tensor], values: list[Tensor]) -> None:

@@ -7,18 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.init._cures import in_place, register
 from normscope.init._layers import Layer, Treatment, generator_of
 from normscope.init.orthogonal import sweep
 
 
-def identity_(
+@register(
+    "identity", "control of daneshmand2021, section 5",
+    doc="Every hidden layer a multiple of the identity, scale kept at 1: the control of `orthogonal`, and often as "
+    "good.",
+)  # fmt: skip
+def identity(
     model: nn.Module,
     inputs: Any,
     *,
     scale: str = "rms",
     ends: bool = False,
     generator: torch.Generator | None = None,
-) -> nn.Module:
+) -> Treatment:
     r"""Set each layer to a multiple of the identity (Dirac kernels for convolutions); in place.
 
     $W = c\,J$ with $J_{ij} = 1$ where $i = j \bmod \min(out, in)$ (and the same with i and j exchanged): the identity
@@ -30,19 +36,10 @@ def identity_(
     Source: control of Daneshmand, Joudaki, Bach 2021, section 5, added by us; Dirac kernels: Zagoruyko and Komodakis
         2017.
     """
-    return identity(model, inputs, scale=scale, ends=ends, generator=generator).model
-
-
-def identity(
-    model: nn.Module,
-    inputs: Any,
-    *,
-    scale: str = "rms",
-    ends: bool = False,
-    generator: torch.Generator | None = None,
-) -> Treatment:
-    """`identity_` with the account of what it did."""
     return sweep(model, inputs, dirac, scale=scale, ends=ends, generator=generator_of(generator))
+
+
+identity_ = in_place(identity, "identity_")
 
 
 def dirac(layer: Layer, _x: Tensor) -> Tensor:

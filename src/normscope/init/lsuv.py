@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.init._cures import in_place, register
 from normscope.init._layers import (
     Layer,
     Treatment,
@@ -14,15 +15,13 @@ from normscope.init._layers import (
     generator_of,
     haar,
     in_order,
-    model_of,
     require,
-    survey,
-    untied,
     walk,
 )
 
 
-def lsuv_(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> nn.Module:
+@register("lsuv", "mishkin2016", doc="Orthogonal weights scaled to unit variance on this batch.")
+def lsuv(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> Treatment:
     r"""Orthogonal weights, scaled layer by layer until the output on this batch has variance 1; in place.
 
     $W = Q / \sqrt{\mathrm{Var}(X Q^T)}$ with Q Haar-orthogonal (out, fan_in) and the variance (1/N) over samples,
@@ -32,16 +31,8 @@ def lsuv_(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = 
     It sets the scale of every layer for any activation; it does nothing for the angles between samples.
     Source: Mishkin and Matas 2016 (all you need is a good init).
     """
-    return lsuv(model, inputs, generator=generator).model
-
-
-def lsuv(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> Treatment:
-    """`lsuv_` with the account of what it did."""
-    model, generator = model_of(model), generator_of(generator)
-    layers, left = survey(model)
-    require(layers, left)
-    seed = int(torch.randint(2**31, (), generator=generator))
-    order = untied(in_order(model, inputs, layers, left, seed=seed), left)
+    generator = generator_of(generator)
+    model, order, left, seed = in_order(model, inputs, generator)
     require(order, left)
     done: list[str] = []
 
@@ -60,3 +51,6 @@ def lsuv(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = N
     with all_or_nothing(order):
         walk(model, inputs, order, visit, seed=seed)
     return Treatment(model, tuple(done), left)
+
+
+lsuv_ = in_place(lsuv, "lsuv_")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope.core.errors import UsageError, unknown
+from normscope.core.tensors import rms
+from normscope.init._cures import in_place, register
 from normscope.init._layers import (
     Layer,
     Treatment,
@@ -15,14 +17,10 @@ from normscope.init._layers import (
     generator_of,
     haar,
     in_order,
-    model_of,
+    input_rows,
     require,
-    rms,
-    survey,
-    untied,
     walk,
 )
-from normscope.init._rows import input_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -31,7 +29,11 @@ BASES = ("sliced", "polar", "haar")
 SCALES = ("rms", "paper")
 
 
-def orthogonal_representations_(
+@register(
+    "orthogonal", "daneshmand2021, eq. 6",
+    doc="Weights that make each layer's outputs on this batch more orthogonal; scale kept at 1.",
+)  # fmt: skip
+def orthogonal(
     model: nn.Module,
     inputs: Any,
     *,
@@ -42,7 +44,7 @@ def orthogonal_representations_(
     rows: int | None = None,
     cut: float | None = None,
     generator: torch.Generator | None = None,
-) -> nn.Module:
+) -> Treatment:
     r"""Set each weight so that the layer's outputs on this batch are more orthogonal than its inputs; in place.
 
     The layer's input on the batch, under the layers treated before it, is $X = U S V^T$ (N, fan_in), samples as rows.
@@ -81,32 +83,6 @@ def orthogonal_representations_(
     alone. With skip connections the layers are treated in the order in which they run, each on what it really sees; the
     sum behind a skip is not orthogonalized.
     """
-    return orthogonal(
-        model, inputs, power=power, basis=basis, scale=scale, ends=ends, rows=rows, cut=cut, generator=generator
-    ).model
-
-
-def haar_(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None, **options: Any) -> nn.Module:
-    """The negative control of `orthogonal_representations_`: the same with a Haar-random U' (``basis="haar"``).
-
-    Whitening a ReLU representation into a random basis multiplies gradients layer by layer: deep nets diverge.
-    """
-    return orthogonal(model, inputs, basis="haar", generator=generator, **options).model
-
-
-def orthogonal(
-    model: nn.Module,
-    inputs: Any,
-    *,
-    power: float = 0.5,
-    basis: str = "sliced",
-    scale: str = "rms",
-    ends: bool = False,
-    rows: int | None = None,
-    cut: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Treatment:
-    """`orthogonal_representations_` with the account of what it did."""
     if basis not in BASES:
         raise unknown("basis", basis, BASES)
     _check_scale(scale)
@@ -135,6 +111,24 @@ def orthogonal(
     return treatment
 
 
+orthogonal_representations_ = in_place(orthogonal, "orthogonal_representations_")
+
+
+@register(
+    "haar", "control of daneshmand2021, section 5", control=True,
+    doc="`orthogonal` with a random basis: gradients explode with depth (negative control).",
+)  # fmt: skip
+def whitened(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None, **options: Any) -> Treatment:
+    """The negative control of `orthogonal_representations_`: the same with a Haar-random U' (``basis="haar"``).
+
+    Whitening a ReLU representation into a random basis multiplies gradients layer by layer: deep nets diverge.
+    """
+    return orthogonal(model, inputs, basis="haar", generator=generator, **options)
+
+
+haar_ = in_place(whitened, "haar_")
+
+
 def _check_scale(scale: str) -> None:
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
@@ -147,12 +141,8 @@ def sweep(
 
     The first and the last layer that run keep their weights unless ``ends``; with ``scale="rms"`` the first is scaled.
     """
-    model = model_of(model)
     _check_scale(scale)
-    layers, left = survey(model)
-    seed = int(torch.randint(2**31, (), generator=generator))
-    require(layers, left)
-    order = untied(in_order(model, inputs, layers, left, seed=seed), left)
+    model, order, left, seed = in_order(model, inputs, generator)
     only_scaled: list[Layer] = []
     if not ends and order:
         if len(order) > 1:

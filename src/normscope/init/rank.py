@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from normscope.call.arguments import first_tensor
 from normscope.call.step import Step
 from normscope.core.errors import UsageError, unknown
+from normscope.core.tensors import rms
+from normscope.init._cures import in_place, register
 from normscope.init._layers import (
     Layer,
     Treatment,
@@ -21,12 +23,8 @@ from normscope.init._layers import (
     generator_of,
     in_order,
     kept,
-    model_of,
     require,
-    rms,
     step_of,
-    survey,
-    untied,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +40,11 @@ BETAS = (0.9, 0.999)
 Progress = Callable[[int, int, int, float], None]
 
 
-def raise_rank_(
+@register(
+    "rank", "daneshmand2020, figure 6",
+    doc="Gradient steps that raise the participation rank layer by layer; scale kept at 1.",
+)  # fmt: skip
+def rank(
     model: nn.Module,
     inputs: Any,
     variant: str = "B",
@@ -54,7 +56,7 @@ def raise_rank_(
     scale: str = "rms",
     progress: Progress | None = None,
     generator: torch.Generator | None = None,
-) -> nn.Module:
+) -> Treatment:
     r"""Descent on $\log(1/r)$, r the participation rank of a layer on this batch, before any training; in place.
 
     $r = \mathrm{tr}(G)^2 / \|G\|_F^2$ with $G = H H^T$ the Gram matrix (n, n) of the layer's representation H, samples
@@ -85,37 +87,13 @@ def raise_rank_(
     one forward and one backward pass for the gradient and one forward pass per tried share (1.2 to 1.5 in the mean),
     all up to the objective's layer.
     """
-    return rank(
-        model, inputs, variant, steps=steps, every=every, goal=goal, seconds=seconds, scale=scale, progress=progress,
-        generator=generator,
-    ).model  # fmt: skip
-
-
-def rank(
-    model: nn.Module,
-    inputs: Any,
-    variant: str = "B",
-    *,
-    steps: int | None = None,
-    every: int = 4,
-    goal: float | None = None,
-    seconds: float | None = None,
-    scale: str = "rms",
-    progress: Progress | None = None,
-    generator: torch.Generator | None = None,
-) -> Treatment:
-    """`raise_rank_` with the account of what it did."""
     if variant not in VARIANTS:
         raise unknown("variant of raise_rank_", variant, VARIANTS)
     if scale not in ("rms", "keep"):
         raise unknown("scale", scale, ("rms", "keep"))
     if every < 1 or (steps is not None and steps < 1):
         raise UsageError(f"steps and every must be at least 1; got steps={steps}, every={every}.")
-    model, generator = model_of(model), generator_of(generator)
-    layers, left = survey(model)
-    require(layers, left)
-    seed = int(torch.randint(2**31, (), generator=generator))
-    order = untied(in_order(model, inputs, layers, left, seed=seed), left)
+    model, order, left, seed = in_order(model, inputs, generator_of(generator))
     if order:
         left[order[-1].name] = "the last layer keeps its law"
     require(order[:-1], left)
@@ -148,6 +126,9 @@ def rank(
     with all_or_nothing(order):
         notes = step.run(work, kept(order))
     return Treatment(model, tuple(layer.name for layer in order[:-1]), left, tuple(notes))
+
+
+raise_rank_ = in_place(rank, "raise_rank_")
 
 
 def _silent(_step: int, _rank: float) -> None:

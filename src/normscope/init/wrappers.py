@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from normscope.call.taps import normalizers
 from normscope.core.errors import UsageError
+from normscope.init._cures import register
 from normscope.init._layers import Treatment, model_of, require, step_of, survey, walk
 from normscope.nn import CenterOutputs, NormalizeOutputs
 
@@ -29,8 +30,18 @@ def off_centre(targets: Any) -> bool:
     return bool((y.mean(0).abs() > OFF_CENTRE * y.std(0)).any())
 
 
+@register(
+    "center-outputs",
+    "karakida2019",
+    wraps=True,
+    doc="Subtract the batch mean of the outputs: removes the sharpest directions.",
+)
 def center_outputs(model: nn.Module, inputs: Any, targets: Any = None) -> Treatment:
-    """The model with its outputs centred over the batch (`normscope.nn.CenterOutputs`)."""
+    """Subtract the batch mean of the outputs: removes the sharpest directions.
+
+    By `normscope.nn.CenterOutputs`.
+    """
+    model = model_of(model)
     outputs = _outputs(model, inputs)
     wrapped = _like(CenterOutputs(model, outputs.shape[1]), outputs, model.training)
     notes = ["saved under the keys model.*; fold_() gives a plain model for inference"]
@@ -39,8 +50,13 @@ def center_outputs(model: nn.Module, inputs: Any, targets: Any = None) -> Treatm
     return Treatment(wrapped, ("outputs",), notes=tuple(notes))
 
 
+@register("last-batch-norm", "karakida2019", wraps=True)
 def last_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
-    """The model with batch norm after its outputs (`normscope.nn.NormalizeOutputs`)."""
+    """Batch norm on the outputs.
+
+    By `normscope.nn.NormalizeOutputs`.
+    """
+    model = model_of(model)
     outputs = _outputs(model, inputs)
     wrapped = _like(NormalizeOutputs(model, outputs.shape[1]), outputs, model.training)
     return Treatment(
@@ -84,6 +100,7 @@ def _run(model: nn.Module, inputs: Any) -> Any:
     return step.run(work)
 
 
+@register("bn", "ioffe2015", wraps=True, doc="Batch norm after each layer but the last, before its activation.")
 def insert_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
     """Each Linear or Conv layer but the last becomes ``Sequential(layer, BatchNorm)``, so the norm precedes the
     activation.

@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from normscope.core.favourites import LOGGED
+
 if TYPE_CHECKING:
     import polars
-
-#: (signal, metric) of the curves: collapse of the batch, scale, gradients.
-SHOWN = (
-    ("activation", "orthogonality_gap"), ("activation", "participation_rank"), ("activation", "mean_abs_cosine"),
-    ("activation", "rms"), ("activation", "dead_units"), ("gradient", "gradient_norm"), ("weight", "gradient_norm"),
-    ("weight", "relative_gradient"),
-)  # fmt: skip
 
 
 def summary(frame: polars.DataFrame, prefix: str = "normscope") -> dict[str, float]:
@@ -27,7 +22,7 @@ def summary(frame: polars.DataFrame, prefix: str = "normscope") -> dict[str, flo
 
     last = frame["layer"].max()
     scalars: dict[str, float] = {}
-    for signal, metric in SHOWN:
+    for signal, metric in LOGGED:
         part = frame.filter(pl.col("signal") == signal, pl.col("metric") == metric).sort("layer", "call")
         if part.is_empty():
             continue

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope.core.extra import needs_extra
-from normscope.integrations._summary import SHOWN, summary
+from normscope.core.favourites import LOGGED
+from normscope.integrations._summary import summary
 
 with needs_extra("TensorBoardWriter needs", "tensorboard"):
     from torch.utils.tensorboard import SummaryWriter
@@ -33,7 +34,7 @@ class TensorBoardWriter:
         for tag, value in summary(frame).items():
             self._board.add_scalar(tag, value, step)
         for row in frame.iter_rows(named=True) if self._layers else ():
-            if (row["signal"], row["metric"]) in SHOWN:
+            if (row["signal"], row["metric"]) in LOGGED:
                 call = f"-call{row['call']}" if row["call"] else ""
                 tag = f"normscope/{row['signal']}_{row['metric']}/layer/{row['layer']:03}-{row['name']}{call}"
                 self._board.add_scalar(tag, row["value"], step)

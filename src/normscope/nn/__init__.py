@@ -2,6 +2,7 @@
 
 from normscope.nn.activations import make_activation
 from normscope.nn.nets import build
-from normscope.nn.norms import BatchNorm, CenterOutputs, NormalizeOutputs, RMSNorm, make_norm
+from normscope.nn.norms import BatchNorm, RMSNorm, make_norm
+from normscope.nn.outputs import CenterOutputs, NormalizeOutputs
 
 __all__ = ["BatchNorm", "CenterOutputs", "NormalizeOutputs", "RMSNorm", "build", "make_activation", "make_norm"]

@@ -12,21 +12,13 @@ import torch
 from torch import Tensor
 
 from normscope.call.taps import Tap
+from normscope.core.spec import POINTWISE
 from normscope.geometry.metrics import METRICS, Metric, metric_names, unit_axis
 from normscope.geometry.pool import Pool
 from normscope.geometry.statistic import Statistic, squared_norm
 
 #: Metrics of a layer's parameters, not of one representation: their gradient over themselves.
 RELATIVE_GRADIENT = "relative_gradient"
-#: Ends of the activations that have them.
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "Tanh": (-1, 1), "Sigmoid": (0, 1), "Hardtanh": (-1, 1), "Hardsigmoid": (0, 1), "Softsign": (-1, 1), "Erf": (-1, 1),
-}  # fmt: skip
-_ACTIVATIONS = {
-    "ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Softplus", "Hardswish",
-    "Abs",
-    "NewGELUActivation", "GELUActivation", "Sin", *_BOUNDS,
-}  # fmt: skip
 #: Rows (n, ...) of what a tap returned, or ``None`` where no axis runs over the samples.
 Rows = Callable[[Tap, Tensor], Tensor | None]
 
@@ -75,12 +67,11 @@ class Recorder:
             if rows is None:
                 return None
             inner = tap.module.activation if getattr(tap.module, "normscope_layer", False) else tap.module
-            kind = type(inner).__name__
-            units = unit_axis(x) if self.entries and kind in _ACTIVATIONS else None
-            bounds = _BOUNDS.get(kind) if self.entries else None
+            bends = POINTWISE.get(type(inner).__name__) if self.entries else None
+            units = unit_axis(x) if bends is not None else None
             seen = Seen(tap, layer, call, len(rows))
             if self.outputs or self.latest.maxlen:
-                statistic = Statistic.of(rows, spectrum=self.spectrum, units=units, bounds=bounds)
+                statistic = Statistic.of(rows, spectrum=self.spectrum, units=units, bounds=bends and bends.ends)
                 self.latest.append(statistic)
                 self._pool.add(statistic, self.outputs, seen.activation.update)
             self.seen.append(seen)

@@ -21,18 +21,13 @@ from normscope.call.step import Step, check_model, unwrap
 from normscope.call.taps import find_taps
 from normscope.core.errors import UsageError, shown, whole_number
 from normscope.core.faces import Shown
+from normscope.core.favourites import TRACKED
 from normscope.probing import measurement
 from normscope.probing.measurement import Measurement
 from normscope.probing.writers import Writer, as_writers, write_whole
 
 if TYPE_CHECKING:
     import polars
-
-#: Measured unless others are asked for: those that need no eigenvalues, so that a measured step stays cheap.
-DEFAULT = (
-    "orthogonality_gap", "participation_rank", "mean_abs_cosine", "mean_shift", "rms", "norm_spread", "dead_units",
-    "saturated_units", "gradient_norm", "gradient_collinearity", "relative_gradient",
-)  # fmt: skip
 
 
 class _Hook:
@@ -76,7 +71,7 @@ class Tracker(Shown):
 
     model: what the loop calls; may be wrapped by ``torch.compile`` or (Distributed)DataParallel.
     every: steps between measurements; the first step is measured.
-    metrics: names, ``"all"``, or None for a selection that needs no eigenvalues (`DEFAULT`).
+    metrics: names, ``"all"``, or None for a selection that needs no eigenvalues (`favourites.TRACKED`).
     layers: glob patterns of module paths, as in `probe`; default all layers.
     rows: at most so many samples, the first of the batch, enter a Gram matrix (column ``samples``); gradient norms
         are those of the whole batch.
@@ -122,7 +117,7 @@ class Tracker(Shown):
         self.scaler = scaler
         self._root, self._inner = model, unwrap(model)[0]
         self._layers, self._rows, self._tokens, self._axis = layers, rows, tokens, samples
-        self._plan = measurement.Plan.of(DEFAULT if metrics is None else metrics)
+        self._plan = measurement.Plan.of(TRACKED if metrics is None else metrics)
         find_taps(self._inner, layers)  # a pattern that matches nothing is said now
         self._order: dict[str, int] = {}
         self._notes: dict[str, None] = {}

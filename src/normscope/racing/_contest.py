@@ -19,10 +19,10 @@ from normscope.call.step import check_model, copied
 from normscope.call.traceless import Kept
 from normscope.core.errors import UsageError, finite_number, seeds_of, unknown, whole_number
 from normscope.core.load import user_error
-from normscope.core.tensors import floating_dtype
+from normscope.core.tensors import device_of, floating_dtype
 from normscope.data.datasets import Batch
 from normscope.racing._folder import Folder
-from normscope.racing._inputs import Plan, Variant, device_of, names_of, samples_of
+from normscope.racing._inputs import Plan, Variant, names_of, samples_of
 from normscope.racing._progress import Bar, Interrupted, Watcher, interruptible
 from normscope.racing._rates import Rate, Rule, choose, rules
 from normscope.racing._result import Race

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from normscope.core.errors import UsageError, shown
+from normscope.core.words import duration
 from normscope.data.datasets import Batch
 from normscope.racing._rates import Rate
 from normscope.training import Samples
@@ -39,7 +39,7 @@ class Plan:
             f"{n} {what}{'s' * (n != 1)}" for n, what in ((len(self.variants), "variant"), (len(self.seeds), "seed"))
         ]
         size = f"{' x '.join(counts)} = {runs} run{'s' * (runs != 1)} of {self.steps_per_run} steps"
-        return f"{size}{done}; about {_duration(self.seconds)}"
+        return f"{size}{done}; about {duration(self.seconds)}"
 
 
 def names_of(variants: Mapping[str, Variant]) -> list[str]:
@@ -60,18 +60,6 @@ def names_of(variants: Mapping[str, Variant]) -> list[str]:
     return list(variants)
 
 
-def device_of(name: str | torch.device) -> torch.device:
-    """The device of a name, if it works here."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except Exception as error:  # each backend raises its own
-        raise UsageError(
-            f"device must be one that works here; {str(name)!r} does not ({str(error).splitlines()[0]})."
-        ) from None
-    return device
-
-
 def samples_of(data: Batch | Samples | tuple[Any, Any]) -> Samples:
     """The samples of a batch or a pair."""
     if isinstance(data, Batch):
@@ -83,9 +71,3 @@ def samples_of(data: Batch | Samples | tuple[Any, Any]) -> Samples:
     raise UsageError(
         f"data must be a Batch (normscope.data.datasets.load) or a pair (inputs, targets); got a {type(data).__name__}."
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from normscope.core.favourites import RACED
 from normscope.core.records import Profile
 from normscope.probing.passes import probe
 from normscope.training import Recipe, Samples, Training, evaluate
@@ -18,8 +19,6 @@ from normscope.training import Recipe, Samples, Training, evaluate
 if TYPE_CHECKING:
     import polars
 
-#: What is followed over time, layer by layer.
-GEOMETRY = ("orthogonality_gap", "participation_rank", "gradient_norm")
 COLUMNS = ("variant", "seed", "step", "epoch", "signal", "metric", "layer", "name", "value")
 
 
@@ -51,7 +50,7 @@ class Tests:
     def look(self, model: nn.Module, recipe: Recipe) -> Profile:
         """The layers of the model on the probed samples, in training mode; the model is untouched."""
         probed = self.probed
-        return probe(model, probed.inputs, probed.targets, recipe.loss, metrics=GEOMETRY, mode="train", backward=True)
+        return probe(model, probed.inputs, probed.targets, recipe.loss, metrics=RACED, mode="train", backward=True)
 
 
 def geometry_steps(steps: int, count: int) -> frozenset[int]:
@@ -105,7 +104,7 @@ class Run:
             self.rows += [
                 Row(step, r.signal, r.metric, r.value, r.layer, r.name)
                 for r in tests.look(training.model, training.recipe).records
-                if r.call == 0 and r.metric in GEOMETRY
+                if r.call == 0 and r.metric in RACED
             ]
         self.seconds["evaluation"] += middle - start
         self.seconds["geometry"] += time.perf_counter() - middle

@@ -33,14 +33,6 @@ LABELS: dict[str, Label] = {
     "gradient_growth": Label("Gradient growth", "per layer", "growth", True),
 }  # fmt: skip
 
-#: Columns of the per-layer tables, in order; those that a report does not have are left out.
-TABLE = (
-    "participation_rank", "orthogonality_gap", "mean_abs_cosine", "numerical_rank", "mean_norm", "odd_point_score",
-    "dead_units", "saturated_units", "gradient_norm", "gradient_collinearity", "weight_gradient_norm",
-)  # fmt: skip
-#: The few that a terminal or a notebook cell has room for.
-BRIEF = ("participation_rank", "orthogonality_gap", "mean_abs_cosine", "gradient_norm")
-
 
 def charted(but: Iterable[str]) -> list[str]:
     """Registered metrics that say how their chart is read, so have one, and a column; less those named."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from normscope.core import favourites
 from normscope.report import _labels, _layers
 from normscope.report._content import SEVERITIES, Content
 from normscope.report._fold import Folded, fold
@@ -65,7 +66,7 @@ def table(
     rows: Sequence[Layer], findings: Sequence[Mapping[str, Any]], *, most: int | None = None, brief: bool = False
 ) -> dict[str, Any]:
     """Heads and rows of the layer table: cells as text; columns without any number are left out."""
-    wanted = _labels.BRIEF if brief else (*_labels.TABLE, *_labels.charted(but=_labels.TABLE))
+    wanted = favourites.BRIEF if brief else (*favourites.TABLE, *_labels.charted(but=favourites.TABLE))
     columns = [c for c in wanted if any(not math.isnan(at.values.get(c, math.nan)) for at in rows)]
     starts = _layers.codes_at(dict(f) for f in findings)
     shown = fold(rows, set(starts), [(c, _labels.label(c).log) for c in columns], most) if most else list(rows)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from normscope.core.spec import NORMS
+
 #: One colour a model, distinguishable with every kind of colour vision (after Okabe and Ito); light, dark.
 LIGHT = ("#0a62ad", "#d2570b", "#0f8a68", "#ad3f8d", "#8a7200", "#3fa0d8", "#6b6f76", "#7b3fb5")
 DARK = ("#62aef5", "#ff9a4d", "#3ecba0", "#f08fce", "#e3c84a", "#9bdcff", "#b9bdc4", "#c7a3f5")
 
-#: The norms keep their colours in every chart of every page, whichever of them it shows; ``none`` is grey.
-NORMS = ("batch", "layer", "rms", "group", "batch_recenter", "batch_rescale", "none")
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _INK = {
@@ -22,9 +22,13 @@ _INK = {
 
 
 def order(names: Iterable[Any]) -> list[Any]:
-    """The names in the order of their colours: norms in their own, others as they come."""
+    """The names in the order of their colours: others as they come, norms in one order for every chart of every page,
+    whichever of them it shows.
+    """
     found = list(dict.fromkeys(names))
-    return list(NORMS) if found and set(found) <= set(NORMS) else found
+    if not found or not set(found) <= set(NORMS):
+        return found
+    return sorted(NORMS, key=lambda name: (NORMS[name].colour is None, NORMS[name].colour))
 
 
 def colour(index: int, scheme: str = "light") -> str:

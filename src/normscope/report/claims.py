@@ -63,13 +63,6 @@ def band(reading: Reading) -> str:
     return f"{low} to {high}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def of_verdicts(found: Verdicts | Verdict, brief: bool = False) -> Sheet:
     """The sheet of verdicts, or of a single one; ``brief``: without all their readings."""
     verdicts: Sequence[Verdict] = found if isinstance(found, Sequence) else (found,)

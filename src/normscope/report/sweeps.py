@@ -11,13 +11,9 @@ from typing import Any
 import polars as pl
 
 from normscope.core.errors import unknown
+from normscope.core.favourites import SWEPT
 from normscope.report import _labels, sheet
 
-#: Drawn when nobody names metrics, in this order, as far as they are there.
-MAIN = (
-    "participation_rank", "orthogonality_gap", "lambda_max", "trained", "gradient_growth", "loss_ratio", "final_loss",
-    "accuracy", "mean_abs_cosine", "gradient_norm", "isometry_gap", "numerical_rank", "odd_point_score",
-)  # fmt: skip
 #: Charts of a page without ``metrics``.
 MOST = 6
 #: Rows of the page's table.
@@ -62,7 +58,7 @@ def names(table: pl.DataFrame) -> list[str]:
 def main_metrics(table: pl.DataFrame) -> list[str]:
     """The metrics, the main ones first."""
     found = names(table)
-    return [m for m in MAIN if m in found] + [m for m in found if m not in MAIN]
+    return [m for m in SWEPT if m in found] + [m for m in found if m not in SWEPT]
 
 
 def summary(table: pl.DataFrame, parameters: Sequence[str]) -> pl.DataFrame:

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from normscope.core.favourites import BRIEF
 from normscope.report import _labels, _layers, _rows, _sparks, rates
 from normscope.report._content import Content
 from normscope.report._fold import Folded, fold
@@ -93,7 +94,7 @@ def _finding(console: Console, finding: dict[str, Any]) -> None:
 def _tables(content: Content, models: dict[str, list[Layer]], width: int, most: int) -> list[Table]:
     """The models side by side where they have the same layers and the console is wide enough, else one table each."""
     same = len({tuple((at.layer, at.call, at.module) for at in rows) for rows in models.values()}) == 1
-    group = len(_labels.BRIEF) * (_NUMBER + 1) + 1
+    group = len(BRIEF) * (_NUMBER + 1) + 1
     if same and len(models) > 1 and _PLACE + len(models) * group <= width:
         return [_side_by_side(content, models, most, group)]
     return [
@@ -175,7 +176,7 @@ def _numbers(at: Layer, columns: Sequence[str]) -> list[Text]:
 
 def _columns(rows: Iterable[Layer]) -> list[str]:
     known = set(_layers.columns(rows))
-    return [column for column in _labels.BRIEF if column in known]
+    return [column for column in BRIEF if column in known]
 
 
 def _scales(columns: Sequence[str]) -> list[tuple[str, bool]]:

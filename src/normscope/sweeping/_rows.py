@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscope.core.errors import UsageError
 from normscope.core.records import COLUMNS, Profile, Record
+from normscope.core.words import version
 
 if TYPE_CHECKING:
     import polars as pl
@@ -156,16 +157,6 @@ def parameter_columns(texts: Mapping[str, str]) -> pl.DataFrame:
             written = [v if isinstance(v, str) or v is None else json.dumps(v) for v in values]
             columns[name] = pl.Series(written, dtype=pl.String)
     return pl.DataFrame(columns)
-
-
-def version() -> str:
-    """The library's version."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("normscope")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _record(row: Any, task: str) -> Record:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from normscope.core.words import duration
+
 
 @dataclass
 class Progress:
@@ -70,16 +72,9 @@ def shown(progress: bool | Callable[[Progress], object]) -> Iterator[Callable[[P
         task = bar.add_task("", total=None, note="")
 
         def tell(p: Progress) -> None:
-            eta = "" if p.eta != p.eta else f"about {_time(p.eta)} left"
+            eta = "" if p.eta != p.eta else f"about {duration(p.eta)} left"
             failed = f"{p.failed} failed" if p.failed else ""
             note = ", ".join(filter(None, [failed, eta]))
             bar.update(task, total=p.total, completed=p.stored + p.finished, note=note)
 
         yield tell
-
-
-def _time(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from normscope.core.errors import UsageError
 from normscope.core.files import TEMPORARY
 from normscope.core.records import COLUMNS
+from normscope.core.words import version
 from normscope.sweeping import _rows
 from normscope.sweeping._files import Files, Held, files_at
 from normscope.sweeping.grid import Cell
@@ -88,7 +89,7 @@ class Store:
     def prepare(self) -> None:
         """Write the marker: the store exists, and can be written to. Raises ``OSError`` if it cannot."""
         if not self.files.exists(MARKER):
-            about = {"schema": _rows.SCHEMA, "normscope": _rows.version()}
+            about = {"schema": _rows.SCHEMA, "normscope": version()}
             self.files.write(MARKER, json.dumps(about).encode())
         elif not isinstance(self.files, Held):
             probe = f"write-{os.getpid()}{TEMPORARY}"

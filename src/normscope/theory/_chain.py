@@ -19,15 +19,8 @@ from numpy.typing import NDArray
 
 from normscope.core.spec import Spec
 from normscope.linalg import Array, contrasts
+from normscope.nn.maps import LayerMap
 from normscope.nn.nets import init_weights_, weight_scale
-from normscope.theory._layer import (
-    apply_layer,
-    is_linear_vanilla,
-    is_row_local,
-    is_scale_free,
-    output_is_centred,
-    recentres_first,
-)
 from normscope.theory._start import Start
 from normscope.theory._streams import chi_stream, normal_stream
 
@@ -55,8 +48,9 @@ def method_of(spec: Spec) -> str:
 
 def is_spectral(spec: Spec, eps: float) -> bool:
     """Does the law of the spectrum depend on the spectrum alone? Then the samples may be rotated at will."""
-    plain = spec.activation == "identity" and is_row_local(spec) and not spec.bias and spec.skip is None
-    return plain and method_of(spec) == "gaussian" and not eps
+    between = LayerMap.of(spec)
+    linear = between.phi.linear and between.row_local and not spec.bias and spec.skip is None
+    return linear and method_of(spec) == "gaussian" and not eps
 
 
 class Group:
@@ -77,8 +71,8 @@ class Group:
         eps: float = 0.0,
         spectral: bool = False,
     ) -> None:
-        self.seeds, self.dtype, self.eps = list(seeds), dtype, eps
-        self.method = method_of(spec)
+        self.spec, self.seeds, self.dtype, self.eps = spec, list(seeds), dtype, eps
+        self.map, self.method = LayerMap.of(spec), method_of(spec)
         runs = len(self.seeds)
         self.layer, self.features = 0, start.features
         self.samples = self.columns = start.samples
@@ -87,10 +81,13 @@ class Group:
         self.gram: Array = np.matmul(self.factor.transpose(0, 2, 1), self.factor)
         self.pivot = np.array([_least_pivot(self.gram[:1])[0]] * runs)
         self.log_scale = np.zeros(runs)
-        self.scale_free = is_scale_free(spec) and spec.skip is None
+        alone = spec.skip is None and not spec.bias
+        #: Then an unnormalised chain may be rescaled at will.
+        self.scale_free = self.map.homogeneous and alone
         self.lost: dict[int, int] = {}
         self.stream, self.generators = normal_stream(self.seeds, entropy, dtype)
-        self.bartlett = is_linear_vanilla(spec)
+        #: Only Gaussian matrices: the Gram is a product of Wishart factors.
+        self.bartlett = self.map.plain and alone and self.method == "gaussian"
         if self.bartlett:
             self.degrees = min(self.factor.shape[1], spec.width)
             self.chi, chi_generators = chi_stream(self.seeds, entropy, spec.width, self.degrees)
@@ -110,10 +107,9 @@ class Group:
         self.spectral = spectral and is_spectral(spec, eps)
         self.energy = 1.0
         if self.spectral:
-            spec = self._into_contrasts(spec)
-        self.spec = spec
-        self.basis = contrasts(self.samples) if output_is_centred(spec) else None
-        row_local = is_row_local(spec)
+            self._into_contrasts()
+        self.basis = contrasts(self.samples) if self.map.output_is_centred else None
+        row_local = self.map.row_local
         large = spec.width * self.samples * 8 > _HELD and not self.keeps_rows
         self.streams_rows = row_local and large and self.method == "gaussian"
         per_chunk = max(64, _CHUNK // (8 * self.samples * runs))  # rows
@@ -153,7 +149,7 @@ class Group:
         triangle = np.zeros((len(self.seeds), 0, n))
         residual = spec.skip is not None and self.rows is not None and self.rows.shape[1] == d
         # A skip adds rows that are not centred, so the norm has to do it.
-        centred_before = recentres_first(spec) and not residual and self.method != "explicit"
+        centred_before = self.map.recentres_first and not residual and self.method != "explicit"
         if centred_before:
             size = np.abs(product).max((1, 2), keepdims=True)
             product = product - product.mean(-1, keepdims=True)
@@ -169,7 +165,7 @@ class Group:
                 assert spec.skip is not None
                 z *= spec.skip
                 z += self.rows[:, at : at + size]
-            z = apply_layer(z, spec, self.eps, centred_before)
+            z = self.map.apply(z, self.eps, centred_before)
             total += np.matmul(z.transpose(0, 2, 1), z)
             if self.streams_rows:
                 tall = np.concatenate([triangle, z.astype(np.float64, copy=False)], 1)
@@ -180,17 +176,17 @@ class Group:
             assert h is not None
             self.rows = np.array(h, dtype=np.float64)
 
-    def _into_contrasts(self, spec: Spec) -> Spec:
+    def _into_contrasts(self) -> None:
         """Centred linear norms on n samples are uncentred ones on n-1 (daneshmand2021, section 1): change to those."""
-        if spec.norm not in ("batch", "batch_recenter"):
-            return spec
+        norm = self.map.norm
+        if not norm.recenters_batch:
+            return
         self.factor = self.factor @ contrasts(self.samples)
         self.columns = self.directions = self.samples - 1
-        if spec.norm == "batch_recenter":
-            return replace(spec, norm="none")
-        # Rows get mean square 1 over n-1 columns here, but over n samples there.
-        self.energy = self.samples / self.columns
-        return replace(spec, norm="batch_rescale")
+        self.map = replace(self.map, norm=replace(norm, recenter=False))
+        if norm.rescale:
+            # Rows get mean square 1 over n-1 columns here, but over n samples there.
+            self.energy = self.samples / self.columns
 
     def _rotate(self) -> None:
         """Turn the samples onto the singular directions; drop those that rounding has swallowed."""

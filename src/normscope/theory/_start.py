@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from normscope.core.errors import UsageError
-from normscope.core.spec import Spec
+from normscope.core.spec import NORMS, Spec
 from normscope.linalg import Array, checked_gram, checked_inputs, gram_factor, input_factor, looks_like_gram
 
 
@@ -59,3 +59,9 @@ def checked_spec(spec: Any, what: str) -> Spec:
     if spec.family != "mlp":
         raise UsageError(f"{what}() knows the chain of dense layers (family 'mlp'); got {spec.family!r}. Use probe().")
     return spec
+
+
+def check_samples(spec: Spec, start: Start) -> None:
+    """``UsageError`` where a batch is too small for the spec's norm."""
+    if NORMS[spec.norm].over == "batch" and start.samples < 2:
+        raise UsageError("Batch norm needs at least 2 samples; got 1.")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from normscope.core.errors import UsageError
+from normscope.core.favourites import CHAINS
 from normscope.core.records import Profile
-from normscope.theory._measures import DEFAULT_METRICS
 from normscope.theory.predicted import predict
 from normscope.theory.recognise import layer_names, spec_of
 
@@ -49,7 +49,7 @@ def overlay(
             f"budget={budget:g}. Measure fewer samples, or raise the budget of overlay()."
         )
     known = {r.metric for r in measured.records if r.signal == "activation"}
-    wanted = [m for m in DEFAULT_METRICS if m in known] if metrics is None else list(metrics)
+    wanted = [m for m in CHAINS if m in known] if metrics is None else list(metrics)
     try:
         found = predict(spec, inputs=inputs.flatten(1), metrics=wanted, gradients=gradients, log2_points=log2_points)
     except UsageError:

@@ -15,17 +15,13 @@ from typing import Any
 import numpy as np
 
 from normscope.core.errors import UsageError, whole_number
-from normscope.core.spec import Spec
+from normscope.core.spec import NORMS, Spec
 from normscope.gaussian import product_moment
 from normscope.linalg import Array
 from normscope.nn.nets import weight_scale
-from normscope.nn.norms import ALGEBRA
+from normscope.nn.norms import Norm
 from normscope.theory._start import checked_spec, read_start
-from normscope.theory.gradients import backward
 from normscope.theory.grams import WideLayer, check_wide
-
-#: Norms with known order parameters, and what they do to (q_1, q_2) and to the back-propagated signal.
-_HIDDEN = ("none", "batch", "batch_recenter", "layer", "rms", "group")
 
 
 @dataclass(frozen=True)
@@ -104,10 +100,12 @@ def order_parameters(
     readout_gain: sigma_w of the readout; default 1, as ``build`` has it. Papers take the same as in the chain.
     """
     spec = checked_spec(spec, "order_parameters")
-    if spec.norm not in _HIDDEN or not spec.norm_first or spec.skip is not None:
+    norm: Norm = NORMS[spec.norm]
+    if norm.order(np.array([1.0, 0.0])) is None or not spec.norm_first or spec.skip is not None:
+        known = [name for name, other in NORMS.items() if other.order(np.array([1.0, 0.0])) is not None]
         raise UsageError(
             "Order parameters are known for norms "
-            f"{', '.join(_HIDDEN)} before the activation, without skip; got norm={spec.norm!r}, "
+            f"{', '.join(known)} before the activation, without skip; got norm={spec.norm!r}, "
             f"norm_first={spec.norm_first}, skip={spec.skip}."
         )
     if spec.weights in ("positive", "identity"):
@@ -124,7 +122,9 @@ def order_parameters(
         q.append(gains[layer] * qhat[-1] + sb2)
         if layer == depth:
             break
-        pair, factor = _normalized(q[-1], spec.norm)
+        found = norm.order(q[-1])
+        assert found is not None
+        pair, factor = found
         gram = np.array([[pair[0], pair[1]], [pair[1], pair[0]]])
         qhat.append(product_moment(spec.activation, gram)[0])
         slopes.append(factor * product_moment(spec.activation, gram, derivative=True)[0])
@@ -132,23 +132,9 @@ def order_parameters(
     for layer in range(depth - 1, -1, -1):
         qtilde.insert(0, gains[layer + 1] * qtilde[0] * slopes[layer])
     fan_in = np.array([*fan_ins, spec.width], dtype=float)
-    centred = tuple([ALGEBRA[spec.norm].recenters_batch] * depth + [False])
+    centred = tuple([norm.recenters_batch] * depth + [False])
     a, b, c = np.array(q).T, np.array(qhat).T, np.array(qtilde).T
     return OrderParameters(a[0], a[1], b[0], b[1], c[0], c[1], fan_in, centred, spec.bias is not None)
-
-
-def _normalized(q: Array, norm: str) -> tuple[Array, float]:
-    """(q_1, q_2) behind the norm, and the factor on the back-propagated signal."""
-    if norm == "none":
-        return q, 1.0
-    if ALGEBRA[norm].over == "features":
-        return np.array([1.0, q[1] / q[0]]), float(1 / q[0])
-    spread = q[0] - q[1]
-    if norm == "batch_recenter":
-        return np.array([spread, 0.0]), 1.0
-    if not spread > 0:
-        raise UsageError("All samples coincide (q_1 = q_2), so batch norm has nothing to rescale.")
-    return np.array([1.0, 0.0]), float(1 / spread)
 
 
 def wide_ntk(
@@ -164,7 +150,7 @@ def wide_ntk(
     """
     spec, start = checked_spec(spec, "wide_ntk"), read_start(gram, inputs, "wide_ntk")
     check_wide(spec)
-    if ALGEBRA[spec.norm].over == "batch":
+    if NORMS[spec.norm].over == "batch":
         raise UsageError(f"wide_ntk() needs samples that do not see each other; norm={spec.norm!r} couples them.")
     layer = WideLayer(spec)
     layers = [layer.reading(features or start.features)] + [layer] * (spec.depth - 1)
@@ -176,7 +162,7 @@ def wide_ntk(
     upper = (1.0 if readout_gain is None else readout_gain) ** 2 * ones
     for at in range(spec.depth, 0, -1):
         fan_in = spec.width if at > 1 else features or start.features or spec.width
-        upper = backward(layers[at - 1], grams[at - 1], upper)
+        upper = layers[at - 1].backward(grams[at - 1], upper)
         kernel = kernel + upper / layers[at - 1].gain ** 2 * (fan_in * grams[at - 1] + bias)
     return kernel
 
@@ -247,38 +233,26 @@ def fisher_statistics(
     per_layer = o.outlier(n)
     top = float(per_layer.sum())
     common = ("width large", "gradient independence", "samples alike: same second moment, same overlap")
-    centred_net = top <= 4 * (k1 - k2) / n
-    if spec.output_norm == "none":
+    last: Norm = NORMS[spec.output_norm]
+    if not last.over:
         squares = c * ((n - 1) / n * k2**2 + k1**2 / n)
         bulk = (k1 - k2) / n
-        notes: tuple[str, ...] = (
-            (*common, "kappa_2 > 0 (non-centred)") if not centred_net else (*common, "no outlier: kappa_2 ~ 0")
-        )
-        outliers = 0 if centred_net else c
-        value = math.nan if centred_net else top
+        value, outliers, said = (math.nan, 0, "no outlier: kappa_2 ~ 0")
+        if not top <= 4 * bulk:
+            value, outliers, said = (top, c, "kappa_2 > 0 (non-centred)")
         return FisherPrediction(
-            c * k1,
-            c * k1 / p,
-            squares / p,
-            value,
-            max(top, bulk),
-            math.sqrt(squares),
-            outliers,
-            bulk,
-            per_layer,
-            o,
-            p,
-            notes,
-        )
-    if ALGEBRA[spec.output_norm].recenters_batch:
-        v, lost = (1.0, 1) if spec.output_norm == "batch_recenter" else (float(o.q1[-1] - o.q2[-1]), 2)
+            c * k1, c * k1 / p, squares / p, value, max(top, bulk), math.sqrt(squares), outliers, bulk, per_layer, o, p,
+            (*common, said),
+        )  # fmt: skip
+    if last.recenters_batch:
+        v, lost = (float(o.q1[-1] - o.q2[-1]), 2) if last.rescale else (1.0, 1)
         trace = c * (1 - lost / n) * (k1 - k2) / v
         lower, upper = (k1 - k2) / (n * v), math.sqrt(c / n) * (k1 - k2) / v
         notes = (*common, "samples proportional to width", "statistics over the whole batch, differentiated through")
         return FisherPrediction(
             trace, trace / p, math.nan, math.nan, lower, upper, 0, lower, np.full(len(per_layer), math.nan), o, p, notes
         )
-    if spec.output_norm == "layer":
+    if last.standardises_samples:
         if c < 5:
             raise UsageError(f"Layer norm on {c} outputs has no finite prediction (E 1/sigma^2 diverges); use C >= 5.")
         inverse = c / (float(o.q1[-1]) * (c - 3))  # E 1/sigma^2 of C Gaussian outputs

@@ -13,17 +13,11 @@ from normscope.core.errors import UsageError, seed_of, whole_number
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
 from normscope.linalg import Array, contrasts
-from normscope.nn.norms import ALGEBRA
-from normscope.theory._measures import Batch, chosen_metrics, evaluate
-from normscope.theory._start import Start, checked_spec, read_start
-from normscope.theory.gradients import backward
-from normscope.theory.grams import (
-    WideLayer,
-    check_wide,
-    needs_points,
-    quasi_normals,
-    rescaled_spectrum,
-)
+from normscope.nn.maps import LayerMap
+from normscope.nn.norms.integrals import rescaled_spectrum
+from normscope.theory._start import Start, check_samples, checked_spec, read_start
+from normscope.theory._values import chosen_metrics, evaluate
+from normscope.theory.grams import WideLayer, check_wide, quasi_normals
 
 #: Independent sets of quasi-random points: their spread is the standard error.
 _REPLICATES = 8
@@ -44,7 +38,7 @@ def predict(
     Forward: $G_{l+1} = E\,h h^T$ (`normscope.theory.grams`): closed forms or quadrature without batch rescaling, a
         one-dimensional integral for batch norm and the leaky family (identity, relu, leaky_relu, abs), averages over
         8 x 2^log2_points quasi-random neurons elsewhere (``stderr``: from the spread of the 8). Backward: the
-        gradient's second moments (`normscope.theory.gradients`), gradient independence assumed, from loss gradients
+        gradient's second moments (`WideLayer.backward`), gradient independence assumed, from loss gradients
         of equal size that are independent between samples at the last layer.
 
     spec: an MLP; weights i.i.d. of mean zero or orthogonal; eps is 0. ``spec.width`` enters only the unit of
@@ -63,14 +57,13 @@ def predict(
     began = time.perf_counter()
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_wide(spec)
-    if ALGEBRA[spec.norm].over == "batch" and start.samples < 2:
-        raise UsageError("Batch norm needs at least 2 samples; got 1.")
+    check_samples(spec, start)
     names = chosen_metrics(metrics)
     log2_points, seed = _options(log2_points, seed)
-    n, sampled = start.samples, needs_points(spec)
-    rows = sampled or (gradients and ALGEBRA[spec.norm].rescales_batch and spec.activation != "identity")
-    sets: list[Array | None] = list(quasi_normals(n, log2_points, _REPLICATES, seed)) if rows else [None]
-    layers = [WideLayer(spec, points) for points in sets]
+    through = LayerMap.of(spec)
+    n, (sampled, back) = start.samples, through.samples
+    rows = sampled or (gradients and back)
+    layers = _layers(spec, n, log2_points, seed, rows)
     tables, runs = [], []
     for i, layer in enumerate(layers):
         if i == 0 or sampled:
@@ -83,12 +76,12 @@ def predict(
         "samples": n,
         "method": "quasi-Monte Carlo over neurons" if sampled else "closed form or quadrature",
         "gradient_method": "quasi-Monte Carlo over neurons" if rows else "closed form or quadrature",
-        "points": len(sets) * 2**log2_points if rows else 0,
+        "points": len(layers) * 2**log2_points if rows else 0,
         "seed": seed,
         "seconds": time.perf_counter() - began,
         "notes": [],
     }
-    if gradients and sampled and spec.activation == "relu":
+    if gradients and sampled and through.phi.slope == 0:
         facts["notes"].append(
             "batch norm after ReLU: neurons alive on two samples only make the mean squared gradient diverge "
             "(logarithmically, cut off by eps in practice); gradient numbers are a typical value"
@@ -101,16 +94,20 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_wide(spec)
     log2_points, seed = _options(log2_points, seed)
-    sets: list[Array | None] = (
-        list(quasi_normals(start.samples, log2_points, _REPLICATES, seed)) if needs_points(spec) else [None]
-    )
-    chains = [[gram for gram, _ in _forward(spec, start, WideLayer(spec, points))] for points in sets]
+    layers = _layers(spec, start.samples, log2_points, seed, LayerMap.of(spec).samples[0])
+    chains = [[gram for gram, _ in _forward(spec, start, layer)] for layer in layers]
     return np.asarray(np.mean(chains, axis=0))
 
 
 def _options(log2_points: int, seed: int) -> tuple[int, int]:
     do = "2**log2_points neurons are averaged; the default is 12."
     return whole_number("log2_points", log2_points, 0, do), seed_of(seed)
+
+
+def _layers(spec: Spec, samples: int, log2_points: int, seed: int, sampled: bool) -> list[WideLayer]:
+    """The layer; where it is ``sampled``, one for each set of points."""
+    sets = quasi_normals(samples, log2_points, _REPLICATES, seed) if sampled else [None]
+    return [WideLayer(spec, points) for points in sets]
 
 
 def _follow(
@@ -125,7 +122,7 @@ def _follow(
         if gram is before and at > 1:
             rows.append(rows[-1])
         else:
-            rows.append(evaluate(Batch(start.samples, features, gram[None], factor), names))
+            rows.append(evaluate(names, gram[None], factor, samples=start.samples, features=features))
         before = gram
         if keep:
             grams.append(gram)
@@ -137,8 +134,8 @@ def _forward(spec: Spec, start: Start, layer: WideLayer) -> Iterator[tuple[Array
 
     From a fixed point on the same array.
     """
-    if ALGEBRA[spec.norm].rescales_batch and spec.activation == "identity" and not spec.bias:
-        yield from _linear_batch_norm(spec, start)
+    if layer.map.norm.rescales_batch and layer.map.phi.linear and not spec.bias:
+        yield from _linear_batch_norm(spec, start, layer.map.norm.recenter)
         return
     gram, settled = start.gram, False
     yield gram, None
@@ -153,14 +150,12 @@ def _forward(spec: Spec, start: Start, layer: WideLayer) -> Iterator[tuple[Array
         yield gram, None
 
 
-def _linear_batch_norm(spec: Spec, start: Start) -> Iterator[tuple[Array, Array | None]]:
+def _linear_batch_norm(spec: Spec, start: Start, recenter: bool) -> Iterator[tuple[Array, Array | None]]:
     """Eigenvectors stay, eigenvalues follow ``rescaled_spectrum``:
     directions of 1e-12 are followed in full precision.
     """
     n = start.samples
-    basis = (
-        contrasts(n) if ALGEBRA[spec.norm].recenter else np.eye(n)
-    )  # so that rounding cannot feed the direction of the mean
+    basis = contrasts(n) if recenter else np.eye(n)  # so that rounding cannot feed the direction of the mean
     _, sigma, vectors = np.linalg.svd(start.factor @ basis, full_matrices=False)
     if not sigma[0] > 1e-14 * np.abs(start.factor).max():
         raise UsageError("All samples are equal, so batch norm has nothing to rescale.")
@@ -177,7 +172,7 @@ def _backward(layer: WideLayer, grams: Sequence[Array], features: int | None) ->
     depth, n = len(grams) - 1, len(grams[0])
     pi, log = np.eye(n), np.zeros(depth + 1)
     for at in range(depth, 0, -1):
-        pi = backward(layer if at > 1 else layer.reading(features), grams[at - 1], pi)
+        pi = (layer if at > 1 else layer.reading(features)).backward(grams[at - 1], pi)
         size = np.trace(pi) / n
         if not math.isfinite(size) or size <= 0:
             log[:at] = math.inf if not size <= 0 else -math.inf

@@ -10,14 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.core.spec import Spec
+from normscope.core.spec import ACTIVATIONS, NORMS, Spec
+from normscope.core.tensors import rms
+from normscope.gaussian import activation
+from normscope.nn.maps import LayerMap
 from normscope.nn.nets import MLP, Layer
-from normscope.nn.norms import BatchNorm, RMSNorm
-
-_ACTIVATIONS = {
-    "ReLU": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "GELU": "gelu", "SiLU": "silu", "ELU": "elu", "SELU": "selu",
-    "Softplus": "softplus", "Abs": "abs", "Sin": "sin", "Erf": "erf",
-}  # fmt: skip
 
 
 @dataclass
@@ -31,6 +28,11 @@ class _Block:
     norm_first: bool = True
     skip: float | None = None
     seen: list[str] = field(default_factory=list)
+
+    @property
+    def between(self) -> LayerMap:
+        """Norm and activation."""
+        return LayerMap(NORMS[self.norm], activation(self.activation), self.norm_first)
 
 
 def spec_of(model: nn.Module) -> Spec | None:
@@ -47,11 +49,8 @@ def spec_of(model: nn.Module) -> Spec | None:
         return None
     output_norm, outputs = "none", None
     last = blocks[-1]
-    if (
-        len(blocks) > 1
-        and last.activation == "identity"
-        and (last.norm != blocks[0].norm or blocks[0].activation != "identity")
-    ):
+    bends = "activation" in blocks[0].seen
+    if len(blocks) > 1 and "activation" not in last.seen and (last.norm != blocks[0].norm or bends):
         output_norm, outputs = last.norm, last.linear.out_features
         blocks = blocks[:-1]
     first = blocks[0]
@@ -67,7 +66,7 @@ def spec_of(model: nn.Module) -> Spec | None:
     weights, gain = law
     bias = None
     if first.linear.bias is not None:
-        bias = _rms(torch.cat([b.linear.bias.detach().flatten() for b in blocks]))
+        bias = rms(torch.cat([b.linear.bias.detach().flatten() for b in blocks]))
     return Spec(
         depth=len(blocks),
         width=first.linear.out_features,
@@ -137,12 +136,7 @@ def _leaves(module: nn.Module, name: str = "") -> Iterator[tuple[Any, float | No
 
 
 def _activation(module: nn.Module) -> str | None:
-    if isinstance(module, nn.LeakyReLU):
-        return f"leaky_relu({module.negative_slope:g})"
-    plain = {"alpha": 1.0, "beta": 1, "approximate": "none"}
-    if any(getattr(module, name, value) != value for name, value in plain.items()):
-        return None
-    return _ACTIVATIONS.get(type(module).__name__)
+    return next((name for a in ACTIVATIONS.values() if (name := a.recognises(module)) is not None), None)
 
 
 def _norm(module: nn.Module) -> str | None:
@@ -152,25 +146,14 @@ def _norm(module: nn.Module) -> str | None:
         return None
     if isinstance(bias, Tensor) and bool(bias.any()):
         return None
-    if isinstance(module, BatchNorm | nn.BatchNorm1d):
-        if not module.training and module.running_mean is not None:
-            return None  # running statistics, not the batch's
-        recenter, rescale = getattr(module, "recenter", True), getattr(module, "rescale", True)
-        return {(True, True): "batch", (True, False): "batch_recenter", (False, True): "batch_rescale"}.get(
-            (recenter, rescale)
-        )
-    if isinstance(module, nn.LayerNorm):
-        return "layer" if len(module.normalized_shape) == 1 else None
-    if isinstance(module, nn.GroupNorm):
-        return "layer" if module.num_groups == 1 else "group"
-    return "rms" if isinstance(module, RMSNorm | nn.RMSNorm) else None
+    return next((name for name, norm in NORMS.items() if norm.recognises(module)), None)
 
 
 def _scale_matters(block: _Block) -> bool:
     """Does the scale of the weights change more than the scale of the output?"""
-    normalised = block.norm in ("batch", "batch_rescale", "layer", "rms", "group") and block.norm_first
-    homogeneous = block.activation in ("identity", "relu", "abs") or block.activation.startswith("leaky")
-    return not (normalised or homogeneous) or block.skip is not None or bool(block.linear.bias is not None)
+    between = block.between
+    normalised = between.norm.rescale and between.first
+    return not (normalised or between.phi.homogeneous) or block.skip is not None or block.linear.bias is not None
 
 
 def _law(linears: list[nn.Linear], scale_matters: bool) -> tuple[str, float] | None:
@@ -178,11 +161,10 @@ def _law(linears: list[nn.Linear], scale_matters: bool) -> tuple[str, float] | N
     gains = []
     for linear in linears:
         w = linear.weight.detach().double()
-        size = w.numel()
-        rms = _rms(w)
-        if not math.isfinite(rms) or rms == 0 or abs(float(w.mean())) > 5 * rms / math.sqrt(size):
+        size = rms(w)
+        if not math.isfinite(size) or size == 0 or abs(float(w.mean())) > 5 * size / math.sqrt(w.numel()):
             return None
-        gains.append(rms * math.sqrt(linear.in_features))
+        gains.append(size * math.sqrt(linear.in_features))
     hidden = gains[1:] or gains
     gain = sum(hidden) / len(hidden)
     noise = 5 / math.sqrt(2 * min(linear.weight.numel() for linear in linears))
@@ -198,7 +180,3 @@ def _law(linears: list[nn.Linear], scale_matters: bool) -> tuple[str, float] | N
             return None  # the identity: not random
         return "orthogonal", gain
     return "gaussian", gain
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt())

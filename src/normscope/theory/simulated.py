@@ -16,11 +16,10 @@ from normscope.core.errors import UsageError, finite_number, seed_of, seeds_of, 
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
 from normscope.linalg import Array
-from normscope.nn.norms import ALGEBRA
 from normscope.theory import _checkpoint
 from normscope.theory._chain import Group, is_spectral
-from normscope.theory._measures import SPECTRAL, Batch, chosen_metrics, evaluate, need_factors
-from normscope.theory._start import Start, checked_spec, read_start
+from normscope.theory._start import Start, check_samples, checked_spec, read_start
+from normscope.theory._values import chosen_metrics, evaluate, need_factors, spectral
 
 #: Bytes of representations worked on at a time by one group of seeds: about a second-level cache.
 _GROUP = 1 << 20
@@ -83,13 +82,12 @@ def simulate(
     eps = finite_number("eps", eps, least=0)
     if normals not in ("float64", "float32"):
         raise UsageError(f"normals must be 'float64' or 'float32'; got {shown(normals)}. Leave it out for 'float64'.")
-    if start.samples < 2 and ALGEBRA[spec.norm].over == "batch":
-        raise UsageError("Batch norm needs at least 2 samples; got 1.")
+    check_samples(spec, start)
     if generator is not None:
         seed = int(torch.randint(2**31, (), generator=generator))
-    spectral = all(name in SPECTRAL for name in names)
+    turned = spectral(names)
     groups = [
-        Group(spec, start, part, entropy=seed, dtype=np.dtype(normals).type, eps=eps, spectral=spectral)
+        Group(spec, start, part, entropy=seed, dtype=np.dtype(normals).type, eps=eps, spectral=turned)
         for part in _parts(which, spec, start)
     ]
     tables: list[tuple[int, Sequence[int], dict[str, Array]]] = []
@@ -102,7 +100,7 @@ def simulate(
     total, done = spec.depth * len(groups), resumed * len(groups)
     with threadpool_limits(1):  # these matrices are too small to share
         if not tables:
-            tables += [(0, g.seeds, evaluate(_batch([_snapshot(g, True)], g), names)) for g in groups]
+            tables += [(0, g.seeds, _measured([_snapshot(g, True)], g, names)) for g in groups]
         segment = spec.depth if checkpoint is None else _SEGMENT
         for stop in range(resumed + segment, spec.depth + segment, segment):
             for g in groups:
@@ -144,8 +142,7 @@ def simulated_grams(
     Memory: all chains at once, O(seeds d n). Raises ``UsageError`` as `simulate` does, before the first layer.
     """
     spec, start = checked_spec(spec, "simulated_grams"), read_start(gram, inputs, "simulated_grams")
-    if start.samples < 2 and ALGEBRA[spec.norm].over == "batch":
-        raise UsageError("Batch norm needs at least 2 samples; got 1.")
+    check_samples(spec, start)
     which = list(seeds_of(seeds))
     return _grams([Group(spec, start, part, entropy=seed_of(seed)) for part in _parts(which, spec, start)], spec.depth)
 
@@ -187,7 +184,7 @@ def _advance(
     def flush() -> None:
         if not layers:
             return
-        values = evaluate(_batch(kept, g), names)
+        values = _measured(kept, g, names)
         runs = len(g.seeds)
         for i, layer in enumerate(layers):
             out.append((layer, g.seeds, {k: v[i * runs : (i + 1) * runs] for k, v in values.items()}))
@@ -202,7 +199,7 @@ def _advance(
                 flush()
             layers.append(g.layer)
             kept.append(now)
-            if now.gram.nbytes * len(kept) > 1 << 22:
+            if g.samples**2 * 8 * len(g.seeds) * len(kept) > 1 << 22:
                 flush()
         if progress is not None and time.perf_counter() - told > 0.1:
             told = time.perf_counter()
@@ -221,21 +218,19 @@ class _Snapshot:
 
 
 def _snapshot(g: Group, factors: bool) -> _Snapshot:
-    return _Snapshot(g.gram.copy(), g.factor.copy() if factors else None, g.log_scale.copy())
+    alike = g.factor.shape[-1] == g.gram.shape[-1]  # the start of a chain in contrasts has its factor in them already
+    return _Snapshot(g.gram.copy(), g.factor.copy() if factors and alike else None, g.log_scale.copy())
 
 
-def _batch(kept: Sequence[_Snapshot], g: Group) -> Batch:
-    """Snapshots of one shape, as one batch."""
+def _measured(kept: Sequence[_Snapshot], g: Group, names: Sequence[str]) -> dict[str, Array]:
+    """Metrics of snapshots of one shape."""
     factors = [k.factor for k in kept if k.factor is not None]
     tall = max((f.shape[1] for f in factors), default=0)
     padded = [np.pad(f, ((0, 0), (0, tall - f.shape[1]), (0, 0))) for f in factors]
-    return Batch(
-        g.samples,
-        g.features or g.spec.width,
-        np.concatenate([k.gram for k in kept]),
-        np.concatenate(padded) if padded else None,
-        np.concatenate([k.log_scale for k in kept]),
-    )
+    return evaluate(
+        names, np.concatenate([k.gram for k in kept]), np.concatenate(padded) if padded else None, samples=g.samples,
+        features=g.features or g.spec.width, log_scale=np.concatenate([k.log_scale for k in kept]),
+    )  # fmt: skip
 
 
 def _shortcut(spec: Spec, g: Group) -> str:

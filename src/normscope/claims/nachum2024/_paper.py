@@ -11,6 +11,7 @@ import torch
 from normscope.claims._tables import Array
 from normscope.claims.claim import PAPERS, Paper
 from normscope.core.spec import Spec
+from normscope.linalg import centred
 from normscope.nn import build
 from normscope.theory import predicted_grams
 
@@ -39,11 +40,6 @@ def kernel(c: Array, slope: float = 0.0) -> Array:
     c = np.clip(c, -1, 1)
     half = (np.sqrt(1 - c**2) + (np.pi - np.arccos(c)) * c) / (2 * np.pi)
     return np.asarray(slope * c + (1 - slope) ** 2 * half)
-
-
-def centred(gram: Array) -> Array:
-    """P G P."""
-    return gram - gram.mean(-1, keepdims=True) - gram.mean(-2, keepdims=True) + gram.mean((-1, -2), keepdims=True)
 
 
 def odd_state(n: int, t: float) -> Array:

@@ -12,6 +12,7 @@ import math
 import numpy as np
 from scipy.optimize import brentq
 
+from normscope.core import spec
 from normscope.core.errors import UsageError
 from normscope.gaussian import half_plane, product_moment
 from normscope.linalg import contrasts
@@ -171,10 +172,11 @@ def gradient_explosion(n: int, activation: str = "identity", recenter: bool = Tr
     identity: (n-1)/(n-2), recentred (n-2)/(n-3); relu (recentred): the closed form below, pi/(pi-1) for large n.
         yang2019, Thm 8. Infinite where the variance has too few degrees of freedom.
     """
-    if activation == "identity":
+    slope = spec.activation(activation).slope
+    if slope == 1:
         free = n - 1 if recenter else n
         return (free - 1) / (free - 2) if free > 2 else math.inf
-    if activation != "relu" or not recenter:
+    if slope != 0 or not recenter:
         raise UsageError("Known rates: identity (recentred or not), relu (recentred). predict() computes the others.")
     if n <= 3:
         return math.inf

@@ -15,7 +15,7 @@ from scipy.special import gammaln, psi
 
 from normscope.core.errors import UsageError
 from normscope.linalg import Array
-from normscope.theory.grams import rescaled_spectrum
+from normscope.nn.norms.integrals import rescaled_spectrum
 
 
 def _checked(n: int, d: int | None = None) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import qr
 
 from normscope.linalg import Array
 
@@ -26,6 +25,8 @@ def few_nodes(weights: Array, integrands: Array) -> tuple[NDArray[np.intp], Arra
 
     All m where there is no short rule. Weights may be negative; their sizes add up to little more than the sum.
     """
+    from scipy.linalg import qr  # takes a while to import
+
     rows = np.sqrt(weights)[:, None] * integrands
     mixtures = np.random.default_rng(0).standard_normal((integrands.shape[1], _MIXTURES))
     triangle, order = qr((rows @ mixtures).T, mode="r", pivoting=True)
