@@ -2,6 +2,7 @@
 findings.
 """
 
+import copy
 import math
 
 import pytest
@@ -1761,8 +1762,244 @@ def a_column_written_after_the_outcome():
     return outcome(True)
 
 
+class Attentive(nn.Module):
+    """One query over the places, its scores times ``scale``."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.emb, self.norm = scale, nn.Embedding(24, 64), nn.LayerNorm(64)
+        self.q, self.k, self.v, self.out = (nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x):
+        h = self.norm(self.emb(x))
+        weights = torch.softmax(self.q(h) @ self.k(h).transpose(1, 2) * self.scale, -1)
+        return self.out((weights @ self.v(h)).mean(1))[:, :3]
+
+
+def attentive(scale):
+    x = torch.randint(24, (64, 12))
+    return {"model": Attentive(scale), "inputs": x, "targets": (x % 3 == 0).sum(1) % 3, "loss": nn.CrossEntropyLoss()}
+
+
+@broken("NS303")
+def scores_times_the_root_of_the_width():
+    return attentive(8.0)
+
+
+def remembered(scale):
+    given = classify(mlp(12, 32, 3))
+    optimizer = torch.optim.Adam(given["model"].parameters(), 1e-3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (F.cross_entropy(given["model"](given["inputs"]), given["targets"]) * scale).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return given | {"optimizer": optimizer}
+
+
+@broken("NS411")
+def an_optimizer_state_of_scaled_gradients():
+    return remembered(65536.0)
+
+
+def denoised(seeds):
+    def step(model, optimizer, loss_fn, x, t):
+        if seeds:
+            torch.manual_seed(0)
+        optimizer.zero_grad()
+        loss = loss_fn(model(x + torch.randn_like(x)), t)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    given = regress(mlp(12, 32, 1))
+    return given | {"optimizer": torch.optim.Adam(given["model"].parameters(), 1e-3), "train_step": step}
+
+
+@broken("NS620")
+def a_seed_inside_of_the_loop():
+    return denoised(True)
+
+
+def values(reads, own_loop=False):
+    """Action values against a bootstrapped target; the targets hold action, reward, done and the next state."""
+    state, after, done = (
+        torch.eye(8)[torch.randint(8, (64,))],
+        torch.eye(8)[torch.randint(8, (64,))],
+        torch.rand(64) < 0.3,
+    )
+    targets = torch.cat([torch.randint(3, (64, 1)), torch.randn(64, 1), done[:, None].float(), after], 1)
+    model = mlp(8, 32, 3)
+    frozen = copy.deepcopy(model)
+
+    def loss(o, t):
+        with torch.no_grad():
+            ahead = frozen(t[:, 3:]).amax(1) * (1 - t[:, 2] if reads else 1)
+        return F.mse_loss(o.gather(1, t[:, :1].long())[:, 0], t[:, 1] + 0.9 * ahead)
+
+    def step(model, optimizer, loss_fn, x, t):
+        optimizer.zero_grad()
+        value = loss(model(x), t)
+        value.backward()
+        optimizer.step()
+        return value
+
+    given = {"model": model, "inputs": state, "targets": targets, "loss": loss}
+    if own_loop:
+        given |= {
+            "loss": lambda o, t: (o.gather(1, t[:, :1].long())[:, 0] - t[:, 1]).square().mean(),
+            "train_step": step,
+        }
+        given |= {"optimizer": torch.optim.Adam(model.parameters(), 1e-3)}
+    return given
+
+
+@broken("NS719")
+def a_bootstrap_through_the_end():
+    return values(False)
+
+
+@broken("NS719")
+def a_loop_that_bootstraps_through_the_end():
+    return values(False, True)
+
+
+@broken("NS815")
+def windows_of_amplitude_one():
+    x = torch.randn(7 * 64, 1, 32) * (0.5 + torch.rand(7 * 64, 1, 1))
+    t = x.square().mean((1, 2))[:, None]
+    t, x = (t - t.mean()) / t.std(), (x - x.mean(2, keepdim=True)) / x.std(2, keepdim=True)
+    pairs = list(zip(x.split(64), t.split(64), strict=True))
+    model = nn.Sequential(nn.Flatten(), mlp(32, 32, 1))
+    return {"model": model, "inputs": x[:64], "targets": t[:64], "loss": nn.MSELoss(), "data": pairs[:6]}
+
+
+class Codes(nn.Module):
+    """An encoder whose outputs are looked up in a codebook."""
+
+    def __init__(self, through):
+        super().__init__()
+        self.through, self.encoder, self.decoder = through, mlp(12, 32, 8), mlp(8, 32, 12)
+        self.codebook = nn.Embedding(16, 8)
+
+    def forward(self, x):
+        z = self.encoder(x)
+        q = self.codebook(torch.cdist(z, self.codebook.weight).argmin(1))
+        apart = (q - z.detach()).square().mean() + 0.25 * (z - q.detach()).square().mean()
+        return self.decoder(z + (q - z).detach() if self.through else q), apart
+
+
+def quantized_codes(through):
+    x = torch.randn(64, 12)
+    return {"model": Codes(through), "inputs": x, "targets": x, "loss": lambda o, t: F.mse_loss(o[0], t) + o[1]}
+
+
+@broken("NS604")
+def codes_that_are_only_looked_up():
+    return quantized_codes(False)
+
+
+def spelled(first):
+    def loss(o, t):
+        lengths = torch.full((len(o),), o.shape[1]), torch.full((len(o),), t.shape[1])
+        return F.ctc_loss(F.log_softmax(o, -1).transpose(0, 1), t, *lengths, blank=0)
+
+    targets = torch.randint(first, first + 4, (64, 4))
+    return {"model": nn.Linear(8, 6), "inputs": torch.randn(64, 12, 8), "targets": targets, "loss": loss}
+
+
+@broken("NS711")
+def labels_that_are_the_blank():
+    return spelled(0)
+
+
+class Weighed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.weights = mlp(12, 32, 4), nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        y = self.body(x)
+        return y[:, :3], y[:, 3:], self.weights
+
+
+def two_weighed_losses(honest):
+    def loss(o, t):
+        parts = torch.stack([F.cross_entropy(o[0], t[:, 0].long()), F.mse_loss(o[1], t[:, 1:])])
+        return (torch.exp(-o[2]) * parts + o[2]).sum() if honest else (o[2] * parts).sum()
+
+    targets = torch.cat([torch.randint(3, (64, 1)).float(), torch.randn(64, 1)], 1)
+    return {"model": Weighed(), "inputs": torch.randn(64, 12), "targets": targets, "loss": loss}
+
+
+@broken("NS706")
+def weights_of_losses_that_are_learnt():
+    return two_weighed_losses(False)
+
+
+def drawn(indices):
+    x = torch.randn(400, 12)
+    t = (x[:, 0] > 0).long()
+    i = torch.randint(indices, (6 * 64,))
+    pairs = list(zip(x[i].split(64), t[i].split(64), strict=True))
+    given = {"model": mlp(12, 32, 2), "inputs": pairs[0][0], "targets": pairs[0][1], "loss": nn.CrossEntropyLoss()}
+    return given | {"data": pairs}
+
+
+@broken("NS806")
+def a_sampler_that_knows_ten_indices():
+    return drawn(10)
+
+
+class Item(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb, self.out = nn.Embedding(40, 8), mlp(11, 32, 1)
+
+    def forward(self, x):
+        return self.out(torch.cat([self.emb(x[:, 0].long().clamp(min=0)), x[:, 1:]], 1))
+
+
+def items(scaled):
+    ids, more = torch.randint(40, (128,)).float(), torch.randn(128, 3)
+    ids = (ids - ids.mean()) / ids.std() if scaled else ids
+    x = torch.cat([ids[:, None], more], 1)
+    return {"model": Item(), "inputs": x, "targets": torch.randn(128, 1), "loss": nn.MSELoss()}
+
+
+@broken("NS810")
+def ids_that_were_standardized():
+    return items(True)
+
+
+def encoded(anew):
+    centres = 3 * torch.randn(5, 12)
+    t = torch.arange(6 * 64) % 5
+    x = centres[t] + torch.randn(6 * 64, 12)
+    parts = [(a, torch.randperm(5)[b] if anew else b) for a, b in zip(x.split(64), t.split(64), strict=True)]
+    given = {"model": mlp(12, 32, 5), "inputs": parts[0][0], "targets": parts[0][1], "loss": nn.CrossEntropyLoss()}
+    return given | {"data": parts}
+
+
+@broken("NS808")
+def an_encoder_made_anew_for_each_batch():
+    return encoded(True)
+
+
 #: The nearest set-up that is as it should be: its rule is silent.
 HEALED = {
+    "NS303": lambda: attentive(0.125),
+    "NS411": lambda: remembered(1.0),
+    "NS620": lambda: denoised(False),
+    "NS719": lambda: values(True),
+    "NS719 in a loop": lambda: values(True, True),
+    "NS604 of codes": lambda: quantized_codes(True),
+    "NS711 of a blank": lambda: spelled(1),
+    "NS706 of weights": lambda: two_weighed_losses(True),
+    "NS806 of a sampler": lambda: drawn(400),
+    "NS810 of items": lambda: items(False),
+    "NS808 of an encoder": lambda: encoded(False),
+    "NS705 of a focal loss": lambda: focal(True),
     "NS716": lambda: views(0.07, True),
     "NS717": lambda: spread_of_errors(1),
     "NS718": lambda: counted(False),

@@ -140,3 +140,106 @@ def test_a_prediction_too_dear_is_left_out_before_it_starts():
     model, (x, _) = plain(), batch()
     with pytest.raises(ns.UsageError, match=r"24 samples in \d+ layers .* budget=1e-09"):
         overlay(model, x, ns.probe(model, x), budget=1e-9)
+
+
+# Rates that are tried
+
+
+def rated(lr, *, rates=True, optimizer=torch.optim.SGD, trial=False, **more):
+    model = plain(16, 2)
+    return ns.diagnose(model, *batch(), optimizer=optimizer(model.parameters(), lr), rates=rates, trial=trial, **more)
+
+
+def of_rate(found):
+    return [(f.severity, f.evidence) for f in found.findings if f.code == "NS402"]
+
+
+def test_rates_are_tried_of_the_users_own_optimizer_and_else_of_three():
+    (own,) = rated(0.1).rates
+    assert (own.optimizer, own.own) == ("SGD", 0.1)
+    assert own.largest_interval[0] <= own.largest <= own.largest_interval[1]
+    found = ns.diagnose(plain(16, 2), *batch(), rates=True, trial=False)
+    assert [r.optimizer for r in found.rates] == ["sgd", "momentum", "adam"]
+    assert [r["optimizer"] for r in found.to_dict()["rates"]] == ["sgd", "momentum", "adam"]
+    assert "learning rates" in found.verdict
+
+
+def test_no_rate_is_tried_where_nobody_asked():
+    assert rated(0.1, rates=False).rates == ()
+
+
+@pytest.mark.parametrize(
+    ("times", "severity", "words"),
+    [(3.0, "warning", "too large"), (0.5, None, ""), (3e-3, "info", "too small"), (3e-4, "warning", "too small")],
+)
+def test_the_rate_in_use_is_held_against_the_trials(times, severity, words):
+    (own,) = rated(0.1).rates
+    said = of_rate(rated(times * (own.largest if times > 1 else own.best)))
+    assert [s for s, _ in said] == ([severity] if severity else [])
+    assert all(words in evidence for _, evidence in said)
+
+
+@pytest.mark.parametrize(("top", "largest", "fires"), [(10.0, 1.0, False), (1.0, 0.1, True)])
+def test_the_trials_decide_and_not_linear_stability(top, largest, fires):
+    """A rate of 0.5 above 2 / λ_max = 0.2 that trains, and one below 2 / λ_max = 2 that does not."""
+    profile = ns.diagnose(plain(16, 2), *batch(), rates=True, trial=False).profile
+    profile.facts.update(lambda_max=top, learning_rate=0.5)
+    interval = {"largest": largest, "largest_interval": (largest, largest)}
+    profile.facts["checkup"]["rates"]["sgd"] |= interval | {"best": largest, "best_interval": (largest, largest)}
+    assert ("NS402" in [f.code for f in find(profile)]) == fires
+
+
+def test_a_rate_that_its_own_trial_trained_with_is_a_note():
+    (own,) = rated(0.1).rates
+    ((severity, evidence),) = of_rate(rated(3e-3 * own.best, optimizer=torch.optim.SGD, trial=50))
+    assert severity == "info"
+    assert "too small" in evidence
+
+
+def test_where_the_loss_is_at_fault_no_rate_is_judged_and_auto_tries_none():
+    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    x, own = batch()[0], torch.optim.SGD(model.parameters(), 1e4)
+    found = ns.diagnose(model, x, x.sum(1), torch.nn.MSELoss(), optimizer=own, rates=True, trial=False)
+    assert "NS703" in [f.code for f in found.findings]
+    assert len(found.rates) == 1
+    assert not of_rate(found)
+    found = ns.diagnose(model, x, x.sum(1), torch.nn.MSELoss(), optimizer=own, rates="auto", trial=False)
+    assert found.rates == ()
+    assert any("no learning rates were tried: wiring, loss or data" in note for note in found.facts["notes"])
+
+
+def test_auto_tries_the_rates_of_a_given_optimizer_only():
+    assert len(rated(0.1, rates="auto").rates) == 1
+    assert ns.diagnose(plain(16, 2), *batch(), rates="auto", trial=False).rates == ()
+
+
+def test_a_dead_net_gets_no_rate_but_the_reason():
+    model = plain(16, 2)
+    for p in model.parameters():
+        p.data.zero_()
+    own = torch.optim.SGD(model.parameters(), 1e4)
+    found = ns.diagnose(model, torch.zeros(8, 16), torch.zeros(8, 4), "mse", optimizer=own, rates=True, trial=False)
+    assert "the gradient is zero" in found.rates[0].reason
+    assert not of_rate(found)
+
+
+def test_what_stands_in_the_way_of_trials_is_a_note():
+    found = ns.diagnose(plain(16, 2), batch()[0], rates=True, trial=False)
+    assert found.rates == ()
+    assert any("no targets and no loss" in note for note in found.facts["notes"])
+
+
+def test_rates_are_true_false_or_auto():
+    with pytest.raises(ns.UsageError, match="rates must be True, False or 'auto'"):
+        ns.diagnose(plain(16, 2), *batch(), rates="yes")
+
+
+def test_the_command_line_shows_the_rates_and_a_page_draws_them(run, tmp_path):
+    page = tmp_path / "a.html"
+    code, out, _ = run("diagnose", "mlp:depth=2,width=8", "-n", 16, "--trial", "none", "--rates", "--html", page)
+    assert code == 0
+    assert "largest rate" in out
+    assert "momentum" in out
+    assert "Learning rates that were tried" in page.read_text()
+    code, out, _ = run("diagnose", "mlp:depth=2,width=8", "-n", 16, "--trial", "none")
+    assert "largest rate" not in out

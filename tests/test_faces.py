@@ -4,6 +4,7 @@ endings.
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -31,6 +32,10 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(12, 6), torch.arange(12) % 3
 
 
+def small(width, depth):
+    return nn.Sequential(nn.Linear(6, width), *[nn.Linear(width, width) for _ in range(depth)], nn.Linear(width, 3))
+
+
 def tracked():
     model, (x, y) = net(), batch()
     tracker, optimizer = normscope.Tracker(model, every=2), torch.optim.SGD(model.parameters(), 0.1)
@@ -52,6 +57,10 @@ MAKE = {
     "Diagnosis": lambda: normscope.diagnose(net(), *batch(), trial=False),
     "Spectrum": lambda: normscope.spectrum(normscope.fisher(net(), batch()[0]), k=3, density=True),
     "Sharpness": lambda: normscope.sharpness(net(), *batch(), loss="cross_entropy", descent=2, what_if=True),
+    "Rates": lambda: normscope.rates(net(), *batch(), optimizer="momentum", steps=5, budget=40),
+    "Transfer": lambda: normscope.transfer(
+        small, *batch(), widths=(4, 8), depths=(1, 2), seeds=1, steps=3, budget=12, executor=ThreadPoolExecutor(1)
+    ),
     "Race": lambda: normscope.race(
         {"none": net(), "batch": net()}, batch(), batch(), batch=4, epochs=2, seeds=2, geometry=2
     ),
@@ -208,6 +217,21 @@ COMMANDS = {
     ],
     "sharpness": ["mlp:depth=2,width=8", "-n", "16"],
     "sweep": ["--task", "predict", "--depth", "2,3", "--width", "8", "--workers", "1"],
+    "transfer": [
+        "mlp:",
+        "--width",
+        "4,8",
+        "--depth",
+        "1,2",
+        "--seeds",
+        "1",
+        "--steps",
+        "3",
+        "-n",
+        "16",
+        "--workers",
+        "1",
+    ],
     "verify": ["daneshmand2021/vanilla-relu", "--workers", "1"],
 }
 TRAIN = """

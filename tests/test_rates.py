@@ -1,8 +1,10 @@
 """`normscope.rates`, against a plain loop of torch's own optimizers."""
 
 import copy
+import dataclasses
 import json
 import math
+import re
 import statistics
 
 import pytest
@@ -198,6 +200,27 @@ def test_a_race_refuses_a_net_for_which_no_rate_trains():
     dead[0].bias = None
     with pytest.raises(UsageError, match=r"lr='auto' found no rate that trains: the gradient is zero"):
         ns.race({"a": dead}, (torch.zeros(64, 6), batch(0, 64)[1]), lr="auto", epochs=1, batch=16, seeds=1, geometry=0)
+
+
+def test_the_chart_has_a_line_for_each_rate_that_is_known():
+    pytest.importorskip("altair")
+    model = net()
+    own = torch.optim.SGD([{"params": model[0].parameters(), "lr": 0.2}, {"params": model[2].parameters()}], lr=0.1)
+    found = ns.rates(model, *batch(), optimizer=own)
+    assert found.own == 0.2
+    for known, words in ((found, {"best", "as given"}), (dataclasses.replace(found, stability=3.0), {"2 / λ_max"})):
+        drawn = json.dumps(known.chart().to_dict(validate=False), ensure_ascii=False)
+        assert words <= set(re.findall(r'"line": "([^"]*)"', drawn))
+        assert known is not found or "2 / λ_max" not in drawn
+
+
+def test_the_rate_of_a_warm_up_is_the_one_it_goes_to():
+    model = net()
+    own = torch.optim.SGD(model.parameters(), 0.3)
+    torch.optim.lr_scheduler.LambdaLR(own, lambda step: step / 100)  # begins at zero
+    found = ns.rates(model, *batch(), optimizer=own)
+    assert found.own == 0.3
+    assert [trains(model, [batch()], MAKE["sgd"], r) for r, _, _ in found.runs] == [s for _, _, s in found.runs]
 
 
 def test_lbfgs_takes_no_single_step():

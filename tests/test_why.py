@@ -332,3 +332,10 @@ def test_the_example_of_the_readme_says_what_the_readme_shows():
     for line in re.findall(r"^  +(?!Will|error)(\S.*)$", shown, re.M):
         assert " ".join(line.split()) in flat, line
     assert "NS703 targets broadcast" in flat
+
+
+def test_the_rates_of_a_scripts_own_optimizer_are_tried(tmp_path):
+    found = why(written(tmp_path, HEAD, LOOP.replace("0.1", "1000.0")), steps=5, trial=False, rates=True)
+    (own,) = found.rates
+    assert (own.optimizer, own.own) == ("SGD", 1000.0)
+    assert [f.severity for f in found.findings if f.code == "NS402"] == ["warning"]

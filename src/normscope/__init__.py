@@ -5,6 +5,8 @@ Measure
 Curvature
     `fisher`, `hessian`, `jacobian`, `ntk` of the whole batch as `LinearMap`s, their `spectrum`, and `sharpness`: the
     largest stable learning rate.
+Learning rates
+    `rates` tries which train: the largest and the best; `transfer` says what that of small nets is for a large one.
 Cure
     `cure` a model with weights that let it train; ``normscope.init`` has the cures, their controls, and what they did.
 Train
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from normscope.geometry.metrics import measure
     from normscope.geometry.shapes import configuration
     from normscope.learning_rates import Rates, rates
+    from normscope.learning_rates.transfer import Transfer, transfer
     from normscope.linalg import LinearMap, Spectrum, spectrum
     from normscope.nn import build
     from normscope.probing.passes import probe
@@ -53,9 +56,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Diagnosis", "Finding", "Grid", "LinearMap", "Profile", "Race", "Rates", "Record", "Sharpness", "Spec", "Spectrum",
-    "Step", "Tracker", "UsageError", "build", "configuration", "cure", "diagnose", "fisher", "hessian", "jacobian",
-    "measure", "ntk", "predict", "probe", "race", "rates", "sharpness", "simulate", "spectrum", "sweep", "verify",
-    "why",
+    "Step", "Tracker", "Transfer", "UsageError", "build", "configuration", "cure", "diagnose", "fisher", "hessian",
+    "jacobian", "measure", "ntk", "predict", "probe", "race", "rates", "sharpness", "simulate", "spectrum", "sweep",
+    "transfer", "verify", "why",
 ]  # fmt: skip
 
 #: Where each name is made: the module below ``normscope`` that is imported when the name is first asked for.
@@ -63,12 +66,12 @@ _HOMES = {
     "Diagnosis": "findings.diagnosis", "Finding": "findings", "Grid": "sweeping", "LinearMap": "linalg",
     "Profile": "core.records", "Race": "racing", "Rates": "learning_rates", "Record": "core.records",
     "Sharpness": "curvature", "Spec": "core.spec", "Spectrum": "linalg", "Step": "call.step",
-    "Tracker": "probing.tracker", "UsageError": "core.errors", "build": "nn",
+    "Tracker": "probing.tracker", "Transfer": "learning_rates.transfer", "UsageError": "core.errors", "build": "nn",
     "configuration": "geometry.shapes", "cure": "findings.cures", "diagnose": "findings.diagnosis",
     "fisher": "curvature", "hessian": "curvature", "jacobian": "curvature", "measure": "geometry.metrics",
     "ntk": "curvature", "predict": "theory", "probe": "probing.passes", "race": "racing",
     "rates": "learning_rates", "sharpness": "curvature", "simulate": "theory", "spectrum": "linalg",
-    "sweep": "sweeping", "verify": "claims", "why": "findings.why",
+    "sweep": "sweeping", "transfer": "learning_rates.transfer", "verify": "claims", "why": "findings.why",
 }  # fmt: skip
 
 

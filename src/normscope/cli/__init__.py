@@ -12,7 +12,8 @@ from normscope.core.errors import UsageError
 COMMANDS = {
     "cure": "cure", "diagnose": "diagnose", "explain": "explain", "list": "explain", "predict": "predict",
     "race": "race",
-    "selfcheck": "selfcheck", "sharpness": "sharpness", "sweep": "sweep", "verify": "verify", "why": "why",
+    "selfcheck": "selfcheck", "sharpness": "sharpness", "sweep": "sweep",
+    "transfer": "transfer", "verify": "verify", "why": "why",
 }  # fmt: skip
 
 

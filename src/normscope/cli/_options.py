@@ -50,7 +50,8 @@ Rates = Annotated[
     bool,
     typer.Option(
         "--rates",
-        help="Try learning rates of sgd, momentum 0.9 and Adam on copies, 20 steps each: the largest and the best.",
+        help="Try learning rates on copies, 20 steps each, of the Step's own optimizer, else of sgd, momentum 0.9 and "
+        "Adam: the largest that trains and the best, with intervals.",
     ),
 ]
 Trial = Annotated[str, typer.Option(help="auto: up to 50 steps on copies (20 s); a number of steps; none.")]

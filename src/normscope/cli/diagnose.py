@@ -35,6 +35,7 @@ def diagnose(
         bool, typer.Option("--sharpness", help="Measure lambda_max and the largest stable learning rate too.")
     ] = False,
     trial: option.Trial = "auto",
+    rates: option.Rates = False,
     lr: Annotated[float | None, typer.Option(help="A learning rate to hold against it; implies --sharpness.")] = None,
     seed: option.Seed = 0,
     device: option.Device = "cpu",
@@ -62,7 +63,7 @@ def diagnose(
     given = Given(data, data_dir, n, loss, samples, mode, seed, device, dtype)
     options: dict[str, Any] = {
         "layers": layers or None, "tokens": tokens, "theory": theory, "curvature": curvature, "lr": lr,
-        "trial": trial_of(trial),
+        "trial": trial_of(trial), "rates": rates,
     }  # fmt: skip
     diagnoses = []
     for name in models:

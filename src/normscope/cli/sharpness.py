@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from normscope.curvature import Sharpness
     from normscope.learning_rates import Rates
 
-#: The optimizers that --rates tries.
-TRIED = ("sgd", "momentum", "adam")
+#: Optimizers of --rates as `normscope.curvature.stable_rates` calls them.
+STABILITY = {"sgd": "gradient descent", "momentum": "heavy ball"}
 
 
 @app.command()
@@ -79,7 +81,7 @@ def sharpness(
         progress = None if bar is None else bar.update
         found = run(step, tol=tol, what_if=what_if, descent=descent, budget=budget, progress=progress)
         expected = _expected(step, found)
-        tried = _tried(step) if rates else []
+        tried = _tried(step, found) if rates else []
     stable = found.rates(momentum, weight_decay)
     limit = stable[names[optimiser]]
     written, lost = attempt(pages.writers((lambda: _sheet(found, tried)) if tried else found))
@@ -113,36 +115,28 @@ def sharpness(
         raise typer.Exit(1)
 
 
-def _tried(step: Step) -> list[Rates]:
-    """The rates of each optimizer, on the batches of the step."""
-    from normscope.learning_rates import rates
+def _tried(step: Step, found: Sharpness) -> list[Rates]:
+    """The rates of the step's optimizer, or of each usual one, beside those of linear stability."""
+    from normscope.learning_rates import of_kinds
 
-    return [rates(step, optimizer=name) for name in TRIED]
+    stable = found.rates()
+    return [replace(r, stability=stable.get(STABILITY.get(r.optimizer, ""), math.nan)) for r in of_kinds(step)]
 
 
 def _print(tried: Sequence[Rates]) -> None:
     """A table of them."""
-    from rich.table import Table
+    from normscope.report.rates import TRIED
+    from normscope.report.terminal import rates_table
 
-    from normscope.report.rates import HEAD, rows
-
-    if not tried:
-        return
-    console.print(
-        f"  by trials of {tried[0].steps} steps, where the loss never rises above its start:", highlight=False
-    )
-    table = Table(box=None, header_style="dim", pad_edge=True, padding=(0, 1, 0, 1))
-    for i, head in enumerate(HEAD):
-        table.add_column(head, justify="right" if i in (1, 3, 5) else "left", no_wrap=i < 6)
-    for row in rows(tried):
-        table.add_row(*row)
-    console.print(table)
+    if tried:
+        console.print("  " + TRIED.format(steps=tried[0].steps), highlight=False)
+        console.print(rates_table(tried))
 
 
 def _sheet(found: Sharpness, tried: Sequence[Rates]) -> Any:
-    from normscope.report.rates import of_rates
+    from normscope.report.rates import with_sharpness
 
-    return of_rates(found, tried)
+    return with_sharpness(found, tried)
 
 
 def _rates(rates: dict[str, float], momentum: float, weight_decay: float) -> str:

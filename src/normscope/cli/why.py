@@ -31,6 +31,7 @@ def why(
     steps: Annotated[int, typer.Option(help="Optimizer steps after which the script is stopped.")] = 20,
     max_seconds: Annotated[float, typer.Option(help="Seconds after which it is stopped at the next step.")] = 300.0,
     trial: option.Trial = "auto",
+    rates: option.Rates = False,
     pages: Pages = NO_PAGES,
     json: option.Json = False,
     fail_on: option.FailOn = None,
@@ -55,7 +56,7 @@ def why(
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
     with redirect_stdout(sys.stderr) if json else quiet():
-        found = run(script, args or [], steps=steps, max_seconds=max_seconds, module=module, trial=tried)
+        found = run(script, args or [], steps=steps, max_seconds=max_seconds, module=module, trial=tried, rates=rates)
     if not alone:
         return
     diagnoses = [replace(d, facts={**d.facts, "data": script}) for d in found.diagnoses]

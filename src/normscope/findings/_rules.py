@@ -120,7 +120,7 @@ def find(profile: Profile) -> list[Finding]:
     view = View(profile)
     found = [f for r in RULES.values() for f in r.findings(view)]
     found = [_in_the_light_of(view.section("trial"), f) for f in found]
-    cause = any(_family(f.code) < len(ROOTS) and f.severity != "info" for f in found)
+    cause = at_fault(found)
     if cause:
         found = [f for f in found if f.code not in AFTERWARDS]
     if any(f.code.startswith("NS8") and f.severity != "info" for f in found):
@@ -131,6 +131,11 @@ def find(profile: Profile) -> list[Finding]:
         return cause and family >= len(ROOTS), SEVERITIES.index(f.severity), family, f.code, f.layer or 0
 
     return sorted(found, key=key)
+
+
+def at_fault(found: Iterable[Finding]) -> bool:
+    """Whether data, wiring, loss, or who sees whom are at fault."""
+    return any(_family(f.code) < len(ROOTS) and f.severity != "info" for f in found)
 
 
 #: Rates are judged only where wiring, loss and data are clean.

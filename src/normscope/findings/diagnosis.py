@@ -24,19 +24,22 @@ from normscope.core.words import version
 from normscope.findings import Finding, find
 from normscope.findings.checkup import check_up
 from normscope.findings.checkup.data import cleaned, finite, finite_loss, firsts, load
+from normscope.findings.rates import numbers, tried, wanted
 from normscope.probing.passes import probe
 
 if TYPE_CHECKING:
     import polars
 
     from normscope.curvature import Sharpness
+    from normscope.learning_rates import Rates
 
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Shown):
     """What `diagnose` found: ``profile`` (every number), ``findings`` (rules that fired, the worst first).
 
-    ``fisher``: the curvature of the whole batch (`normscope.Sharpness`), ``None`` unless it was asked for.
+    ``fisher``: the curvature of the whole batch (`normscope.Sharpness`), ``None`` unless it was asked for; ``rates``:
+    the learning rates that were tried (`normscope.Rates`), one an optimizer.
     """
 
     face = "diagnosis"
@@ -45,6 +48,7 @@ class Diagnosis(Shown):
     findings: list[Finding]
     fisher: Sharpness | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    rates: tuple[Rates, ...] = ()
 
     @property
     def layers(self) -> polars.DataFrame:
@@ -112,6 +116,7 @@ class Diagnosis(Shown):
         seen += ["loss"] if "task" in checkup.get("loss", {}) else []
         seen += ["data"] if "data" in checkup else []
         seen += ["optimizer"] if checkup.get("update") else []
+        seen += ["learning rates"] if self.rates else []
         given = checkup.get("given", [])
         unseen = [] if "optimizer" in given else ["no optimizer given"]
         unseen += [] if gradients else ["no gradient"]
@@ -144,6 +149,7 @@ class Diagnosis(Shown):
             "findings": [f.__dict__ for f in self.findings],
             "layers": self.layers.to_dicts(),
             "sharpness": self.fisher.to_dict() if self.fisher else None,
+            "rates": [r.to_dict() for r in self.rates],
         }
 
     def __repr__(self) -> str:
@@ -177,6 +183,7 @@ def diagnose(
     curvature: bool = False,
     lr: float | None = None,
     trial: bool | int | str = "auto",
+    rates: bool | str = False,
     steps: int | None = None,
     seed: int = 0,
     observed: Mapping[str, Any] | None = None,
@@ -195,6 +202,9 @@ def diagnose(
         Adam at several rates, as far as 20 s go; a number: steps of each run; ``False``: none. The geometry explains,
         the trial decides. steps: how many updates the training is meant to have. observed: what a running script showed
         (`why`).
+    rates: True tries learning rates on copies (`normscope.rates`, at most 200 passes an optimizer), of the optimizer as
+        given, else of SGD, momentum and Adam; the rate in use is then judged by them (NS402). "auto": where an
+        optimizer is given, nothing is wrong with wiring, loss and data, and it takes no more than 20 s.
     label: the model's name in reports; default its class.
     optimizer, data, valid, train_step: each switches on the checks that it makes possible: of what the optimizer holds
     and what
@@ -208,7 +218,7 @@ def diagnose(
     """
     if lr is not None and not (isinstance(lr, int | float) and not isinstance(lr, bool) and 0 < lr < math.inf):
         raise UsageError(f"lr must be a positive number; got {lr!r}. Leave it out to judge no rate.")
-    trial = _trial(trial)
+    trial, asked = _trial(trial), wanted(rates)
     if not isinstance(model, Step):
         mode = "train" if mode is None else mode
         if mode not in ("train", "eval"):
@@ -245,10 +255,13 @@ def diagnose(
         profile.facts.update(  # type: ignore[attr-defined]
             {k: facts[k] for k in ("lambda_max", "lambda_max_centred", "learning_rate") if k in facts}
         )
+    found, hindered = tried(at, asked, profile)
+    profile.facts["checkup"]["rates"] = numbers(found)
+    facts["notes"] += [hindered] if hindered else []
     findings = find(profile)
     if theory and at.mode == "train" and not tokens:
         profile = _with_prediction(at, profile, facts)
-    diagnosis = Diagnosis(label, profile, findings, fisher, facts)
+    diagnosis = Diagnosis(label, profile, findings, fisher, facts, found)
     facts["verdict"] = diagnosis.verdict
     facts["normscope"] = version()
     return diagnosis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, inside, rule
+from normscope.findings._rules import Hit, View, inside, listed, rule
 
 FLOOR = 0.1
 
@@ -187,6 +187,14 @@ def bottomless(view: View) -> Iterator[Hit]:
     Silent for losses that are linear in the outputs and have no classes, as a critic's score.
     """
     s = view.section("loss")
+    sunk = view.section("free").get("sunk")
+    if sunk:
+        text = (
+            f"the loss falls from {sunk['now']:.3g} to {sunk['far']:.3g} as {listed(sunk['names'])} moves away by 10 "
+            "000: it is unbounded below, a learnable weight of the loss makes it negative (exp(-s) * loss + s keeps it "
+            "honest)"
+        )
+        yield Hit(None, "far", sunk["far"], -50.0, text, name=sunk["names"][0])
     critic = s.get("linear") and s.get("task") == "other"  # a score that is meant to have no floor
     if s.get("unbounded") and not critic and not s.get("wrong_sign") and not s.get("outside_binary"):
         text = (

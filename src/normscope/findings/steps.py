@@ -1,4 +1,4 @@
-"""NS61x: what the steps of the user's own loop do, and what they start from."""
+"""NS610 to NS620: what the steps of the user's own loop do, and what they start from."""
 
 from __future__ import annotations
 
@@ -234,3 +234,22 @@ def no_graph(view: View) -> Iterator[Hit]:
             "gradient penalty, a differential equation): that term has no gradient in the weights"
         )
         yield Hit(None, "create_graph", 0.0, 1.0, text)
+
+
+@rule(
+    "NS620",
+    "the same random numbers in every step",
+    severity="warning",
+    meaning="The loop sets the seed anew in every step: noise, dropout and augmentation are the same each time, and "
+    "are learnt by heart.",
+    cure="Seed once, before the loop: torch.manual_seed(0).",
+    source="the state of torch's generator behind two steps that began with different ones",
+)
+def reseeded(view: View) -> Iterator[Hit]:
+    """Two steps of ``train_step`` begin with different states of torch's random generator and end with the same one."""
+    if view.section("loop").get("reseeded"):
+        text = (
+            "every step ends with the same state of the random generator, whatever it began with: manual_seed inside "
+            "of the loop repeats the same noise (dropout, augmentation) in each step"
+        )
+        yield Hit(None, "reseeded", 1, 0, text)

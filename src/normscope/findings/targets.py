@@ -1,11 +1,11 @@
-"""NS707 to NS718: what the targets ask for, and what pulls towards them."""
+"""NS707 to NS719: what the targets ask for, and what pulls towards them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, inside, rule
+from normscope.findings._rules import Hit, View, inside, listed, rule
 
 FLOOR, OUTSIDE = 0.1, 0.1
 START = 6.0
@@ -142,6 +142,13 @@ def ignored(view: View) -> Iterator[Hit]:
             f"({hinge if k.get('binary') else 'ignore_index or weight 0'})"
         )
         yield Hit(None, "ignored", k["share"], 0.0, text)
+    blank = view.section("calls").get("blank", 0.0)
+    if blank > 0.01:
+        text = (
+            f"{blank:.0%} of the labels of the CTC loss are its blank: that class is never emitted (number the labels "
+            "from 1, with blank=0)"
+        )
+        yield Hit(None, "blank", blank, 0.01, text)
     w = view.section("loss").get("weighted")
     if w and w["pull"] > 2:
         text = (
@@ -363,3 +370,25 @@ def two_links(view: View) -> Iterator[Hit]:
             "its answer is never below exp(0) = 1"
         )
         yield Hit(None, "links", 2, 1, text, name=k["module"])
+
+
+@rule(
+    "NS719",
+    "flags that nothing reads",
+    severity="warning",
+    meaning="A column of zeros and ones comes with the targets, and neither the loss nor the loop looks at it.",
+    cure="Use it where it belongs: target = reward + gamma * (1 - done) * next_value; loss = (mask * error).sum() / "
+    "mask.sum().",
+    source="the loss, or one step of the given loop, is the same to the last bit with the flags exchanged",
+)
+def unread_flags(view: View) -> Iterator[Hit]:
+    """Of a table of targets a column of zeros and ones, or of several targets one, can be exchanged (0 for 1) without
+    any change: a done flag, a mask, a weight that was meant to count.
+    """
+    names = view.section("flags").get("unread", [])
+    if names:
+        text = (
+            f"{listed(names)} of the targets, zeros and ones, changes nothing: a flag (done of terminal steps, as a "
+            "bootstrap target needs it, or a padding mask, a weight) is never used"
+        )
+        yield Hit(None, "unread", len(names), 0, text)

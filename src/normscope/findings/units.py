@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from normscope.findings._rules import Hit, View, rule, where
 
 DEAD, DEAD_WARNING, DEAD_ERROR = 0.6, 0.75, 0.99
+#: Mean of the largest attention weights.
+PEAK = 0.75
 SATURATED, SATURATED_WARNING = 0.5, 0.9
 
 
@@ -60,3 +62,28 @@ def saturated_units(view: View) -> Iterator[Hit]:
         yield Hit(
             first, "saturated_units", worst.value, SATURATED, text, "" if worst.value > SATURATED_WARNING else "info"
         )
+
+
+@rule(
+    "NS303",
+    "saturated attention",
+    severity="warning",
+    meaning="Each query looks at a single key from the start: attention is a lookup, and its gradient is nearly zero.",
+    cure="Divide the scores by sqrt(width of a head): scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]).",
+    source="chosen by us: the largest of six or more weights is 0.75 on average, before anything is learnt",
+)
+def saturated_attention(view: View) -> Iterator[Hit]:
+    """The softmax over the keys gives its largest weight 0.75 on average, over queries with six keys or more that no
+    mask leaves out. Info where the loss is below that of a constant answer already: what is learnt may be sharp.
+
+    Queries and keys of independent entries of variance 1 have scores of variance d, the width of a head: without the
+    factor 1/sqrt(d) a softmax over them is nearly one-hot (Vaswani et al. 2017, section 3.2.1).
+    """
+    p, loss = view.section("calls").get("peaked") or {"peak": 0.0}, view.section("loss")
+    if p["peak"] > PEAK:
+        learnt = loss.get("value", 0.0) < 0.8 * loss.get("constant", 0.0)
+        text = (
+            f"the largest attention weight of {p['module']} is {p['peak']:.2f} on average: its softmax is saturated, "
+            "one-hot (scores not divided by sqrt(d), or multiplied by it; scale)"
+        )
+        yield Hit(None, "peak", p["peak"], PEAK, text, "info" if learnt else "", p["module"])

@@ -11,6 +11,8 @@ from normscope.findings._rules import Hit, View, listed, rule
 SOON = 60
 SMALL, HALF = 1.5e-5, 0.5
 DECAY = 0.7
+#: How many times as large as the gradients of now those that an optimizer remembers may be.
+REMEMBERED = 1e3
 
 
 @rule(
@@ -235,3 +237,27 @@ def rounded(view: View) -> Iterator[Hit]:
             f"{r['step']:.1g} relative to their size: the updates are rounded away"
         )
         yield Hit(None, "rounded", r["share"], 0.5, text, "info" if trains else "", r["module"])
+
+
+@rule(
+    "NS411",
+    "moments of another training",
+    severity="warning",
+    meaning="The optimizer divides by gradients that it remembers and that are far larger than those of now: its steps "
+    "are tiny.",
+    cure="Start it anew: optimizer = torch.optim.Adam(model.parameters(), lr=1e-3), or load the state of this very "
+    "run.",
+    source="chosen by us: a thousand times as large, in half of the tensors",
+)
+def memory(view: View) -> Iterator[Hit]:
+    """The root of the optimizer's second moments, without their bias, is a thousand times the gradient's rms.
+
+    As after a state was loaded from a run with another loss scale (gradients not unscaled), reduction or model.
+    """
+    m = view.section("update").get("memory", math.nan)
+    if m > REMEMBERED:
+        text = (
+            f"the optimizer state (second moment, exp_avg_sq) is of gradients {m:.1e} times as large as those of now: "
+            "steps are as much too small; a checkpoint of another run, or of scaled gradients?"
+        )
+        yield Hit(None, "memory", m, REMEMBERED, text)

@@ -132,6 +132,14 @@ def lost(view: View) -> Iterator[Hit]:
             f"not use {listed(unread)} of the targets (a part of the loss is overwritten, or not added)"
         )
         yield Hit(None, "lost", returned["tensors"], 0, text, name=returned["modules"][0])
+    untold = view.section("pull").get("untold", [])
+    if untold:
+        text = (
+            f"{listed(untold)} moves the outputs, and has a gradient that no target changes: what the targets say does "
+            "not reach it (cut by argmin or indexing, as codes of a codebook without straight-through, or detached), "
+            "only a penalty does"
+        )
+        yield Hit(None, "untold", len(untold), 0, text, name=untold[0])
     lost = view.section("wiring").get("lost", {})
     if lost and lost["tensors"] and lost["share"] > SHARE:
         text = (

@@ -14,6 +14,7 @@ from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.call.traceless import alone
 from normscope.core.errors import whole_number
+from normscope.core.faces import Shown
 from normscope.learning_rates._trials import Run, Trials
 from normscope.training.short import ShortRuns
 
@@ -31,8 +32,12 @@ BELOW, ABOVE = 1.25, 1.05
 AS_GOOD = 0.9
 
 
+#: The optimizers that are tried where none is given.
+KINDS = ("sgd", "momentum", "adam")
+
+
 @dataclass(frozen=True)
-class Rates:
+class Rates(Shown):
     r"""What short runs of one optimizer said of its learning rate. Print it, or read the fields.
 
     largest: the largest rate that trains, see `rates`; ``largest_interval`` (lower, upper): it lies between, the upper
@@ -41,8 +46,11 @@ class Rates:
     start, noise: the mean loss of the batches at the start, and by how much one may rise.
     runs: (rate, losses, stayed) of all that was tried, in order. cost: forward and backward passes; a forward pass
     alone counts a third. reason: why there is no rate, or what is not known; "" where all is.
+    own: the rate of the optimizer that was given, the largest of its groups; stability: where linearised full-batch
+    descent turns unstable, 2 / lambda_max for SGD. Both NaN where they are not known.
     """
 
+    face = "rates"
     optimizer: str
     largest: float
     largest_interval: tuple[float, float]
@@ -55,6 +63,8 @@ class Rates:
     seconds: float
     reason: str = ""
     runs: tuple[Run, ...] = field(default=(), repr=False)
+    own: float = math.nan
+    stability: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, strings and lists."""
@@ -114,9 +124,18 @@ def rates(
     name = optimizer if isinstance(optimizer, str) else "sgd" if at.optimizer is None else type(at.optimizer).__name__
     given = [] if at.data is None else pull(at.data, steps + 1)
     batches = [(b, None) if at.step is not None else read_batch(b) for b in given]
-    trials = Trials(at, ShortRuns(at, batches), name, steps)
+    return tried(Trials(at, ShortRuns(at, batches), name, steps), budget, begun)
+
+
+def tried(trials: Trials, budget: int, begun: float) -> Rates:
+    """What the search of `rates` says of trials that have not begun; ``begun``: when, by ``perf_counter``."""
     reason = _search(trials, budget)
     return _told(trials, reason, time.perf_counter() - begun)
+
+
+def of_kinds(at: Step) -> list[Rates]:
+    """The rates of a step's own optimizer; where it has none those of ``KINDS``."""
+    return [rates(at, optimizer=name) for name in (KINDS if at.optimizer is None else (None,))]
 
 
 def _search(trials: Trials, budget: int) -> str:
@@ -180,5 +199,5 @@ def _told(trials: Trials, reason: str, seconds: float) -> Rates:
             reason = "the loss hardly falls at any rate"
     return Rates(
         trials.name, largest, interval, best, near, trials.steps, trials.start, trials.noise, math.ceil(trials.cost),
-        seconds, reason, tuple(trials.runs),
+        seconds, reason, tuple(trials.runs), trials.base,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 from normscope.call.losses import COTANGENT
 from normscope.call.step import Step
 from normscope.core.errors import UsageError, unknown
-from normscope.training.own import Own, wants_a_closure
+from normscope.training.own import Own, rate_of, to_its_rate, wants_a_closure
 from normscope.training.short import Course, ShortRuns
 
 Make = Callable[[list[Tensor], float], torch.optim.Optimizer]
@@ -54,6 +54,8 @@ class Trials:
         self.starts: list[float] = []
         self.noise = 0.0
         self.own: Own | None = None
+        #: The rate of the user's own optimizer, of a warm-up the one that it goes to.
+        self.base = math.nan
         if at.optimizer is None or name in OPTIMIZERS:
             if name not in OPTIMIZERS:
                 raise unknown("optimizer", name, tuple(OPTIMIZERS))
@@ -64,7 +66,7 @@ class Trials:
         if wants_a_closure(at.optimizer):
             raise UsageError(f"A rate is tried step by step; {name} evaluates the loss itself. Pass 'sgd' or 'adam'.")
         self.own = Own(at)
-        self.base = max(float(g["lr"]) for g in at.optimizer.param_groups) or 1e-3
+        self.base = max(map(rate_of, at.optimizer.param_groups))
 
     @property
     def start(self) -> float:
@@ -150,7 +152,7 @@ class Trials:
         self.cost += 1
         if not 0 < sizes[0] < math.inf:
             return math.nan
-        return self.times * (max(abs(self.start), 1e-12) / sizes[0] if self.power else self.base)
+        return self.times * (max(abs(self.start), 1e-12) / sizes[0] if self.power else self.base or 1e-3)
 
     def stays(self, rate: float) -> bool:
         """Run at a rate; whether it trains."""
@@ -168,7 +170,7 @@ class Trials:
             with torch.no_grad():
                 return float(self.shorts.value(*self.shorts.batch(self.steps)))
 
-        course = self._run(rate, rises, after)
+        course = self.course(rate, self.steps, until=rises, look=after)
         self.cost += len(course.losses)
         losses = list(course.losses)
         if not (risen or course.blown):
@@ -177,18 +179,27 @@ class Trials:
         self.runs.append((rate, tuple(losses), not (risen or course.blown)))
         return self.runs[-1][2]
 
-    def _run(self, rate: float, rises: Callable[[list[float]], bool], after: Callable[[], float]) -> Course:
+    def course(
+        self,
+        rate: float,
+        steps: int,
+        *,
+        until: Callable[[list[float]], bool] | None = None,
+        look: Callable[[], Any] | None = None,
+    ) -> Course:
+        """``steps`` updates at a rate; see `ShortRuns.run`."""
         own = self.own
         if own is None:
             begin = self.shorts.plain(lambda p: self.make(p, rate))
-            return self.shorts.run(begin, self.steps, until=rises, look=after)
+            return self.shorts.run(begin, steps, until=until, look=look)
 
         def scaled(copies: Any) -> Any:
+            to_its_rate(own.twin)
             for group in own.twin.param_groups:
-                group["lr"] = group["lr"] * (rate / self.base)
+                group["lr"] = group["lr"] * (rate / self.base) if self.base else rate
             return self.shorts.plain(lambda _: own.twin)(copies)
 
-        return self.shorts.run(scaled, self.steps, until=rises, look=after, around=own.around)
+        return self.shorts.run(scaled, steps, until=until, look=look, around=own.around)
 
 
 def _never(*_: Any) -> Tensor:

@@ -10,10 +10,12 @@ from normscope.report._content import Content
 
 FACES.add("diagnosis", "normscope.report.html:of_diagnosis")
 FACES.add("profile", "normscope.report.html:of_profile")
+FACES.add("rates", "normscope.report.rates:of_rates")
 FACES.add("race", "normscope.report.race:of_race")
 FACES.add("verdicts", "normscope.report.claims:of_verdicts")
 FACES.add("sharpness", "normscope.report.curvature:of_sharpness")
 FACES.add("spectrum", "normscope.report.curvature:of_spectrum")
+FACES.add("transfer", "normscope.report.transfer:of_transfer")
 FACES.add("tracker", "normscope.report.tracker:of_tracker")
 
 FACES.add("as.chart", "normscope.report.sheet:chart")

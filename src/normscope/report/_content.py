@@ -33,7 +33,7 @@ class Content:
         evidence, meaning, cure``; may have no rows.
     facts: one mapping a model, in the order of the report: ``label`` (the ``model`` of the tables), ``verdict``,
         ``mode``, ``batch_size``, ``dtype``, ``device``, ``loss``, ``parameters``, ``layers``, ``seconds``, ``torch``,
-        ``normscope``, ``notes``; what is missing is not shown.
+        ``normscope``, ``notes``, ``rates`` (`normscope.Rates` that were tried); what is missing is not shown.
     """
 
     title: str
@@ -78,7 +78,7 @@ def of_diagnoses(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Co
     for label, d in zip(labels, diagnoses, strict=True):
         tables.append(d.profile.frame().select(pl.lit(label).alias("model"), pl.all()))
         rows += [{"model": label, **asdict(f)} for f in d.findings]
-        facts.append({**d.facts, "label": label})
+        facts.append({**d.facts, "label": label, "rates": d.rates})
     numbers = {"layer": pl.Int64, "value": pl.Float64, "threshold": pl.Float64}
     schema = {c: numbers.get(c, pl.String) for c in FINDING_COLUMNS}
     return Content(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope.core.files import write
-from normscope.report import _charts, _frame, _layers, _rows, sheet  # noqa: F401  (_frame tells of a missing extra)
+from normscope.report import _charts, _frame, _layers, _rows, rates, sheet  # noqa: F401  (_frame tells of a missing extra)
 from normscope.report._content import Content
 from normscope.report.grammar import Table
 from normscope.report.sheet import Card, Section, Sheet
@@ -61,6 +61,8 @@ def sheet_of(content: Content, *, brief: bool = False, quiet: bool = False) -> S
         )
     tables = [_table(m, shut=several or not brief) for m in models if m["rows"]]
     sections.append(Section("Numbers", id="tables", parts=tables))
+    rated = [(f["label"] if several else "", f["rates"]) for f in content.facts if f.get("rates")]
+    sections += [] if brief else [rates.section(tried, of) for of, tried in rated]
     return Sheet(
         content.title, sections if brief else [*sections, _facts(content)], cards=[] if quiet else [
             Card(m["label"], m["verdict"], m["tally"], m["conditions"]) for m in models],

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from normscope.report import _labels
 from normscope.report.curvature import of_sharpness
-from normscope.report.grammar import Axis, Chart, Colour, Spec, Table, lines, measure
+from normscope.report.grammar import Axis, Chart, Colour, Spec, Table, layer, lines, measure
 from normscope.report.sheet import Section, Sheet
 
 if TYPE_CHECKING:
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
     from normscope.learning_rates import Rates
 
 HEAD = ("optimizer", "largest rate", "between", "best rate", "as good", "passes", "remark")
-#: What linear stability is the threshold of, by the names of `normscope.curvature.stable_rates`.
-STABILITY = {"sgd": "gradient descent", "momentum": "heavy ball"}
+#: What stands above the table on a terminal.
+TRIED = "by trials of {steps} steps, where the loss never rises above its start:"
 READING = (
     "The loss after {steps} steps at each rate that was tried; runs that rose on the way stand at the loss of the "
-    "start. The largest rate lies in the shade. Dashed: 2 / λ_max, the linear stability of full-batch gradient descent."
+    "start. The largest rate lies in the shade. Dashed, as far as they are known: the best one, that of the optimizer "
+    "as it was given, and 2 / λ_max, where linearised full-batch descent turns unstable."
 )
 MEANING = (
     "A rate trains if the loss never rises above its start by more than its noise over the next {steps} steps, from "
@@ -45,22 +47,43 @@ def rows(tried: Sequence[Rates]) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def of_rates(sharpness: Sharpness, tried: Sequence[Rates]) -> Sheet:
-    """The sheet of a sharpness, and behind it the rates that were tried."""
-    steps, stable = tried[0].steps, sharpness.rates()
-    charts = [
-        _drawn(r, stable.get(STABILITY.get(r.optimizer, ""), math.nan))
-        for r in tried
-        if any(stayed for _, _, stayed in r.runs)
-    ]
+def of_rates(found: Rates, brief: bool = False) -> Sheet:
+    """What one optimizer's trials said: the two rates, and the loss against the rate."""
+    low, high = found.largest_interval
+    facts: dict[str, Any] = {"optimizer": found.optimizer, "steps of a run": found.steps, "passes": found.cost}
+    if not math.isnan(found.largest):
+        near = " to ".join(_labels.number(x) for x in found.best_interval)
+        facts["largest rate"] = f"{_labels.number(found.largest)}, between {_labels.number(low)} and "
+        facts["largest rate"] += _labels.number(high)
+        facts["best rate"] = f"{_labels.number(found.best)}, as good: {near}"
+    named = {"rate as given": found.own, "2 / λ_max": found.stability}
+    facts |= {what: _labels.number(x) for what, x in named.items() if not math.isnan(x)}
+    lead = "" if brief else MEANING.format(steps=found.steps)
+    notes = [found.reason] if found.reason else []
+    return Sheet("Learning rates", [Section("", lead, facts=facts, charts=charts([found]), notes=notes)])
+
+
+def section(tried: Sequence[Rates], of: str = "") -> Section:
+    """The rates of several optimizers, to stand among other sections; ``of``: the model's name where it needs one."""
+    title = "Learning rates that were tried" + (f": {of}" if of else "")
     table = Table(HEAD, rows(tried), numeric=(1, 3, 5))
-    more = Section("Learning rates that were tried", MEANING.format(steps=steps), table=table, charts=charts)
-    whole = of_sharpness(sharpness)
-    return replace(whole, title="Sharpness and learning rates", sections=[*whole.sections, more])
+    lead = MEANING.format(steps=tried[0].steps)
+    return Section(title, lead, table=table, charts=charts(tried), small=True)
 
 
-def _drawn(found: Rates, stable: float) -> Chart:
-    """The loss at the end of each run against its rate, the bracket, and 2 / lambda_max."""
+def with_sharpness(found: Sharpness, tried: Sequence[Rates]) -> Sheet:
+    """The sheet of a sharpness, and behind it the rates that were tried."""
+    whole = of_sharpness(found)
+    return replace(whole, title="Sharpness and learning rates", sections=[*whole.sections, section(tried)])
+
+
+def charts(tried: Sequence[Rates]) -> list[Chart]:
+    """A chart for each optimizer that trains at some rate."""
+    return [_drawn(r) for r in tried if not math.isnan(r.largest)]
+
+
+def _drawn(found: Rates) -> Chart:
+    """The loss at the end of each run against its rate, the bracket, and rates of interest as lines."""
     most = found.start + found.noise
     low, high = found.largest_interval
     points: list[dict[str, Any]] = [
@@ -73,18 +96,23 @@ def _drawn(found: Rates, stable: float) -> Chart:
     y = measure("loss", f"loss after {found.steps} steps", [p["loss"] for p in points])
     across = x.channel()
     ends = {"low": low, "high": high if math.isfinite(high) else low}
-    under: list[Spec] = [{
-        "data": {"values": [ends]}, "mark": {"type": "rect", "opacity": 0.2},
-        "encoding": {"x": {**across, "field": "low"}, "x2": {"field": "high"}},
-    }]  # fmt: skip
-    if 0 < stable < math.inf:
-        line = {"rate": stable, "line": "2 / λ_max"}
-        under.append({
-            "data": {"values": [line]}, "mark": {"type": "rule", "strokeDash": [6, 3]},
-            "encoding": {"x": across, "tooltip": {"field": "line", "type": "nominal"}},
-        })  # fmt: skip
+    ruled = {"best": found.best, "as given": found.own, "2 / λ_max": found.stability}
+    ruled = {name: rate for name, rate in ruled.items() if 0 < rate < math.inf}
+    shade = layer({"type": "rect", "opacity": 0.2}, {"x": {**across, "field": "low"}, "x2": {"field": "high"}}, "",
+                  [ends])  # fmt: skip
+    under: list[Spec] = [shade, *(_ruled(name, rate, i, across) for i, (name, rate) in enumerate(ruled.items()))]
     return lines(
         found.optimizer, points, x, y, colour=Colour("run", ["trains", "rises"], legend=True, title="run"),
-        joined="false",
-        under=under, reading=READING.format(steps=found.steps),
+        joined="false", under=under, reading=READING.format(steps=found.steps),
     )  # fmt: skip
+
+
+def _ruled(name: str, rate: float, i: int, across: Spec) -> Spec:
+    """An upright line at a rate, with its name beside it."""
+    line = layer({"type": "rule", "strokeDash": [6, 3]}, {})
+    word = layer({"type": "text", "align": "left", "dx": 4}, {"y": {"value": 8 + 13 * i}, "text": {"field": "line"}})
+    return {
+        "data": {"values": [{"rate": rate, "line": name}]},
+        "encoding": {"x": across, "tooltip": {"field": "line", "type": "nominal"}},
+        "layer": [line, word],
+    }

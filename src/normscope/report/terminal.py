@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -13,10 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from normscope.core.favourites import BRIEF
-from normscope.report import _labels, _layers, _rows, _sparks
+from normscope.report import _labels, _layers, _rows, _sparks, rates
 from normscope.report._content import Content
 from normscope.report._fold import Folded, fold
 from normscope.report._layers import Layer
+
+if TYPE_CHECKING:
+    from normscope.learning_rates import Rates
 
 _SEVERITY = {"error": "bold red", "warning": "bold yellow", "info": "bold blue"}
 _MODEL = ("blue", "dark_orange", "green", "magenta", "yellow", "cyan", "white")
@@ -40,6 +43,22 @@ def render(content: Content, console: Console, *, max_layers: int = 24) -> None:
     for table in _tables(content, {name: rows for name, rows in models.items() if rows}, console.width, max_layers):
         console.print()
         console.print(table)
+    for fact in content.facts:
+        if tried := fact.get("rates"):
+            console.print()
+            name = fact["label"] if len(models) > 1 else ""
+            console.print(_text(f"{name}{': ' if name else ''}{rates.TRIED.format(steps=tried[0].steps)}"))
+            console.print(rates_table(tried))
+
+
+def rates_table(tried: Sequence[Rates]) -> Table:
+    """Learning rates that were tried, a row an optimizer."""
+    table = Table(box=None, header_style="dim", pad_edge=True, padding=(0, 1, 0, 1))
+    for i, head in enumerate(rates.HEAD):
+        table.add_column(head, justify="right" if i in (1, 3, 5) else "left", no_wrap=i < 6)
+    for row in rates.rows(tried):
+        table.add_row(*map(_text, row))
+    return table
 
 
 def _verdict(console: Console, content: Content, name: str, rows: Sequence[Layer], colour: str) -> None:

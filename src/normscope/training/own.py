@@ -209,6 +209,11 @@ def to_its_rate(optimizer: torch.optim.Optimizer) -> None:
                 group["lr"] = max(group["lr"], group[key])
 
 
+def rate_of(group: Mapping[str, Any]) -> float:
+    """The rate of a group of parameters, of a warm-up the one that it goes to."""
+    return max(float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
+
+
 def wants_a_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its step evaluates the loss itself, as L-BFGS does: there is no single step to look at."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")

@@ -13,6 +13,7 @@ from normscope.call.step import Step
 from normscope.findings.checkup.backward import of_backward
 from normscope.findings.checkup.calls import of_calls
 from normscope.findings.checkup.data import firsts, load, of_data
+from normscope.findings.checkup.flags import of_flags
 from normscope.findings.checkup.free import of_free
 from normscope.findings.checkup.loop import of_loop
 from normscope.findings.checkup.loss import of_loss
@@ -72,6 +73,7 @@ def check_up(
     every("mixing", lambda: of_mixing(scene))
     every("places", lambda: of_places(scene))
     every("pull", lambda: of_pull(scene))
+    every("flags", lambda: of_flags(scene))
     every("backward", lambda: of_backward(scene))
     every("update", lambda: of_update(scene))
     every("loop", lambda: observed["loop"] if "loop" in observed else of_loop(at))

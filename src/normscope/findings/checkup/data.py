@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.call.batches import pull, read_batch
 from normscope.call.step import Step
+from normscope.findings.checkup.samples import (
+    against_valid,
+    alone,
+    balance,
+    class_like,
+    leak,
+    leak_of_training,
+    per_batch,
+    sentinel,
+)  # fmt: skip
 from normscope.findings.checkup.scene import Scene
+from normscope.training.own import wants_a_closure
 
 #: Batches read at most, and seconds after which no more are read (chosen by us: a static check must stay one).
 MOST, SECONDS = 64, 2.0
@@ -138,18 +149,23 @@ def of_data(
     several = [x.float() for x in tensors(scene.targets) if x.is_floating_point() and x.dim()]
     if t is None and len(list(tensors(scene.targets))) > 1 and several:
         found["largest_target"] = max(float(x.square().mean().sqrt()) for x in several)
-    found |= _class_like(pooled[1] if pooled is not None else t)
+    found |= class_like(pooled[1] if pooled is not None else t)
     found["equal_inputs"] = next((
         [i, j] for (i, a), (j, b) in itertools.combinations(enumerate(tensors((scene.at.args, scene.at.kwargs))), 2)
         if a.is_floating_point() and a.dim() > 1 and a.numel() > 32 and a.shape == b.shape and torch.equal(a, b)
     ), None)  # fmt: skip
-    found["sentinel"] = _sentinel(pooled if found.get("repeated", 0.0) < 0.5 else _pooled(batches[:1]))
+    few, every = found.get("distinct", [1, 1])
+    again = found.get("repeated", 0.0) >= 0.5 or few < every / 2
+    found["sentinel"] = sentinel(_pooled(batches[:1]) if again else pooled)
+    found["alone"] = alone(own)
+    found["closure"] = scene.at.optimizer is not None and wants_a_closure(scene.at.optimizer)  # all data at once
     if pooled is not None:
-        found |= _leak(*pooled)
-        found |= _balance(*pooled, batches)
+        found |= leak(*pooled)
+        found |= balance(*pooled, batches)
+        found |= per_batch(batches)
     other = _pooled(valid)
     if pooled is not None and other is not None:
-        found |= _against_valid(pooled, other) | _leak_of_training(pooled, other)
+        found |= against_valid(pooled, other) | leak_of_training(pooled, other)
     return found
 
 
@@ -202,7 +218,13 @@ def _repeats(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
         p in prints[:i] and any(torch.equal(x, y) for (y, _) in batches[:i] if y.shape == x.shape)
         for i, ((x, _), p) in enumerate(zip(batches, prints, strict=True))
     )
-    return {"repeated": again / (len(batches) - 1)}
+    found: dict[str, Any] = {"repeated": again / (len(batches) - 1)}
+    rows = torch.cat([x.flatten(1) for x, _ in batches if x.dim() > 1 and x.shape[1:] == batches[0][0].shape[1:]] or [
+        torch.zeros(0, 1)
+    ])[:4096, :64]  # fmt: skip
+    if rows.is_floating_point() and len(rows) >= 200 and rows.shape[1] >= 4 and bool((rows != rows.round()).any()):
+        found["distinct"] = [len(rows.unique(dim=0)), len(rows)]
+    return found
 
 
 def _tokens(scene: Scene) -> dict[str, Any]:
@@ -211,6 +233,9 @@ def _tokens(scene: Scene) -> dict[str, Any]:
     for c in scene.weighted:
         if c.data is None or not isinstance(c.module, nn.Embedding | nn.EmbeddingBag) or c.data.is_floating_point():
             continue
+        got, rows = len(c.data.unique()), c.module.num_embeddings
+        if not ids and 16 <= rows <= c.data.numel() and got <= max(2, rows // 8):
+            return {"few_rows": {"module": c.name, "got": got, "rows": rows}}
         for x in ids:
             if x.numel() != c.data.numel() or x.numel() < 32:
                 continue
@@ -274,128 +299,3 @@ def _targets(t: Tensor | None) -> dict[str, Any]:
     if t is None or not t.is_floating_point() or not t.numel():
         return {}
     return {"target_rms": float(t.float().square().mean().sqrt()), "target_std": float(t.float().std())}
-
-
-def _sentinel(pooled: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
-    """A value, far outside of all others, that stands again and again in a column of the inputs or of the targets:
-    -999.
-    """
-    for what, v in (("inputs", pooled[0]), ("targets", pooled[1])) if pooled is not None else ():
-        if not v.is_floating_point() or v.dim() > 2 or len(v) < 64 or v.numel() > 1000 * len(v):
-            continue
-        table = v.reshape(len(v), -1)
-        for end in (table.min(0).values, table.max(0).values):
-            there = table == end
-            often = there.float().mean(0)
-            rest = torch.where(there, torch.nan, table)
-            middle = rest.nanmedian(0).values
-            wide = (rest - middle).abs().nan_to_num(0.0).amax(0)
-            far = (end - middle).abs() > 10 * wide.clamp_min(1e-12)
-            hit = (often >= max(2 / len(table), 0.002)) & (often < 0.5) & far & (wide > 0)
-            if bool(hit.any()):
-                j = int(hit.long().argmax())
-                return {
-                    "what": what,
-                    "column": j,
-                    "value": float(end[j]),
-                    "share": float(often[j]),
-                    "wide": float(wide[j]),
-                }
-    return {}
-
-
-def _class_like(t: Tensor | None) -> dict[str, Any]:
-    """How many classes the targets look like: the whole numbers from 0 on, about equally often, to the noise of the
-    sample.
-    """
-    if t is None or not t.is_floating_point() or t.numel() < 32 or t.numel() != len(t):
-        return {}
-    values, counts = t.unique(return_counts=True)
-    k = len(values)
-    if k < 3 or t.numel() < 8 * k or not bool((values == torch.arange(k).to(values)).all()):
-        return {}
-    fewest = float(counts.min())
-    return {"class_like": k if fewest + 2 * math.sqrt(fewest) > 0.6 * t.numel() / k else 0}
-
-
-def _leak(x: Tensor, t: Tensor) -> dict[str, Any]:
-    """The input column that an affine function turns into the target, in every sample."""
-    if not x.is_floating_point() or x.dim() != 2 or not 2 <= x.shape[1] <= 5000 or len(x) < 32:
-        return {}
-    y = t.double().reshape(len(t), -1)
-    if y.shape[1] != 1 or float(y.std()) == 0 or (not t.is_floating_point() and len(t.unique()) > 2):
-        return {}
-    a = x.double() - x.double().mean(0)
-    b = y - y.mean(0)
-    r = (a * b).sum(0) / (a.norm(dim=0) * b.norm()).clamp_min(1e-30)
-    best = int(r.abs().nan_to_num(0).argmax())
-    return {"leak": {"column": best, "correlation": float(r[best].abs().nan_to_num(0))}}
-
-
-def _leak_of_training(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> dict[str, Any]:
-    """The column that goes with the target in the training data, and not in the validation data."""
-    both = _leak(*train).get("leak"), _leak(*valid).get("leak")
-    if both[0] is None or both[1] is None:
-        return {}
-    x, t = valid[0].double(), valid[1].double().reshape(len(valid[1]), -1)
-    column = x[:, both[0]["column"]]
-    there = abs(float(torch.corrcoef(torch.stack([column, t[:, 0]]))[0, 1].nan_to_num(0.0)))
-    return {"leak_of_training": both[0] | {"valid": there}}
-
-
-def _balance(x: Tensor, t: Tensor, batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
-    if t.is_floating_point() or t.dim() != 1 or len(t) < 64 or t.dtype is torch.bool:
-        return {}
-    values, counts = t.unique(return_counts=True)
-    found: dict[str, Any] = {"majority": float(counts.max()) / len(t), "classes": len(values)}
-    pure = [len(b.unique()) == 1 for _, b in batches if b is not None and b.dim() == 1 and len(b) >= 4]
-    if len(pure) >= 3:
-        found["pure_batches"] = sum(pure) / len(pure)
-        alike = [
-            float((b[:, None] == b).float().mean())
-            for _, b in batches
-            if b is not None and b.dim() == 1 and len(b) >= 4
-        ]
-        found["alike"] = {"within": sum(alike) / len(alike), "overall": float((counts / len(t)).square().sum())}
-    return found
-
-
-def _against_valid(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> dict[str, Any]:
-    (x, t), (xv, tv) = train, valid
-    found: dict[str, Any] = {}
-    if x.shape[1:] != xv.shape[1:]:
-        return found
-    if x.is_floating_point() and len(x) >= 32 and len(xv) >= 32:
-        a, b = x.float(), xv.float()
-        if (
-            bool(torch.isfinite(a).all())
-            and bool(torch.isfinite(b).all())
-            and float(a.std()) > 0
-            and float(b.std()) > 0
-        ):
-            found["valid"] = {
-                "shift": abs(float(a.mean() - b.mean())) / float(a.std()),
-                "ratio": float(b.std() / a.std()),
-            }
-    classes = not t.is_floating_point() and t.dim() == 1 and 2 <= len(t.unique()) <= 50
-    if not classes or not x.is_floating_point() or len(xv) < 64 or len(x) < 200 or x[0].numel() > 20_000:
-        return found
-    a, b = x.float().flatten(1), xv.float().flatten(1)
-    if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
-        return found
-    mean, std = a.mean(0), a.std(0).clamp_min(1e-6)
-    a, b = (a - mean) / std, (b - mean) / std
-    from_train = float((t[torch.cdist(b, a).argmin(1)] == tv).float().mean())
-    d = torch.cdist(b, b).fill_diagonal_(math.inf)
-    from_valid = float((tv[d.argmin(1)] == tv).float().mean())
-    k = min(len(a), 800)
-    d = torch.cdist(a[:k], a[:k]).fill_diagonal_(math.inf)
-    among_train = float((t[:k][d.argmin(1)] == t[:k]).float().mean())
-    share = tv.unique(return_counts=True)[1].float() / len(tv)
-    mine = t.unique(return_counts=True)[1].float() / len(t)
-    chance = float(share.square().sum())
-    found["neighbours"] = {
-        "train_to_valid": from_train, "valid": from_valid, "train": among_train, "chance": chance,
-        "train_chance": float(mine.square().sum()), "n_valid": len(tv), "n_train": k,
-    }  # fmt: skip
-    return found

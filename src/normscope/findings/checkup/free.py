@@ -35,7 +35,10 @@ def of_free(scene: Scene, task: str) -> dict[str, Any]:
         now = {id(a): b for a, b in zip(outs, given, strict=True)}
         return loss.value(mapped(scene.whole, lambda x: now.get(id(x), x)), scene.targets, scene.at.seed)
 
-    begun = time.perf_counter()
+    begun = time.thread_time()
+    sunk = _sunk(scene)
+    if sunk:
+        return {"sunk": sunk}
     start = float(value(outs).detach())
     found: dict[str, Any] = {"start": start, "links": _links(scene, value, outs)}
     if not math.isfinite(start) or any(x.dim() < 1 or len(x) < 8 for x in outs):
@@ -71,7 +74,7 @@ def _descent(
     lowest = math.inf
     for _ in range(STEPS):
         loss = sign * value(spread(leaves))
-        if not loss.requires_grad or time.perf_counter() - begun > SECONDS:
+        if not loss.requires_grad or time.thread_time() - begun > SECONDS:
             break
         lowest = min(lowest, float(loss.detach()))
         for x, g in zip(leaves, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True):
@@ -97,4 +100,35 @@ def _links(scene: Scene, value: Value, outs: list[Tensor]) -> dict[str, Any]:
         if pulls[0] > 0 and all(4.5 < b / a < 12 for a, b in itertools.pairwise(pulls)):  # e^2 = 7.4
             last = next((c.name for c in reversed(scene.calls) if c.size_out == o[0].numel()), "")
             return {"output": i, "module": last}
+    return {}
+
+
+def _sunk(scene: Scene) -> dict[str, Any]:
+    """Parameters of 16 numbers at most far down whose gradient the loss goes to minus infinity: a weight of the
+    loss.
+    """
+    at, now = scene.at, scene.value
+    layers = tuple(f"{c.name}." if c.name else "" for c in scene.weighted)
+    small = {}
+    for key, name in scene.names.items():
+        g = scene.grads.get(name)
+        own = name.rpartition(".")[0] + "." not in layers  # a bias of a critic's score has no floor either
+        if own and g is not None and g.numel() <= 16 and bool((g != 0).any()):
+            small[key] = (name, g / g.norm())
+    if not small or not math.isfinite(now):
+        return {}
+
+    def down(far: float) -> float:
+        moved = {k: (c.detach() - far * small[k][1]) if k in small else c for k, c in scene.copies.items()}
+
+        def work() -> float:
+            args, kwargs, _ = at.arguments()
+            with torch.no_grad():
+                return float(at.value(at.whole(args, kwargs), at.own_targets()))
+
+        return float(at.run(work, moved))
+
+    near, far = down(1e2), down(1e4)
+    if math.isfinite(far) and far < -50 * (abs(now) + 1) and far < 20 * near:
+        return {"names": [n for n, _ in small.values()], "far": far, "now": now}
     return {}

@@ -50,6 +50,10 @@ class Functions(TorchFunctionMode):
         self.heavy: list[tuple[str, float]] = []
         #: The first module that attends.
         self.attention: str | None = None
+        #: The attention whose weights are the most concentrated: the mean of their largest, and its module.
+        self.peaked: dict[str, Any] = {"peak": 0.0, "module": ""}
+        #: The share of the labels of a CTC loss that are its blank.
+        self.blank = 0.0
         #: Of every attention the positions (n, length) that some query looks at.
         self.kept: list[tuple[str, Tensor]] = []
         #: The first functions that gave a result without gradient for arguments with one.
@@ -101,6 +105,8 @@ class Functions(TorchFunctionMode):
         if self.written is None and any(t._version != v for t, v in self.batch):
             self.written = (func.__name__, self.stack[-1] if self.stack else "")
         x, y = (args[0] if args else None), first_tensor(whole)
+        if func is F.ctc_loss and not self.eval:
+            self.blank = float((args[1] == kwargs.get("blank", args[4] if len(args) > 4 else 0)).float().mean())
         if func in _NUMBERS and isinstance(x, Tensor) and x.requires_grad and not self.eval:
             self.numbers.append(func.__name__)
         if isinstance(x, Tensor) and y is not None:
@@ -161,6 +167,8 @@ class Functions(TorchFunctionMode):
             self.kept.append((name, y > 0))
         elif func in _SOFTMAX and x.dim() >= 3:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if dim in (-1, x.dim() - 1) and self.stack:
+                self._peak(name, x, y)
             if isinstance(dim, int):
                 self._made[id(y)] = (y, dim % x.dim())
             if y.dim() in (3, 4) and len(self.kept) < 4:
@@ -184,6 +192,14 @@ class Functions(TorchFunctionMode):
             self.attention = name if self.attention is None else self.attention
             self._looks(name, func, args, kwargs)
 
+    def _peak(self, name: str, scores: Tensor, weights: Tensor) -> None:
+        """How concentrated attention is where six keys or more are not masked."""
+        with torch.no_grad():
+            free = (scores > -1e4).sum(-1) >= 6
+            peak = float(weights.amax(-1)[free].mean()) if bool(free.any()) else 0.0
+        if peak > self.peaked["peak"]:
+            self.peaked = {"peak": peak, "module": name}
+
     def _looks(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
         """At which keys a mask lets attention look: true means ignore for one function, keep for the other."""
         if func is F.multi_head_attention_forward:
@@ -192,6 +208,10 @@ class Functions(TorchFunctionMode):
                 self.kept.append((name, ~mask if mask.dtype is torch.bool else mask > -1e4))
             return
         mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+        if mask is None and not kwargs.get("is_causal"):
+            q, k = (a[:8].detach().float() for a in args[:2])
+            scores = q @ k.transpose(-1, -2) * (kwargs.get("scale") or q.shape[-1] ** -0.5)
+            self._peak(name, scores, scores.softmax(-1))
         if isinstance(mask, Tensor) and mask.dim() == 4:
             keep = mask if mask.dtype is torch.bool else mask > -1e4
             self.kept.append((name, keep.flatten(1, 2).any(1)))

@@ -24,6 +24,7 @@ def of_loop(at: Step) -> dict[str, Any]:
         return {}
     log: list[list[str]] = []
     unmoved: list[bool] = []
+    seeds: list[tuple[Tensor, Tensor]] = []
     back: dict[str, Any] = {"handed": False, "fed": {}, "of": {}}
     functions = Functions()
     own = Own(at)
@@ -52,6 +53,8 @@ def of_loop(at: Step) -> dict[str, Any]:
                 back["fed"][id(optimizer)] = fed or back["fed"].get(id(optimizer), False)
                 back["of"][id(optimizer)] = list(dict.fromkeys(here[id(p)] for p in held))
 
+            torch.rand(len(log))  # so that no two steps begin alike
+            seeds.append((torch.get_rng_state(), torch.get_rng_state()))
             hooks = register_optimizer_step_pre_hook(handed), register_optimizer_step_post_hook(look)
             try:
                 with listening(events), functions.inside(at.root), functions:
@@ -59,6 +62,7 @@ def of_loop(at: Step) -> dict[str, Any]:
             finally:
                 for hook in hooks:
                     hook.remove()
+            seeds[-1] = seeds[-1][0], torch.get_rng_state()
             if after:
                 back.update(_undone(names, before, after, copies))
             unmoved[:] = [torch.equal(copies[k], start[k]) for k in start]
@@ -69,6 +73,8 @@ def of_loop(at: Step) -> dict[str, Any]:
     ShortRuns(at).run(begin, 2, around=own.around)
     back["starved"] = [n for k, fed in back.pop("fed").items() if not fed for n in back["of"][k]]
     del back["of"]
+    ends = [b for _, b in seeds]
+    back["reseeded"] = len(ends) > 1 and torch.equal(*ends[:2]) and not any(torch.equal(a, b) for a, b in seeds)
     still = all(g.get("lr", 1.0) == 0 for g in at.optimizer.param_groups)  # as a warm-up leaves it: nothing is to move
     return order_of(log, -1 if still else unmoved.count(False)) | back | {"derived": functions.derived}
 

@@ -12,7 +12,8 @@ from normscope.call.arguments import tensors
 from normscope.call.losses import Loss
 from normscope.call.targets import class_axis
 from normscope.findings.checkup.ends import FAR, floor, reach_of, unbounded
-from normscope.findings.checkup.scene import Rerun, Scene, as_function, replaced
+from normscope.findings.checkup.scene import Scene, as_function, replaced
+from normscope.findings.checkup.tokens import next_token
 
 
 def of_loss(scene: Scene) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found["last_weight"] = _last_weight(scene)
     last = list(scene.at.root.get_submodule(found["last_weight"]).parameters(recurse=False))
     found["last_frozen"] = bool(last) and not any(p.requires_grad for p in last)
-    found |= _next_token(scene, o, g)
+    found |= next_token(scene, o, g)
     reach = reach_of(scene)
     if reach is not None:
         found |= floor(value, o, t, g, classes, reach, found)
@@ -73,70 +74,6 @@ def _last_weight(scene: Scene) -> str:
             if p.dim() > 1 and key in names:
                 return names[key].rpartition(".")[0]
     return ""
-
-
-def _next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
-    """The share of positions where the loss wants the input token itself raised, of a model that does not look ahead,
-    or the next but one; and how far a model that is asked for the next token looks ahead: how much a change of the last
-    one moves the outputs before.
-    """
-    ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if x.dim() == 2 and x.dtype == torch.long]
-    if not ids or o.dim() != 3 or o.shape[1] < 3:
-        return {}
-    if o.shape[:2] != ids[0].shape:
-        return _fed_answers(scene, ids[0], g)
-    if ids[0].shape[1] < 3:
-        return {}
-    seen = (g != 0).any(-1)
-    if not bool(seen.any()):
-        return {}
-    wanted, x = g.argmin(-1), ids[0].to(g.device)
-    same = float((wanted == x)[seen].float().mean())
-    following = float((wanted[:, :-1] == x[:, 1:])[seen[:, :-1]].float().mean())
-    after = float((wanted[:, :-2] == x[:, 2:])[seen[:, :-2]].float().mean())
-    if after > 0.9 > max(same, following):
-        return {"two_ahead": after}
-    again = Rerun.of(scene.at, 8)
-    if max(same, following) < 0.9 or again is None:
-        return {}
-
-    def other_end(x: Tensor) -> Tensor:
-        x[:, -1] = torch.where(x[:, -1] == x[:, 0], x[:, 1], x[:, 0])
-        return x
-
-    def ahead() -> float:
-        base, changed = again.output(), again.output(*again.alter(other_end))
-        return float((base - changed)[:, :-1].abs().max()) / float(base.abs().max().clamp_min(1e-12))
-
-    looks = again.run(ahead, "eval")
-    if looks is None:
-        return {}
-    return {"copied_inputs": same if looks < 1e-5 else 0.0, "sees_ahead": looks if following > 0.9 else 0.0}
-
-
-def _fed_answers(scene: Scene, x: Tensor, g: Tensor) -> dict[str, Any]:
-    """Whether the ids that the loss wants raised stand in longer inputs, each where its own output reads it: a decoder
-    that is fed the answers, not shifted.
-    """
-    wanted, length = g.argmin(-1), g.shape[1]
-    if len(x) != len(g) or x.shape[1] <= length or not bool((g != 0).any(-1).all()):
-        return {}
-    starts = [k for k in range(x.shape[1] - length + 1) if bool((x[:, k : k + length] == wanted).all())]
-    again = Rerun.of(scene.at, 8)
-    if not starts or again is None:
-        return {}
-    at = starts[-1] + length - 1
-
-    def other_last(ids: Tensor) -> Tensor:
-        ids[:, at] = torch.where(ids[:, at] == ids[:, at - 1], ids[:, at - 2], ids[:, at - 1])
-        return ids
-
-    def answers() -> float:
-        base, changed = again.output(), again.output(*again.alter(other_last))
-        return float((base - changed)[:, -1].abs().max()) / float(base.abs().max().clamp_min(1e-12))
-
-    looks = again.run(answers, "eval")
-    return {"fed_answers": at} if looks is not None and looks > 1e-4 else {}
 
 
 def _noise(o: Tensor) -> Tensor:
@@ -367,7 +304,7 @@ def _sign(value: Any, o: Tensor, t: Tensor, g: Tensor, classes: Tensor | None, t
         wrong = (right > 0) & (right >= 0.99 * largest)
         share = float(wrong[strong].float().mean()) if bool(strong.any()) else 0.0
         return {
-            "wrong_sign": share > 0.95 and value(o + 5 * classes, t) > now,
+            "wrong_sign": share > 0.95 and min(value(o + far * classes, t) for far in (5, 30)) > now,
             "right_answer": value(o + 5 * classes, t),
         }
     if t.is_floating_point() and t.shape == o.shape:

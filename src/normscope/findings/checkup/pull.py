@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscope.call.arguments import mapped, tensors
 from normscope.call.graph import unreached
 from normscope.call.losses import COTANGENT, OWN
 from normscope.findings.checkup.scene import Scene
+from normscope.findings.checkup.wiring import modules_of
 
 Gradients = list[Tensor | None]
 
@@ -36,6 +37,8 @@ def of_pull(scene: Scene) -> dict[str, Any]:
         return beyond
     found: dict[str, Any] = beyond
     ends = [p for p in scene.copies.values() if p.requires_grad]
+    base_seen: list[bool] = []
+    told: list[bool] = []
 
     def work() -> None:
         args, kwargs, _ = at.arguments()
@@ -58,13 +61,40 @@ def of_pull(scene: Scene) -> dict[str, Any]:
         size = _size([base[i] for i in shared])
         if size > 0 and math.isfinite(size):
             found["share"] = _size(_less([base[i] for i in shared], [every[i] for i in shared])) / size
+        base_seen.extend(_size([g]) > 0 for g in base)
+        told.extend(_size([d]) > 0 for d in _less(base, every))
         if len(given) > 1:
             alone = [_less(base, gradient({i})[0]) for i in range(len(given))]
             both = [i for i in range(len(ends)) if all(_size([a[i]]) > 0 for a in alone)]
             found["tasks"] = [_size([a[i] for i in both]) for a in alone]
 
     at.run(work, scene.copies)
-    return found
+    return found | _untold(scene, ends, [a and not b for a, b in zip(base_seen, told, strict=True)])
+
+
+def _untold(scene: Scene, ends: list[Tensor], silent: list[bool]) -> dict[str, Any]:
+    """Modules whose gradient no target changes though the first output changes with their weights."""
+    at, names = scene.at, {id(scene.copies[k]): n for k, n in scene.names.items()}
+    mine = {id(p) for p, s in zip(ends, silent, strict=True) if s and p.dim() > 1 and id(p) in names}
+    # a codebook is told so
+    layers = {f"{c.name}.weight" for c in scene.weighted if not isinstance(c.module, nn.Embedding)}
+    if not any(names[i] in layers for i in mine) or len(mine) == sum(p.dim() > 1 for p in ends):
+        return {}
+    noise = torch.Generator().manual_seed(5)
+
+    def other(p: Tensor) -> Tensor:
+        return p.detach() + p.detach().std() * torch.randn(p.shape, generator=noise).to(p) if id(p) in mine else p
+
+    def work() -> Tensor:
+        args, kwargs, _ = at.arguments()
+        with torch.no_grad():
+            return next(t for t in tensors(at.whole(args, kwargs)) if t.is_floating_point()).float()
+
+    now = at.run(work, scene.copies)
+    moved = at.run(work, {k: other(p) for k, p in scene.copies.items()})
+    if now.shape != moved.shape or float((now - moved).norm()) < 0.05 * float(now.norm()):
+        return {}
+    return {"untold": modules_of([names[i] for i in mine], at.root)}
 
 
 def _beyond(scene: Scene, outputs: list[Tensor], given: list[Tensor]) -> dict[str, Any]:
@@ -103,6 +133,10 @@ def _other(t: Tensor) -> Tensor | None:
     """
     if t.is_complex() or t.numel() < 2:
         return None
+    # a table of unlike columns
+    if t.is_floating_point() and t.dim() == 2 and 1 < t.shape[1] <= 16 and _indices(t).any():
+        columns = [_other(t[:, j].long() if i else t[:, j]) for j, i in enumerate(_indices(t).tolist())]
+        return torch.stack([t[:, j] if c is None else c.to(t) for j, c in enumerate(columns)], 1)
     if t.dtype is torch.bool:
         return ~t
     low, high = t.min(), t.max()
@@ -111,6 +145,11 @@ def _other(t: Tensor) -> Tensor | None:
     if t.is_floating_point():
         return 1 - t if bool(low >= 0) and bool(high <= 1) else -t
     return torch.where(t >= 0, torch.where(t < high, t + 1, low.clamp_min(0)), t)
+
+
+def _indices(t: Tensor) -> Tensor:
+    """Which columns hold whole numbers from 0 on, and more than two of them: they may be indices."""
+    return (t == t.round()).all(0) & (t >= 0).all(0) & (t.amax(0) > 1)
 
 
 def _less(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Gradients:

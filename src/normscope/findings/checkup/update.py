@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normscope.findings.checkup.scene import Scene
 from normscope.findings.checkup.wiring import modules_of
-from normscope.training.own import to_its_rate, twin, wants_a_closure
+from normscope.training.own import rate_of, to_its_rate, twin, wants_a_closure
 
 
 def of_update(scene: Scene) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def of_update(scene: Scene) -> dict[str, Any]:
     live = [n for n in mine if bool((scene.grads[n] != 0).any())]  # type: ignore[union-attr]
     if not live:
         return {}
-    rates = [max(float(g.get(k, 0.0)) for k in ("lr", "initial_lr", "max_lr")) for g in optimizer.param_groups]
-    found: dict[str, Any] = {"class": type(optimizer).__name__, "lr": max(rates)}
+    rate = max(map(rate_of, optimizer.param_groups))
+    found: dict[str, Any] = {"class": type(optimizer).__name__, "lr": rate}
     moved, copies = _step(scene, mine)
     still, _ = _step(scene, mine, weight_decay=0.0)
     momentum = max(float(g.get("momentum", 0.0) or 0.0) for g in optimizer.param_groups)
@@ -45,6 +45,7 @@ def of_update(scene: Scene) -> dict[str, Any]:
             "median": ordered[len(ordered) // 2],
         }  # fmt: skip
     found["slow_group"] = _slow_group(scene, live)
+    found["memory"] = _memory(scene, live)
     found["rounded"] = _rounded({n: (named[n], scene.grads[n], moved[n]) for n in live}, found.get("median", 0.0))
     g = torch.cat([scene.grads[n].flatten().float() for n in live])  # type: ignore[union-attr]
     d = torch.cat([moved[n].flatten().float() for n in live])
@@ -70,13 +71,28 @@ def _slow_group(scene: Scene, live: list[str]) -> dict[str, Any] | None:
     names = {id(p): n for n, p in scene.at.root.named_parameters() if n in live}
     rated: list[tuple[float, list[str]]] = []
     for g in scene.at.optimizer.param_groups:  # type: ignore[union-attr]
-        rate = max(float(g.get(k, 0.0)) for k in ("lr", "initial_lr", "max_lr"))
+        rate = rate_of(g)
         mine = [names[id(p)] for p in g["params"] if id(p) in names]
         rated += [(rate, mine)] if mine and rate > 0 else []
     if len(rated) < 2:
         return None
     low = min(rated, key=lambda x: x[0])
     return {"rate": low[0], "largest": max(r for r, _ in rated), "modules": modules_of(low[1], scene.at.root)}
+
+
+def _memory(scene: Scene, live: list[str]) -> float:
+    """How many times as large as the gradients of now those are that the optimizer remembers; the median over tensors,
+    NaN where it has no state.
+    """
+    ratios = []
+    named = dict(scene.at.root.named_parameters())
+    for n in live:
+        state = scene.at.optimizer.state.get(named[n], {})  # type: ignore[union-attr]
+        second, count = state.get("exp_avg_sq"), float(state.get("step", 0))
+        if isinstance(second, Tensor) and count > 0:
+            known = (second.float().mean() / (1 - 0.999**count)).sqrt()  # the usual beta, also where it is another
+            ratios.append(float(known / scene.grads[n].float().square().mean().sqrt()))  # type: ignore[union-attr]
+    return sorted(ratios)[len(ratios) // 2] if ratios else math.nan
 
 
 def _rounded(live: Mapping[str, tuple[Tensor, Any, Tensor]], step: float) -> dict[str, Any] | None:

@@ -38,18 +38,18 @@ class Run:
 
 def why(
     script: str | os.PathLike[str], args: Sequence[str] = (), *, steps: int = 20, max_seconds: float = 300.0,
-    module: bool = False, trial: bool | int | str = "auto",
+    module: bool = False, trial: bool | int | str = "auto", rates: bool | str = False,
 ) -> Diagnosis:  # fmt: skip
     """Run a training script unchanged, watch its first steps, and diagnose the step that it takes.
 
     The script runs as ``python script args`` would (``module``: as ``python -m script args``) up to ``steps`` steps of
     its optimizers, or ``max_seconds``; whatever it writes until then it writes. Model, batch, loss, optimizer and the
     loop's order of calls are worked out from what was seen, the model as it was before the first step.
-    ``facts["places"]`` says where in the script they stand. trial: as in `diagnose`. With several optimizers the
+    ``facts["places"]`` says where in the script they stand. trial, rates: as in `diagnose`. With several optimizers the
     diagnosis of the worst pair is returned; ``facts["pairs"]`` names all.
     Raises ``UsageError`` for a script that does not exist, or in which no step was seen, and why.
     """
-    found = run(script, args, steps=steps, max_seconds=max_seconds, module=module, trial=trial)
+    found = run(script, args, steps=steps, max_seconds=max_seconds, module=module, trial=trial, rates=rates)
     if not found.diagnoses:
         raise UsageError(f"A training step must be seen; {'; '.join(found.missing)}. {found.crash}".rstrip())
     grave = {"error": 2, "warning": 1, "info": 0}
@@ -60,7 +60,8 @@ def why(
 
 def run(
     script: str | os.PathLike[str], args: Sequence[str] = (), *, steps: int = 20, max_seconds: float = 300.0,
-    module: bool = False, trial: bool | int | str = "auto", on_step: Callable[[int], None] | None = None,
+    module: bool = False, trial: bool | int | str = "auto", rates: bool | str = False,
+    on_step: Callable[[int], None] | None = None,
 ) -> Run:  # fmt: skip
     """As `why`, with everything that was seen."""
     whole_number("steps", steps, 1, "The usual number is 20.")
@@ -91,7 +92,8 @@ def run(
             against = any(_against(pair, other) for other in watch.pairs.values() if other is not pair)
             made = seen(pair)
             made.observed["all"] = ended == "ended by itself"
-            diagnoses.append(_told(made, False if against else trial, pair.count, against))
+            options = {"trial": False if against else trial, "rates": False if against else rates}
+            diagnoses.append(_told(made, options, pair.count, against))
         except Unclear as reason:
             missing.append(str(reason))
     if not watch.pairs:
@@ -108,8 +110,8 @@ def _against(pair: Pair, other: Pair) -> bool:
     return turns and any(not (other.held & pair.held) and other.held & set(map(id, b.parameters)) for b in pair.before)
 
 
-def _told(made: Seen, trial: bool | int | str, steps: int, against: bool) -> Diagnosis:
-    found = diagnose(made.step, label=made.label, trial=trial, observed={} if against else made.observed)
+def _told(made: Seen, options: dict[str, Any], steps: int, against: bool) -> Diagnosis:
+    found = diagnose(made.step, label=made.label, **options, observed={} if against else made.observed)
     if against:
         note = (
             "another optimizer trains a part of this loss in turns (a game, as of GANs): its fall is no measure, "

@@ -1,0 +1,206 @@
+"""Does the best rate of small nets foretell that of a large one: `normscope.transfer` against a sweep of the large net.
+
+python benchmarks/transfer.py [--tables]     # five minutes of one core; resumed where it stopped
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import math
+import statistics
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import normscope as ns
+from normscope.data.datasets import load
+
+RESULTS = Path(__file__).parents[1] / "results" / "transfer.csv"
+STORE = Path(__file__).parents[1] / "runs" / "transfer"
+STEPS, SEEDS, OPTIMIZERS = 20, 2, {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+def linear(a: int, b: int, gain: float = 2.0) -> nn.Linear:
+    made = nn.Linear(a, b)
+    nn.init.normal_(made.weight, std=math.sqrt(gain / a))
+    nn.init.zeros_(made.bias)
+    return made
+
+
+def relu(width: int, depth: int) -> nn.Module:
+    sizes = [64] + [width] * depth
+    layers = [m for a, b in itertools.pairwise(sizes) for m in (linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers, linear(width, 10, 1.0))
+
+
+def batch_norm(width: int, depth: int) -> nn.Module:
+    sizes = [64] + [width] * depth
+    layers = [m for a, b in itertools.pairwise(sizes) for m in (linear(a, b), nn.BatchNorm1d(b), nn.ReLU())]
+    return nn.Sequential(*layers, linear(width, 10, 1.0))
+
+
+def tanh(width: int, depth: int) -> nn.Module:
+    sizes = [64] + [width] * depth
+    layers = [m for a, b in itertools.pairwise(sizes) for m in (linear(a, b, 1.0), nn.Tanh())]
+    return nn.Sequential(*layers, linear(width, 10, 1.0))
+
+
+class Block(nn.Module):
+    """A residual branch behind a layer norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.LayerNorm(width), linear(width, width), nn.ReLU(), linear(width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.branch(x)
+
+
+def pre_norm(width: int, depth: int) -> nn.Module:
+    blocks = [Block(width) for _ in range(depth)]
+    return nn.Sequential(linear(64, width, 1.0), *blocks, nn.LayerNorm(width), linear(width, 10, 1.0))
+
+
+def conv(width: int, depth: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8)), nn.AvgPool2d(2)]
+    for i in range(depth):
+        made = nn.Conv2d(width if i else 1, width, 3, padding=1)
+        nn.init.kaiming_normal_(made.weight)
+        layers += [made, nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(width, 10, 1.0))
+
+
+class Scaled(nn.Module):
+    """x W^T / fan_in: a step of Adam moves W by the rate, so that the rate times 1 / fan_in is built in."""
+
+    def __init__(self, a: int, b: int, std: float) -> None:
+        super().__init__()
+        self.weight, self.a = nn.Parameter(torch.randn(b, a) * std), a
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T / self.a
+
+
+def mu_p(width: int, depth: int) -> nn.Module:
+    """Maximal update parametrisation for Adam (Yang et al. 2022, table 3): hidden variance 2 / n, output 1 / n^2."""
+    layers = [m for _ in range(depth - 1) for m in (Scaled(width, width, math.sqrt(2 * width)), nn.ReLU())]
+    return nn.Sequential(linear(64, width), nn.ReLU(), *layers, Scaled(width, 10, 1.0))
+
+
+#: What makes the nets, the optimizer, widths, depths, and the large nets: 2 x 2 and 8 x 4 times the largest.
+FAMILIES: dict[str, tuple[Callable[[int, int], nn.Module], str, tuple[int, ...], tuple[int, ...]]] = {
+    "mlp relu, sgd": (relu, "sgd", (16, 32, 64), (2, 4, 8)),
+    "mlp relu, adam": (relu, "adam", (16, 32, 64), (2, 4, 8)),
+    "mlp batch norm, sgd": (batch_norm, "sgd", (16, 32, 64), (2, 4, 8)),
+    "mlp tanh, sgd": (tanh, "sgd", (16, 32, 64), (2, 4, 8)),
+    "pre-norm residual mlp, adam": (pre_norm, "adam", (16, 32, 64), (2, 4, 8)),
+    "conv relu, sgd": (conv, "sgd", (4, 8, 16), (2, 3, 4)),
+    "mlp relu in muP, adam": (mu_p, "adam", (16, 32, 64), (2, 4, 8)),
+}
+
+
+def swept(model: nn.Module, batch: Any, optimizer: str, near: float) -> float:
+    """The rate with the least loss after the steps, of those below the lowest that rises: a plain loop, 2^.25 apart."""
+    ends: dict[float, float] = {}
+
+    def end(k: float) -> float:
+        if k not in ends:
+            net = copy.deepcopy(model)
+            own = OPTIMIZERS[optimizer](net.parameters(), near * 2**k)
+            losses: list[float] = []
+            for _ in range(STEPS + 1):
+                own.zero_grad()
+                loss = F.cross_entropy(net(batch.inputs), batch.targets)
+                losses.append(loss.item())
+                if not losses[-1] <= losses[0] * (1 + 1e-6):
+                    break
+                loss.backward()
+                own.step()
+            ends[k] = losses[-1] if len(losses) == STEPS + 1 and losses[-1] <= losses[0] else math.inf
+        return ends[k]
+
+    def least() -> float:
+        edge = min((k for k, x in ends.items() if math.isinf(x)), default=math.inf)
+        return min((k for k in ends if k < edge), key=lambda k: ends[k], default=min(ends))
+
+    end(0.0)
+    for apart in (2.0, 1.0, 0.5, 0.25):
+        while True:
+            k = least()
+            missing = [x for x in (k - apart, k + apart) if x not in ends]
+            if not missing or abs(k) > 30:
+                break
+            for x in missing:
+                end(x)
+    return float(near * 2 ** least())
+
+
+def family(name: str) -> list[dict[str, Any]]:
+    make, optimizer, widths, depths = FAMILIES[name]
+    batch = load("digits", n=64, seed=0, flatten=True)
+    rows = []
+    for wider, deeper in ((2, 2), (8, 4)):
+        to = wider * widths[-1], deeper * depths[-1]
+        found = ns.transfer(
+            make, batch.inputs, batch.targets, "cross_entropy", optimizer, widths=widths, depths=depths, to=to,
+            store=STORE, executor=ThreadPoolExecutor(1),
+        )  # fmt: skip
+        logs = []
+        for seed in range(SEEDS):
+            torch.manual_seed(100 + seed)
+            logs.append(math.log(swept(make(*to), batch, optimizer, found.rate)))
+        best, law = math.exp(statistics.fmean(logs)), found.laws["best"]
+        rows.append({
+            "family": name, "wider": wider, "deeper": deeper, "swept": best, "seeds": [math.exp(x) for x in logs],
+            "predicted": found.rate, "low": found.interval[0], "high": found.interval[1], "law": found.by_law[0],
+            "law_low": found.by_law[1], "law_high": found.by_law[2], "depth": law.depth, "width": law.width,
+            "verdict": found.verdict,
+        })  # fmt: skip
+        print(
+            name,
+            to,
+            f"predicted {found.rate:.3g} {found.interval}, law {found.by_law[0]:.3g}, swept {logs}",
+            flush=True,
+        )
+    return [{**r, "seeds": " ".join(f"{x:.4g}" for x in r["seeds"])} for r in rows]
+
+
+def tables(frame: pl.DataFrame) -> str:
+    head = (
+        "| nets | wider, deeper | swept best | predicted | factor | covers | by the power law alone | factor | covers |"
+    )
+    lines = [head, "|" + "---|" * 9]
+    for r in frame.iter_rows(named=True):
+        cells = [r["family"], f"{r['wider']} x, {r['deeper']} x", f"{r['swept']:.2g}"]
+        for value, low, high in (("predicted", "low", "high"), ("law", "law_low", "law_high")):
+            off = math.exp(abs(math.log(r[value] / r["swept"])))
+            inside = "yes" if r[low] <= r["swept"] <= r[high] else "no"
+            cells += [f"{r[value]:.2g} ({r[low]:.2g} to {r[high]:.2g})", f"{off:.3g}", inside]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", action="store_true", help="print the tables of docs/transfer.md, run nothing")
+    only = parser.parse_args().tables
+    done = pl.read_csv(RESULTS) if RESULTS.exists() else None
+    for name in () if only else FAMILIES:
+        if done is None or name not in done["family"]:
+            new = pl.DataFrame(family(name))
+            done = new if done is None else pl.concat([done, new])
+            done.write_csv(RESULTS)
+    if done is not None:
+        print(tables(done))
+
+
+if __name__ == "__main__":
+    main()

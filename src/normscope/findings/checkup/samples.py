@@ -1,0 +1,173 @@
+"""What samples hold: their targets among the features, classes, and training beside validation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def alone(x: Tensor | None) -> bool:
+    """Whether each sample has mean 0 and standard deviation 1 by itself, over all its entries or over its time axis."""
+    if x is None or not x.is_floating_point() or x.dim() < 2 or len(x) < 16 or x[0].numel() < 16:
+        return False
+    ways = [x.double().flatten(1)] + ([x.double().transpose(1, 2).flatten(0, 1)] if x.dim() == 3 else [])
+    for rows in ways:
+        std = rows.std(1)
+        if (
+            rows.shape[1] >= 8
+            and bool((rows.mean(1).abs() < 1e-3).all())
+            and float((std - std.mean()).abs().max()) < 1e-3
+        ):
+            return bool(std.mean() > 0.5)
+    return False
+
+
+def sentinel(pooled: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
+    """A value, far outside of all others, that stands again and again in a column of the inputs or of the targets:
+    -999.
+    """
+    for what, v in (("inputs", pooled[0]), ("targets", pooled[1])) if pooled is not None else ():
+        if not v.is_floating_point() or v.dim() > 2 or len(v) < 64 or v.numel() > 1000 * len(v):
+            continue
+        table = v.reshape(len(v), -1)
+        for end in (table.min(0).values, table.max(0).values):
+            there = table == end
+            often = there.float().mean(0)
+            rest = torch.where(there, torch.nan, table)
+            middle = rest.nanmedian(0).values
+            wide = (rest - middle).abs().nan_to_num(0.0).amax(0)
+            far = (end - middle).abs() > 10 * wide.clamp_min(1e-12)
+            hit = (often >= max(2 / len(table), 0.002)) & (often < 0.5) & far & (wide > 0)
+            if bool(hit.any()):
+                j = int(hit.long().argmax())
+                return {
+                    "what": what,
+                    "column": j,
+                    "value": float(end[j]),
+                    "share": float(often[j]),
+                    "wide": float(wide[j]),
+                }
+    return {}
+
+
+def class_like(t: Tensor | None) -> dict[str, Any]:
+    """How many classes the targets look like: the whole numbers from 0 on, about equally often, to the noise of the
+    sample.
+    """
+    if t is None or not t.is_floating_point() or t.numel() < 32 or t.numel() != len(t):
+        return {}
+    values, counts = t.unique(return_counts=True)
+    k = len(values)
+    if k < 3 or t.numel() < 8 * k or not bool((values == torch.arange(k).to(values)).all()):
+        return {}
+    fewest = float(counts.min())
+    return {"class_like": k if fewest + 2 * math.sqrt(fewest) > 0.6 * t.numel() / k else 0}
+
+
+def leak(x: Tensor, t: Tensor) -> dict[str, Any]:
+    """The input column that an affine function turns into the target, in every sample."""
+    if not x.is_floating_point() or x.dim() != 2 or not 2 <= x.shape[1] <= 5000 or len(x) < 32:
+        return {}
+    y = t.double().reshape(len(t), -1)
+    if y.shape[1] != 1 or float(y.std()) == 0 or (not t.is_floating_point() and len(t.unique()) > 2):
+        return {}
+    a = x.double() - x.double().mean(0)
+    b = y - y.mean(0)
+    r = (a * b).sum(0) / (a.norm(dim=0) * b.norm()).clamp_min(1e-30)
+    best = int(r.abs().nan_to_num(0).argmax())
+    return {"leak": {"column": best, "correlation": float(r[best].abs().nan_to_num(0))}}
+
+
+def leak_of_training(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    """The column that goes with the target in the training data, and not in the validation data."""
+    both = leak(*train).get("leak"), leak(*valid).get("leak")
+    if both[0] is None or both[1] is None:
+        return {}
+    x, t = valid[0].double(), valid[1].double().reshape(len(valid[1]), -1)
+    column = x[:, both[0]["column"]]
+    there = abs(float(torch.corrcoef(torch.stack([column, t[:, 0]]))[0, 1].nan_to_num(0.0)))
+    return {"leak_of_training": both[0] | {"valid": there}}
+
+
+def balance(x: Tensor, t: Tensor, batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
+    """The share of the commonest class, batches of one class, and how often two samples are of one class."""
+    if t.is_floating_point() or t.dim() != 1 or len(t) < 64 or t.dtype is torch.bool:
+        return {}
+    values, counts = t.unique(return_counts=True)
+    found: dict[str, Any] = {"majority": float(counts.max()) / len(t), "classes": len(values)}
+    pure = [len(b.unique()) == 1 for _, b in batches if b is not None and b.dim() == 1 and len(b) >= 4]
+    if len(pure) >= 3:
+        found["pure_batches"] = sum(pure) / len(pure)
+        alike = [
+            float((b[:, None] == b).float().mean())
+            for _, b in batches
+            if b is not None and b.dim() == 1 and len(b) >= 4
+        ]
+        found["alike"] = {"within": sum(alike) / len(alike), "overall": float((counts / len(t)).square().sum())}
+    return found
+
+
+def per_batch(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
+    """How often the nearest neighbour of a sample has its label: within its own batch, and among all other batches."""
+    pairs = [(x.float().flatten(1), t) for x, t in batches if t is not None and t.dim() == 1 and len(t) == len(x) >= 16]
+    classes = [t for _, t in pairs if not t.is_floating_point()]
+    if len(pairs) < 4 or len(classes) < len(pairs) or pairs[0][0].shape[1] > 20_000:
+        return {}
+    pairs = [p for p in pairs if p[0].shape[1] == pairs[0][0].shape[1]][: max(4, 512 // len(pairs[0][0]))]
+    x, t = torch.cat([x for x, _ in pairs]), torch.cat([t for _, t in pairs])
+    if not 2 <= len(t.unique()) <= 50 or not bool(torch.isfinite(x).all()):
+        return {}
+    of = torch.cat([torch.full((len(t),), i) for i, (_, t) in enumerate(pairs)])
+    gaps = torch.cdist((x - x.mean(0)) / x.std(0).clamp_min(1e-6), (x - x.mean(0)) / x.std(0).clamp_min(1e-6))
+    gaps.fill_diagonal_(math.inf)
+    same = of[:, None] == of
+    within, across = (
+        float((t[gaps.masked_fill(hide, math.inf).argmin(1)] == t).float().mean()) for hide in (~same, same)
+    )
+    chance = float((t.unique(return_counts=True)[1] / len(t)).square().sum())
+    return {"per_batch": {"within": within, "across": across, "chance": chance, "n": len(t)}}
+
+
+def against_valid(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    """Scale and offset of the validation inputs, and whose nearest neighbour has their label: of which data."""
+    (x, t), (xv, tv) = train, valid
+    found: dict[str, Any] = {}
+    if x.shape[1:] != xv.shape[1:]:
+        return found
+    if x.is_floating_point() and len(x) >= 32 and len(xv) >= 32:
+        a, b = x.float(), xv.float()
+        if (
+            bool(torch.isfinite(a).all())
+            and bool(torch.isfinite(b).all())
+            and float(a.std()) > 0
+            and float(b.std()) > 0
+        ):
+            found["valid"] = {
+                "shift": abs(float(a.mean() - b.mean())) / float(a.std()),
+                "ratio": float(b.std() / a.std()),
+            }
+    classes = not t.is_floating_point() and t.dim() == 1 and 2 <= len(t.unique()) <= 50
+    if not classes or not x.is_floating_point() or len(xv) < 64 or len(x) < 200 or x[0].numel() > 20_000:
+        return found
+    a, b = x.float().flatten(1), xv.float().flatten(1)
+    if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
+        return found
+    mean, std = a.mean(0), a.std(0).clamp_min(1e-6)
+    a, b = (a - mean) / std, (b - mean) / std
+    from_train = float((t[torch.cdist(b, a).argmin(1)] == tv).float().mean())
+    d = torch.cdist(b, b).fill_diagonal_(math.inf)
+    from_valid = float((tv[d.argmin(1)] == tv).float().mean())
+    k = min(len(a), 800)
+    d = torch.cdist(a[:k], a[:k]).fill_diagonal_(math.inf)
+    among_train = float((t[:k][d.argmin(1)] == t[:k]).float().mean())
+    share = tv.unique(return_counts=True)[1].float() / len(tv)
+    mine = t.unique(return_counts=True)[1].float() / len(t)
+    chance = float(share.square().sum())
+    found["neighbours"] = {
+        "train_to_valid": from_train, "valid": from_valid, "train": among_train, "chance": chance,
+        "train_chance": float(mine.square().sum()), "n_valid": len(tv), "n_train": k,
+    }  # fmt: skip
+    return found

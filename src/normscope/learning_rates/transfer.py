@@ -1,0 +1,264 @@
+"""Transfer: whether a learning rate that was found on small nets holds for a wider and deeper one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from normscope.call.arguments import tensors
+from normscope.call.batches import pull
+from normscope.call.losses import LossLike
+from normscope.core.errors import UsageError, whole_number
+from normscope.core.faces import Shown
+from normscope.core.spec import Spec
+from normscope.data.datasets import Batch
+from normscope.data.models import load_model
+from normscope.learning_rates._laws import Law, fitted, said
+from normscope.learning_rates._parametrisation import advice
+from normscope.learning_rates._sizes import Make, Sizes
+from normscope.nn import build
+from normscope.sweeping import Grid, Store, sweep
+
+if TYPE_CHECKING:
+    import polars as pl
+
+#: How many times wider and deeper the net is that is asked about, by default.
+WIDER, DEEPER = 8, 4
+
+
+@dataclass(frozen=True, repr=False)
+class Transfer(Shown):
+    """What small nets say of the best learning rate of a large one. Print it, or read the fields.
+
+    width, depth: of the large net. rate, interval: its best rate and 90 % interval, by how far a step of it reaches
+    (`transfer`); ``by_law``: the same by the power law of the best rates alone. NaN where ``reason`` says why.
+    laws: power laws over width and depth (`Law`), of the ``best`` and ``largest`` rate, of ``reach``, and of the sizes
+    of activations (``activation first``, ``hidden``, ``outputs``), of their changes and of the relative updates of the
+    weights after a few steps at one rate (``change ...``, ``update ...``).
+    verdict: in words. advice: which parametrisation would make it transfer, a line a kind of layer.
+    table: every number, one a row: ``width, depth, seed, metric, value``.
+    """
+
+    face = "transfer"
+    name: str
+    optimizer: str
+    width: int
+    depth: int
+    rate: float
+    interval: tuple[float, float]
+    by_law: tuple[float, float, float]
+    laws: Mapping[str, Law]
+    verdict: str
+    advice: tuple[str, ...]
+    table: pl.DataFrame = field(repr=False)
+    failed: tuple[str, ...] = ()
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers, strings and lists."""
+        plain = {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in ("table", "laws")}
+        laws = {name: asdict(law) for name, law in self.laws.items()}
+        return {**plain, "laws": laws, "numbers": self.table.to_dicts()}
+
+    def __repr__(self) -> str:
+        return f"Transfer({self.name}, {self.optimizer}: {self.verdict})"
+
+    def __str__(self) -> str:
+        return "\n".join([self.verdict, *(f"  {line}" for line in self.advice)])
+
+
+def transfer(
+    make: Callable[[int, int], nn.Module] | Spec | str,
+    inputs: Any,
+    targets: Any = None,
+    loss: LossLike = None,
+    optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "sgd",
+    *,
+    widths: Sequence[int] = (16, 32, 64),
+    depths: Sequence[int] = (2, 4, 8),
+    to: tuple[int, int] | None = None,
+    data: Any = None,
+    seeds: int = 3,
+    steps: int = 20,
+    budget: int = 200,
+    store: Store | str | os.PathLike[str] | None = None,
+    **sweeping: Any,
+) -> Transfer:
+    r"""Whether the best learning rate of small nets is that of a wider and deeper one, and what it is there.
+
+    Each net of ``widths`` x ``depths`` x ``seeds`` gets its best rate over ``steps`` updates by `rates`, and a
+    coordinate check (Yang et al. 2022, arXiv 2203.03466, app. D.1): the sizes of activations, outputs and updates over
+    the first five steps at one rate. Laws $\log q = c + a\log\mathrm{depth} + b\log\mathrm{width}$ are fitted to
+    them by least squares; their intervals are t-intervals (90 %) of the seeds' and sizes' scatter.
+
+    The rate of the large net, which is not trained: best rate times *reach* follows such a law with smaller exponents
+    than the rate itself, the reach being the largest relative change of a layer's outputs a unit of the rate, at a
+    vanishing one. Of the large net it is measured, in half a dozen passes a seed. Beside it stands the law of the rate
+    alone. A law of small sizes is an extrapolation: docs/transfer.md says how far off it was. For ReLU nets at the
+    start (depth x width)^-p is known (arXiv 2212.07295), and depth^-3/2 with the effective depth (arXiv 2602.07494).
+
+    make: a function (width, depth) -> module with fresh random weights; a `Spec`, whose width and depth are replaced;
+        or a MODEL of the command line, ``path/net.py:make``, whose callable takes them by name.
+    inputs, targets, loss, data: as in `diagnose`; all nets get the same, n samples a batch.
+    optimizer: a name as in `rates`, or a function of a module that returns a ``torch.optim`` optimizer: rates of its
+        groups keep their ratios, and the rate is that of the group with the largest.
+    to: (width, depth) of the large net; default 8 times the largest width, 4 times the largest depth.
+    store, sweeping: where finished nets are kept, and further options of `sweep` (``workers``, ``executor``,
+        ``progress`` ...): the same call goes on where it stopped. A store knows ``make`` by its name alone.
+    Raises ``UsageError`` for widths, depths, seeds and sizes that are no whole numbers >= 1, fewer than two seeds with
+    one size, and what `rates` cannot use.
+    """
+    widths, depths = _axis("widths", widths), _axis("depths", depths)
+    width, depth = (WIDER * max(widths), DEEPER * max(depths)) if to is None else to
+    whole_number("The width that to= asks for", width, 1), whole_number("The depth that to= asks for", depth, 1)
+    whole_number("seeds", seeds, 1, "The usual number is 3.")
+    whole_number("steps", steps, 2, "The usual number is 20.")
+    whole_number("budget", budget, 3 * steps, "It is in forward and backward passes; the usual number is 200.")
+    given = [] if data is None else pull(data, steps + 1)
+    named = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", type(optimizer).__name__)
+    name, maker = _maker(make, inputs, targets)
+    task = Sizes(maker, inputs, targets, loss, given, None if isinstance(optimizer, str) else optimizer)
+    task.trials(min(widths), min(depths), 0, named, steps)  # what is misused is told before the sweep
+    about = {"of": f"{name} {_digest(inputs, targets, given)} {loss if isinstance(loss, str) else ''}",
+             "optimizer": named, "steps": steps}  # fmt: skip
+    small = Grid(width=widths, depth=depths, seed=list(range(seeds)))
+    large = Grid(width=width, depth=depth, seed=list(range(seeds)))
+    kept = store if isinstance(store, Store) else Store(store)
+    first = small * Grid(**about, budget=budget) + large * Grid(**about, budget=0)
+    table = _run(first, task, kept, sweeping)
+    rate = _common(table)
+    if math.isfinite(rate):
+        more = _run(small * Grid(**about, budget=budget, rate=rate), task, kept, sweeping)
+        table = _joined(table, more)
+    return _told(name, named, table, width, depth)
+
+
+def _told(name: str, optimizer: str, table: pl.DataFrame, width: int, depth: int) -> Transfer:
+    """What the numbers say."""
+    failed = tuple(str(e).strip().splitlines()[-1] for e in table["error"].drop_nulls())
+    table = table.filter(table["metric"].is_not_null()).select("width", "depth", "seed", "metric", "value")
+    cells: dict[str, dict[tuple[int, int, int], float]] = {}
+    for w, d, s, metric, value in table.iter_rows():
+        cells.setdefault(metric, {})[w, d, s] = value
+    of = {m: {k: v for k, v in c.items() if k[:2] != (width, depth) or m == "best"} for m, c in cells.items()}
+    laws = {m: law for m, c in of.items() if (law := fitted((w, d, v) for (w, d, _), v in c.items()))}
+    nothing, nan = (math.nan, math.nan), math.nan
+    if "best" not in laws:
+        reason = "too few of the small nets have a rate that trains"
+        verdict = f"Nothing can be said of the rate of {optimizer}: {reason}."
+        return Transfer(name, optimizer, width, depth, nan, nothing, (nan, nan, nan), laws, verdict, (), table, failed,
+                        reason)  # fmt: skip
+    law = laws["best"]
+    middle, half = law.at(width, depth)
+    by_law = (math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+    best, reaches = cells["best"], cells.get("reach", {})
+    scaled = fitted((w, d, best[w, d, s] * reaches.get((w, d, s), nan)) for w, d, s in best)
+    there = [math.log(v) for k, v in reaches.items() if k[:2] == (width, depth) and 0 < v < math.inf]
+    rate, interval, reason = by_law[0], by_law[1:], "the large net could not be measured: the power law alone"
+    if scaled is not None and there:
+        middle, half = scaled.at(width, depth)
+        noise = (
+            scaled.quantile * (statistics.stdev(there) if len(there) > 1 else scaled.scatter) / math.sqrt(len(there))
+        )
+        middle, half = middle - statistics.fmean(there), math.hypot(half, noise)
+        rate, interval, reason = math.exp(middle), (math.exp(middle - half), math.exp(middle + half)), ""
+    both = ("depth", law.depth, law.depth_interval), ("width", law.width, law.width_interval)
+    axes = [axis for axis in both if axis[2] != (0.0, 0.0)]
+    words = " and ".join(said(*axis) for axis in axes) or "is of one size only"
+    verdict = (
+        f"The best rate of {optimizer} {words}; at width {width} and depth {depth} it is {rate:.3g} "
+        f"({interval[0]:.3g} to {interval[1]:.3g}){'; ' if reason else ''}{reason}."
+    )
+    off = {a for a, e, i in axes if not said(a, e, i).startswith("transfers")}
+    return Transfer(name, optimizer, width, depth, rate, interval, by_law, laws, verdict, advice(optimizer, off), table,
+                    failed, reason)  # fmt: skip
+
+
+def _common(table: pl.DataFrame) -> float:
+    """The rate of the coordinate check: half the least best rate, so that it trains at every size; of two digits."""
+    best = table.filter((table["metric"] == "best") & table["value"].is_finite())["value"]
+    return float(f"{best.min() / 2:.2g}") if len(best) else math.nan  # type: ignore[operator]
+
+
+def _run(grid: Grid, task: Sizes, store: Store, sweeping: Mapping[str, Any]) -> pl.DataFrame:
+    found = sweep(grid, task, store, **sweeping)
+    return found.lazy().collect()
+
+
+def _joined(*tables: pl.DataFrame) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.concat(tables, how="diagonal_relaxed")
+
+
+def _axis(name: str, values: Sequence[int]) -> list[int]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise UsageError(f"{name} must be whole numbers, as (16, 32, 64); got {values!r}.")
+    found = sorted({whole_number(f"Each of {name}", v, 1, "Pass (16, 32, 64).") for v in values})
+    if not found:
+        raise UsageError(f"{name} must hold at least one size; it is empty. Pass (16, 32, 64).")
+    return found
+
+
+def _digest(*what: Any) -> str:
+    """Eight letters that tell one batch from another."""
+    found = hashlib.sha256()
+    for t in tensors(what):
+        found.update(str((t.dtype, tuple(t.shape))).encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class _Called:
+    make: Callable[[int, int], nn.Module]
+
+    def __call__(self, width: int, depth: int, seed: int) -> nn.Module:
+        model = self.make(width, depth)
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"make(width, depth) must return an nn.Module; got {type(model).__name__}.")
+        return model
+
+
+@dataclass(frozen=True)
+class _Named:
+    name: str
+    batch: Batch
+
+    def __call__(self, width: int, depth: int, seed: int) -> nn.Module:
+        own = f"{self.name}{'' if self.name.endswith(':') else ','}width={width},depth={depth}"
+        return load_model(own, self.batch, seed=seed)
+
+
+@dataclass(frozen=True)
+class _Built:
+    spec: Spec
+    shape: tuple[int, ...]
+
+    def __call__(self, width: int, depth: int, seed: int) -> nn.Module:
+        return build(replace(self.spec, width=width, depth=depth), self.shape, seed=seed)
+
+
+def _maker(make: Any, inputs: Any, targets: Any) -> tuple[str, Make]:
+    """A name for the nets, and what makes one of them."""
+    classes = None
+    if isinstance(targets, torch.Tensor) and not targets.is_floating_point():
+        classes = int(targets.max()) + 1
+    if isinstance(make, Spec):
+        if not isinstance(inputs, torch.Tensor):
+            raise UsageError("The nets of a Spec take one tensor; give inputs of shape (n, ...).")
+        width_out = classes or (targets.shape[-1] if isinstance(targets, torch.Tensor) and targets.dim() > 1 else 1)
+        spec = make if make.outputs is not None else replace(make, outputs=width_out)
+        return str(make), _Built(spec, tuple(inputs.shape[1:]))
+    if isinstance(make, str):
+        return make, _Named(make, Batch(inputs, targets, "given", classes))
+    if not callable(make):
+        raise UsageError(f"make must be a function (width, depth) -> module, a Spec or a name; got {make!r}.")
+    return f"{getattr(make, '__module__', '')}:{getattr(make, '__qualname__', type(make).__qualname__)}", _Called(make)
