@@ -197,7 +197,7 @@ def too_few(view: View) -> Iterator[Hit]:
     third = max(1, len(x) // 3)
     last, before = sum(x[-third:]) / third, sum(x[:-third][-third:]) / max(1, len(x[:-third][-third:]))
     to_come = best[1]["progress"] - own["progress"]
-    short = before - last > FALLING * abs(last) or (len(x) < 20 and before > last)
+    short = before - last > FALLING * abs(last) or (len(x) < 20 and last < 1.2 * before)
     if short and to_come > AHEAD:
         text = (
             f"after all {len(x)} steps the loss is {last:.3g} and still falling (from {before:.3g} a third before): "

@@ -127,9 +127,9 @@ class Statistic:
     def members(self) -> Iterator[Statistic]:
         """What `stacked` put together."""
         for i in range(len(self.kept)):
-            kept = (None if x is None else x[i] for x in (self.factor, self.product))
-            shares = (float(x if isinstance(x, float) else x[i]) for x in (self.dead, self.saturated))
-            yield Statistic(self.samples, self.features, *kept, *shares)
+            factor, product = (None if x is None else x[i] for x in (self.factor, self.product))
+            dead, saturated = (float(x if isinstance(x, float) else x[i]) for x in (self.dead, self.saturated))
+            yield Statistic(self.samples, self.features, factor, product, dead, saturated)
 
     @property
     def kept(self) -> Tensor:

@@ -106,6 +106,7 @@ class Erf(nn.Module):
 
 @cache
 def _leaky(slope: float) -> Activation:
+    usual: dict[float, tuple[Any, Any]]
     usual = {0.0: (_RELU.phi, _RELU.derivative), 1.0: (_IDENTITY.phi, _IDENTITY.derivative), -1.0: (np.abs, np.sign)}
     phi, derivative = usual.get(slope, (lambda x: np.where(x > 0, x, slope * x), lambda x: np.where(x > 0, 1.0, slope)))
     return Activation(

@@ -257,10 +257,9 @@ def fisher_statistics(
             raise UsageError(f"Layer norm on {c} outputs has no finite prediction (E 1/sigma^2 diverges); use C >= 5.")
         inverse = c / (float(o.q1[-1]) * (c - 3))  # E 1/sigma^2 of C Gaussian outputs
         trace, share = k1 * (c - 2) * inverse, inverse * (c - 2) / (c - 1)
-        notes = (*common, "outputs Gaussian; heavy tails of 1/sigma^2 for small C")
         return FisherPrediction(
             trace, trace / p, math.nan, top * share, top * share, math.nan, c - 1, (k1 - k2) * share / n,
-            per_layer * share, o, p, notes,
+            per_layer * share, o, p, (*common, "outputs Gaussian; heavy tails of 1/sigma^2 for small C"),
         )  # fmt: skip
     raise UsageError(
         f"There is no formula for output_norm={spec.output_norm!r}; known: none, batch_recenter, batch, layer."
