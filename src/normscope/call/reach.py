@@ -92,10 +92,14 @@ class Place:
         """What it holds now, as a plain copy."""
         return _contents(self.owner)
 
+    def holds(self, items: Any) -> bool:
+        """Whether it holds ``items``: by identity, and for dictionaries in this order."""
+        return _same(self.owner if type(self.owner) in _PLAIN else self.read(), items)
+
     def write(self, items: Any) -> None:
-        """Make it hold ``items``, unless it does: by identity, and for dictionaries in this order."""
+        """Make it hold ``items``, unless it does."""
         owner = self.owner
-        if _same(owner if type(owner) in _PLAIN else self.read(), items):
+        if self.holds(items):
             return
         if isinstance(owner, dict):
             base = _base(owner)  # a subclass may refuse
@@ -175,7 +179,11 @@ class Reach:
                 continue
             seen.add(id(item))
             keep.append(item)
-            stack.extend(found._enter(item))
+            if type(item) is dict or type(item) is OrderedDict:  # most of what modules hold; `_enter` in a line
+                found.places.append(Place(item, dict(item)))
+                stack.extend(item.values())
+            else:
+                stack.extend(found._enter(item))
         found._kept = keep  # type: ignore[attr-defined]  # an id is only an id while its object lives
         return found
 

@@ -164,7 +164,8 @@ class _Entry:
         if not self.touched:
             return
         for place in self.reach.places:
-            place.write(place.items | self._made(place) if id(place.owner) in self.dictionaries else place.items)
+            if not place.holds(place.items):
+                place.write(place.items | self._made(place) if id(place.owner) in self.dictionaries else place.items)
         self._same_storages()
         self.reach.restore_randomness()
         self.surroundings.restore()

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from normscope.call.step import Step
 from normscope.core.errors import UsageError
-from normscope.curvature._batch import Batch, Options, memory_budget
+from normscope.curvature._batch import Batch
 from normscope.curvature._chain import chain_gram
 from normscope.curvature._form import Form
+from normscope.curvature._options import Options, memory_budget
 
 
 class Batches:

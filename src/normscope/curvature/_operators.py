@@ -14,10 +14,11 @@ from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, unknown
-from normscope.curvature._batch import Batch, Options
+from normscope.curvature._batch import Batch
 from normscope.curvature._batches import Batches
 from normscope.curvature._directions import ggn_factor, mean_directions
 from normscope.curvature._form import Form
+from normscope.curvature._options import Options
 from normscope.linalg.maps import LinearMap, gram
 
 KINDS = ("ggn", "empirical", "monte_carlo")

@@ -91,7 +91,7 @@ def orthogonality_gap(s: Statistic) -> Tensor:
     Healthy V does not exclude a lost dimension: read `sigma_min` too.
     """
     # (G/tr G - I/n)^2 off the diagonal and on it: a difference of two sums would lose the digits of a small gap
-    return (s.off_diagonal + (s.shares - 1 / s.samples).square().sum(-1)).sqrt()
+    return (s.pairs.energy + (s.shares - 1 / s.samples).square().sum(-1)).sqrt()
 
 
 @register(
@@ -126,7 +126,7 @@ def participation_rank(s: Statistic) -> Tensor:
 
     $r = \mathrm{tr}(G)^2 / \|G\|_F^2 = (\sum\lambda)^2/\sum\lambda^2$.
     """
-    return 1 / (s.off_diagonal + s.shares.square().sum(-1))
+    return 1 / (s.pairs.energy + s.shares.square().sum(-1))
 
 
 @register(
@@ -202,7 +202,7 @@ def isometry_gap(s: Statistic) -> Tensor:
 @register(short="cos", unit="1", needs="gram", low=-1.0, high=1.0, source="pairwise cosine")
 def mean_cosine(s: Statistic) -> Tensor:
     """Mean cosine over all pairs of samples."""
-    return s.cosines.mean
+    return s.pairs.mean
 
 
 @register(
@@ -211,13 +211,13 @@ def mean_cosine(s: Statistic) -> Tensor:
 )  # fmt: skip
 def mean_abs_cosine(s: Statistic) -> Tensor:
     """Mean |cosine| over all pairs of samples: 1 when the whole batch lies on one line."""
-    return s.cosines.mean_abs
+    return s.pairs.mean_abs
 
 
 @register(title="Largest |cosine|", short="max |cos|", unit="1", needs="gram", high=1.0, source="pairwise cosine")
 def max_abs_cosine(s: Statistic) -> Tensor:
     """Largest |cosine| over all pairs of samples; near 1: two samples the network no longer tells apart."""
-    return s.cosines.max_abs
+    return s.pairs.max_abs
 
 
 @register(
@@ -265,7 +265,7 @@ def mean_shift(s: Statistic) -> Tensor:
 )  # fmt: skip
 def dead_units(s: Statistic) -> Tensor:
     """Share of units that are exactly 0 for every sample and position (NaN for a bare Gram matrix)."""
-    return torch.as_tensor(s.dead, dtype=torch.float64)
+    return s.dead
 
 
 @register(
@@ -348,4 +348,4 @@ def gradient_norm(s: Statistic) -> Tensor:
 )  # fmt: skip
 def gradient_collinearity(s: Statistic) -> Tensor:
     """Mean |cosine| between the gradients that two samples receive: 1 when all samples pull along one line."""
-    return s.cosines.mean_abs
+    return s.pairs.mean_abs

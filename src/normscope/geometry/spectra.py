@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 #: A float64 Gram has eigenvalues good to about 1e-15 of the largest: below this ratio singular values come from X.
 FLOAT64_RATIO = 1e-10
@@ -22,14 +22,16 @@ def of_grams(ascending: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
     return _zeroed(values, values.shape[-1]).sqrt()
 
 
-def of_factors(f: Float[Tensor, "m n k"], grams: Tensor | None, features: int) -> Float[Tensor, "m n"]:
+def of_factors(
+    f: Float[Tensor, "m n k"], alive: Bool[Tensor, "m k"], grams: Tensor | None, features: int
+) -> Float[Tensor, "m n"]:
     """Singular values of finite float64 matrices, descending, padded with zeros to n.
 
+    alive: the columns that are not all 0; the others change no singular value.
     grams: $F F^T$ (m, n, n), needed where n <= k. features: d of the representations that the factors stand for.
     """
     n = f.shape[1]
     found = f.new_zeros(f.shape[:2])
-    alive = (f != 0).any(-2)  # a column of zeros changes no singular value
     low = alive.sum(-1) < n
     for i in torch.nonzero(low).flatten().tolist():
         sigma = _zeroed(_tall(f[i][:, alive[i]]), max(n, features))
@@ -37,13 +39,27 @@ def of_factors(f: Float[Tensor, "m n k"], grams: Tensor | None, features: int) -
     if low.all():
         return found
     assert grams is not None
-    values = torch.linalg.eigvalsh(grams[~low])
-    found[~low] = of_grams(values)
     poor = ~low
-    poor[~low] = values[:, 0] <= FLOAT64_RATIO * values[:, -1]
+    poor[~low] = _surely_poor(grams[~low])
+    left = ~low & ~poor
+    if left.any():
+        values = torch.linalg.eigvalsh(grams[left])
+        found[left] = of_grams(values)
+        poor[left] = values[:, 0] <= FLOAT64_RATIO * values[:, -1]
     if poor.any():
         found[poor] = _zeroed(torch.linalg.svdvals(f[poor]), max(n, features))
     return found
+
+
+def _surely_poor(grams: Float[Tensor, "m n n"]) -> Bool[Tensor, " m"]:
+    r"""Whether $\lambda_n \le$ `FLOAT64_RATIO` $\lambda_1$ shows without eigenvalues, at a tenth of their cost.
+
+    $\lambda_n$ is at most the square of any pivot of the Cholesky factor, $\lambda_1$ at least the length of any row.
+    """
+    lower, failed = torch.linalg.cholesky_ex(grams)
+    pivots = lower.diagonal(dim1=-2, dim2=-1).square().amin(-1)
+    longest = torch.linalg.vector_norm(grams, dim=-1).amax(-1)
+    return (failed != 0) | (pivots <= FLOAT64_RATIO * longest)
 
 
 def _tall(x: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:

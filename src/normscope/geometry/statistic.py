@@ -24,6 +24,10 @@ T = TypeVar("T")
 COPY = 4
 #: Elements of one float64 block while streaming over features (16 MiB).
 BLOCK = 2**21
+#: Numbers that are taken to float64 at a time where only a sum is wanted (2 MiB: it stays in the cache).
+PIECE = 2**18
+#: Squares of float32 numbers that are summed in float32 (chosen by us: of `PIECE` numbers and more, 5e-10 is off).
+CHUNK = 128
 #: A float32 Gram has eigenvalues good to about 1e-6 of the largest: below this ratio it is formed again in float64.
 FLOAT32_RATIO = 1e-3
 #: A float64 Gram has eigenvalues good to about 1e-15 of the largest: below this ratio singular values come from a QR.
@@ -36,8 +40,9 @@ class Statistic:
 
     Either a ``factor`` $F$ (..., n, k) with $F F^T = X X^T$ exactly up to float64 rounding ($X$ itself when $d \le 4n$,
     else the triangular factor of a QR), or the ``product`` $X X^T$ alone, where a QR would not change a digit that
-    the metrics use. ``dead``: share of units that are 0 for every sample and position; ``saturated``: share of
-    entries within 2.5 % of the activation's range from one of its ends; both NaN where that was not asked for.
+    the metrics use. ``silent``: share of units that are 0 for every sample and position, NaN where that was not asked
+    for; ``units``: whether it is to be counted on the columns of the factor when it is read (`dead`). ``saturated``:
+    share of entries within 2.5 % of the activation's range from one of its ends, or NaN.
     What follows from these has the same leading axes and is computed once, when it is first read.
     """
 
@@ -45,7 +50,8 @@ class Statistic:
     features: int
     factor: Tensor | None = None
     product: Tensor | None = None
-    dead: float | Float[Tensor, " *m"] = math.nan
+    silent: float | Float[Tensor, " *m"] = math.nan
+    units: bool | Bool[Tensor, " *m"] = False
     saturated: float | Float[Tensor, " *m"] = math.nan
 
     @classmethod
@@ -76,9 +82,12 @@ class Statistic:
             x = x.to(torch.float64) if not x.is_complex() else torch.view_as_real(x)
         flat = x.reshape(len(x), -1)
         n, d = flat.shape
-        shares = (_dead(x, units), _saturated(x, bounds))
+        saturated = _saturated(x, bounds)
         if d <= COPY * n:
-            return cls(n, d, flat.clone(), None, *shares)
+            columns = units is not None and x.dim() == 2
+            silent = math.nan if columns else _silent(x, units)
+            return cls(n, d, flat.clone(), None, silent, columns, saturated)
+        shares = (_silent(x, units), False, saturated)
         narrow = not exact and flat.dtype != torch.float64
         gram = _product(flat, torch.float32 if narrow else torch.float64)
         # NaN in x, or squares beyond float32: below 1e-28 the 1e-45 a feature that underflows could be seen
@@ -112,14 +121,15 @@ class Statistic:
     def stacked(cls, members: Sequence[Statistic]) -> Statistic:
         """Statistics of one `kind` as one, with a leading axis; what is known of eigenvalues goes with them."""
         first = members[0]
-        shares = (
-            torch.tensor([getattr(s, name) for s in members], dtype=torch.float64) for name in ("dead", "saturated")
+        silent, saturated = (
+            torch.tensor([getattr(s, name) for s in members], dtype=torch.float64) for name in ("silent", "saturated")
         )
+        units = torch.tensor([bool(s.units) for s in members])
         factor, product = (
             None if getattr(first, name) is None else torch.stack([getattr(s, name) for s in members])
             for name in ("factor", "product")
         )
-        found = cls(first.samples, first.features, factor, product, *shares)
+        found = cls(first.samples, first.features, factor, product, silent, units, saturated)
         if all("ascending" in vars(s) for s in members):
             vars(found)["ascending"] = torch.stack([s.ascending for s in members])
         return found
@@ -155,6 +165,20 @@ class Statistic:
         if function not in memo:
             memo[function] = function(self)
         return memo[function]
+
+    # Units
+
+    @cached_property
+    def alive(self) -> Bool[Tensor, "*m k"]:
+        """Which columns of the factor are not all 0."""
+        assert self.factor is not None
+        return self.factor.abs().amax(-2) != 0
+
+    @cached_property
+    def dead(self) -> Float[Tensor, " *m"]:
+        """Share of units that are 0 for every sample and position; NaN where that was not asked for."""
+        silent, units = torch.as_tensor(self.silent, dtype=torch.float64), torch.as_tensor(self.units)
+        return torch.where(units.cpu(), 1 - self.alive.double().mean(-1).cpu(), silent) if units.any() else silent
 
     # Lengths
 
@@ -205,26 +229,21 @@ class Statistic:
     @cached_property
     def gram(self) -> Float[Tensor, "*m n n"]:
         """$X X^T$ in float64."""
-        return self.factor64 @ self.factor64.mT if self.product is None else self.product
+        return squared(self.factor64) if self.product is None else self.product
 
     @cached_property
     def centred(self) -> Float[Tensor, "*m n n"]:
         r"""$P X X^T P$: the mean is taken off before squaring wherever a factor is there."""
         if self.factor is not None:
             f = self.factor64 - self.factor64.mean(-2, keepdim=True)
-            return f @ f.mT
+            return squared(f)
         gram = self.gram - self.gram.mean(-2, keepdim=True)
         return gram - gram.mean(-1, keepdim=True)
 
     @cached_property
-    def off_diagonal(self) -> Float[Tensor, " *m"]:
-        r"""$\sum_{i \ne j} (G_{ij} / \mathrm{tr}\,G)^2$, never negative."""
-        return pairs.off_diagonal(self)
-
-    @cached_property
-    def cosines(self) -> pairs.Cosines:
-        """Of the cosines of all pairs i < j: their mean, and the mean and the largest of their absolute values."""
-        return pairs.cosines(self)
+    def pairs(self) -> pairs.Pairs:
+        """What metrics read of all pairs of samples."""
+        return pairs.over_pairs(self)
 
     # The spectrum
 
@@ -240,11 +259,17 @@ class Statistic:
         found = torch.full_like(self.squared_norms, math.nan)
         if not finite.any():
             return found
+        every = bool(finite.all())
+
+        def known(x: Tensor, axes: int = 2) -> Tensor:
+            return x.reshape(-1, *x.shape[x.dim() - axes :]) if every else x[finite]
+
         if self.factor is None:
-            found[finite] = spectra.of_grams(self.ascending[finite])
+            values = spectra.of_grams(known(self.ascending, 1))
         else:
-            grams = None if self.tall else self.gram[finite]
-            found[finite] = spectra.of_factors(self.factor64[finite], grams, self.features)
+            grams = None if self.tall else known(self.gram)
+            values = spectra.of_factors(known(self.factor64), known(self.alive, 1), grams, self.features)
+        found[finite] = values
         return found
 
     @cached_property
@@ -265,20 +290,24 @@ def _blocks(flat: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
         yield flat[:, start : start + width].to(dtype)
 
 
+def squared(x: Float[Tensor, "*m n k"]) -> Float[Tensor, "*m n n"]:
+    """$X X^T$ in its own dtype; numpy sees that both factors are one array and takes BLAS's symmetric routine: half the
+    work.
+    """
+    if x.is_cpu:
+        array = x.numpy()
+        with np.errstate(all="ignore"):  # what is not finite shows in the result
+            return torch.from_numpy(array @ array.swapaxes(-2, -1))
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ x.mT
+
+
 def _product(flat: Tensor, dtype: torch.dtype) -> Tensor:
     """$X X^T$: blocks multiplied in ``dtype``, summed in float64."""
     n = len(flat)
     gram = torch.zeros(n, n, dtype=torch.float64, device=flat.device)
     for block in _blocks(flat, dtype):
-        if (
-            block.is_cpu
-        ):  # numpy sees that both factors are one array and takes the symmetric BLAS routine: half the work
-            array = block.numpy()
-            with np.errstate(all="ignore"):  # what is not finite shows in the result
-                gram += torch.from_numpy(array @ array.T)
-        else:
-            with torch.autocast(block.device.type, enabled=False):
-                gram += (block @ block.T).to(torch.float64)
+        gram += squared(block)
     return gram
 
 
@@ -297,12 +326,10 @@ def _ratio(values: Tensor) -> float:
     return (values[0] / values[-1]).item() if values[-1] > 0 else 0.0
 
 
-def _dead(x: Tensor, axis: int | None) -> float:
+def _silent(x: Tensor, axis: int | None) -> float:
     if axis is None:
         return float("nan")
     by_unit = x.movedim(axis, 1)
-    if x.dim() == 2:
-        return (by_unit != 0).any(0).logical_not_().sum().item() / by_unit.shape[1]
     if x.numel() <= BLOCK // 8:
         return (by_unit == 0).transpose(0, 1).flatten(1).all(1).double().mean().item()
     count = by_unit.shape[1]
@@ -324,10 +351,13 @@ def _saturated(x: Tensor, bounds: tuple[float, float] | None) -> float:
 
 
 def squared_norm(x: Tensor) -> float:
-    """Sum of the squares of all entries: the Gram of ``x`` as one sample, `Statistic.of` without the rest."""
-    flat = x.reshape(1, -1)
-    narrow = flat.shape[1] > COPY and flat.dtype != torch.float64
-    value = _product(flat, torch.float32 if narrow else torch.float64).item()
-    if not math.isfinite(value) or (narrow and value < 1e-28):
-        value = _product(flat, torch.float64).item()
-    return value
+    """Sum of the squares of all entries, in float64; of many in float32, `CHUNK` at a time are summed in float32."""
+    flat = x.reshape(-1)
+    if flat.dtype == torch.float32 and len(flat) > PIECE:
+        whole = len(flat) // CHUNK * CHUNK
+        lengths = torch.linalg.vector_norm(flat[:whole].view(-1, CHUNK), dim=-1)
+        value = squared_norm(lengths.double()) + squared_norm(flat[whole:])
+        if math.isfinite(value) and value >= 1e-28:  # below, squares that underflow in float32 could be seen
+            return value
+    pieces = (piece.double() for piece in (flat.split(PIECE) if flat.numel() > PIECE else (flat,)))
+    return math.fsum(torch.dot(piece, piece).item() for piece in pieces)

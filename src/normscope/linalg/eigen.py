@@ -21,6 +21,9 @@ Progress = Callable[[float, float, float, float], None]
 #: us: where it holds they are 0.02-0.17). Above: no eigenvectors. Below: an invariant space of their own, as the
 #: offsets after a last-layer norm, from which no Krylov space sees anything else.
 EXPECTED = (1e-3, 0.2)
+#: The tolerance of a residual, at most, from a start that is worse than ``EXPECTED`` (chosen by us: of language models
+#: and classifiers one in 20 was missed by 3 % at 1e-2 and with the gap, of 60 at 1e-3 none).
+STRICT = 1e-3
 #: Where the residuals' own form is larger than this share of the top value, there may be eigenvalues outside of the
 #: directions beside it (chosen by us: on 144 small nets the error of every value that was too small had 0.29 or more,
 #: and wide ReLU nets have 0.05-0.1).
@@ -65,10 +68,12 @@ class Ritz:
     first: float = math.nan
     outside: float = 0.0
 
-    @property
-    def as_expected(self) -> bool:
-        """Whether the start behaved as an approximate top eigenvector, so that the space can be trusted to hold it."""
-        return EXPECTED[0] <= self.first <= EXPECTED[1] and self.outside <= OUTSIDE
+    def as_expected(self, most: float | None = None) -> bool:
+        """Whether the start behaved as an approximate top eigenvector, so that the space can be trusted to hold it.
+
+        most: the largest relative first residual, instead of the one in ``EXPECTED``.
+        """
+        return EXPECTED[0] <= self.first <= (most or EXPECTED[1]) and self.outside <= OUTSIDE
 
 
 def orthonormalise(x: Tensor, against: Tensor | None = None, drop: float = 1e-6) -> Tensor:
@@ -105,6 +110,7 @@ def lanczos(
     max_products: int = 200,
     largest: bool = True,
     gap: float | None = None,
+    expected: float = math.inf,
     noise: float = 0.0,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
@@ -118,6 +124,8 @@ def lanczos(
         to the one that was found) and, with many of them, too much. Otherwise it is the residual ||G u - theta u||, or,
         with ``gap``, the relative distance from the top eigenvalue to the next one, residual^2 / (gap theta) if
         smaller; both presuppose that the start sees the eigenvector at all.
+    expected: the relative first residual above which the start is not what it was said to be: what one product gave is
+        returned, with ``converged=False``. Between ``EXPECTED`` and that the plain residual decides, to ``STRICT``.
     noise: standard deviation of the isotropic Gaussian part of each entry of one ``start`` vector (0: not random).
     max_products: budget; what was reached by then is returned with ``converged=False``.
     """
@@ -152,7 +160,10 @@ def lanczos(
         last = y[j - b :].to(rest.device, work)
         residuals = (rest @ last).norm(dim=0).to(small).cpu()
         scale = float(theta.abs().max().clamp_min(torch.finfo(small).tiny))
-        first = float(residuals[0]) / scale if math.isnan(first) else first
+        if math.isnan(first):
+            first = float(residuals[0]) / scale
+            if EXPECTED[1] < first <= expected < math.inf:
+                gap, tol = None, min(tol, STRICT)
         errors = residuals
         if gap is not None and k == 1 and products <= GAP_PRODUCTS:
             # Ritz values only rise: what bounded an earlier one bounds this one all the more.
@@ -175,7 +186,7 @@ def lanczos(
             more = torch.randn(size, 1, generator=generator, dtype=torch.float64).to(g.device, work)
             fresh, exhausted = orthonormalise(more, basis), False
             exhausted = fresh.shape[1] == 0
-        if done or exhausted or products + fresh.shape[1] > max_products:
+        if done or exhausted or first > expected or products + fresh.shape[1] > max_products:
             vectors = basis @ y.to(basis.device, work)
             return Ritz(
                 theta, residuals, errors, vectors, basis, columns, products, done or exhausted, asymmetry, first

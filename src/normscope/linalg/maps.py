@@ -23,7 +23,8 @@ class Directions:
     gram: their inner products (count, count); ``None`` for orthonormal ones.
     screen: a cheap, approximate (count,) weight vector of the top eigenvector and its relative gap to the other
         eigenvalues in the span, or ``None`` where the directions turn out not to matter; it costs ``screen_cost``
-        products of the map itself.
+        products of the map itself. expected: the largest relative first residual at which what it names can be trusted;
+        ``None``: the solver's own.
     """
 
     count: int
@@ -31,6 +32,7 @@ class Directions:
     make: Product
     screen: Callable[[], tuple[Tensor, float] | None] | None = None
     screen_cost: float = 0.0
+    expected: float | None = None
     gram: Callable[[], Tensor] | None = None
 
 

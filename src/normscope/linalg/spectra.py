@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normscope.core.errors import UsageError, finite_number, seed_of, unknown, whole_number
 from normscope.core.faces import Shown
-from normscope.linalg.eigen import Progress, Ritz, from_directions, lanczos, orthonormalise
+from normscope.linalg.eigen import EXPECTED, Progress, Ritz, from_directions, lanczos, orthonormalise
 from normscope.linalg.maps import LinearMap, gram
 from normscope.linalg.traces import Estimate, moments, rademacher
 
@@ -159,7 +159,7 @@ def spectrum(
     chosen = _choose(g, method, k, start, largest)
     if chosen == "dense":
         return _dense(a, g, side, largest, density)
-    spent, gap = 0.0, None
+    spent, gap, expected = 0.0, None, math.inf
     if chosen == "screened":
         assert g.directions is not None
         assert g.directions.screen is not None
@@ -168,7 +168,7 @@ def spectrum(
             chosen = "lanczos"
         else:
             weights, gap = found
-            start = g.directions.make(weights[:, None])
+            start, expected = g.directions.make(weights[:, None]), g.directions.expected or EXPECTED[1]
     if chosen == "directions":
         assert g.factor is not None
         assert g.directions is not None
@@ -179,10 +179,10 @@ def spectrum(
         if start is None and g.directions is not None and largest:
             start, noise = _mixture(g, k, generator), 1 / math.sqrt(size)
         ritz = lanczos(
-            g, start, k=k, tol=tol, max_products=max_products, largest=largest, gap=gap, noise=noise,
-            generator=generator, progress=progress,
+            g, start, k=k, tol=tol, max_products=max_products, largest=largest, gap=gap, expected=expected,
+            noise=noise, generator=generator, progress=progress,
         )  # fmt: skip
-    if chosen in ("directions", "screened") and not ritz.as_expected:
+    if chosen in ("directions", "screened") and not ritz.as_expected(expected if chosen == "screened" else None):
         # The theory does not describe this net: an independent search from a random start, and the larger answer.
         other = lanczos(g, None, k=k, tol=tol, max_products=max_products, generator=generator, progress=progress)
         spent += other.products

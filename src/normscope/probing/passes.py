@@ -25,7 +25,7 @@ from normscope.core.records import Profile, Record
 from normscope.geometry.metrics import METRICS, Metric
 from normscope.geometry.shapes import configuration
 from normscope.geometry.statistic import Statistic
-from normscope.probing.recorder import Recorder, Seen, chosen, numbers, of_weights
+from normscope.probing.recorder import Recorder, Seen, chosen, frobenius, numbers, of_weights
 
 
 @dataclass
@@ -264,7 +264,7 @@ def _differentiate(
     refuse_reentrant(value)
     grads = torch.autograd.grad(value, wanted, allow_unused=True)
     out.loss, out.loss_name = value.item(), loss.name
-    out.weights = {n: (_norm(g), _norm(p)) for (n, p), g in zip(named, grads, strict=False) if g is not None}
+    out.weights = {n: (frobenius(g), frobenius(p)) for (n, p), g in zip(named, grads, strict=False) if g is not None}
     for leaf, grad in zip(leaves, grads[len(named) :], strict=True):
         if grad is not None and leaf is entry and first is not None:
             recorder.look_back(first, grad)
@@ -348,10 +348,3 @@ def _shape(hidden: Statistic) -> str:
     if c.label == "equiangular" and abs(c.cosine) <= 0.1:
         return f"orthogonal (mean cosine {c.cosine:.2f})"
     return words.get(c.label, f"no simple shape (mean cosine {c.cosine:.2f})")
-
-
-def _norm(x: Tensor) -> float:
-    """Frobenius norm in float64, a block at a time that stays in the cache: no copy of the whole."""
-    x = x.coalesce().values() if x.is_sparse else x
-    norms = [block.double().norm() for block in x.detach().reshape(-1).split(2**18)]
-    return (norms[0] if len(norms) == 1 else torch.stack(norms).norm()).item()
