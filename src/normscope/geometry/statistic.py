@@ -138,8 +138,9 @@ class Statistic:
         """What `stacked` put together."""
         for i in range(len(self.kept)):
             factor, product = (None if x is None else x[i] for x in (self.factor, self.product))
-            dead, saturated = (float(x if isinstance(x, float) else x[i]) for x in (self.dead, self.saturated))
-            yield Statistic(self.samples, self.features, factor, product, dead, saturated)
+            silent, saturated = (float(x if isinstance(x, float) else x[i]) for x in (self.silent, self.saturated))
+            units = bool(self.units if isinstance(self.units, bool) else self.units[i])
+            yield Statistic(self.samples, self.features, factor, product, silent, units, saturated)
 
     @property
     def kept(self) -> Tensor:
