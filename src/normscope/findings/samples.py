@@ -184,7 +184,8 @@ def sorted_classes(view: View) -> Iterator[Hit]:
     "imbalanced classes",
     severity="info",
     meaning="One class has nearly all samples, so accuracy says little and the others are learnt late.",
-    cure="Weigh the classes, nn.CrossEntropyLoss(weight=...), or sample them evenly; judge by balanced accuracy.",
+    cure="Weigh the classes, nn.CrossEntropyLoss(weight=...) or nn.BCEWithLogitsLoss(pos_weight=...), or sample them "
+    "evenly; judge by balanced accuracy.",
     source="chosen by us: 90 % of the samples",
 )
 def imbalance(view: View) -> Iterator[Hit]:

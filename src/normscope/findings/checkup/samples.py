@@ -92,20 +92,24 @@ def leak_of_training(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor])
     return {"leak_of_training": both[0] | {"valid": there}}
 
 
+def _labels(t: Tensor) -> Tensor | None:
+    """One class a sample: integers (n,), or zeros and ones of any type, one a sample."""
+    if t.dtype is torch.bool or t.is_floating_point():
+        return t.flatten().long() if t.numel() == len(t) and bool(((t == 0) | (t == 1)).all()) else None
+    return t if t.dim() == 1 else None
+
+
 def balance(x: Tensor, t: Tensor, batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
     """The share of the commonest class, batches of one class, and how often two samples are of one class."""
-    if t.is_floating_point() or t.dim() != 1 or len(t) < 64 or t.dtype is torch.bool:
+    labels = _labels(t)
+    if labels is None or len(t) < 64:
         return {}
-    values, counts = t.unique(return_counts=True)
+    values, counts = labels.unique(return_counts=True)
     found: dict[str, Any] = {"majority": float(counts.max()) / len(t), "classes": len(values)}
-    pure = [len(b.unique()) == 1 for _, b in batches if b is not None and b.dim() == 1 and len(b) >= 4]
-    if len(pure) >= 3:
-        found["pure_batches"] = sum(pure) / len(pure)
-        alike = [
-            float((b[:, None] == b).float().mean())
-            for _, b in batches
-            if b is not None and b.dim() == 1 and len(b) >= 4
-        ]
+    parts = [b for b in (_labels(b) for _, b in batches if b is not None and len(b) >= 4) if b is not None]
+    if len(parts) >= 3:
+        found["pure_batches"] = sum(len(b.unique()) == 1 for b in parts) / len(parts)
+        alike = [float((b[:, None] == b).float().mean()) for b in parts]
         found["alike"] = {"within": sum(alike) / len(alike), "overall": float((counts / len(t)).square().sum())}
     return found
 
