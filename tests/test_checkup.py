@@ -2043,8 +2043,32 @@ def one_head_summed_and_one_averaged():
     return heads("sum")
 
 
+def class_and_value(unit):
+    targets = torch.stack([torch.randint(3, (64,)).float(), unit * torch.randn(64)], 1)
+    loss = lambda o, t: F.cross_entropy(o[:, :3], t[:, 0].long()) + F.mse_loss(o[:, 3], t[:, 1])  # noqa: E731
+    return {"model": mlp(12, 32, 4), "inputs": torch.randn(64, 12), "targets": targets, "loss": loss}
+
+
+@broken("NS714")
+def a_class_beside_a_value_in_its_own_unit():
+    return class_and_value(900.0)
+
+
+def distilled(function):
+    kl, targets = nn.KLDivLoss(reduction="batchmean"), torch.randn(64, 3).softmax(1)
+    given = {"model": mlp(12, 32, 3), "inputs": torch.randn(64, 12), "targets": targets}
+    return given | {"loss": lambda o, t: kl(function(o, dim=1), t)}
+
+
+@broken("NS701")
+def a_divergence_of_probabilities():
+    return distilled(F.softmax)
+
+
 #: The nearest set-up that is as it should be: its rule is silent.
 HEALED = {
+    "NS714 of a value": lambda: class_and_value(1.0),
+    "NS701 of a divergence": lambda: distilled(F.log_softmax),
     "NS125": lambda: graphs(True),
     "NS714 of heads": lambda: heads("mean"),
     "NS303": lambda: attentive(0.125),
@@ -2097,6 +2121,24 @@ HEALED = {
     "NS711": lambda: places(Dense(), nn.CrossEntropyLoss()),
     "NS712": lambda: written(True),
 }
+
+
+def test_similarities_of_all_pairs_mix_no_samples():
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = mlp(12, 32, 8), mlp(12, 32, 8)
+
+        def forward(self, x):
+            return F.normalize(self.one(x[:, 0]), dim=1) @ F.normalize(self.two(x[:, 1]), dim=1).T * 10
+
+    def make():
+        loss = lambda o, t: F.cross_entropy(o, torch.arange(len(o)))  # noqa: E731
+        x = torch.randn(64, 2, 12)
+        data = [(x, torch.zeros(64, dtype=torch.long))] * 2
+        return {"model": Pairs(), "inputs": x, "targets": data[0][1], "loss": loss, "data": data}
+
+    assert not {"NS111", "NS812"} & {f.code for f in found(make).findings}
 
 
 def test_statistics_that_are_updated_are_fine():

@@ -36,6 +36,13 @@ def bounded_logits(view: View) -> Iterator[Hit]:
         text = "the loss takes the probabilities as they are, minus the one of the right class: log_softmax is missing"
         yield Hit(None, "loss", s["value"], 0.0, text, name=module or s.get("last", ""))
         return
+    if wrong := view.section("calls").get("no_logs"):
+        text = (
+            f"{wrong} takes log-probabilities, which are never positive, and gets numbers of 0 and more (probabilities "
+            "of a softmax): log_softmax is missing, the logarithm"
+        )
+        yield Hit(None, "loss", s.get("value", math.nan), 0.0, text, name=s.get("last", ""))
+        return
     if s.get("task") != "binary" and not (s.get("task") == "classes" and s.get("softmax_in_loss")):
         return
     if s["task"] == "classes" and sums.get("what") == "probabilities" and sums.get("over") == "classes":

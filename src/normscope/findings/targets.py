@@ -136,7 +136,7 @@ def ignored(view: View) -> Iterator[Hit]:
     """
     k = view.section("loss").get("ignored_class")
     if k:
-        hinge = "a hinge loss wants targets of -1 and 1, not 0 and 1"
+        hinge = "a hinge or embedding loss wants targets of -1 and 1, not 0 and 1 (dissimilar pairs are -1)"
         text = (
             f"{k['share']:.0%} of the targets are ignored: all samples of class {k['class']} get no gradient "
             f"({hinge if k.get('binary') else 'ignore_index or weight 0'})"

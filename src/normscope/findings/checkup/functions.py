@@ -54,6 +54,8 @@ class Functions(TorchFunctionMode):
         self.peaked: dict[str, Any] = {"peak": 0.0, "module": ""}
         #: The first product with a constant square matrix whose rows sum up to more than one: sums over neighbours.
         self.neighbours: dict[str, Any] | None = None
+        #: A loss that wants log-probabilities and was given probabilities.
+        self.no_logs: str | None = None
         #: The share of the labels of a CTC loss that are its blank.
         self.blank = 0.0
         #: Of every attention the positions (n, length) that some query looks at.
@@ -109,6 +111,8 @@ class Functions(TorchFunctionMode):
         x, y = (args[0] if args else None), first_tensor(whole)
         if func is F.ctc_loss and not self.eval:
             self.blank = float((args[1] == kwargs.get("blank", args[4] if len(args) > 4 else 0)).float().mean())
+        if func in (F.kl_div, F.nll_loss) and isinstance(x, Tensor) and x.requires_grad and bool((x >= 0).all()):
+            self.no_logs = func.__name__
         if func in _NUMBERS and isinstance(x, Tensor) and x.requires_grad and not self.eval:
             self.numbers.append(func.__name__)
         if isinstance(x, Tensor) and y is not None:

@@ -31,6 +31,12 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found["zero_gradient"] = not bool((g != 0).any())
     found["moves"] = value(o + o.std().clamp_min(1.0) * _noise(o), t) != scene.value
     classes = _classes(o, t)
+    if (
+        classes is not None
+        and not t.is_floating_point()
+        and value(o, (t + 1) % classes.shape[class_axis(o, t)]) == scene.value
+    ):
+        classes = None  # targets for form's sake
     found["task"] = (
         "classes" if classes is not None else "regression" if _regression(scene, value, o,
             t) else "binary" if _binary(o, t)
@@ -217,7 +223,7 @@ def _reading_of_targets(
             mine = flat == k
             known = classes is None or 0 <= k < columns
             if known and bool(silent[mine].all()) and not bool(silent[~mine].any()) and not _padded(ids, t == k):
-                two = t.is_floating_point() and set(t.unique().tolist()) == {0.0, 1.0} and columns == 1
+                two = set(t.unique().tolist()) == {0, 1} and (columns == 1 or classes is None)
                 found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean()), "binary": two}
         found |= _class_weights(rows, flat) if classes is not None else {}
     if _binary(o, t) and t.numel() == len(t):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ def of_pull(scene: Scene) -> dict[str, Any]:
     if loss is None or loss.kind in (COTANGENT, OWN) or at.step is not None or not given:
         return {}
     outputs = [t for t in tensors(scene.whole) if t.is_floating_point()]
-    if len(outputs) < 2 and len(given) < 2 and not _reads_weights(scene):
+    table = given[0] if len(given) == 1 and _unlike(given[0]) else None
+    if len(outputs) < 2 and len(given) < 2 and table is None and not _reads_weights(scene):
         return {}
     beyond = _beyond(scene, outputs, given)
     others = [_other(t) for t in given]
@@ -45,19 +46,16 @@ def of_pull(scene: Scene) -> dict[str, Any]:
         whole = at.whole(args, kwargs)
         outs = [t for t in tensors(whole) if t.grad_fn is not None]
 
-        def gradient(changed: set[int]) -> tuple[Gradients, Gradients]:
-            swap = {
-                id(t): o for i, (t, o) in enumerate(zip(given, others, strict=True)) if i in changed and o is not None
-            }
+        def gradient(swap: Mapping[int, Tensor]) -> tuple[Gradients, Gradients]:
             value = loss.value(whole, mapped(scene.targets, lambda t: swap.get(id(t), t)), at.seed)
             both = torch.autograd.grad(value, [*ends, *outs], allow_unused=True, retain_graph=True)
             return list(both[: len(ends)]), list(both[len(ends) :])
 
-        base, there = gradient(set())
+        base, there = gradient({})
         read = [o for o, g in zip(outs, there, strict=True) if g is not None and bool((g != 0).any())]
         missed = {i for o in read for i in unreached(ends, o)}
         shared = [i for i in range(len(ends)) if i not in missed]
-        every, elsewhere = gradient(set(range(len(given))))
+        every, elsewhere = gradient({id(t): o for t, o in zip(given, others, strict=True) if o is not None})
         size = _size([base[i] for i in shared])
         if size > 0 and math.isfinite(size):
             found["share"] = _size(_less([base[i] for i in shared], [every[i] for i in shared])) / size
@@ -73,8 +71,11 @@ def of_pull(scene: Scene) -> dict[str, Any]:
             both = [i for i in range(len(ends)) if all(_size([w[i]]) > 0 for w in ways)]
             found["heads"] = [_size([w[i] for i in both]) for w in ways]
             found["of"] = [_behind(scene, o) for o, _ in answering]
-        if len(given) > 1:
-            alone = [_less(base, gradient({i})[0]) for i in range(len(given))]
+        swaps = [{id(t): t if o is None else o} for t, o in zip(given, others, strict=True)]
+        if table is not None and others[0] is not None:
+            swaps = [{id(table): _column(table, others[0], j)} for j in range(table.shape[1])]
+        if len(swaps) > 1:
+            alone = [_less(base, gradient(swap)[0]) for swap in swaps]
             both = [i for i in range(len(ends)) if all(_size([a[i]]) > 0 for a in alone)]
             found["tasks"] = [_size([a[i] for i in both]) for a in alone]
 
@@ -167,6 +168,17 @@ def _other(t: Tensor) -> Tensor | None:
 def _indices(t: Tensor) -> Tensor:
     """Which columns hold whole numbers from 0 on, and more than two of them: they may be indices."""
     return (t == t.round()).all(0) & (t >= 0).all(0) & (t.amax(0) > 1)
+
+
+def _unlike(t: Tensor) -> bool:
+    """Whether a table of targets has few columns, some of classes and some of numbers: several tasks."""
+    few = t.dim() == 2 and t.is_floating_point() and 2 <= t.shape[1] <= 8
+    return few and 0 < float(_indices(t).float().mean()) < 1
+
+
+def _column(t: Tensor, other: Tensor, j: int) -> Tensor:
+    """The table with one column of another."""
+    return torch.where(torch.arange(t.shape[1], device=t.device) == j, other, t)
 
 
 def _less(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Gradients:
