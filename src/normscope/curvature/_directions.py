@@ -30,7 +30,7 @@ SCREEN_OUTPUTS = 24
 #: it was said to be, and above the tolerance on 1 of 30 nets).
 SCREEN_SAFETY = 4.0
 #: First residual up to which a start is believed through a softmax of more outputs than `SCREEN_OUTPUTS`: all
-#: parameters are screened there, not biases alone, and a worse start still leads to the top (chosen by us: on 60
+#: parameters are screened there, not biases alone, and a worse start still leads to the top (chosen by us: on 55
 #: language models and plain nets of 27 to 65 classes, new and trained, the error was at most a third of what it was
 #: said to be; of few outputs, or mean squared errors, some are missed from 0.2 on).
 SCREEN_SOFTMAX = 0.45
