@@ -126,11 +126,11 @@ def paper_page(key: str, quick: Verdicts | None, full: Verdicts | None) -> str:
 def _readings(verdict: Verdict, size: str) -> list[str]:
     rows = [
         f"| {_cell(r.quantity)} | {measured(r)} | {band(r)} | {'' if r.printed is None else number(r.printed)} | "
-        f"{r.status} | {_cell(r.reason)} |"
+        f"{r.status} | {verdict.guard(r)} | {_cell(r.reason)} |"
         for r in verdict.readings
     ]
-    head = f"| quantity, {size} size | measured | band | printed | | why this band |\n|---|---|---|---|---|---|"
-    return [head, *rows, "", *(f"- {note}" for note in verdict.notes)]
+    head = f"| quantity, {size} size | measured | band | printed | | control | why this band |"
+    return [head, "|---|---|---|---|---|---|---|", *rows, "", *(f"- {note}" for note in verdict.notes)]
 
 
 def _run(size: str, found: dict[str, Verdict]) -> str:

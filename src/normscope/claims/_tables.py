@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,24 @@ def series(profile: Profile, metric: str, first: int = 0, last: int = 10**9) -> 
         if r.metric == metric and r.signal == "activation" and first <= r.layer <= last:
             found.setdefault(r.layer, []).append(r.value)
     return np.array([found[layer] for layer in sorted(found)])
+
+
+def highest(*values: Any) -> Any:
+    """The largest of these numbers, or of one series of them; NaN if one of them is (Python's ``max`` may lose it)."""
+    found = list(values[0]) if len(values) == 1 else list(values)
+    return math.nan if any(v != v for v in found) else max(found)
+
+
+def lowest(*values: Any) -> Any:
+    """The smallest of these numbers, or of one series of them; NaN if one of them is."""
+    found = list(values[0]) if len(values) == 1 else list(values)
+    return math.nan if any(v != v for v in found) else min(found)
+
+
+def indicator(condition: Any, *compared: Any) -> Array:
+    """1 where the condition holds, 0 where it does not, NaN where a value that it compares is NaN."""
+    unknown = sum(np.isnan(np.asarray(v, dtype=float)) for v in compared)
+    return np.where(unknown, math.nan, condition)
 
 
 def mean_and_error(values: Sequence[float] | Array) -> tuple[float, float]:

@@ -23,7 +23,8 @@ class Verdict(Shown):
     """What one run of a claim said.
 
     ``status``: ``holds``, ``fails`` or ``undecided``; ``rejected`` if the control did not do the opposite, so that the
-    check proves nothing; ``error`` if it raised. ``expected`` is the status the claim should have.
+    check proves nothing; ``error`` if it raised, or if a reading of it or of its control is NaN. ``expected`` is the
+    status the claim should have.
     """
 
     face = "verdicts"
@@ -55,6 +56,19 @@ class Verdict(Shown):
         of_status = [r for r in self.readings if r.status == worst(self.readings)]
         return min(of_status, key=_margin, default=None)
 
+    def guard(self, reading: Reading) -> str:
+        """What shows that one of the readings can fail: ``control``, where it comes out the other way; ``exact``, an
+        identity that none can break; or ``none``.
+
+        It is told by its quantity, or else by the words before the comma (``slope, n = 4``).
+        """
+        other = [r for r in self.control_readings if r.quantity == reading.quantity] or [
+            r for r in self.control_readings if _label(r) == _label(reading)
+        ]
+        if any(r.status in ("holds", "fails") and r.status != reading.status for r in other):
+            return "control"
+        return "exact" if reading.exact else "none"
+
     def to_json(self) -> str:
         """As one JSON document; `from_json` reads it back."""
         return json.dumps(asdict(self))
@@ -70,8 +84,14 @@ class Verdict(Shown):
         return cls(**raw)
 
 
+def _label(reading: Reading) -> str:
+    return reading.quantity.partition(",")[0]
+
+
 def _margin(reading: Reading) -> float:
     """Distance from the value to the nearer edge of its band, in the band's half width or else the value's size."""
+    if reading.fault:
+        return -math.inf
     room = min(reading.value - reading.low, reading.high - reading.value)
     width = (reading.high - reading.low) / 2
     return room / (width if math.isfinite(width) and width > 0 else max(abs(reading.value), 1e-300))
@@ -101,9 +121,11 @@ def judge(
         text = "".join(traceback.format_exception(error))
         return replace(verdict, seconds=time.perf_counter() - began, error=text)
     control = worst(against.readings)
+    faults = [r.fault for r in found.readings] + [r.fault and f"in the control {r.fault}" for r in against.readings]
     return replace(
         verdict,
         status=_weighed(claim, worst(found.readings), control),
+        error="; ".join(filter(None, faults)),
         control=control,
         readings=found.readings,
         control_readings=against.readings,
@@ -114,6 +136,8 @@ def judge(
 
 
 def _weighed(claim: Claim, status: str, control: str) -> str:
-    """The claim's status, or ``rejected`` if its control did not come out the other way."""
+    """The claim's status, or ``rejected`` if its control did not come out the other way; ``error`` if one has that."""
+    if "error" in (status, control):
+        return "error"
     other = "fails" if claim.should == "hold" else "holds"
     return status if control == other else "rejected"

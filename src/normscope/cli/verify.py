@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,10 @@ from normscope.core.errors import UsageError
 from normscope.core.files import write
 
 if TYPE_CHECKING:
-    from normscope.claims import Claim, Verdicts
+    from normscope.claims import Claim, Verdict
+
+#: Exit code where nothing fails, and a claim's errors are too large to tell.
+UNDECIDED = 4
 
 
 @app.command()
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 def verify(
     claims: Annotated[
         list[str] | None,
-        typer.Argument(help="Papers, claims or patterns: daneshmand2021, nachum2024/fig*, '*/thm*'. Default: all."),
+        typer.Argument(help="Papers, claims or patterns: nachum2024, daneshmand2021/gap, '*/fig*'. Default: all."),
     ] = None,
     size: Annotated[str, typer.Option(help="quick (minutes for all) or full (the papers' sizes).")] = "quick",
     seeds: Annotated[int, typer.Option(help="Independent repetitions, a verdict each.")] = 1,
@@ -37,8 +41,11 @@ def verify(
     workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda ... for what runs on torch.")] = "cpu",
     timeout: Annotated[float | None, typer.Option(help="Seconds that one claim may take.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the verdicts as JSON lines.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the verdicts as JSON lines, each as it ends; in order at the end.")
+    ] = None,
     pages: Pages = NO_PAGES,
+    allow_undecided: Annotated[bool, typer.Option(help="Exit with 0 where nothing worse than undecided is.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would run, with the estimated cost.")
     ] = False,
@@ -47,11 +54,11 @@ def verify(
     """Check the statements of the four papers: measured, compared, each with a control that must come out the other
     way.
 
-    Exit code 0: every claim says what it should (or cannot tell), 1: one that should hold fails, 2: misuse,
-    130: Ctrl-C.
+    Exit code 0: every claim says what it should, 1: one does not, or ends in an error (a reading that is NaN is one),
+    2: misuse, 4: none of these, but one is undecided (0 with --allow-undecided), 130: Ctrl-C.
     """
     from normscope import claims as science
-    from normscope.claims.verification import summary, tally
+    from normscope.claims.verification import covered, summary, tally
     from normscope.core.tensors import device_of
     from normscope.core.words import duration
 
@@ -69,52 +76,62 @@ def verify(
     device_of(device, "--device")
     if not json:
         console.print(f"{len(picked)} claims, about {duration(cost)} of one core.", highlight=False)
+    ended: list[Verdict] = []
+
+    def each(verdict: Verdict) -> None:
+        ended.append(verdict)
+        if out is not None:
+            with contextlib.suppress(OSError), out.open("a" if len(ended) > 1 else "w", encoding="utf-8") as file:
+                file.write(verdict.to_json() + "\n")  # a disk that is full is told by the writer at the end
+        if not json:
+            _print(verdict)
+
     try:
         found = science.verify(
             names, size, seeds=range(first_seed, first_seed + seeds), store=store, workers=workers, device=device,
-            data_dir=data_dir, progress=not json, timeout=timeout,
+            data_dir=data_dir, timeout=timeout, each=each,
         )  # fmt: skip
     except KeyboardInterrupt:
-        kept = (
-            f"Verdicts so far are in {store}; the same command goes on" if store else "Nothing was kept: pass --store"
-        )
-        typer.echo(f"Stopped. {kept}.", err=True)
+        kept = f"The {len(ended)} verdicts of this run are in {out}. " if out and ended else ""
+        more = f"Verdicts so far are in {store}; the same command goes on." if store else "To go on later pass --store."
+        typer.echo(f"Stopped. {kept}{more}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     written, lost = attempt({out: lambda path: write(found.to_jsonl(), path), **pages.writers(found)})
     if json:
         print_json(summary(found))
     else:
-        _print(found)
+        told = {(v.claim, v.seed) for v in ended}
+        for v in found:  # of the store
+            if (v.claim, v.seed) not in told:
+                _print(v)
         console.print(f"\n{tally(found)}", style="bold", highlight=False)
+        console.print(covered(found), highlight=False, soft_wrap=True)
         say_written(written)
     if lost is not None:
         raise lost
     if found.failed:
         raise typer.Exit(1)
+    if found.undecided and not allow_undecided:
+        raise typer.Exit(UNDECIDED)
 
 
-def _print(found: Verdicts) -> None:
-    """One line a verdict."""
-    from normscope.claims import CLAIMS, PAPERS
+def _print(v: Verdict) -> None:
+    """One line."""
+    from normscope.claims import CLAIMS
     from normscope.report.claims import band, mark, measured, said
 
-    colours = {"good": "green", "bad": "red", "unsure": "yellow"}
-    paper = ""
-    for v in found:
-        if (key := v.claim.partition("/")[0]) != paper:
-            paper = key
-            console.print(f"\n[bold]{escape(PAPERS[key].authors)}[/], {escape(PAPERS[key].title)}", highlight=False)
-        colour, r = colours[mark(v)], v.worst
-        told = f"{r.quantity} {measured(r)} ({band(r)})" if r else ""
-        if v.error:
-            told = v.error.strip().splitlines()[-1]
-        seed = f" seed {v.seed}" if v.seed else ""
-        name = f"{v.claim.partition('/')[2]}{seed}"
-        console.print(
-            f"  [{colour}]{said(v):<18}[/] [cyan]{escape(name):<26}[/] {escape(CLAIMS[v.claim].statement)} "
-            f"[dim]{escape(told)}[/]",
-            highlight=False, soft_wrap=not console.is_terminal,
-        )  # fmt: skip
+    colour, r = {"good": "green", "bad": "red", "unsure": "yellow"}[mark(v)], v.worst
+    told = f"{r.quantity} {measured(r)} ({band(r)})" if r else ""
+    if v.error:
+        told = v.error.strip().splitlines()[-1]
+    if unguarded := sum(v.guard(r) == "none" for r in v.readings):
+        told += f"; no control: {unguarded} of {len(v.readings)} readings"
+    name = v.claim + (f" seed {v.seed}" if v.seed else "")
+    console.print(
+        f"[{colour}]{said(v):<18}[/] [cyan]{escape(name):<38}[/] {escape(CLAIMS[v.claim].statement)} "
+        f"[dim]{escape(told)}[/]",
+        highlight=False, soft_wrap=not console.is_terminal,
+    )  # fmt: skip
 
 
 def _list(picked: list[Claim], size: str, json: bool) -> None:

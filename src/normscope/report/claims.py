@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from normscope.claims import CLAIMS, PAPERS, load
-from normscope.claims.verification import tally
+from normscope.claims.verification import covered, tally
 from normscope.report import sheet
 from normscope.report.grammar import Axis, Chart, Colour, Dash, lines, measure, tip
 from normscope.report.sheet import Section, Sheet, Table
@@ -71,7 +71,7 @@ def of_verdicts(found: Verdicts | Verdict, brief: bool = False) -> Sheet:
     load()  # verdicts read from a file bring no papers with them
     papers = dict.fromkeys(v.claim.partition("/")[0] for v in verdicts)
     first = verdicts[0]
-    lead = f"{len(verdicts)} verdict{'s' * (len(verdicts) != 1)}: {tally(verdicts)}."
+    lead = f"{len(verdicts)} verdict{'s' * (len(verdicts) != 1)}: {tally(verdicts)}. {covered(verdicts)}."
     facts = {
         "size": first.size, "seeds": ", ".join(str(s) for s in dict.fromkeys(v.seed for v in verdicts)),
         "data": first.data, "device": first.device, "torch": first.torch,
@@ -82,6 +82,8 @@ def of_verdicts(found: Verdicts | Verdict, brief: bool = False) -> Sheet:
         "inside the band `holds`, outside `fails`, else `undecided`.",
         "Each claim has a control that breaks what the statement rests on. If the control does not come out the other "
         "way, the check proves nothing and the claim is not counted.",
+        "For each reading the tables say whether it turns under its claim's `control`, is `exact` (an identity, "
+        "checked to rounding), or has `none`: then nothing shows that it could fail.",
         "A statement that is wrong as printed is a claim that must fail; the corrected one stands beside it.",
         "In the figures solid lines are ours, dashed ones theory, dotted ones the control (cut off where it would "
         "dwarf the rest), squares are what the paper, or our specification of it, prints, and triangles points of the "
@@ -122,7 +124,7 @@ def _paper(key: str, verdicts: Sequence[Verdict]) -> Iterable[Section]:
         figures,
     )
     readings = [
-        (v.claim.partition("/")[2], r.quantity, measured(r), band(r), r.status, r.reason)
+        (v.claim.partition("/")[2], r.quantity, measured(r), band(r), r.status, v.guard(r), r.reason)
         for v in verdicts
         for r in v.readings
     ]
@@ -131,7 +133,9 @@ def _paper(key: str, verdicts: Sequence[Verdict]) -> Iterable[Section]:
     errors = [f"{v.claim}: {v.error.strip().splitlines()[-1]}" for v in verdicts if v.error]
     yield Section(
         f"All readings of {paper.authors}",
-        table=Table(("claim", "quantity", "measured", "band", "status", "why this band"), readings, numeric=(2,)),
+        table=Table(
+            ("claim", "quantity", "measured", "band", "status", "control", "why this band"), readings, numeric=(2,)
+        ),
         notes=[*errors, *notes], folded=True,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from normscope.core.errors import UsageError, finite_number, whole_number
-from normscope.sweeping import _work
+from normscope.sweeping import _rows, _work
 from normscope.sweeping._files import Held
 from normscope.sweeping._work import Done, Job
 from normscope.sweeping.executors import Pool, pinned, pool_of
@@ -48,6 +48,7 @@ def sweep(
     memory: int | None = None,
     retry_failed: bool = False,
     progress: bool | Callable[[Progress], object] = False,
+    each: Callable[[pl.DataFrame], object] | None = None,
 ) -> pl.DataFrame | pl.LazyFrame:
     """Run a task on every cell of a grid, and return the tidy table; a store keeps each cell as it finishes.
 
@@ -63,6 +64,7 @@ def sweep(
         times, and is then a failure. ``retry_failed``: run failures of former runs again.
     timeout: seconds a cell may take; ``memory``: bytes it may add to its worker (see docs/sweeps.md for the outcomes).
     progress: True for a bar with the time left; or a function of a `Progress`.
+    each: is called with the rows of every cell as it ends, its parameters as JSON; not with those the store had.
 
     Returns ``source, <parameters>, seed, layer, ..., metric, value, stderr, error``: a frame without a store, a lazy
     scan with one; rows in the order of the grid, whatever ran first. A failed cell is one row with its traceback in
@@ -81,6 +83,7 @@ def sweep(
     travelling.check(grid)
     kept = as_store(store)
     run = _Run(kept, travelling, retries, timeout, memory)
+    run.each = each
     todo = run.missing(grid, retry_failed)
     if todo:
         _prepare(kept)
@@ -125,6 +128,7 @@ class _Run:
         self.store, self.task, self.retries, self.timeout, self.memory = store, task, retries, timeout, memory
         self.progress = Progress()
         self.tell: Callable[[Progress], object] = lambda _: None
+        self.each: Callable[[pl.DataFrame], object] | None = None
         self.queue: deque[Job] = deque()
         self.suspects: deque[Job] = deque()
         self.flying: dict[Future[Done], _Flight] = {}
@@ -227,6 +231,8 @@ class _Run:
     def _keep(self, key: str, done: Done) -> None:
         self._write(self.store.write, key, done.data, failed=done.failed)
         self._count(failed=done.failed, seconds=done.seconds, error=done.error)
+        if self.each is not None:
+            self.each(_rows.read(done.data))
 
     def _died(self, flight: _Flight, error: BaseException) -> None:
         """The worker went. Alone, the cell did it, unless somebody else keeps killing workers; so it has three goes."""

@@ -10,7 +10,7 @@ import torch
 
 from normscope.claims._chains import entropy, gaussian, grams, linear, simulated
 from normscope.claims._curves import with_range
-from normscope.claims._tables import mean_and_error, series
+from normscope.claims._tables import highest, mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most, between, near
@@ -32,7 +32,7 @@ def _rank_by_depth(run: Run, norm: str, metric: str, dtype: torch.dtype, nets: i
     x = datasets.load(name, run.data_dir, n=128, seed=run.seed, flatten=True).inputs.to(dtype)
     found = []
     for net in range(nets):
-        spec = Spec(depth=max(DEPTHS) + 1, width=128, norm=norm, weights="torch", bias=0.0)
+        spec = Spec(depth=highest(DEPTHS) + 1, width=128, norm=norm, weights="torch", bias=0.0)
         model = build(spec, x.shape[1], seed=entropy(run, net), dtype=dtype)
         ranks = probe(model, x, metrics=[metric], mode="train").series(metric)
         found.append([ranks[depth + 1] for depth in DEPTHS])
@@ -56,7 +56,7 @@ def fig1_rank(run: Run, nets: int, norm: str = "none") -> Evidence:
     readings = []
     for i, depth in enumerate(DEPTHS):
         mean, error = mean_and_error(vanilla[:, i])
-        reach = max(0.12 * expected[i], 4.0)
+        reach = highest(0.12 * expected[i], 4.0)
         readings.append(near(f"vanilla, {depth} hidden layers", mean, expected[i], reach, stderr=error,
                              printed=FIGURE_1[i], reason="12 % or 4 directions"))  # fmt: skip
     readings.append(
@@ -203,7 +203,11 @@ def fig3b(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:
         ),
         between("tenth at layer 100, median", float(median[-1, 9]), 0.03, 1.2, printed=0.3, reason="printed .1 to .5"),
         at_most(
-            "first layer with the second above 1, largest", float(max(first)), 12, printed=20, reason="2 to 8 measured"
+            "first layer with the second above 1, largest",
+            float(highest(first)),
+            12,
+            printed=20,
+            reason="2 to 8 measured",
         ),
     ]
     layers = list(range(1, 101))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normscope.claims._chains import entropy
 from normscope.claims._curves import with_range
-from normscope.claims._tables import mean_and_error
+from normscope.claims._tables import highest, lowest, mean_and_error
 from normscope.claims.claim import Axes, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most, near
@@ -87,7 +87,7 @@ def gradient_collinearity(run: Run, depths: Sequence[int], nets: int, norm: str 
                 rows.append(row_gradients(model.readout, hidden, targets)[0])  # type: ignore[arg-type]
             found[arm].append(rows)
     end, error = mean_and_error(found["vanilla"][list(depths).index(128)])
-    worst = max(float(np.mean(rows)) for rows in found["batch norm"])
+    worst = highest(float(np.mean(rows)) for rows in found["batch norm"])
     return Evidence(
         (
             at_least("vanilla, 128 layers, mean over nets", end, 0.99, stderr=error, reason="0.9992 on MNIST"),
@@ -154,9 +154,9 @@ def breaking_conv(run: Run, width: int, images: int, nets: int, weights: str = "
                     values.append(measure(model(x), ["participation_rank"])["participation_rank"])
             kept[norm, law] = values
         if family == "vgg":
-            yield at_most("vgg, no norm", max(kept["none", "torch"]), 1.01, reason="1.000 on VGG19")
+            yield at_most("vgg, no norm", highest(kept["none", "torch"]), 1.01, reason="1.000 on VGG19")
         yield at_least(
-            f"{family}, batch norm", min(kept["batch", "torch"]), 1.1, reason="1.71 on VGG19, 1.24 on ResNet-50"
+            f"{family}, batch norm", lowest(kept["batch", "torch"]), 1.1, reason="1.71 on VGG19, 1.24 on ResNet-50"
         )
-        yield at_most(f"{family}, batch norm, weights of positive mean", max(kept["batch", weights]), 1.01,
+        yield at_most(f"{family}, batch norm, weights of positive mean", highest(kept["batch", weights]), 1.01,
                       reason="1.0000 on both")  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from normscope.claims._chains import entropy
 from normscope.claims._curves import with_range
+from normscope.claims._tables import highest, lowest
 from normscope.claims._training import Data, accuracy, load, train
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
@@ -143,10 +144,10 @@ def fig6(
     x = list(range(1, epochs + 1))
     return Evidence(
         (
-            at_least("plain, smallest loss", min(end["plain"]), 2.29, printed=2.3, reason="ln 10 = 2.303"),
-            at_most("pre-trained, largest loss", max(end["pre-trained"]), 1.5, reason=".84 to 1.10 on MNIST"),
-            at_most("batch norm, largest loss", max(end["batch norm"]), 0.7, reason=".44 to .46 on MNIST"),
-            at_least("broken batch norm, smallest loss", min(end["broken batch norm"]), 2.0, reason="2.1 on MNIST"),
+            at_least("plain, smallest loss", lowest(end["plain"]), 2.29, printed=2.3, reason="ln 10 = 2.303"),
+            at_most("pre-trained, largest loss", highest(end["pre-trained"]), 1.5, reason=".84 to 1.10 on MNIST"),
+            at_most("batch norm, largest loss", highest(end["batch norm"]), 0.7, reason=".44 to .46 on MNIST"),
+            at_least("broken batch norm, smallest loss", lowest(end["broken batch norm"]), 2.0, reason="2.1 on MNIST"),
             at_least("rank of deep layers, pre-trained over plain", float(ratio.min()), 1.2, reason="1.1 to 2.5 there"),
             at_least("rank of deep layers, batch norm", float(bn.min()), 6, reason="14 at width 128, 32 images"),
         ),
@@ -181,7 +182,7 @@ def pretraining_or_scale(
         if rescale:
             init.lsuv_(model, data.inputs[:128])
         ends.append(train(run, model, data, epochs=epochs, lr=0.01, batch=32).last)
-    yield at_least("loss of nets that were only rescaled, smallest", min(ends), 2.2, reason="ln 10 = 2.303")
+    yield at_least("loss of nets that were only rescaled, smallest", lowest(ends), 2.2, reason="ln 10 = 2.303")
 
 
 @PAPER.claim(
@@ -203,8 +204,8 @@ def breaking_training(
         for law in ("torch", broken):
             model = net(run, data, number, depth, width, norm="batch", weights=law)
             ends[law].append(train(run, model, data, epochs=epochs, lr=0.05, batch=64).last)
-    yield at_most("U(-a, a), largest loss", max(ends["torch"]), 0.6, reason="0.33 on MNIST at 14 x 14")
-    yield at_least("U(0, 2a), smallest loss", min(ends[broken]), 2.1, reason="2.28 on MNIST at 14 x 14")
+    yield at_most("U(-a, a), largest loss", highest(ends["torch"]), 0.6, reason="0.33 on MNIST at 14 x 14")
+    yield at_least("U(0, 2a), smallest loss", lowest(ends[broken]), 2.1, reason="2.28 on MNIST at 14 x 14")
 
 
 @PAPER.claim(
@@ -230,8 +231,8 @@ def breaking_conv_training(
             model = build(spec, tuple(data.inputs.shape[1:]), seed=entropy(run, number))
             ends[arm].append(train(run, model, data, epochs=epochs, lr=0.05, batch=50).last)
     fits = 1.0 if data.name == "digits" else 1.9
-    yield at_most("standard, largest loss", max(ends["standard"]), fits, reason=f"{data.name}: clearly below ln 10")
-    yield at_least("broken minus standard, smallest", min(b - a for a, b in zip(*ends.values(), strict=True)), 0.3,
+    yield at_most("standard, largest loss", highest(ends["standard"]), fits, reason=f"{data.name}: clearly below ln 10")
+    yield at_least("broken minus standard, smallest", lowest(b - a for a, b in zip(*ends.values(), strict=True)), 0.3,
                    reason="chosen by us: clearly worse")  # fmt: skip
 
 
@@ -260,8 +261,8 @@ def fig4_rank(run: Run, depth: int, width: int, epochs: int, nets: int, lr: floa
         before.append(float(ranks(model, data.inputs[-256:].cpu(), [depth])[-1]))
         train(run, model, data, epochs=epochs, lr=lr, batch=64, optimiser="adam", loss=inverse_rank)
         after.append(float(ranks(model.cpu(), data.inputs[-256:].cpu(), [depth])[-1]))
-    yield at_most("r before, largest", max(before), 2, reason="1.2 at this size")
-    yield at_least("r after, smallest", min(after), 5, reason="23.7 in 300 steps, the specification's bound")
+    yield at_most("r before, largest", highest(before), 2, reason="1.2 at this size")
+    yield at_least("r after, smallest", lowest(after), 5, reason="23.7 in 300 steps, the specification's bound")
 
 
 @PAPER.claim(
@@ -295,14 +296,14 @@ def fig4_training(run: Run, depth: int, width: int, images: int, epochs: int, ne
                 if arm == "pre-trained" and steps:
                     init.raise_rank_(model, data.inputs[:64], "A", steps=steps)
                 runs.append(train(run, model, data, epochs=epochs, lr=lr, batch=64).losses)
-            best[arm].append(min(runs, key=lambda losses: losses[-1]))
+            best[arm].append(runs[int(np.argmin([losses[-1] for losses in runs]))])
     bound = 1.5 if data.name == "digits" else 2.1
     x = list(range(1, epochs + 1))
     return Evidence(
         (
             at_most(
                 "pre-trained, largest loss",
-                max(v[-1] for v in best["pre-trained"]),
+                highest(v[-1] for v in best["pre-trained"]),
                 bound,
                 reason=f"{data.name}: trains",
             ),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from normscope.claims._chains import gap_of, gaussian, linear, near_rank_one, normal_weights, side_by_side, simulated
-from normscope.claims._tables import mean_and_error, series
+from normscope.claims._tables import highest, mean_and_error, series
 from normscope.claims.claim import Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_most, near
@@ -37,9 +37,9 @@ def normalization(run: Run, sizes: tuple[tuple[int, int], ...], rescale: bool = 
         whole.append(abs(float(out.norm()) - 1))
         scale.append(float((out - again).norm()))
     exact = "an identity: rounding only"
-    yield at_most("largest |row norm sqrt(d) - 1|", max(rows), 1e-12, reason=exact)
-    yield at_most("largest |Frobenius norm - 1|", max(whole), 1e-12, reason=exact)
-    yield at_most("largest change when the weights grow 37 times", max(scale), 1e-12, reason=exact)
+    yield at_most("largest |row norm sqrt(d) - 1|", highest(rows), 1e-12, reason=exact)
+    yield at_most("largest |Frobenius norm - 1|", highest(whole), 1e-12, reason=exact)
+    yield at_most("largest change when the weights grow 37 times", highest(scale), 1e-12, reason=exact)
 
 
 @PAPER.claim(
@@ -70,11 +70,13 @@ def gap(run: Run, cases: int, equal_norms: bool = True) -> Iterable[Reading]:
         v, hat = m["orthogonality_gap"], 1 / n - m["sigma_min"] ** 2 / np.square(x).sum()
         beyond.append(v - math.sqrt(1 - 1 / n))
         below.append(math.sqrt(1 / r - 1 / n) - v)
-        over.append(max(-hat, hat - 1 / n))
-    yield at_most("largest distance from rho sqrt((n-1)/n)", max(closed), 1e-12, reason="a closed form: rounding only")
-    yield at_most("largest V - sqrt(1 - 1/n)", max(beyond), 1e-12, reason="an inequality: rounding only")
-    yield at_most("largest sqrt(1/r - 1/n) - V", max(below), 1e-7, reason="an inequality; a root of rounding near 0")
-    yield at_most("largest excess of the Lyapunov function over [0, 1/n]", max(over), 1e-12, reason="an inequality")
+        over.append(highest(-hat, hat - 1 / n))
+    yield at_most(
+        "largest distance from rho sqrt((n-1)/n)", highest(closed), 1e-12, reason="a closed form: rounding only"
+    )
+    yield at_most("largest V - sqrt(1 - 1/n)", highest(beyond), 1e-12, exact="an inequality: rounding only")
+    yield at_most("largest sqrt(1/r - 1/n) - V", highest(below), 1e-7, exact="an inequality; a root of rounding near 0")
+    yield at_most("largest excess of the Lyapunov function over [0, 1/n]", highest(over), 1e-12, exact="an inequality")
 
 
 @PAPER.claim(
@@ -91,14 +93,14 @@ def sampler(run: Run, chains: int, layers: tuple[int, ...], recenter: bool = Fal
     """
     d, n = 32, 4
     x = near_rank_one(n, d)
-    spec = linear(max(layers), d)
+    spec = linear(highest(layers), d)
     found = series(simulated(run, spec, x, ["orthogonality_gap"], chains=chains), "orthogonality_gap", 1)
-    explicit = np.zeros((max(layers), chains))
+    explicit = np.zeros((highest(layers), chains))
     block = 500
     for start in range(0, chains, block):
         draw = normal_weights(block, d, run.generator(10 + start))
         batch = torch.from_numpy(x).expand(block, n, d)
-        for layer, u in enumerate(side_by_side(batch, max(layers), draw, recenter=recenter)):
+        for layer, u in enumerate(side_by_side(batch, highest(layers), draw, recenter=recenter)):
             gram = (u @ u.transpose(1, 2)).numpy()
             explicit[layer, start : start + block] = gap_of(gram / (n * d))
     known = {5: 0.8262, 8: 0.5686, 12: 0.3805, 20: 0.2332, 40: 0.2022}

@@ -12,7 +12,7 @@ from torch import nn
 
 from normscope.claims._chains import gap_of, gaussian, normal_weights, side_by_side, simulated
 from normscope.claims._curves import with_band
-from normscope.claims._tables import Array, mean_and_error, series
+from normscope.claims._tables import Array, highest, mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2021.figures import GAP
 from normscope.claims.daneshmand2021.paper import PAPER
@@ -208,7 +208,7 @@ def vanilla_relu(run: Run, width: int, chains: int, activation: str = "relu") ->
         theory.append(rho * math.sqrt(7 / 8))
     mean, error = mean_and_error(found[30])
     tolerance = 0.02 if width < 1000 else 0.005
-    apart = max(abs(predicted[layer] - v) for layer, v in enumerate(theory))
+    apart = highest(abs(predicted[layer] - v) for layer, v in enumerate(theory))
     return Evidence(
         (
             near("V at layer 30", mean, theory[30], tolerance, stderr=error, printed=0.93, reason="finite width"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from normscope.claims._chains import gaussian, normal_weights, side_by_side
-from normscope.claims._tables import mean_and_error, slope_and_error
+from normscope.claims._tables import highest, lowest, mean_and_error, slope_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_most, between, near
@@ -44,7 +44,7 @@ def _deviation(
     apart = np.sqrt(np.square(m - settled).sum((-2, -1)))
     value, error = mean_and_error(apart.mean(0))
     # Chains that all end on one line have no spread at all; the logarithm needs some.
-    return max(value, 1e-12), error, float(np.linalg.norm(settled - np.eye(n) / n))
+    return highest(value, 1e-12), error, float(np.linalg.norm(settled - np.eye(n) / n))
 
 
 @PAPER.claim(
@@ -91,9 +91,9 @@ def fig6_as_printed(run: Run, activations: Sequence[str], width: int, chains: in
     """
     found = [_deviation(run.seed, name, False, width, chains, 120) for name in activations]
     logs = [math.log(v) for v, *_ in found]
-    error = max(e / v for v, e, _ in found) * math.sqrt(2)
+    error = highest(e / v for v, e, _ in found) * math.sqrt(2)
     yield at_most(
-        "largest difference of log L", max(logs) - min(logs), 0.1, stderr=error, reason="what a plot cannot tell"
+        "largest difference of log L", highest(logs) - lowest(logs), 0.1, stderr=error, reason="what a plot cannot tell"
     )
 
 

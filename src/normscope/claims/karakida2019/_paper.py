@@ -13,7 +13,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from normscope.claims._tables import Array
+from normscope.claims._tables import Array, highest, lowest
 from normscope.claims.claim import PAPERS, Paper, Run
 from normscope.core.spec import Spec
 from normscope.curvature import fisher, ntk
@@ -190,7 +190,7 @@ def plain(
 
 def moments(name: str, q1: float, q2: float) -> tuple[float, float, float, float]:
     """E phi^2, E phi phi, E phi'^2, E phi' phi' of two Gaussians of variance q1 and covariance q2."""
-    c = max(-1.0, min(1.0, q2 / q1))
+    c = highest(-1.0, lowest(1.0, q2 / q1))
     if name == "relu":
         arc = math.pi - math.acos(c)
         return q1 / 2, q1 / (2 * math.pi) * (math.sqrt(1 - c * c) + c * arc), 0.5, arc / (2 * math.pi)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normscope.claims._tables import highest, indicator, lowest
 from normscope.claims.claim import Run
 from normscope.claims.karakida2019._paper import PAPER, RELU, batch, net, plain
 from normscope.claims.reading import Reading, at_least, at_most, near
@@ -73,7 +74,8 @@ def projector(run: Run, scaled: bool = True) -> Iterator[Reading]:
     j = jacobian(small(run), x).dense().reshape(N, C, -1)
     f = small(run)(x).detach()
     centred = j - j.mean(0)
-    yield near("mean subtraction", _off(jacobian(small(run, "ms"), x).dense().reshape(N, C, -1), centred), 0, 1e-11)
+    yield near("mean subtraction", _off(jacobian(small(run, "ms"), x).dense().reshape(N, C, -1), centred), 0, 1e-11,
+               exact="a projection of J: rounding")  # fmt: skip
     sigma = (f - f.mean(0)).square().mean(0).sqrt()
     u = (f - f.mean(0)) / sigma
     expected = (centred - u[..., None] * (u[..., None] * centred).mean(0)) / sigma[:, None] if scaled else centred
@@ -100,15 +102,17 @@ def exact_spectra(run: Run, last: str = "bn") -> Iterator[Reading]:
     plainly, ms = eigenvalues(small(run), x), eigenvalues(small(run, "ms" if last == "bn" else "none"), x)
     removed = float(jacobian(small(run), x).dense().reshape(N, C, -1).mean(0).square().sum())
     yield near("trace identity", (plainly.sum() - ms.sum()) / removed, 1.0, 1e-10, reason="algebra")
-    slack = max(float((ms - plainly).max()), float((plainly[C:] - ms[:-C]).max()))
-    yield at_most("interlacing violated by", slack, 1e-10)
+    slack = highest(float((ms - plainly).max()), float((plainly[C:] - ms[:-C]).max()))
+    yield at_most("interlacing violated by", slack, 1e-10, exact="an inequality: rounding")
     without, affine = eigenvalues(small(run, last), x), eigenvalues(small(run, f"{last}+" if last == "bn" else last), x)
     ones = np.sort(np.append(without, np.ones(2 * C)))[::-1]
-    size = min(len(ones), len(affine))
+    size = lowest(len(ones), len(affine))
     yield at_most("2C ones", float(np.abs(ones[:size] - affine[:size]).max()), 1e-9)
     variance = float(small(run)(x).detach().var(0, unbiased=False).min())
-    yield at_most("batch norm over its bound", float(without[0] / (ms[0] / variance)), 1 + 1e-10)
-    rank = int((without > 1e-9 * without[0]).sum())
+    yield at_most(
+        "batch norm over its bound", float(without[0] / (ms[0] / variance)), 1 + 1e-10, exact="an inequality: rounding"
+    )
+    rank = float(indicator(without > 1e-9 * without[0], without).sum())
     yield at_most("rank behind batch norm", rank, C * (N - 2), reason="C(N-2)")
 
 
@@ -159,8 +163,10 @@ def dense_is_matrix_free(run: Run, frozen: bool = False) -> Iterator[Reading]:
             rows = torch.autograd.grad(out, list(model.parameters()), unit, is_grads_batched=True)
             j = torch.cat([g.flatten(1) for g in rows], 1)
             expected = j.T @ (j @ w) / N
-            worst = max(worst, float((product - expected).norm() / expected.norm()))
-        yield at_most(f"relative difference, last {last}, hidden {hidden}", worst, 1e-12, reason="3e-15 seen")
+            worst = highest(worst, float((product - expected).norm() / expected.norm()))
+        yield at_most(
+            f"relative difference, last {last}, hidden {hidden}", worst, 1e-12, exact="one product, twice; 3e-15 seen"
+        )
 
 
 @PAPER.claim(
@@ -174,7 +180,7 @@ def softmax_exact(run: Run, loss: str = "cross_entropy") -> Iterator[Reading]:
     model, x = small(run), batch(run, N, WIDTHS[0], 2, torch.float64)
     squared, cross = eigenvalues(model, x), eigenvalues(model, x, loss=loss)
     yield at_most("largest over half the squared loss's", float(cross[0] / squared[0]) * 2, 1 + 1e-12)
-    yield near("rank", int((cross > 1e-10 * cross[0]).sum()), N * (C - 1), 0.1, reason="a count")
+    yield near("rank", float(indicator(cross > 1e-10 * cross[0], cross).sum()), N * (C - 1), 0.1, reason="a count")
 
 
 @PAPER.claim(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from normscope.claims._tables import Array, mean_and_error, ratio_and_error
+from normscope.claims._tables import Array, lowest, mean_and_error, ratio_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.karakida2019._paper import (
     PAPER,
@@ -49,9 +49,9 @@ def outliers(run: Run, samples: int, outputs: int, nets: int, last: str = "none"
             means.append(float(values[:outputs].mean()))
         if kind == RELU:
             readings += [
-                at_least("l_C / l_C+1, ReLU, M = 400", min(gaps), 5, reason="the specification's bound"),
+                at_least("l_C / l_C+1, ReLU, M = 400", lowest(gaps), 5, reason="the specification's bound"),
                 at_least(
-                    "least squared cosine, ReLU, M = 400", min(cosines), 0.999, reason="the specification's bound"
+                    "least squared cosine, ReLU, M = 400", lowest(cosines), 0.999, reason="the specification's bound"
                 ),
             ]
         else:
@@ -84,7 +84,12 @@ def per_layer(run: Run, width: int, nets: int, last: str = "none") -> Iterator[R
         mean, error = mean_and_error(sums)
         yield near(f"sum of the blocks over the whole, {kind.activation}", mean, 1.0, 0.03, stderr=error,
                    reason="the specification's tolerance")  # fmt: skip
-        yield at_least(f"least sum over the whole, {kind.activation}", min(sums), 1 - 1e-9, reason="a bound")
+        yield at_least(
+            f"least sum over the whole, {kind.activation}",
+            lowest(sums),
+            1 - 1e-9,
+            exact="a bound of every sum of matrices",
+        )
         along = [[_along(b) for b in _blocks(run, kind, width, 100, 1000 + r, last)] for r in range(8 * nets)]
         for layer in (1, 2):
             value, error = mean_and_error([v[layer] for v in along])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from normscope.claims._tables import mean_and_error, ratio_and_error
+from normscope.claims._tables import highest, lowest, mean_and_error, ratio_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.karakida2019._paper import PAPER, RELU, TANH, Kind, batch, net, theory
 from normscope.claims.karakida2019.identities import WIDTHS, N, small
@@ -83,8 +83,8 @@ def critical_rate_claim(
     for name, kind in (("none", replace(RELU, last=last)), ("mean subtraction", replace(RELU, last=centred))):
         rates[name], units[name] = {}, {}
         for m in widths:
-            count = (nets if name == "none" else 4 * nets) * min(400 // m, 5)
-            found = [_critical(run, kind, m, r) for r in range(max(2, count))]
+            count = (nets if name == "none" else 4 * nets) * lowest(400 // m, 5)
+            found = [_critical(run, kind, m, r) for r in range(highest(2, count))]
             rates[name][m] = mean_and_error([f.rate for f in found])
             units[name][m] = mean_and_error([f.margin for f in found])
     readings = [
@@ -175,7 +175,7 @@ def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
             optimiser.zero_grad()
             (curvature * x.square() / 2).sum().backward()
             optimiser.step()
-            if abs(float(x.detach())) > 1e4:
+            if not abs(float(x.detach())) <= 1e4:
                 return True
         return False
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from normscope.claims._tables import mean_and_error, ratio_and_error, slope_and_error
+from normscope.claims._tables import highest, indicator, mean_and_error, ratio_and_error, slope_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.karakida2019._paper import (
     LINEAR,
@@ -43,7 +43,7 @@ def lambda_max(run: Run, widths: Sequence[int], nets: int, kinds: Sequence[Kind]
     readings, curves = [], []
     for kind in kinds:
         own = theory(kind)
-        means = [mean_and_error(list(_largest(run, kind, m, 1, nets * max(1, 400 // m), last))) for m in widths]
+        means = [mean_and_error(list(_largest(run, kind, m, 1, nets * highest(1, 400 // m), last))) for m in widths]
         for m, (value, error) in zip(widths, means, strict=True):
             if (m == 200 and kind == RELU) or m >= 500:
                 readings.append(near(f"lambda_max, {kind.activation}, M = {m}", value, own.top(m, m), stderr=error,
@@ -85,13 +85,14 @@ def mean_subtraction(run: Run, widths: Sequence[int], nets: int, last: str = "ba
     """
     own = theory(RELU)
     lower = own.k1 - own.k2
-    means, inside = {}, 0
+    means, inside = {}, 0.0
     for m in widths:
         values = []
         for kernel, f in grams(run, RELU, (m, m, m, 1), m, nets):
             found = eigenvalues(behind(kernel, f, last))
             values.append(float(found[0]))
-            inside += m < 100 or lower <= found[0] <= math.sqrt(float(np.square(found).sum()))
+            upper = math.sqrt(float(np.square(found).sum()))
+            inside += float(indicator(m < 100 or lower <= found[0] <= upper, upper))
         means[m] = mean_and_error(values)
     growth, error = ratio_and_error(means[400], means[100])
     readings = (

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from normscope.claims._tables import Array
+from normscope.claims._tables import Array, lowest
 from normscope.claims.claim import PAPERS, Paper
 from normscope.core.spec import Spec
 from normscope.linalg import centred
@@ -54,7 +54,7 @@ def odd_state(n: int, t: float) -> Array:
 def follow(spec: Spec, gram: Array) -> Array:
     """The Gram after ``spec.depth`` infinitely wide layers without a scale of their own, kept from underflow."""
     for at in range(0, spec.depth, 100):
-        gram = predicted_grams(replace(spec, depth=min(100, spec.depth - at)), gram)[-1]
+        gram = predicted_grams(replace(spec, depth=lowest(100, spec.depth - at)), gram)[-1]
         gram = gram / np.trace(gram)
     return gram
 

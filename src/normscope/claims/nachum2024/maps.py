@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from normscope.claims._tables import highest, lowest
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.nachum2024._paper import (
     PAPER,
@@ -61,7 +62,7 @@ def reduced_map(run: Run, sizes: Sequence[int], slopes: Sequence[float], swap: b
                     spec = Spec(depth=1, width=8, norm=norm, activation=activation_of(a))
                     full = variance_ratio(predicted_grams(spec, odd_state(n, t))[1])
                     law = odd_point.reduced_map(t, n, a, rescale=(norm == "batch") != swap)
-                    worst = max(worst, abs(min(law, 1 / law) / full - 1))
+                    worst = highest(worst, abs(lowest(law, 1 / law) / full - 1))
             yield at_most(f"relative difference, {norm}, n = {n}", worst, 1e-8, reason="quadrature and rounding")
 
 

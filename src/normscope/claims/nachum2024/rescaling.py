@@ -11,7 +11,7 @@ from scipy.special import erfcx
 from scipy.stats import ks_2samp
 
 from normscope.claims._chains import gaussian
-from normscope.claims._tables import mean_and_error, series
+from normscope.claims._tables import highest, indicator, mean_and_error, series
 from normscope.claims.claim import Run
 from normscope.claims.nachum2024._paper import (
     PAPER,
@@ -60,7 +60,7 @@ def odd_dissolves(run: Run, n: int, norm: str = "batch") -> Iterator[Reading]:
     """t from 1.5 times that of the perfect cluster, after 1, 2, 5, 20 and 100 layers."""
     g = predicted_grams(Spec(depth=100, width=8, norm=norm), odd_state(n, 1.5 / (n - 1) ** 2))
     for layer, t in ((1, 0.018), (2, 0.042), (5, 0.16), (20, 0.77), (100, 1.0)):
-        yield near(f"t after {layer} layers", variance_ratio(g[layer]), t, max(0.01 * t, 6e-4), reason="two digits")
+        yield near(f"t after {layer} layers", variance_ratio(g[layer]), t, highest(0.01 * t, 6e-4), reason="two digits")
 
 
 @PAPER.claim(
@@ -84,7 +84,7 @@ def equal_angles(run: Run, layers: int, norm: str = "batch") -> Iterator[Reading
             yield near(f"cosine, {chosen} {activation}, n = {n}", float(found.mean()), expected, 3e-5, reason="digits")
             if chosen == "batch":
                 formula = 2 * float(kernel(np.array(-1 / (n - 1))))
-                yield near(f"formula, n = {n}", odd_point.equiangular_cosine(n), formula, 1e-12)
+                yield near(f"formula, n = {n}", odd_point.equiangular_cosine(n), formula, 1e-12, exact="one formula")
 
 
 @PAPER.claim(
@@ -107,9 +107,12 @@ def heavy_threshold(run: Run, sizes: Sequence[int], far: int, rescale: bool = Tr
     for n in sizes:
         t = end(n)
         expected = 0.0 if n < 51.5 else 1.0
-        yield near(f"heavy sample, n = {n}", float(t < 0.7), expected, 0.1, reason="yes or no")
+        yield near(f"heavy sample, n = {n}", float(indicator(t < 0.7, t)), expected, 0.1, reason="yes or no")
     for n, a, expected in ((16, -1.0, 0.0), (18, -1.0, 1.0), (92, 0.2, 0.0), (98, 0.2, 1.0)):
-        yield near(f"heavy sample, slope {a:g}, n = {n}", float(end(n, a) < 0.7), expected, 0.1, reason="yes or no")
+        t = end(n, a)
+        yield near(
+            f"heavy sample, slope {a:g}, n = {n}", float(indicator(t < 0.7, t)), expected, 0.1, reason="yes or no"
+        )
     for a, known in ((0.0, 0.3831), (0.2, 0.1635), (0.5, 0.0374), (-1.0, 2.8933)):
         kap = 1 - (1 - a) ** 2 / (math.pi * (1 + a**2))
         c = brentq(
@@ -196,7 +199,7 @@ def gradient_rates(run: Run, sizes: Sequence[int], norm: str = "batch") -> Itera
             profile = predict(spec, start, metrics=["mean_cosine"], seed=run.seed, log2_points=11)
             of = [r for r in profile.records if r.metric == "gradient_growth" and 2 <= r.layer <= 6]
             rate = float(np.mean([r.value**2 for r in of]))
-            error = max(2 * r.value * r.stderr for r in of)
+            error = highest(2 * r.value * r.stderr for r in of)
             yield near(f"factor, {activation}, n = {n}", rate, expected, band, stderr=error, reason="2 % for averages")
     for n, value in relu.items():
         yield near(f"closed form, n = {n}", odd_point.gradient_explosion(n, "relu"), value, 6e-5, reason="digits")

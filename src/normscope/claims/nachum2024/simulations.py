@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from normscope.claims._chains import gaussian
-from normscope.claims._tables import Array, mean_and_error, series
+from normscope.claims._tables import Array, indicator, mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.nachum2024._paper import PAPER, cosines, representations
 from normscope.claims.reading import Reading, at_least, at_most, between, near
@@ -49,7 +49,8 @@ def odd_point_appears(
     score, coherence = found["odd_point_score"][-1], found["odd_point_coherence"][-1]
     low, high = (0.975, 0.997) if n == 16 else (0.99, 1.0)
     readings = [
-        at_least("share of runs with an odd point", float((score > 0.8).mean()), 0.9, reason="4 x 10 seeds: all"),
+        at_least("share of runs with an odd point", float(indicator(score > 0.8, score).mean()), 0.9,
+                reason="4 x 10 seeds: all"),
         between("median R2", float(np.median(score)), low, high, expected=0.9898 if n == 16 else None,
                 reason="4 x 10 seeds: .986-.991"),
         at_least("median coherence", float(np.median(coherence)), 0.75, reason="4 x 10 seeds: .863-.888"),
@@ -60,10 +61,10 @@ def odd_point_appears(
         for i, h in enumerate(representations(Spec(depth=layers, width=d, norm=norm), x, run.generator(90 + r))):
             if i >= layers - 40 and i % 4 == 0:
                 odd = configuration(torch.from_numpy(h)).odd
-                if odd.score > 0.8:
+                if not odd.score <= 0.8:
                     kept.append((odd.norm_ratio / (n - 1), abs(odd.cosine)))
     if nets:
-        ratio, cosine = np.median(kept, axis=0) if kept else (math.nan, math.nan)
+        ratio, cosine = np.median(kept, axis=0) if kept else (math.inf, math.inf)
         readings += [
             between("norm ratio / (n-1), explicit nets", float(ratio), 0.8, 1.15, reason="4 x 10 seeds: .935-1.016"),
             at_most("|cosine| of odd point and cluster", float(cosine), 0.03, reason="4 x 10 seeds: .006-.008"),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normscope.claims._chains import gaussian
-from normscope.claims._tables import Array
+from normscope.claims._tables import Array, highest, indicator
 from normscope.claims.claim import Run
 from normscope.claims.nachum2024._paper import PAPER, centred, odd_state, share
 from normscope.claims.reading import Reading, at_least, at_most, near
@@ -108,7 +108,7 @@ def saddle(run: Run, sizes: Sequence[int], at: str = "saddle") -> Iterator[Readi
     for n in sizes:
         t = (odd_point.odd_fixed_point(n) if at == "odd" else odd_point.odd_saddle(n)) or math.nan
         found = odd_point.stability(n, t)
-        yield near(f"growing deviations, n = {n}", int((found > 1).sum()), 1, 0.1, reason="a count")
+        yield near(f"growing deviations, n = {n}", float(indicator(found > 1, found).sum()), 1, 0.1, reason="a count")
         yield near(f"largest factor, n = {n}", float(found[0]), SPECTRA[n][1], 1e-4, reason="digits of the table")
 
 
@@ -175,7 +175,7 @@ def _symmetrised(state: Array, member: NDArray[np.bool_]) -> Array:
     for a in (member, ~member):
         own, block = np.diag(state)[a].mean(), state[np.ix_(a, a)]
         size = len(block)
-        inner = (block.sum() - np.trace(block)) / max(size * (size - 1), 1)
+        inner = (block.sum() - np.trace(block)) / highest(size * (size - 1), 1)
         out[np.ix_(a, a)] = inner
         index = np.flatnonzero(a)
         out[index, index] = own

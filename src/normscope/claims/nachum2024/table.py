@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from normscope.claims._chains import gaussian
-from normscope.claims._tables import mean_and_error, series
+from normscope.claims._tables import indicator, mean_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.nachum2024._paper import PAPER
 from normscope.claims.reading import Reading, at_least, near
@@ -60,7 +60,8 @@ def table(run: Run, n: int, d: int, layers: int, runs: int, swap: bool = False) 
             )  # fmt: skip
             name = f"{activation}{'' if gain is None else f' gain {gain:g}'}{'' if first else ', norm last'}, {norm}"
             if expected == "odd":
-                odd = float((series(found, "odd_point_score")[-1] > 0.8).mean())
+                score = series(found, "odd_point_score")[-1]
+                odd = float(indicator(score > 0.8, score).mean())
                 readings.append(at_least(f"odd: {name}", odd, 0.5, reason="all of three seeds at d = 1000"))
                 continue
             cosine = float(series(found, "mean_cosine")[-3:].mean())
