@@ -14,6 +14,7 @@ from torch import Tensor
 
 from normscope.core.errors import UsageError
 from normscope.geometry import pairs, spectra
+from normscope.geometry.tokens import token_cosine
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -37,7 +38,8 @@ class Statistic:
     Either a ``factor`` $F$ (..., n, k) with $F F^T = X X^T$ exactly up to float64 rounding ($X$ itself when $d \le 4n$,
     else the triangular factor of a QR), or the ``product`` $X X^T$ alone, where a QR would not change a digit that
     the metrics use. ``dead``: share of units that are 0 for every sample and position; ``saturated``: share of
-    entries within 2.5 % of the activation's range from one of its ends; both NaN where that was not asked for.
+    entries within 2.5 % of the activation's range from one of its ends; ``tokens``: mean cosine between the tokens of
+    one sequence; each NaN where that was not asked for.
     What follows from these has the same leading axes and is computed once, when it is first read.
     """
 
@@ -47,6 +49,7 @@ class Statistic:
     product: Tensor | None = None
     dead: float | Float[Tensor, " *m"] = math.nan
     saturated: float | Float[Tensor, " *m"] = math.nan
+    tokens: float | Float[Tensor, " *m"] = math.nan
 
     @classmethod
     def of(
@@ -57,6 +60,7 @@ class Statistic:
         spectrum: bool = True,
         units: int | None = None,
         bounds: tuple[float, float] | None = None,
+        sequences: Float[Tensor, "n t d"] | None = None,
     ) -> Statistic:
         """The statistic of ``x``, batch first.
 
@@ -66,6 +70,7 @@ class Statistic:
         spectrum: False if only norms and angles will be asked for: they never need the second look.
         units: the axis of the units (channels, neurons) for ``dead``; ``None``: do not look.
         bounds: the ends of the activation's range for ``saturated``.
+        sequences: the tokens of each sample for ``tokens``; ``None``: it has none.
         """
         x = x.detach()
         if x.numel() == 0:
@@ -76,7 +81,8 @@ class Statistic:
             x = x.to(torch.float64) if not x.is_complex() else torch.view_as_real(x)
         flat = x.reshape(len(x), -1)
         n, d = flat.shape
-        shares = (_dead(x, units), _saturated(x, bounds))
+        alike = math.nan if sequences is None else token_cosine(sequences)
+        shares = (_dead(x, units), _saturated(x, bounds), alike)
         if d <= COPY * n:
             return cls(n, d, flat.clone(), None, *shares)
         narrow = not exact and flat.dtype != torch.float64
@@ -113,7 +119,8 @@ class Statistic:
         """Statistics of one `kind` as one, with a leading axis; what is known of eigenvalues goes with them."""
         first = members[0]
         shares = (
-            torch.tensor([getattr(s, name) for s in members], dtype=torch.float64) for name in ("dead", "saturated")
+            torch.tensor([getattr(s, name) for s in members], dtype=torch.float64)
+            for name in ("dead", "saturated", "tokens")
         )
         factor, product = (
             None if getattr(first, name) is None else torch.stack([getattr(s, name) for s in members])
@@ -128,8 +135,8 @@ class Statistic:
         """What `stacked` put together."""
         for i in range(len(self.kept)):
             factor, product = (None if x is None else x[i] for x in (self.factor, self.product))
-            dead, saturated = (float(x if isinstance(x, float) else x[i]) for x in (self.dead, self.saturated))
-            yield Statistic(self.samples, self.features, factor, product, dead, saturated)
+            shares = (float(x if isinstance(x, float) else x[i]) for x in (self.dead, self.saturated, self.tokens))
+            yield Statistic(self.samples, self.features, factor, product, *shares)
 
     @property
     def kept(self) -> Tensor:
