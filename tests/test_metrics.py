@@ -144,8 +144,8 @@ ORACLE = {
 }
 ANGLES = {"mean_cosine", "mean_abs_cosine", "max_abs_cosine", "gradient_collinearity"}
 ODD = {m for m in ORACLE if m.startswith("odd_point")}
-#: These two look at entries, not at samples: their own tests are below.
-ENTRYWISE = {"dead_units", "saturated_units"}
+#: These look at entries and tokens, not at samples: their own tests are below, and in test_token_collapse.py.
+ENTRYWISE = {"dead_units", "saturated_units", "token_cosine"}
 
 
 def normal(*shape, seed=0):

@@ -55,6 +55,11 @@ class Samples:
             return x.reshape(-1, count, *x.shape[1:]).transpose(0, 1)
         return x.reshape(count, -1, *x.shape[1:])
 
+    def sequences(self, x: Tensor, module: nn.Module | None = None) -> Tensor | None:
+        """``x`` as (n, tokens, d), merged axes split; ``None`` where it has no such axes."""
+        rows = self.of(x, module) if 2 <= x.dim() <= 3 and x.is_floating_point() else None
+        return rows if rows is not None and rows.dim() == 3 else None
+
     def split(self, x: Tensor) -> bool:
         """Whether `of` would have to split a merged first axis."""
         return len(x) not in (self.n, self.rows) and x.dim() > 0 and self._axis(x, None) == (0, self.n)

@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from normscope.call.arguments import first_tensor
 from normscope.call.functional import Functions
+from normscope.call.samples import SEQUENCE
 from normscope.core.errors import UsageError, unknown
 
 #: Modules whose output is their input seen otherwise, or noise put on it.
@@ -92,6 +95,30 @@ def _default(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
         yield from _default(child, f"{name}.")
         if repeated and not isinstance(child, nn.ModuleList | nn.ModuleDict):
             yield name, child
+
+
+#: Modules whose last axis is features, and those whose second axis is channels.
+_FEATURES = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, *SEQUENCE)
+_CHANNELS = (_ConvNd, _NormBase, nn.GroupNorm)
+
+
+class LastAxis:
+    """Whether the last axis of what ran holds features (tokens before it), as layers with weights tell it.
+
+    What has no weights of its own (activations, containers) is as the last layer that said, where the shape is the
+    same.
+    """
+
+    def __init__(self) -> None:
+        self._features, self._shape = False, torch.Size()
+
+    def features(self, tap: Tap, x: Tensor) -> bool:
+        """Of the output ``x`` of a tap, called in the order of execution."""
+        module = tap.module
+        own = any(x.shape[-1] in p.shape for p in module.parameters(recurse=False))
+        if isinstance(module, (*_FEATURES, *_CHANNELS)) or own:
+            self._features, self._shape = not isinstance(module, _CHANNELS), x.shape
+        return self._features and x.shape == self._shape
 
 
 #: Called with (tap, call, output) after each observed module.

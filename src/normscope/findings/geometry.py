@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
+from normscope.core.records import Record
 from normscope.findings._rules import Hit, View, rule, settles, where
 
 #: Participation ranks, from trained nets (docs/findings.md): nets without skip connections that ended below
@@ -16,6 +18,14 @@ RANK_END, RANK_LOW, LAYERS_LOW = 1.03, 1.15, 10
 RANK_LOST, RANK_ERROR = 1 + 4e-6, 1 + 1e-9
 ALIGNED_INPUT = 0.95
 SCALE = 100.0
+#: 1 - cosine between the tokens of a sequence, from trained nets (tests/test_token_collapse.py): where they are one
+#: vector, one vector to rounding, and where inputs are alike themselves.
+MERGED, ROUNDING, ALIKE = 1e-2, 1e-9, 0.1
+#: Differences between tokens shrink, in absolute terms, to this much of what they were at the same place of an earlier
+#: block; where a skip keeps them and only what they have in common grows, nets train.
+SHRUNK = 0.2
+#: Blocks in a row with merged tokens: a note, a warning, an error; fewer still train.
+BLOCKS_NOTE, BLOCKS_WARNING, BLOCKS_ERROR = 3, 5, 8
 
 
 @rule(
@@ -224,6 +234,95 @@ def signal_scale(view: View) -> Iterator[Hit]:
             f"the rms activation {verb} from {first:.2g} to {last:.2g} over {len(curve)} layers",
             severity,
         )
+
+
+@rule(
+    "NS106",
+    "tokens merge",
+    severity="warning",
+    meaning="The deep layers hold nearly the same vector for every token of a sequence (node of a graph), so what "
+    "belongs to one token cannot be learnt.",
+    cure="Put a skip connection round each layer, its branch scaled by 1/sqrt(depth): x = x + depth**-0.5 * "
+    "attention(norm(x)), norms inside the branch (norm_first=True); or fewer layers (a graph net: 2 or 3).",
+    source="chosen by us: none of our nets with five merged blocks learnt a class of each token in 200 steps of Adam",
+)
+def tokens_merge(view: View) -> Iterator[Hit]:
+    """The tokens within a sequence have become one vector, from some layer to the last hidden one.
+
+    Measured by `token_cosine`: the mean cosine between two tokens of a sequence, the median over sequences. Attention
+    is a weighted mean over tokens, nearly uniform at the start, and a mean leaves of n independent vectors one; without
+    skip connections 1 - cosine falls doubly exponentially with depth (Dong et al. 2021). Skips slow it, branches
+    scaled by 1/sqrt(depth) stop it (Noci et al. 2022); norms after the addition weaken the skip. In a graph net the
+    normalized adjacency is the mean (oversmoothing); where the samples are the nodes of one graph (a constant matrix
+    (n, n) is multiplied with them) the mean cosine between samples is read.
+
+    Fires where 1 - cosine stays below 0.01 for five blocks or more (info: three), and some layer before had more than
+    0.1 (tokens that were alike from the start, by padding or repetition, are none of the network's doing), and where
+    their differences have shrunk to a fifth in absolute terms, too: a skip connection without a norm behind it can keep
+    them while what they have in common grows. Error where it is
+    below 1e-9 for eight blocks and the outputs are one for each token. Silent where the loss is below that of a
+    constant answer already (trained language models have one large common direction), at recurrent layers, whose
+    neighbouring states are alike, and at channels.
+
+    References: Dong, Cordonnier, Loukas 2021; Noci, Anagnostidis, Biggio, Orvieto, Singh, Lucchi 2022; Oono, Suzuki
+        2020 (graphs).
+    """
+    loss, curve = view.section("loss"), view.hidden("token_cosine")
+    metric = "token_cosine"
+    if not curve and view.section("calls").get("graph"):
+        metric, curve = "mean_cosine", [r for r in view.hidden("mean_cosine") if view.width(r) > 1]
+    curve = [r for r in curve if r.kind not in ("RNN", "LSTM", "GRU")]
+    start = settles(curve, lambda cosine: 1 - cosine < MERGED)
+    if start is None or loss.get("value", 0.0) < 0.8 * loss.get("constant", 0.0):
+        return
+    merged = [r for r in curve[curve.index(start) :] if not math.isnan(r.value)]
+    first = min((r.value for r in curve[: curve.index(start)]), default=1.0)
+    blocks = _blocks(merged)
+    if 1 - first < ALIKE or blocks < BLOCKS_NOTE or _kept(view, curve, start) > SHRUNK:
+        return
+    gone = settles(merged, lambda cosine: 1 - cosine < ROUNDING)
+    lost = gone is not None and _blocks(merged[merged.index(gone) :]) >= BLOCKS_ERROR
+    each = len(view.curve("token_cosine")) > len(view.hidden("token_cosine"))
+    what = "tokens of a sequence" if metric == "token_cosine" else "nodes of the graph"
+    yield Hit(
+        start,
+        metric,
+        merged[-1].value,
+        1 - MERGED,
+        f"from {where(start)} on, {blocks} blocks deep, the {what} are one vector: the mean cosine between them is "
+        f"{first:.2g} at first, and ends at 1 - {1 - merged[-1].value:.1e}",
+        "info" if blocks < BLOCKS_WARNING else "error" if lost and each else "warning",
+    )
+
+
+def _blocks(records: list[Record]) -> int:
+    """How many repeated blocks the records are of: the most that hold one kind of layer, by the first number of a name
+    and what is before it; calls of one block count each.
+    """
+    of: dict[tuple[str, str], set[tuple[str, int]]] = {}
+    for r in records:
+        block = (re.match(r"\D*\d+", r.name) or [r.name])[0]
+        of.setdefault((block.rstrip("0123456789_"), r.kind), set()).add((block, r.call))
+    return max(map(len, of.values()), default=0)
+
+
+def _kept(view: View, curve: list[Record], start: Record) -> float:
+    """The size of the differences between tokens at the last layer whose like ran before ``start``, over that of its
+    first like; 0 where none did.
+    """
+    scale = {(r.layer, r.call): r.value for r in view.hidden("rms")}
+    before: dict[str, float] = {}
+    for r in curve[: curve.index(start)]:
+        before.setdefault(_role(r), scale.get((r.layer, r.call), 0.0) * math.sqrt(max(1 - r.value, 0.0)))
+    for r in reversed(curve[curve.index(start) :]):
+        if before.get(_role(r), 0.0) > 0 and not math.isnan(r.value):
+            size = scale.get((r.layer, r.call), 0.0) * math.sqrt(max(1 - r.value, 0.0))
+            return size / before[_role(r)]
+    return 0.0
+
+
+def _role(r: Record) -> str:
+    return re.sub(r"\d+", "#", r.name)
 
 
 def _short(*values: float) -> str:

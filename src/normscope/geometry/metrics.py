@@ -29,8 +29,8 @@ def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = Non
     """Metrics of one representation.
 
     x: (n, ...), batch first, or what ``torch.as_tensor`` makes one of; everything after the first axis is one sample's
-        features, the second axis (the last of three) counts as the units. Any floating dtype, any device; integers are
-        taken as numbers.
+        features, the second axis (the last of three, which are read as (n, tokens, d)) counts as the units. Any
+        floating dtype, any device; integers are taken as numbers.
     metrics: names; default all metrics of representations.
 
     Returns name -> value, in float64, NaN where the value is undefined (a batch of one has no pairs).
@@ -39,7 +39,7 @@ def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = Non
     x = _read(x)
     names = [m.name for m in METRICS.values() if m.signal == "activation"] if metrics is None else metric_names(metrics)
     chosen = [METRICS[name] for name in names]
-    statistic = Statistic.of(x, exact=True, units=unit_axis(x))
+    statistic = Statistic.of(x, exact=True, units=unit_axis(x), sequences=x)
     return evaluate([statistic], chosen)[0]
 
 
@@ -275,6 +275,21 @@ def dead_units(s: Statistic) -> Tensor:
 def saturated_units(s: Statistic) -> Tensor:
     """Share of entries within 2.5 % of the activation's range from its ends (NaN unless the activation is bounded)."""
     return torch.as_tensor(s.saturated, dtype=torch.float64)
+
+
+@register(
+    short="token cos", unit="1", needs="entries", low=-1.0, high=1.0, invariant="scale permutation",
+    source="dong2021; noci2022, eq. 5 (cosine between tokens)",
+    reading="Alignment of two tokens of one sequence. Near 1: the layers make one vector of all tokens.",
+)  # fmt: skip
+def token_cosine(s: Statistic) -> Tensor:
+    r"""Mean cosine between two tokens of one sequence (n, tokens, d), the median over sequences.
+
+    $1 - \frac{1}{t-1} \sum_i |u_i - \bar u|^2$, u the t >= 3 tokens scaled to length 1; of at most 32 sequences and 64
+    tokens of each, evenly spaced, zeros left out. NaN without an axis of tokens, as channels of images and signals are
+    none.
+    """
+    return torch.as_tensor(s.tokens, dtype=torch.float64)
 
 
 # Cluster + odd point (nachum2024): the measurements; `configuration` names the shape

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from normscope.core.errors import UsageError
 from normscope.geometry import pairs, spectra
+from normscope.geometry.tokens import token_cosine
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -42,7 +43,8 @@ class Statistic:
     else the triangular factor of a QR), or the ``product`` $X X^T$ alone, where a QR would not change a digit that
     the metrics use. ``silent``: share of units that are 0 for every sample and position, NaN where that was not asked
     for; ``units``: whether it is to be counted on the columns of the factor when it is read (`dead`). ``saturated``:
-    share of entries within 2.5 % of the activation's range from one of its ends, or NaN.
+    share of entries within 2.5 % of the activation's range from one of its ends, or NaN. ``tokens``: mean cosine
+    between the tokens of one sequence, or NaN.
     What follows from these has the same leading axes and is computed once, when it is first read.
     """
 
@@ -53,6 +55,7 @@ class Statistic:
     silent: float | Float[Tensor, " *m"] = math.nan
     units: bool | Bool[Tensor, " *m"] = False
     saturated: float | Float[Tensor, " *m"] = math.nan
+    tokens: float | Float[Tensor, " *m"] = math.nan
 
     @classmethod
     def of(
@@ -63,6 +66,7 @@ class Statistic:
         spectrum: bool = True,
         units: int | None = None,
         bounds: tuple[float, float] | None = None,
+        sequences: Float[Tensor, "n t d"] | None = None,
     ) -> Statistic:
         """The statistic of ``x``, batch first.
 
@@ -72,6 +76,7 @@ class Statistic:
         spectrum: False if only norms and angles will be asked for: they never need the second look.
         units: the axis of the units (channels, neurons) for ``dead``; ``None``: do not look.
         bounds: the ends of the activation's range for ``saturated``.
+        sequences: the tokens of each sample for ``tokens``; ``None``: it has none.
         """
         x = x.detach()
         if x.numel() == 0:
@@ -83,11 +88,12 @@ class Statistic:
         flat = x.reshape(len(x), -1)
         n, d = flat.shape
         saturated = _saturated(x, bounds)
+        alike = math.nan if sequences is None else token_cosine(sequences)
         if d <= COPY * n:
             columns = units is not None and x.dim() == 2
             silent = math.nan if columns else _silent(x, units)
-            return cls(n, d, flat.clone(), None, silent, columns, saturated)
-        shares = (_silent(x, units), False, saturated)
+            return cls(n, d, flat.clone(), None, silent, columns, saturated, alike)
+        shares = (_silent(x, units), False, saturated, alike)
         narrow = not exact and flat.dtype != torch.float64
         gram = _product(flat, torch.float32 if narrow else torch.float64)
         # NaN in x, or squares beyond float32: below 1e-28 the 1e-45 a feature that underflows could be seen
@@ -121,15 +127,16 @@ class Statistic:
     def stacked(cls, members: Sequence[Statistic]) -> Statistic:
         """Statistics of one `kind` as one, with a leading axis; what is known of eigenvalues goes with them."""
         first = members[0]
-        silent, saturated = (
-            torch.tensor([getattr(s, name) for s in members], dtype=torch.float64) for name in ("silent", "saturated")
+        silent, saturated, alike = (
+            torch.tensor([getattr(s, name) for s in members], dtype=torch.float64)
+            for name in ("silent", "saturated", "tokens")
         )
         units = torch.tensor([bool(s.units) for s in members])
         factor, product = (
             None if getattr(first, name) is None else torch.stack([getattr(s, name) for s in members])
             for name in ("factor", "product")
         )
-        found = cls(first.samples, first.features, factor, product, silent, units, saturated)
+        found = cls(first.samples, first.features, factor, product, silent, units, saturated, alike)
         if all("ascending" in vars(s) for s in members):
             vars(found)["ascending"] = torch.stack([s.ascending for s in members])
         return found
@@ -138,9 +145,11 @@ class Statistic:
         """What `stacked` put together."""
         for i in range(len(self.kept)):
             factor, product = (None if x is None else x[i] for x in (self.factor, self.product))
-            silent, saturated = (float(x if isinstance(x, float) else x[i]) for x in (self.silent, self.saturated))
+            silent, saturated, alike = (
+                float(x if isinstance(x, float) else x[i]) for x in (self.silent, self.saturated, self.tokens)
+            )
             units = bool(self.units if isinstance(self.units, bool) else self.units[i])
-            yield Statistic(self.samples, self.features, factor, product, silent, units, saturated)
+            yield Statistic(self.samples, self.features, factor, product, silent, units, saturated, alike)
 
     @property
     def kept(self) -> Tensor:

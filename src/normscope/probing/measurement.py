@@ -103,7 +103,7 @@ class Measurement:
         self._backward: list[Any] = []
         plan = tracker._plan
         metrics = (*plan.activation, *plan.gradient)
-        self._recorder = Recorder(self._rows, metrics, gradients=bool(plan.gradient))
+        self._recorder = Recorder(self._rows, metrics, gradients=bool(plan.gradient), sequences=self._sequences)
         self._weights: dict[nn.Parameter, tuple[float, float]] = {}
 
     def begin(self) -> None:
@@ -194,6 +194,10 @@ class Measurement:
             return None
         stride = max(1, len(rows) // tracker._rows) if tracker._tokens and x.dim() == 3 else 1
         return rows[::stride][: tracker._rows]
+
+    def _sequences(self, tap: Tap, x: Tensor) -> Tensor | None:
+        samples = Samples(x.shape[0]) if self.samples is None else self.samples
+        return samples.sequences(x, tap.module)
 
     def _unscaled(self, grad: Tensor) -> Tensor:
         scale = 1.0 if self._tracker.scaler is None else float(self._tracker.scaler.get_scale())

@@ -191,7 +191,10 @@ def collect(
     def rows(tap: Tap, x: Tensor) -> Tensor | None:
         return samples.of(x, tap.module, tokens=tokens)
 
-    recorder = Recorder(rows, metrics, gradients=backward is not False, last=2)
+    def sequences(tap: Tap, x: Tensor) -> Tensor | None:
+        return samples.sequences(x, tap.module)
+
+    recorder = Recorder(rows, metrics, gradients=backward is not False, last=2, sequences=sequences)
     out.seen = recorder.seen
 
     def work() -> None:

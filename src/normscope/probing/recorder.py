@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from normscope.call.taps import Tap
+from normscope.call.taps import LastAxis, Tap
 from normscope.core.spec import POINTWISE
 from normscope.geometry.metrics import METRICS, Metric, metric_names, unit_axis
 from normscope.geometry.pool import Pool
@@ -42,23 +42,25 @@ class Seen:
 class Recorder:
     """Metrics of the taps' outputs, in the order of execution, and of the loss gradients with respect to them.
 
-    rows: how an output becomes rows of samples. metrics: what is wanted, of outputs and of gradients; nothing is
-        computed
+    rows: how an output becomes rows of samples; sequences: how it becomes (n, tokens, d). metrics: what is wanted, of
+        outputs and of gradients; nothing is computed
     that none of them needs. gradients: whether any are looked at. ``seen`` fills as the passes run; nothing in it keeps
     an activation or a gradient alive, and what waits to be measured is bounded (`Pool`). last: how many of the latest
     outputs' statistics are kept in ``latest``, with all that was computed of them.
     """
 
-    def __init__(self, rows: Rows, metrics: Iterable[Metric], *, gradients: bool, last: int = 0) -> None:
+    def __init__(
+        self, rows: Rows, metrics: Iterable[Metric], *, gradients: bool, last: int = 0, sequences: Rows | None = None
+    ) -> None:
         wanted = tuple(metrics)
-        self.rows, self.gradients = rows, gradients
+        self.rows, self.sequences, self.gradients = rows, sequences, gradients
         self.outputs = tuple(m for m in wanted if m.signal == "activation")
         self.angles = tuple(m for m in wanted if m.signal == "gradient" and m.name != "gradient_norm")
         self.spectrum = any(m.needs in ("eigenvalues", None) for m in self.outputs)
         self.entries = any(m.needs in ("entries", None) for m in self.outputs)
         self.seen: list[Seen] = []
         self.latest: deque[Statistic] = deque(maxlen=last)
-        self._pool = Pool()
+        self._pool, self._last_axis = Pool(), LastAxis()
 
     def look(self, tap: Tap, layer: int, call: int, x: Tensor) -> Seen | None:
         """Take an output; ``None`` if no axis of it runs over the samples."""
@@ -71,11 +73,20 @@ class Recorder:
             units = unit_axis(x) if bends is not None else None
             seen = Seen(tap, layer, call, len(rows))
             if self.outputs or self.latest.maxlen:
-                statistic = Statistic.of(rows, spectrum=self.spectrum, units=units, bounds=bends and bends.ends)
+                statistic = Statistic.of(
+                    rows, spectrum=self.spectrum, units=units, bounds=bends and bends.ends,
+                    sequences=self._sequences(tap, layer, x),
+                )  # fmt: skip
                 self.latest.append(statistic)
                 self._pool.add(statistic, self.outputs, seen.activation.update)
             self.seen.append(seen)
         return seen
+
+    def _sequences(self, tap: Tap, layer: int, x: Tensor) -> Tensor | None:
+        """The output as (n, tokens, d); ``None`` where nobody asked, and at the input: no layer says what it holds."""
+        if self.sequences is None or not self.entries or layer == 0 or not 2 <= x.dim() <= 3:
+            return None
+        return self.sequences(tap, x) if self._last_axis.features(tap, x) else None
 
     def look_back(self, seen: Seen, grad: Tensor | None) -> None:
         """Take the gradient with respect to an output: of several backward passes the first; ``None`` where none

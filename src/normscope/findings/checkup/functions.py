@@ -16,6 +16,7 @@ from normscope.call.arguments import first_tensor, tensors
 _RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape}
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
+_OF_MATRICES = {*_PRODUCTS, torch.mm, Tensor.mm, torch.sparse.mm, torch.spmm}
 _NUMBERS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy}
 _ARITHMETIC = {
     getattr(where, name)
@@ -56,6 +57,8 @@ class Functions(TorchFunctionMode):
         self.neighbours: dict[str, Any] | None = None
         #: A loss that wants log-probabilities and was given probabilities.
         self.no_logs: str | None = None
+        #: Whether the samples are multiplied by a constant (n, n) matrix: they are nodes of one graph.
+        self.graph = False
         #: The share of the labels of a CTC loss that are its blank.
         self.blank = 0.0
         #: Of every attention the positions (n, length) that some query looks at.
@@ -169,6 +172,8 @@ class Functions(TorchFunctionMode):
             }  # fmt: skip
         if func in _PRODUCTS and self.neighbours is None and not x.requires_grad and y.requires_grad:
             self._sums(name, x)
+        if func in _OF_MATRICES and x.shape == (self.n, self.n) and not x.requires_grad and y.requires_grad:
+            self.graph |= not isinstance(args[1], nn.Parameter)
         if func in _RESHAPES and self.reshaped is None and exchanged(tuple(x.shape), tuple(y.shape)):
             self.reshaped = {"from": list(x.shape), "to": list(y.shape), "module": name}
         elif func in _SOFTMAX and x.dim() == 2 and len(self.kept) < 4:
