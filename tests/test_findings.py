@@ -432,7 +432,6 @@ FIRES = {
     "tokens merge to rounding": (
         profile(activation(token_cosine=since(3, 1 - 1e-13, before=0.2))), "NS106", "error", 3,
     ),
-    "tokens merge late": (profile(activation(token_cosine=since(9, 0.9999, before=0.2))), "NS106", "info", 9),
     "gradients explode": (profile(gradient(gradient_norm=lambda at: 2.0**-at)), "NS201", "warning", 5),
     "gradients explode a lot": (profile(gradient(gradient_norm=lambda at: 10.0**-at)), "NS201", "error", 9),
     "gradients vanish": (profile(gradient(gradient_norm=lambda at: 2.0**at)), "NS202", "warning", 5),

@@ -515,7 +515,8 @@ BATCHES = {"wide": with_an_odd_sample(8, 50), "square": with_an_odd_sample(8, 8)
 
 
 def value(metric, x):
-    return metric(Statistic.of(x, exact=True, units=-1, bounds=(-1.0, 1.0)))
+    tokens = x.unflatten(1, (-1, 2)) if x.shape[1] % 2 == 0 else None
+    return metric(Statistic.of(x, exact=True, units=-1, bounds=(-1.0, 1.0), sequences=tokens))
 
 
 DECLARED = [(m, change) for m in METRICS.values() for change in CHANGES if change in m.invariant]

@@ -190,7 +190,12 @@ def of(make, batch=of_tokens, loss=per_token):
     return make, batch, loss
 
 
-#: name -> (model, batch, loss), and its severity.
+#: name -> (model, batch, loss), and its severity. Cross-entropy after 200 steps of Adam on fresh batches at rates 3e-4,
+#: 1e-3, 3e-3 (chance is 2.30, of graph nets 1.39): attention, 1 layer 1.75, 0.90, 0.51; 3 layers 2.25, 2.24, 2.25; 12
+#: layers 2.27, 2.28, 2.28; with MLP 6 layers 2.28, 2.29, 2.30; one answer a sequence 1.76, 2.02, 2.29 (12 layers); 24
+#: post-norm layers with a skip 2.29, 2.29, 2.30; torch's 12 post-norm layers 0.53, 0.40, 2.30; 48 of them 2.29 (rate
+#: 1e-3, 100 steps), 12 pre-norm layers 0.43 (120 steps); graph nets on one graph, 2 layers 1.28, 0.63, 0.12; 4 layers
+#: 1.34, 1.30, 1.23; 8 layers 1.34, 1.34, 1.32; 16 with skips, many graphs, 1.08, 0.86, 0.82.
 FIRES = {
     "12 layers of attention": (of(lambda: Stack(12)), "error"),
     "24 layers of attention": (of(lambda: Stack(24)), "error"),
