@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from normscope import claims
 from normscope.claims import CLAIMS, Reading, Verdict, Verdicts, at_least, at_most, between, judge, near, verify
 from normscope.claims._tables import highest, indicator, lowest
+from normscope.claims._training import Data, accuracy
 from normscope.claims.verification import coverage
 from normscope.cli.verify import UNDECIDED
 from normscope.geometry.metrics import METRICS
@@ -176,6 +178,14 @@ def test_a_spectrum_that_is_nan_is_an_error_of_its_claim(claim, monkeypatch):
     for room in ("normscope.nn.norms.integrals", "normscope.theory.predicted", "normscope.theory.laws.orthogonality"):
         monkeypatch.setattr(importlib.import_module(room), "rescaled_spectrum", lambda v: NAN * original(v))
     assert "nan" in error_of(claim)
+
+
+def test_the_accuracy_of_a_net_whose_outputs_are_nan_is_nan():
+    data = Data(torch.zeros(256, 3), torch.zeros(256, dtype=torch.long), "none")
+    net = torch.nn.Linear(3, 2)
+    assert 0 <= accuracy(net, data) <= 1
+    torch.nn.init.constant_(net.bias, NAN)
+    assert math.isnan(accuracy(net, data))
 
 
 # What guards a reading ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -80,10 +81,11 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Data, batch: int = 128) -> float:
-    """Share of the samples classified right, with the batch's own statistics in batch norm."""
-    hits = [
-        (model(x).argmax(1) == y).float().mean().item()
-        for x, y in zip(data.inputs.split(batch), data.targets.split(batch), strict=True)
-        if len(x) == batch
-    ]
-    return sum(hits) / max(len(hits), 1)
+    """Share of the samples classified right, with the batch's own statistics in batch norm; NaN if an output is."""
+    shares = []
+    for x, y in zip(data.inputs.split(batch), data.targets.split(batch), strict=True):
+        if len(x) == batch:
+            out = model(x)
+            right = (out.argmax(1) == y).float().where(~out.isnan().any(1), math.nan)
+            shares.append(right.mean().item())
+    return float(np.mean(shares))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from normscope.claims._chains import gaussian
+from normscope.claims._tables import indicator
 from normscope.claims.claim import Run
 from normscope.claims.nachum2024._paper import PAPER, representations
 from normscope.claims.reading import Reading, at_least, at_most, near
@@ -52,7 +53,7 @@ def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iter
     """Share called odd among Gaussian batches of 4 to 64 samples in 10 and 1000 dimensions, with and without a common
     mean, and two equal clusters; the specification's rates are 0.
     """
-    alarms = 0
+    alarms = 0.0
     for r in range(batches):
         n, d = (4, 6, 8, 16, 32, 64)[r % 6], (10, 1000)[r % 2]
         x = gaussian(run, n, d, stream=r)
@@ -64,7 +65,8 @@ def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iter
             x *= 0.02
             x[0, 0] += np.sqrt(d) * n
             x[1:, 1] += np.sqrt(d)
-        alarms += configuration(torch.from_numpy(x)).label == "odd"
+        found = configuration(torch.from_numpy(x))
+        alarms += float(indicator(found.label == "odd", found.odd.score))
     yield at_most("share called odd", alarms / batches, 0, reason="the specification's rate")
 
 
