@@ -1,12 +1,15 @@
 """Does the best rate of small nets foretell that of a large one: `normscope.transfer` against a sweep of the large net.
 
-python benchmarks/transfer.py [--tables]     # five minutes of one core; resumed where it stopped
+python benchmarks/transfer.py [--tables]     # half an hour of one core; resumed where it stopped
+
+A large net whose swept rate stands in the results is not swept again; what is predicted is, from the store.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import math
 import statistics
@@ -19,13 +22,18 @@ import polars as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
+from unseen import KINDS
 
 import normscope as ns
 from normscope.data.datasets import load
 
 RESULTS = Path(__file__).parents[1] / "results" / "transfer.csv"
 STORE = Path(__file__).parents[1] / "runs" / "transfer"
-STEPS, SEEDS, OPTIMIZERS = 20, 2, {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+STEPS, SEEDS = 20, 2
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD, "momentum": functools.partial(torch.optim.SGD, momentum=0.9), "adam": torch.optim.Adam,
+}  # fmt: skip
+LOSSES = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
 
 
 def linear(a: int, b: int, gain: float = 2.0) -> nn.Linear:
@@ -95,7 +103,7 @@ def mu_p(width: int, depth: int) -> nn.Module:
     return nn.Sequential(linear(64, width), nn.ReLU(), *layers, Scaled(width, 10, 1.0))
 
 
-#: What makes the nets, the optimizer, widths, depths, and the large nets: 2 x 2 and 8 x 4 times the largest.
+#: What makes the nets, the optimizer, widths and depths, of nets looked at before the fit was fixed.
 FAMILIES: dict[str, tuple[Callable[[int, int], nn.Module], str, tuple[int, ...], tuple[int, ...]]] = {
     "mlp relu, sgd": (relu, "sgd", (16, 32, 64), (2, 4, 8)),
     "mlp relu, adam": (relu, "adam", (16, 32, 64), (2, 4, 8)),
@@ -107,7 +115,7 @@ FAMILIES: dict[str, tuple[Callable[[int, int], nn.Module], str, tuple[int, ...],
 }
 
 
-def swept(model: nn.Module, batch: Any, optimizer: str, near: float) -> float:
+def swept(model: nn.Module, inputs: Any, targets: Any, loss: str, optimizer: str, near: float) -> float:
     """The rate with the least loss after the steps, of those below the lowest that rises: a plain loop, 2^.25 apart."""
     ends: dict[float, float] = {}
 
@@ -118,11 +126,11 @@ def swept(model: nn.Module, batch: Any, optimizer: str, near: float) -> float:
             losses: list[float] = []
             for _ in range(STEPS + 1):
                 own.zero_grad()
-                loss = F.cross_entropy(net(batch.inputs), batch.targets)
-                losses.append(loss.item())
+                value = LOSSES[loss](net(inputs), targets)
+                losses.append(value.item())
                 if not losses[-1] <= losses[0] * (1 + 1e-6):
                     break
-                loss.backward()
+                value.backward()
                 own.step()
             ends[k] = losses[-1] if len(losses) == STEPS + 1 and losses[-1] <= losses[0] else math.inf
         return ends[k]
@@ -143,63 +151,94 @@ def swept(model: nn.Module, batch: Any, optimizer: str, near: float) -> float:
     return float(near * 2 ** least())
 
 
-def family(name: str) -> list[dict[str, Any]]:
-    make, optimizer, widths, depths = FAMILIES[name]
-    batch = load("digits", n=64, seed=0, flatten=True)
+def family(name: str, done: dict[tuple[str, int], str]) -> list[dict[str, Any]]:
+    """Two rows; ``done``: swept rates of the seeds, by family and how many times wider."""
+    seen = name in FAMILIES
+    if seen:
+        (make, optimizer, widths, depths), loss = FAMILIES[name], "cross_entropy"
+        batch = load("digits", n=64, seed=0, flatten=True)
+        inputs, targets = batch.inputs, batch.targets
+    else:
+        make, optimizer, widths, depths, data, loss = KINDS[name]
+        inputs, targets = data()
     rows = []
     for wider, deeper in ((2, 2), (8, 4)):
         to = wider * widths[-1], deeper * depths[-1]
         found = ns.transfer(
-            make, batch.inputs, batch.targets, "cross_entropy", optimizer, widths=widths, depths=depths, to=to,
-            store=STORE, executor=ThreadPoolExecutor(1),
+            make, inputs, targets, loss, optimizer, widths=widths, depths=depths, to=to, store=STORE,
+            executor=ThreadPoolExecutor(1),
         )  # fmt: skip
-        logs = []
-        for seed in range(SEEDS):
-            torch.manual_seed(100 + seed)
-            logs.append(math.log(swept(make(*to), batch, optimizer, found.rate)))
-        best, law = math.exp(statistics.fmean(logs)), found.laws["best"]
+        rates = [float(x) for x in done.get((name, wider), "").split()]
+        for seed in range(len(rates), SEEDS):
+            torch.manual_seed((100 if seen else 500) + seed)
+            near = found.rate if found.rate > 0 else found.by_law[0]
+            rates.append(swept(make(*to), inputs, targets, loss, optimizer, near))
+        law, ends = found.laws["best"], ("low", "high")
         rows.append({
-            "family": name, "wider": wider, "deeper": deeper, "swept": best, "seeds": [math.exp(x) for x in logs],
-            "predicted": found.rate, "low": found.interval[0], "high": found.interval[1], "law": found.by_law[0],
+            "family": name, "seen": "before" if seen else "after", "wider": wider, "deeper": deeper,
+            "swept": math.exp(statistics.fmean(map(math.log, rates))), "seeds": " ".join(f"{x:.4g}" for x in rates),
+            "predicted": found.rate, **dict(zip(ends, found.interval, strict=True)), "law": found.by_law[0],
             "law_low": found.by_law[1], "law_high": found.by_law[2], "depth": law.depth, "width": law.width,
             "verdict": found.verdict,
         })  # fmt: skip
-        print(
-            name,
-            to,
-            f"predicted {found.rate:.3g} {found.interval}, law {found.by_law[0]:.3g}, swept {logs}",
-            flush=True,
-        )
-    return [{**r, "seeds": " ".join(f"{x:.4g}" for x in r["seeds"])} for r in rows]
+        print(name, to, f"predicted {found.rate:.3g} {found.interval}, swept {rates}", flush=True)
+    return rows
+
+
+def off(row: dict[str, Any], value: str = "predicted") -> float:
+    """The factor by which a prediction is off; NaN where there is none."""
+    return math.exp(abs(math.log(row[value] / row["swept"])))
 
 
 def tables(frame: pl.DataFrame) -> str:
     head = (
         "| nets | wider, deeper | swept best | predicted | factor | covers | by the power law alone | factor | covers |"
     )
-    lines = [head, "|" + "---|" * 9]
-    for r in frame.iter_rows(named=True):
-        cells = [r["family"], f"{r['wider']} x, {r['deeper']} x", f"{r['swept']:.2g}"]
-        for value, low, high in (("predicted", "low", "high"), ("law", "law_low", "law_high")):
-            off = math.exp(abs(math.log(r[value] / r["swept"])))
-            inside = "yes" if r[low] <= r["swept"] <= r[high] else "no"
-            cells += [f"{r[value]:.2g} ({r[low]:.2g} to {r[high]:.2g})", f"{off:.3g}", inside]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines = []
+    for seen in ("before", "after"):
+        part = frame.filter(frame["seen"] == seen)
+        lines += ["", f"Seen {seen}:", "", head, "|" + "---|" * 9]
+        for r in part.iter_rows(named=True):
+            cells = [r["family"], f"{r['wider']} x, {r['deeper']} x", f"{r['swept']:.2g}"]
+            for value, low, high in (("predicted", "low", "high"), ("law", "law_low", "law_high")):
+                if math.isnan(r[value]):
+                    cells += ["cannot be told", "", ""]
+                    continue
+                inside = "yes" if r[low] <= r["swept"] <= r[high] else "no"
+                cells += [f"{r[value]:.2g} ({r[low]:.2g} to {r[high]:.2g})", f"{off(r, value):.3g}", inside]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *counts(frame)])
+
+
+def counts(frame: pl.DataFrame) -> list[str]:
+    """How many are within a factor, and covered."""
+    head = "| seen | wider, deeper | kinds | cannot be told | within 1.5 | within 2 | covers | half an interval |"
+    lines = [head, "|" + "---|" * 8]
+    for (seen, wider, deeper), part in frame.group_by("seen", "wider", "deeper", maintain_order=True):
+        told = [r for r in part.iter_rows(named=True) if r["predicted"] > 0]
+        within = [sum(off(r) <= most for r in told) for most in (1.5, 2)]
+        inside = sum(r["low"] <= r["swept"] <= r["high"] for r in told)
+        half = statistics.median(math.sqrt(r["high"] / r["low"]) for r in told)
+        cells = [seen, f"{wider} x, {deeper} x", len(part), len(part) - len(told), *within, inside, f"x {half:.2g}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", action="store_true", help="print the tables of docs/transfer.md, run nothing")
-    only = parser.parse_args().tables
-    done = pl.read_csv(RESULTS) if RESULTS.exists() else None
-    for name in () if only else FAMILIES:
-        if done is None or name not in done["family"]:
-            new = pl.DataFrame(family(name))
-            done = new if done is None else pl.concat([done, new])
-            done.write_csv(RESULTS)
-    if done is not None:
-        print(tables(done))
+    frame = pl.read_csv(RESULTS) if RESULTS.exists() else None
+    if not parser.parse_args().tables:
+        done = {} if frame is None else {(r["family"], r["wider"]): r["seeds"] for r in frame.iter_rows(named=True)}
+        rows: list[dict[str, Any]] = []
+        for name in (*FAMILIES, *KINDS):
+            rows += family(name, done)
+            kept = [r for r in ([] if frame is None else frame.iter_rows(named=True))
+                    if "seen" in r and r["family"] not in {x["family"] for x in rows}]  # fmt: skip
+            frame = pl.DataFrame([*rows, *kept], infer_schema_length=None)
+            frame.write_csv(RESULTS)
+    if frame is not None:
+        print(tables(frame))
 
 
 if __name__ == "__main__":

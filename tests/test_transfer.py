@@ -10,12 +10,17 @@ import torch
 from torch import nn
 
 import normscope as ns
-from normscope.learning_rates._laws import fitted, said
+from normscope.learning_rates._laws import FLAT, a_layer, fitted, said
 from normscope.learning_rates._sizes import Sizes, reach
 
 
 def mlp(width, depth):
     hidden = [m for _ in range(depth - 1) for m in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), *hidden, nn.Linear(width, 3))
+
+
+def batch_norm(width, depth):
+    hidden = [m for _ in range(depth - 1) for m in (nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU())]
     return nn.Sequential(nn.Linear(6, width), nn.ReLU(), *hidden, nn.Linear(width, 3))
 
 
@@ -60,6 +65,50 @@ def test_ninety_percent_intervals_cover_nine_of_ten():
     true, rng = math.log(3.0 / 512 / 32**0.5), np.random.default_rng(9)
     inside = [abs(x.at(512, 32)[0] - true - 0.3 * rng.normal()) < x.at(512, 32)[1] for x in laws]
     assert np.mean(inside) == pytest.approx(0.9, abs=band)
+
+
+def test_intervals_cover_nine_of_ten_too_where_larger_nets_count_more():
+    """Of 400 laws; k = 3 standard errors."""
+    laws = [fitted(points(0.3, seed), larger_count_more=True) for seed in range(400)]
+    band = 3 * math.sqrt(0.09 / 400)
+    assert np.mean([x.width_interval[0] < -1 < x.width_interval[1] for x in laws]) == pytest.approx(0.9, abs=band)
+    true, rng = math.log(3.0 / 512 / 32**0.5), np.random.default_rng(9)
+    inside = [abs(x.at(512, 32)[0] - true - 0.3 * rng.normal()) < x.at(512, 32)[1] for x in laws]
+    assert np.mean(inside) == pytest.approx(0.9, abs=band)
+    assert np.mean([x.scatter**2 for x in laws]) == pytest.approx(0.09, rel=3 / math.sqrt(400 * laws[0].free / 2))
+
+
+def test_the_exponent_of_a_law_that_bends_is_nearer_to_that_of_large_nets_where_they_count_more():
+    bent = [(w, d, w**-1.0 * (1 + 16 / w)) for w, d, _ in points(0.0)]
+    equal, by_size = fitted(bent), fitted(bent, larger_count_more=True)
+    assert equal.width < by_size.width - 0.01 < -1
+    x, k = np.array([[1, math.log(d), math.log(w)] for w, d, _ in bent]), np.array([w * d for w, d, _ in bent])
+    root = np.sqrt(k)
+    plain = np.linalg.lstsq(x * root[:, None], root * np.log([q for *_, q in bent]), rcond=None)[0]
+    assert (by_size.constant, by_size.depth, by_size.width) == pytest.approx(plain, abs=1e-9)
+
+
+def test_the_interval_widens_with_the_distance_from_the_sizes_that_were_seen():
+    law = fitted(points(0.0))
+    assert law.beyond(32, 4) == law.at(32, 4)
+    far = 1.6449 * FLAT * math.hypot(math.log(8), math.log(4))
+    assert law.beyond(512, 32)[1] == pytest.approx(far, rel=1e-3)
+    assert law.beyond(2, 4)[1] == pytest.approx(1.6449 * FLAT * math.log(8), rel=1e-3)
+
+
+def test_growth_that_is_exponential_in_depth_is_told_from_a_power():
+    sizes = [(w, d) for w in (16, 32) for d in (2, 4, 8, 32)]
+    assert a_layer([(w, d, w * 1.3**d) for w, d in sizes]) == pytest.approx(1.3)
+    assert a_layer([(w, d, w * d**1.3) for w, d in sizes]) is None
+    assert a_layer([(w, d, w * 1.3**d) for w, d in sizes if d < 8]) is None
+
+
+def test_no_rate_is_told_where_gradients_grow_exponentially_with_depth():
+    exploded = found(batch_norm, depths=(2, 3, 4), to=(32, 32))
+    assert math.isnan(exploded.rate)
+    assert "times a layer: exponentially with depth" in exploded.reason
+    assert "at width 32 and depth 32 it cannot be told from these nets" in exploded.verdict
+    assert "NaN" not in exploded._repr_html_()
 
 
 def test_an_axis_of_one_size_has_no_exponent_and_too_few_points_no_law():

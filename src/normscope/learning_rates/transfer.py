@@ -21,7 +21,7 @@ from normscope.core.faces import Shown
 from normscope.core.spec import Spec
 from normscope.data.datasets import Batch
 from normscope.data.models import load_model
-from normscope.learning_rates._laws import Law, fitted, said
+from normscope.learning_rates._laws import Law, a_layer, fitted, quantile, said
 from normscope.learning_rates._parametrisation import advice
 from normscope.learning_rates._sizes import Make, Sizes
 from normscope.nn import build
@@ -30,6 +30,8 @@ from normscope.sweeping import Grid, Store, sweep
 if TYPE_CHECKING:
     import polars as pl
 
+#: Numbers of one metric, by (width, depth, seed).
+Cells = dict[tuple[int, int, int], float]
 #: How many times wider and deeper the net is that is asked about, by default.
 WIDER, DEEPER = 8, 4
 
@@ -101,8 +103,11 @@ def transfer(
 
     The rate of the large net, which is not trained: best rate times *reach* follows such a law with smaller exponents
     than the rate itself, the reach being the largest relative change of a layer's outputs a unit of the rate, at a
-    vanishing one. Of the large net it is measured, in half a dozen passes a seed. Beside it stands the law of the rate
-    alone. A law of small sizes is an extrapolation: docs/transfer.md says how far off it was. For ReLU nets at the
+    vanishing one. Of the large net it is measured, in half a dozen passes a seed. In this fit a net counts by its width
+    times depth, and beyond the small sizes the interval widens by exponents that may be others by 1/4. There is no
+    rate, and ``reason`` says why, where the reach of the large net lies outside of what that of the small ones
+    foretells, as where gradients grow exponentially with depth. Beside it stands the law of the rate alone.
+    A law of small sizes is an extrapolation: docs/transfer.md says how far off it was. For ReLU nets at the
     start (depth x width)^-p is known (arXiv 2212.07295), and depth^-3/2 with the effective depth (arXiv 2602.07494).
 
     make: a function (width, depth) -> module with fresh random weights; a `Spec`, whose width and depth are replaced;
@@ -145,7 +150,7 @@ def _told(name: str, optimizer: str, table: pl.DataFrame, width: int, depth: int
     """What the numbers say."""
     failed = tuple(str(e).strip().splitlines()[-1] for e in table["error"].drop_nulls())
     table = table.filter(table["metric"].is_not_null()).select("width", "depth", "seed", "metric", "value")
-    cells: dict[str, dict[tuple[int, int, int], float]] = {}
+    cells: dict[str, Cells] = {}
     for w, d, s, metric, value in table.iter_rows():
         cells.setdefault(metric, {})[w, d, s] = value
     of = {m: {k: v for k, v in c.items() if k[:2] != (width, depth) or m == "best"} for m, c in cells.items()}
@@ -157,29 +162,56 @@ def _told(name: str, optimizer: str, table: pl.DataFrame, width: int, depth: int
         return Transfer(name, optimizer, width, depth, nan, nothing, (nan, nan, nan), laws, verdict, (), table, failed,
                         reason)  # fmt: skip
     law = laws["best"]
-    middle, half = law.at(width, depth)
+    middle, half = law.beyond(width, depth)
     by_law = (math.exp(middle), math.exp(middle - half), math.exp(middle + half))
-    best, reaches = cells["best"], cells.get("reach", {})
-    scaled = fitted((w, d, best[w, d, s] * reaches.get((w, d, s), nan)) for w, d, s in best)
-    there = [math.log(v) for k, v in reaches.items() if k[:2] == (width, depth) and 0 < v < math.inf]
-    rate, interval, reason = by_law[0], by_law[1:], "the large net could not be measured: the power law alone"
-    if scaled is not None and there:
-        middle, half = scaled.at(width, depth)
-        noise = (
-            scaled.quantile * (statistics.stdev(there) if len(there) > 1 else scaled.scatter) / math.sqrt(len(there))
-        )
-        middle, half = middle - statistics.fmean(there), math.hypot(half, noise)
-        rate, interval, reason = math.exp(middle), (math.exp(middle - half), math.exp(middle + half)), ""
+    rate, interval, reason = _there(cells["best"], cells.get("reach", {}), width, depth)
+    if not reason and math.isnan(rate):
+        rate, interval, reason = by_law[0], by_law[1:], "the large net could not be measured: the power law alone"
     both = ("depth", law.depth, law.depth_interval), ("width", law.width, law.width_interval)
     axes = [axis for axis in both if axis[2] != (0.0, 0.0)]
     words = " and ".join(said(*axis) for axis in axes) or "is of one size only"
-    verdict = (
-        f"The best rate of {optimizer} {words}; at width {width} and depth {depth} it is {rate:.3g} "
-        f"({interval[0]:.3g} to {interval[1]:.3g}){'; ' if reason else ''}{reason}."
-    )
+    what = f"it is {rate:.3g} ({interval[0]:.3g} to {interval[1]:.3g})" if rate > 0 else "it cannot be told"
+    told = f"{'; ' if rate > 0 else ' '}{reason}" if reason else ""
+    verdict = f"The best rate of {optimizer} {words}; at width {width} and depth {depth} {what}{told}."
     off = {a for a, e, i in axes if not said(a, e, i).startswith("transfers")}
     return Transfer(name, optimizer, width, depth, rate, interval, by_law, laws, verdict, advice(optimizer, off), table,
                     failed, reason)  # fmt: skip
+
+
+def _there(best: Cells, reaches: Cells, width: int, depth: int) -> tuple[float, tuple[float, float], str]:
+    """The rate of the large net and its interval by how far a step of it reaches; why none can be told.
+
+    1. Small nets count by width x depth. The law is one of large nets; of a net of width n and depth L the
+       corrections to it are of the order 1/n and 1/L, and its seeds scatter the more, the narrower it is.
+    2. Best rate times reach is a number near one at any size, if a layer may move by about its own size. What is left
+       of exponents is small, and neither constant nor zero: `Law.beyond` widens the interval with the distance.
+    3. The mean log reach of the large net is that of a few seeds: its t-interval adds to the law's.
+    4. The reach of the large net is measured, and its own law foretells it, by the same fit over the same distance.
+       Where it lies outside of that interval, the small nets are of another regime and there is no number: so it is
+       where gradients grow exponentially with depth, which looks like a power of it as long as nets are shallow.
+    """
+    nan = math.nan
+    there = [v for k, v in reaches.items() if k[:2] == (width, depth) and 0 < v < math.inf]
+    near = {k: reaches[k] for k in best if k in reaches}
+    law = fitted(((w, d, v) for (w, d, _), v in near.items()), larger_count_more=True)
+    scaled = fitted(((w, d, best[w, d, s] * v) for (w, d, s), v in near.items()), larger_count_more=True)
+    if law is None or scaled is None or not there:
+        return nan, (nan, nan), ""
+    logs = [math.log(v) for v in there]
+    several = len(logs) > 1
+    noise = quantile(len(logs) - 1) * statistics.stdev(logs) if several else law.quantile * law.scatter
+    noise /= math.sqrt(len(logs))
+    measured, (foretold, allowed) = statistics.fmean(logs), law.beyond(width, depth)
+    if abs(measured - foretold) > math.hypot(allowed, noise):
+        growth = a_layer([(w, d, v) for (w, d, _), v in near.items()] + [(width, depth, v) for v in there])
+        why = (
+            f"from these nets, for a step of it reaches {math.exp(measured - foretold):.2g} times as far as the law of "
+            f"theirs says{'' if growth is None else f', by {growth:.2f} times a layer: exponentially with depth'}"
+        )
+        return nan, (nan, nan), why
+    middle, half = scaled.beyond(width, depth)
+    middle, half = middle - measured, math.hypot(half, noise)
+    return math.exp(middle), (math.exp(middle - half), math.exp(middle + half)), ""
 
 
 def _common(table: pl.DataFrame) -> float:

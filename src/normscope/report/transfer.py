@@ -87,7 +87,7 @@ def _drawn(metric: str, means: pl.DataFrame, found: Transfer) -> Chart | None:
     points: list[dict[str, Any]] = [{**r, "depth": str(r["depth"])} for r in part.iter_rows(named=True)]
     if not points:
         return None
-    if metric == "best":
+    if metric == "best" and not math.isnan(found.rate):
         low, high = found.interval
         there = {"width": found.width, "depth": f"{found.depth}, predicted", "value": found.rate}
         points.append({"metric": metric, **there, "low": low, "high": high})
