@@ -75,16 +75,16 @@ class Recorder:
             if self.outputs or self.latest.maxlen:
                 statistic = Statistic.of(
                     rows, spectrum=self.spectrum, units=units, bounds=bends and bends.ends,
-                    sequences=self._sequences(tap, layer, x),
+                    sequences=self._sequences(tap, layer, x, rows),
                 )  # fmt: skip
                 self.latest.append(statistic)
                 self._pool.add(statistic, self.outputs, seen.activation.update)
             self.seen.append(seen)
         return seen
 
-    def _sequences(self, tap: Tap, layer: int, x: Tensor) -> Tensor | None:
+    def _sequences(self, tap: Tap, layer: int, x: Tensor, rows: Tensor) -> Tensor | None:
         """The output as (n, tokens, d); ``None`` where nobody asked, and at the input: no layer says what it holds."""
-        if self.sequences is None or not self.entries or layer == 0 or not 2 <= x.dim() <= 3:
+        if self.sequences is None or not self.entries or layer == 0 or 3 not in (x.dim(), rows.dim()):
             return None
         return self.sequences(tap, x) if self._last_axis.features(tap, x) else None
 
