@@ -4,8 +4,8 @@
     python benchmarks/no_trace.py --verb probe --context plain # some of them; each option may be given several times
     python benchmarks/no_trace.py --animal dropout --told      # and each change by name
 
-The tests take a pairwise choice of the same combinations (``tests/test_no_trace_zoo.py``, which says what counts). A
-cell is "combinations that left something or were answered wrongly / all"; below are the models with the most of them,
+The tests take a pairwise choice of the same combinations (``tests/call/test_no_trace_zoo.py``, which says what counts).
+A cell is "combinations that left something or were answered wrongly / all"; below are the models with the most of them,
 with an example each. Exit code 1 if there is any.
 """
 

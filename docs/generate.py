@@ -207,8 +207,8 @@ def architecture_page() -> str:
         "A *room* is a folder of the package. Imports go down only: what a room shows of a higher one (a page, a "
         "chart) goes",
         "through a registry in `core` that the higher one fills. The drawing is made from the imports (`python",
-        "docs/generate.py`), without arrows that a longer way says too; `tests/test_layers_of_the_house.py` checks "
-        "them.\n",
+        "docs/generate.py`), without arrows that a longer way says too; `tests/house/test_layers_of_the_house.py` "
+        "checks them.\n",
         "```mermaid", "flowchart TD", *(f"  {a} --> {b}" for a, b in arrows), "```\n",
         "| room | what it is for | imports |\n|---|---|---|",
         *(f"| `{room}` | {line} | {', '.join(sorted(seen)) or '-'} |" for room, (line, seen) in found.items()),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FAULTS = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "sweep_faults.py"))
+FAULTS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "sweep_faults.py"))
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 CELLS = 50
 

@@ -9,7 +9,7 @@ import torch
 
 from normscope import UsageError
 
-PAGE = (Path(__file__).parent.parent / "docs" / "inputs.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
 #: (call, what its message must contain) of the table of refusals.
 REFUSED = [

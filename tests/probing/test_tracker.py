@@ -645,7 +645,7 @@ def test_an_empty_table_has_its_columns():
 
 
 def test_the_example_runs(capsys):
-    runpy.run_path(str(Path(__file__).parent.parent / "examples" / "track_training.py"))
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "track_training.py"))
     said = capsys.readouterr().out
     assert "every=10: 50 steps seen, 5 measured, 49 layers" in said
     assert "least rank of a layer" in said

@@ -14,7 +14,7 @@ from normscope import Grid, UsageError, sweep
 from normscope.sweeping import Store, SweepStopped, executors
 
 FILE = f"{Path(sweep_tasks.__file__)}:"
-EXAMPLES = Path(__file__).parent.parent / "examples" / "sweeps"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "sweeps"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from normscope.sweeping import plan
 from normscope.sweeping.ranges import axis
 
 FILE = f"{Path(sweep_tasks.__file__)}:"
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "sweeps").glob("*.toml"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "sweeps").glob("*.toml"))
 
 
 @pytest.fixture

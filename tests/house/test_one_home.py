@@ -21,7 +21,7 @@ from normscope.init import CURES
 from normscope.report import _theme
 from normscope.theory import spec_of
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 FILES = {
     "a_norm": """
 from normscope.nn.norms import OverFeatures
@@ -225,9 +225,10 @@ def test_a_claim_is_on_the_page_of_its_verdict(tmp_path):
 # Contract tests
 
 CONTRACTS = {
-    "test_norm_contract.py": "halves", "test_norms.py": "halves", "test_spec.py": "halves", "test_gaussian.py": "cube",
-    "test_metrics.py": "shortest_share", "test_findings.py": "NS199", "test_init.py": "as-it-came",
-    "test_claim_contract.py": "one-home",
+    "nn/test_norm_contract.py": "halves", "nn/test_norms.py": "halves", "core/test_spec.py": "halves",
+    "geometry/test_gaussian.py": "cube", "geometry/test_metrics.py": "shortest_share",
+    "findings/test_findings.py": "NS199", "init/test_init.py": "as-it-came",
+    "claims/test_claim_contract.py": "one-home",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-ZOO = Path(__file__).parent.parent / "benchmarks" / "zoo"
+ZOO = Path(__file__).parents[2] / "benchmarks" / "zoo"
 
 
 @pytest.fixture(scope="module")

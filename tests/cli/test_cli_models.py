@@ -231,7 +231,7 @@ def loss_value(found):
 
 # The page
 
-PAGE = (Path(__file__).parent.parent / "docs" / "inputs.md").read_text().partition("## On the command line")[2]
+PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text().partition("## On the command line")[2]
 LINES = re.search(r"^```sh\n(.*?)^```", PAGE, re.S | re.M)[1].splitlines()
 
 

@@ -321,7 +321,7 @@ def test_other_ends_have_their_own_exit_codes(command, tmp_path, lines, code, wo
 
 
 def test_the_example_of_the_readme_says_what_the_readme_shows():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "normscope", "why", "examples/broken_train.py"], capture_output=True, text=True,
         cwd=root,

@@ -9,7 +9,7 @@ import pytest
 import normscope
 from normscope import jacobian
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "migration.md").read_text()
 ROWS = re.findall(r"^\| `(normscope\.\S+)` \| `(normscope\.\S+)` \| (works in 0\.2|gone) \|$", PAGE, re.M)
 

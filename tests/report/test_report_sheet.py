@@ -58,7 +58,7 @@ def test_a_page_without_charts_carries_no_scripts():
 
 
 def test_saved_verdicts_make_their_page_in_a_fresh_process(tmp_path):
-    results = Path(__file__).parents[1] / "results" / "verify.jsonl"
+    results = Path(__file__).parents[2] / "results" / "verify.jsonl"
     code = "import sys; from normscope.claims import Verdicts; Verdicts.load(sys.argv[1]).to_html(sys.argv[2])"
     subprocess.run([sys.executable, "-c", code, results, tmp_path / "page.html"], check=True)
     assert "Provably Avoids Rank Collapse" in (tmp_path / "page.html").read_text()

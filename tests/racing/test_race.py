@@ -342,7 +342,7 @@ def test_bad_data_is_refused(data, says):
 def test_on_digits_batch_norm_trains_a_deep_net_that_stalls_without(tmp_path, monkeypatch):
     """The example of the documentation. The plain net stays at chance, log 10."""
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[1] / "docs" / "race.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "race.md").read_text()
     names = {}
     exec(page.split("```python\n")[1].split("```")[0], names)
     plain, normed = names["found"].lines()
