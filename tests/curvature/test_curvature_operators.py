@@ -558,9 +558,8 @@ def fingerprint(model: nn.Module) -> str:
         h.update(name.encode() + t.detach().numpy().tobytes() + str(t.requires_grad).encode())
         h.update(b"none" if t.grad is None else t.grad.numpy().tobytes())
     h.update(str([(m.training, len(m._forward_hooks)) for m in model.modules()]).encode())
-    h.update(
-        torch.get_rng_state().numpy().tobytes() + repr(random.getstate()).encode() + np.random.get_state()[1].tobytes()  # noqa: NPY002
-    )
+    old = np.random.get_state()[1].tobytes()  # noqa: NPY002
+    h.update(torch.get_rng_state().numpy().tobytes() + repr(random.getstate()).encode() + old)
     return h.hexdigest()
 
 
