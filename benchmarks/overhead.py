@@ -41,6 +41,14 @@ def mlp(depth: int, width: int, n: int, norm: str = "none") -> Case:
     return model, x, torch.randint(10, (n,), generator=generator)
 
 
+def stack(depth: int, width: int, n: int) -> Case:
+    """``Sequential`` of Linear and ReLU: each of the two is a layer that is measured."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [part for _ in range(depth) for part in (torch.nn.Linear(width, width), torch.nn.ReLU())]
+    model = torch.nn.Sequential(*parts, torch.nn.Linear(width, 10))
+    return model, torch.rand(n, width, generator=generator), torch.randint(10, (n,), generator=generator)
+
+
 def resnet(small: bool) -> Case:
     """ResNet-50 (bottlenecks 3-4-6-3), or 18 (basic blocks 2-2-2-2), on 64 images of 3 x 64 x 64."""
     from transformers import ResNetConfig, ResNetForImageClassification
@@ -62,6 +70,7 @@ def gpt2() -> Case:
 
 NETS: dict[str, Callable[[], Case]] = {
     "MLP 32 x 128, n = 128": lambda: mlp(32, 128, 128),
+    "MLP 32 x (Linear 128, ReLU), n = 128": lambda: stack(32, 128, 128),
     "MLP 32 x 256, n = 128": lambda: mlp(32, 256, 128),
     "MLP 32 x 256 + batch norm, n = 128": lambda: mlp(32, 256, 128, "batch"),
     "MLP 16 x 256, n = 1024": lambda: mlp(16, 256, 1024),
