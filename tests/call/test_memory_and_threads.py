@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import gc
 import sys
 import threading
@@ -114,27 +113,13 @@ def growth(go: Callable[[], Any]) -> Growth:
         return Growth(*zip(*found, strict=True), resident() - at_first)
 
 
-@functools.cache
-def growth_of(verb: str) -> Growth:
-    return growth(VERBS[verb](wide()))
-
-
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_tensors_alive_stay_as_many(verb):
-    first, last = growth_of(verb).tensors
-    assert last <= first
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_memory_of_the_tensors_stays(verb):
-    first, last = growth_of(verb).memory
-    assert last <= first
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_resident_memory_stays(verb):
-    growth_of(verb)  # what the allocator takes once, in a process that has run other tests, is no growth
-    assert growth(VERBS[verb](wide())).resident < SLACK
+def test_memory_stays(verb):
+    """Tensors alive, their bytes, and the process's own memory, whose allocator may take some once: a second round."""
+    once, again = growth(VERBS[verb](wide())), growth(VERBS[verb](wide()))
+    for first, last in (once.tensors, once.memory, again.tensors, again.memory):
+        assert last <= first
+    assert again.resident < SLACK
 
 
 #: Models that by themselves hold on to what a pass makes.

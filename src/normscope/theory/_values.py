@@ -35,7 +35,8 @@ def evaluate(
     if factors is not None:
         factor = torch.from_numpy(_padded(factors, factors.shape[1], samples) * np.sqrt(features)).mT
     unknown = torch.full((len(grams),), torch.nan, dtype=torch.float64)
-    chains = Statistic(samples, features, factor, product, unknown, unknown)
+    shares = {"silent": unknown, "saturated": unknown, "tokens": unknown}
+    chains = Statistic(samples, features, factor, product, **shares)
     with np.errstate(over="ignore"):
         scale = np.broadcast_to(np.exp(log_scale), len(grams))
     chosen = [METRICS[name] for name in names]
@@ -46,7 +47,7 @@ def evaluate(
     if alone:
         c = torch.from_numpy(scale.copy())[:, None, None]
         factor = None if factor is None else factor * c
-        found |= columns(Statistic(samples, features, factor, product * c**2, unknown, unknown), alone)
+        found |= columns(Statistic(samples, features, factor, product * c**2, **shares), alone)
     return {m.name: np.array(found[m.name]) * (scale if m.scales else 1) for m in chosen}
 
 

@@ -104,9 +104,8 @@ def order_parameters(
     if norm.order(np.array([1.0, 0.0])) is None or not spec.norm_first or spec.skip is not None:
         known = [name for name, other in NORMS.items() if other.order(np.array([1.0, 0.0])) is not None]
         raise UsageError(
-            "Order parameters are known for norms "
-            f"{', '.join(known)} before the activation, without skip; got norm={spec.norm!r}, "
-            f"norm_first={spec.norm_first}, skip={spec.skip}."
+            f"Order parameters are known for norms {', '.join(known)} before the activation, without skip; got "
+            f"norm={spec.norm!r}, norm_first={spec.norm_first}, skip={spec.skip}."
         )
     if spec.weights in ("positive", "identity"):
         raise UsageError(f"Order parameters need weights of mean zero; got weights={spec.weights!r}.")

@@ -23,13 +23,12 @@ def of_calls(scene: Scene) -> dict[str, Any]:
 
     def evaluated() -> None:
         args, kwargs, _ = at.arguments()
-        with found:
+        with found.inside(at.root), found:  # hooks within the run: another thread's run puts back those it finds
             at.whole(args, kwargs)
 
     if at.step is None and found.drops:
         found.eval = True
-        with found.inside(at.root):
-            replace(at, mode="eval").run(evaluated)
+        replace(at, mode="eval").run(evaluated)
     names = (
         "reshaped", "sliced", "softmax", "dropout", "cuts", "derived", "crossed", "over_samples", "numbers", "heavy",
         "attention", "peaked", "blank", "neighbours", "no_logs", "graph",

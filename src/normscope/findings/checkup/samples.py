@@ -14,13 +14,9 @@ def alone(x: Tensor | None) -> bool:
     if x is None or not x.is_floating_point() or x.dim() < 2 or len(x) < 16 or x[0].numel() < 16:
         return False
     ways = [x.double().flatten(1)] + ([x.double().transpose(1, 2).flatten(0, 1)] if x.dim() == 3 else [])
-    for rows in ways:
+    for rows in (w for w in ways if w.shape[1] >= 8):
         std = rows.std(1)
-        if (
-            rows.shape[1] >= 8
-            and bool((rows.mean(1).abs() < 1e-3).all())
-            and float((std - std.mean()).abs().max()) < 1e-3
-        ):
+        if float((std - std.mean()).abs().max()) < 1e-3 and bool((rows.mean(1).abs() < 1e-3).all()):
             return bool(std.mean() > 0.5)
     return False
 
