@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, inside, listed, rule
 
-FLOOR, OUTSIDE = 0.1, 0.1
-START = 6.0
+FLOOR, OUTSIDE, START = 0.1, 0.1, 6.0
 #: The least share of the gradient for the targets; how unevenly two tasks may pull.
 DROWNED, UNEVEN = 0.02, 300.0
-#: How little of its start a loss varies with the outputs; how little is left of it with one answer for all samples.
+#: How little a loss varies with the outputs; how little is left of it with one answer for all samples.
 FLAT, BLIND = 0.1, 1e-2
 
 
@@ -229,9 +228,8 @@ def bad_start(view: View) -> Iterator[Hit]:
             f"initial scale at {s.get('last_weight', 'the last layer')}"
         )
         kept = s.get("last_frozen")  # learnt elsewhere, and meant to stay
-        yield Hit(
-            None, "loss", s["value"], START * s["constant"], text, "info" if kept else "", s.get("last_weight", "")
-        )
+        severity, name = "info" if kept else "", s.get("last_weight", "")
+        yield Hit(None, "loss", s["value"], START * s["constant"], text, severity, name)
 
 
 @rule(
