@@ -53,6 +53,7 @@ class Functions(TorchFunctionMode):
         self.attention: str | None = None
         #: The attention whose weights are the most concentrated: the mean of their largest, and its module.
         self.peaked: dict[str, Any] = {"peak": 0.0, "module": ""}
+        self._pending = self.peaked
         #: The first product with a constant square matrix whose rows sum up to more than one: sums over neighbours.
         self.neighbours: dict[str, Any] | None = None
         #: A loss that wants log-probabilities and was given probabilities.
@@ -198,6 +199,7 @@ class Functions(TorchFunctionMode):
                 self.softmax = {"dim": known, "summed": dim % x.dim(), "shape": list(x.shape), "module": name}
         elif func in _PRODUCTS and id(x) in self._made:
             self.attention = name if self.attention is None else self.attention
+            self._weighed()
             dim = self._made[id(x)][1]
             if dim != x.dim() - 1 and x.shape[-1] > 1 and self.softmax is None:
                 self.softmax = {"dim": dim, "summed": x.dim() - 1, "shape": list(x.shape), "module": name}
@@ -218,8 +220,12 @@ class Functions(TorchFunctionMode):
         with torch.no_grad():
             free = (scores > -1e4).sum(-1) >= 6
             peak = float(weights.amax(-1)[free].mean()) if bool(free.any()) else 0.0
-        if peak > self.peaked["peak"]:
-            self.peaked = {"peak": peak, "module": name}
+        self._pending = {"peak": peak, "module": name}
+
+    def _weighed(self) -> None:
+        """The last softmax weighs values: it is attention's."""
+        if self._pending["peak"] > self.peaked["peak"]:
+            self.peaked = self._pending
 
     def _looks(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
         """At which keys a mask lets attention look: true means ignore for one function, keep for the other."""
@@ -229,10 +235,12 @@ class Functions(TorchFunctionMode):
                 self.kept.append((name, ~mask if mask.dtype is torch.bool else mask > -1e4))
             return
         mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
-        if mask is None and not kwargs.get("is_causal"):
-            q, k = (a[:8].detach().float() for a in args[:2])
-            scores = q @ k.transpose(-1, -2) * (kwargs.get("scale") or q.shape[-1] ** -0.5)
+        q, k = (a.detach()[:2] for a in (args[0], args[1] if len(args) > 1 else kwargs["key"]))
+        if mask is None and not kwargs.get("is_causal") and q.shape[:-2] == k.shape[:-2]:
+            q = q[..., :64, :].float()  # some queries tell
+            scores = q @ k.float().transpose(-1, -2) * (kwargs.get("scale") or q.shape[-1] ** -0.5)
             self._peak(name, scores, scores.softmax(-1))
+            self._weighed()
         if isinstance(mask, Tensor) and mask.dim() == 4:
             keep = mask if mask.dtype is torch.bool else mask > -1e4
             self.kept.append((name, keep.flatten(1, 2).any(1)))
