@@ -316,3 +316,14 @@ def test_parameters_become_typed_columns():
     assert (kinds["b"], kinds["c"], kinds["d"], kinds["e"]) == (pl.String, pl.String, pl.Boolean, pl.Int64)
     assert frame["c"].to_list() == ["[1]", None]
     assert frame["e"].to_list() == [None, 3]
+
+
+def test_a_marker_that_another_run_writes_in_between_is_no_stranger(tmp_path, monkeypatch):
+    Store(tmp_path / "s").prepare()
+    read, blind = _files.Folder.read, [True]
+
+    def late(files, paths):
+        return iter(()) if blind and blind.pop() else read(files, paths)
+
+    monkeypatch.setattr(_files.Folder, "read", late)
+    assert Store(tmp_path / "s").files.exists(store_module.MARKER)

@@ -68,8 +68,10 @@ class Store:
 
     def _open(self) -> None:
         about = next((data for _, data in self.files.read([MARKER])), None)
+        others = [] if about is not None else [n for n in self.files.names("") if not n.endswith(TEMPORARY)]
+        if MARKER in others:  # another run wrote it in between
+            about = next((data for _, data in self.files.read([MARKER])), None)
         if about is None:
-            others = [n for n in self.files.names("") if not n.endswith(TEMPORARY)]
             if others and not all(_LOOSE.fullmatch(n) or _PART.fullmatch(n) for n in others):
                 raise UsageError(
                     f"A store must be a new folder or one that a sweep made; {self.where} holds {sorted(others)[0]}. "
