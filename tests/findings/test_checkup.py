@@ -2123,6 +2123,20 @@ HEALED = {
 }
 
 
+def test_flags_are_not_judged_where_a_step_moves_nothing_yet_or_no_target_is_read():
+    def gathers():
+        given = values(True, True)
+        return given | {"train_step": lambda model, optimizer, loss_fn, x, t: given["loss"](model(x), t)}
+
+    def for_forms_sake():
+        flags = (torch.rand(64, 2) < 0.5).float()
+        loss = lambda o, t: o.square().mean()  # noqa: E731
+        return {"model": mlp(12, 32, 3), "inputs": torch.randn(64, 12), "targets": flags, "loss": loss}
+
+    for make in (gathers, for_forms_sake):
+        assert "NS719" not in {f.code for f in found(make).findings}
+
+
 def test_similarities_of_all_pairs_mix_no_samples():
     class Pairs(nn.Module):
         def __init__(self):

@@ -25,7 +25,7 @@ from normscope.findings.checkup.samples import (
     leak_of_training,
     per_batch,
     sentinel,
-)  # fmt: skip
+)
 from normscope.findings.checkup.scene import Scene
 from normscope.training.own import wants_a_closure
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normscope.call.arguments import mapped
 from normscope.findings.checkup.scene import Scene
 from normscope.training.own import Own
 from normscope.training.short import ShortRuns, Update
@@ -19,20 +20,29 @@ MOST = 4
 
 def of_flags(scene: Scene) -> dict[str, Any]:
     """``unread``: names of columns, or of tensors of several targets, that hold zeros and ones, and whose other values
-    change neither the loss nor a step of the user's own loop, which reads others.
+    change neither the loss nor a step of the user's own loop, which other targets do change.
     """
     at, loss, given = scene.at, scene.loss, scene.targets
     flags = list(_flags(given, scene.output))[:MOST]
     if not flags or loss is None or at.step is not None:
         return {}
     if at.train_step is not None and at.optimizer is not None:
+
+        def same(targets: Any) -> bool:
+            return torch.equal(_end(scene, targets), base)
+
         base = _end(scene, given)
-        unread = [name for name, other in flags if torch.equal(_end(scene, other), base)]
     else:
+
+        def same(targets: Any) -> bool:
+            with torch.no_grad():
+                return float(loss.value(scene.whole, targets, at.seed)) == now
+
         with torch.no_grad():
             now = float(loss.value(scene.whole, given, at.seed))
-            unread = [n for n, other in flags if float(loss.value(scene.whole, other, at.seed)) == now]
-    return {"unread": unread}
+    if same(mapped(given, lambda t: t.roll(1, 0) if t.dim() else t)):  # nothing moves yet, or no target is read at all
+        return {}
+    return {"unread": [name for name, other in flags if same(other)]}
 
 
 def _flags(given: Any, output: Tensor | None) -> Iterator[tuple[str, Any]]:
@@ -46,19 +56,11 @@ def _flags(given: Any, output: Tensor | None) -> Iterator[tuple[str, Any]]:
                 other[:, j] = 1 - other[:, j]
                 yield f"column {j}", other
         return
-    keys = (
-        list(given)
-        if isinstance(given, Mapping)
-        else list(range(len(given)))
-        if isinstance(given, tuple | list)
-        else []
-    )
-    for k in keys:
-        t = given[k]
-        if len(keys) > 1 and isinstance(t, Tensor) and _binary(t) and (t.is_floating_point() or t.dtype is torch.bool):
-            other = ~t if t.dtype is torch.bool else 1 - t
-            changed = {i: other if i == k else given[i] for i in keys}
-            yield f"{k!r}", changed if isinstance(given, Mapping) else type(given)(changed.values())
+    parts = given if isinstance(given, Mapping) else dict(enumerate(given)) if isinstance(given, tuple | list) else {}
+    for k, t in parts.items():
+        if len(parts) > 1 and isinstance(t, Tensor) and _binary(t) and (t.is_floating_point() or t.dtype is torch.bool):
+            turned = {**parts, k: ~t if t.dtype is torch.bool else 1 - t}
+            yield f"{k!r}", turned if isinstance(given, Mapping) else type(given)(turned.values())
 
 
 def _binary(t: Tensor) -> bool:

@@ -121,7 +121,8 @@ def per_batch(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
     if not 2 <= len(t.unique()) <= 50 or not bool(torch.isfinite(x).all()):
         return {}
     of = torch.cat([torch.full((len(t),), i) for i, (_, t) in enumerate(pairs)])
-    gaps = torch.cdist((x - x.mean(0)) / x.std(0).clamp_min(1e-6), (x - x.mean(0)) / x.std(0).clamp_min(1e-6))
+    x = (x - x.mean(0)) / x.std(0).clamp_min(1e-6)
+    gaps = torch.cdist(x, x)
     gaps.fill_diagonal_(math.inf)
     same = of[:, None] == of
     within, across = (

@@ -86,11 +86,13 @@ def _memory(scene: Scene, live: list[str]) -> float:
     """
     ratios = []
     named = dict(scene.at.root.named_parameters())
+    groups = scene.at.optimizer.param_groups  # type: ignore[union-attr]
+    betas = {id(p): g["betas"] for g in groups if "betas" in g for p in g["params"]}
     for n in live:
         state = scene.at.optimizer.state.get(named[n], {})  # type: ignore[union-attr]
         second, count = state.get("exp_avg_sq"), float(state.get("step", 0))
-        if isinstance(second, Tensor) and count > 0:
-            known = (second.float().mean() / (1 - 0.999**count)).sqrt()  # the usual beta, also where it is another
+        if isinstance(second, Tensor) and count > 0 and id(named[n]) in betas:
+            known = (second.float().mean() / (1 - float(betas[id(named[n])][1]) ** count)).sqrt()
             ratios.append(float(known / scene.grads[n].float().square().mean().sqrt()))  # type: ignore[union-attr]
     return sorted(ratios)[len(ratios) // 2] if ratios else math.nan
 
