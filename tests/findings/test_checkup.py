@@ -2137,6 +2137,11 @@ def test_flags_are_not_judged_where_a_step_moves_nothing_yet_or_no_target_is_rea
         assert "NS719" not in {f.code for f in found(make).findings}
 
 
+def test_a_kink_at_zero_ignores_no_class():
+    loss = lambda o, t: (o - t[:, None]).abs().mean() + o.square().mean()  # noqa: E731
+    assert "NS711" not in {f.code for f in found(lambda: classify(mlp(12, 32, 3)) | {"loss": loss}).findings}
+
+
 def test_similarities_of_all_pairs_mix_no_samples():
     class Pairs(nn.Module):
         def __init__(self):

@@ -49,9 +49,9 @@ def of_loss(scene: Scene) -> dict[str, Any]:
         found |= _capped(value, o, t, right)
     found |= _broadcast(value, o, t)
     found["unread_targets"] = _unread(value, o, t)
-    # At outputs of zero: a saturated softmax has rows without gradient too, which nothing ignores.
+    # Near outputs of zero: a saturated softmax has rows without gradient too, which nothing ignores, and |o| has at 0.
     binary = found["task"] == "binary" and scene.loss.kind == "bce_with_logits"
-    flat = _gradient(scene, o, t, torch.zeros_like(o)) if classes is not None or binary else g
+    flat = _gradient(scene, o, t, 0.01 * _noise(o)) if classes is not None or binary else g
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if not x.is_floating_point() and x.dim() > 1]
     found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes, ids)
     found |= _pulls(scene, o, t, classes if classes is not None else t if found["task"] == "binary" else None)
