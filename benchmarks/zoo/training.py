@@ -1,10 +1,11 @@
 """Train every net of the zoo with SGD and Adam at several rates; what was measured goes to a store that can be resumed.
 
     python benchmarks/zoo/training.py --data-dir DIR --out STORE [--seeds 1] [--subset 40]
-        [--csv results/zoo_training.csv]
+        [--csv results/zoo_training.csv] [--add]
 
-A cell is a pure function of the net's name, its recipe and the seed. Scores and losses are stored as they are: what
-"trains" means is said afterwards, in table.py. One core needs about half an hour a seed.
+``--add`` keeps the rows of the table that is there and trains only what it lacks. A cell is a pure function of the
+net's name, its recipe and the seed. Scores and losses are stored as they are: what "trains" means is said afterwards,
+in table.py. One core needs about two hours a seed.
 """
 
 from __future__ import annotations
@@ -119,6 +120,24 @@ def wide(table: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows).join(values, on="net").sort(place, "seed")
 
 
+def lacking(grid: Grid, there: pl.DataFrame) -> tuple[Grid, Callable[[pl.DataFrame], pl.DataFrame]]:
+    """The cells that a table has no row of, nets without any row first; and how the new rows join the old ones."""
+    keys = {
+        (net, f"{task}: {recipe}", seed)
+        for net, task, recipe, seed in there.select("net", "task", "recipe", "seed").iter_rows()
+    }
+    known = {net for net, *_ in keys}
+    every = [dict(c.parameters) for c in grid]
+    cells = [c for c in every if (c["net"], c["recipe"], c["seed"]) not in keys]
+    cells.sort(key=lambda c: (c["net"] in known, c["seed"]))
+    place = pl.col("net").replace_strict({n: i for i, n in enumerate(NETS)}, return_dtype=pl.Int64)
+
+    def finish(table: pl.DataFrame) -> pl.DataFrame:
+        return pl.concat([there, wide(table)], how="diagonal_relaxed").sort(place, "seed")
+
+    return Grid(cells), finish
+
+
 def options(text: str | None, csv: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--data-dir", default=None, help="folder with mnist, fashion and cifar10")
@@ -149,9 +168,13 @@ def run(args: argparse.Namespace, grid: Grid, task: str, finish: Callable[[pl.Da
 def main() -> None:
     parser = options(__doc__, "results/zoo_training.csv")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--add", action="store_true", help="train only what the table lacks")
     args = parser.parse_args()
     nets = chosen(args.subset, bundled=args.bundled)
-    run(args, cells(nets, args.seeds, steps=args.steps), f"{HERE}:train")
+    grid, finish = cells(nets, args.seeds, steps=args.steps), wide
+    if args.add:
+        grid, finish = lacking(grid, pl.read_csv(args.csv, infer_schema_length=None))
+    run(args, grid, f"{HERE}:train", finish)
 
 
 if __name__ == "__main__":
