@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -224,6 +224,46 @@ def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, se
 
     step.run(work, kept(layers))
     return ran
+
+
+def takers(
+    step: Step,
+    makers: Iterable[nn.Module],
+    candidates: Iterable[nn.Module],
+    see: Callable[[nn.Module, Tensor], None] | None = None,
+) -> list[tuple[nn.Module, nn.Module]]:
+    """(maker, taker) in the order of one forward pass in training mode: modules whose very output another one takes.
+
+    A container passes on to what it holds: of several that take an output the last one to be entered counts.
+    ``see(taker, output)`` is called at each.
+    """
+    made: dict[int, nn.Module] = {}
+    keep: list[Any] = []  # alive, so that no other tensor gets the same identity
+    found: dict[int, tuple[nn.Module, nn.Module]] = {}
+
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        keep.append(output)
+        made[id(output)] = module
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and id(args[0]) in made:
+            found[id(args[0])] = made[id(args[0])], module
+            if see is not None:
+                see(module, args[0])
+
+    def work() -> None:
+        handles = [m.register_forward_hook(after) for m in makers]
+        handles += [m.register_forward_pre_hook(before) for m in candidates]
+        try:
+            with torch.no_grad():
+                args, kwargs, _ = step.arguments()
+                step.whole(args, kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    step.run(work)
+    return list(found.values())
 
 
 def in_order(

@@ -24,6 +24,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
         return found
     o, t = scene.output, scene.targets
     found |= {"outputs": list(o.shape), "targets": list(t.shape), "name": scene.loss.name}
+    found["parts"] = sum(x.is_floating_point() and x.dim() > 0 for x in tensors(scene.whole))
     g = _gradient(scene, o, t)
     if g is None:
         return found

@@ -29,6 +29,8 @@ RACES: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[float, ...]]]
 #: A net trains where its loss falls below chance by this share of it (cross-validated: docs/findings.md); a loss
 #: without a known chance, and the user's own few steps, by the second share.
 TRAINS, FALLS = 0.6, 0.1
+#: Where eval mode is worse by this share, so many passes without updates let running statistics catch up.
+SETTLED, PASSES = 0.5, 30
 #: A race ends early at this share of chance; one that has not got there goes on for so many times as long.
 DONE, LONGER = 0.05, 4
 #: Progress of the user's own steps below which a race over all batches is run as well.
@@ -214,7 +216,13 @@ class _Trial:
             spread[1] = _spread(as_left)
             still.extend(n for n, b in at.root.named_buffers() if n in moving and torch.equal(b, moving[n]))
             again = level(as_left, None)()
-            return again, level(runs, False)(), level(checks, False)() if valid else math.nan
+            seen = level(runs, False)()
+            if seen > again + SETTLED * abs(again):
+                with torch.no_grad():
+                    for i in range(PASSES):  # the statistics catch up with the weights
+                        as_left.value(*as_left.batch(i))
+                seen = min(seen, level(runs, False)())
+            return again, seen, level(checks, False)() if valid else math.nan
 
         mine = Own(at)
 
