@@ -84,8 +84,9 @@ class Diagnosis(Shown):
 
     @property
     def trains(self) -> dict[str, bool | None]:
-        """Whether the trial lowered the loss below chance: ``sgd`` and ``adam`` at the best of several rates, ``own``
-        with the optimizer and loop as given; ``None`` where that did not run.
+        """Whether the trial lowered the loss far below chance: ``sgd`` and ``adam`` at the best of several rates (what
+        needs 200 steps on one batch does not count as trained, or only just), ``own`` with the optimizer and loop as
+        given; ``None`` where that did not run.
         """
         trial = self.profile.facts.get("checkup", {}).get("trial", {})
         return {k: trial[k]["trains"] if k in trial else None for k in ("sgd", "adam", "own")}
@@ -97,10 +98,12 @@ class Diagnosis(Shown):
             return ""
         trained = [name for name, key in (("SGD", "sgd"), ("Adam", "adam")) if trial[key]["trains"]]
         unknown = any(trial[key]["trains"] is None for key in ("sgd", "adam"))
-        whom = " and ".join(trained) or (
-            "neither SGD nor Adam, too few steps to tell" if unknown else "neither SGD nor Adam"
+        slow = [n for n, key in (("SGD", "sgd"), ("Adam", "adam")) if trial[key].get("slow") and n not in trained]
+        later = f"{' and ' if trained else ''}slowly with {' and '.join(slow)}" if slow else ""
+        whom = (f"with {' and '.join(trained)} " if trained else "") + later or (
+            "with neither SGD nor Adam, too few steps to tell" if unknown else "with neither SGD nor Adam"
         )
-        words = f" In a trial of {trial['steps']} steps the loss fell with {whom}"
+        words = f" In a trial of {trial['steps']} steps the loss fell {whom.strip()}"
         if "own" in trial:
             own = trial["own"]
             end = "diverged" if own["blown"] else f"went from {own['start']:.3g} to {own['end']:.3g}"

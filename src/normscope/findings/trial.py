@@ -77,7 +77,12 @@ def only_adam(view: View) -> Iterator[Hit]:
     given its own trial counts.
     """
     t = view.section("trial")
-    if "sgd" not in t or t["sgd"]["trains"] is not False or not t["adam"]["trains"] or t["sgd"]["progress"] >= LITTLE:
+    if (
+        "sgd" not in t
+        or t["sgd"]["trains"] is not False
+        or not (t["adam"]["trains"] or t["adam"].get("slow"))
+        or t["sgd"]["progress"] >= LITTLE
+    ):
         return
     yield Hit(None, "progress", t["sgd"]["progress"], LITTLE, _races(t))
 

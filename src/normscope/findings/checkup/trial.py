@@ -29,6 +29,9 @@ RACES: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[float, ...]]]
 #: A net trains where its loss falls below chance by this share of it (cross-validated: docs/findings.md); a loss
 #: without a known chance, and the user's own few steps, by the second share.
 TRAINS, FALLS = 0.6, 0.1
+#: The first share of a race that took more than ``STEPS`` steps (cross-validated too): of the nets with which Adam
+#: learns one batch, but only then, hardly one learns from fresh batches in as many steps.
+LATE = {"sgd": 0.65, "adam": math.inf}
 #: Where eval mode is worse by this share, so many passes without updates let running statistics catch up.
 SETTLED, PASSES = 0.5, 30
 #: A race ends early at this share of chance; one that has not got there goes on for so many times as long.
@@ -86,7 +89,7 @@ def of_trial(
         best = min(RACES, key=lambda name: found[name]["end"])
         n = trial.longer(trial.steps, trial.second)
         found["stream"] = trial.told(trial.course(trial.stream, best, found[best]["rate"], n))
-        if found[best]["trains"]:
+        if found[best]["trains"] or found[best].get("slow"):
             found["stream"]["unseen"] = trial.unseen(best, found[best]["rate"], n)
     found["seconds"] = time.perf_counter() - trial.begun
     return found
@@ -155,6 +158,8 @@ class _Trial:
         more = self.longer(self.steps, best.fastest)
         if not outcome["trains"] and not best.blown and more > self.steps:
             outcome = self.told(self.course(self.one, name, rate, more))
+            if outcome["trains"] and outcome["steps"] > STEPS and math.isfinite(self.constant):
+                outcome |= {"trains": outcome["progress"] > LATE[name], "slow": True}
         return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in finals], **outcome}
 
     def unseen(self, name: str, rate: float, n: int) -> float:
