@@ -181,7 +181,7 @@ def sign(view: View) -> Iterator[Hit]:
             "conventions; the sign is flipped"
         )
         yield Hit(None, "pulled_apart", wrong, WRONG, text, "warning")
-    if s.get("wrong_sign"):
+    if s.get("wrong_sign") and "pulled_apart" not in view.section("pairs"):
         text = (
             f"the loss rises from {s['value']:.3g} to {s['right_answer']:.3g} when the outputs move to the "
             "right answer: its sign is flipped"
