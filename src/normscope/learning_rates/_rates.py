@@ -26,6 +26,9 @@ UP = 8
 #: Below the bracket, rates are tried at most this far apart down to the first whose run is calm, this far down at a
 #: time.
 APART, DOWN = 1.15, 1.4
+#: The largest rate that is told, of the largest that was seen to train: between two that were tried a gap is not seen,
+#: and a rate that is too large costs more than one that is too small (chosen on nets that are not reported on).
+MARGIN = 0.95
 #: What the bracket is widened by below, where a gap may have been missed, and above (chosen by us).
 BELOW, ABOVE = 1.25, 1.05
 #: Losses that are averaged at the end of a long run.
@@ -42,8 +45,8 @@ KINDS = ("sgd", "momentum", "adam")
 class Rates(Shown):
     r"""What short runs of one optimizer said of its learning rate. Print it, or read the fields.
 
-    largest: the largest rate that trains, see `rates`; ``largest_interval`` (lower, upper): it lies between, the upper
-    end ``inf`` where nothing that was tried makes the loss rise. NaN where no rate trains.
+    largest: the largest rate that trains, see `rates`, less a margin of 5 %; ``largest_interval`` (lower, upper): it
+    lies between, the upper end ``inf`` where nothing that was tried makes the loss rise. NaN where no rate trains.
     best: the rate with the least loss at the end of as many steps, with a horizon after that many; ``best_interval``:
     those that were as good.
     start, noise: the mean loss of the batches at the start, and by how much one may rise.
@@ -208,13 +211,13 @@ def _next(trials: Trials) -> float | None:
     if high > low * COARSE:
         return math.sqrt(low * high)
     good, best = sorted(trials.ends(low), reverse=True), trials.best(low)
-    if good[-1] > best / 2 and best > 3 * LEAST:
-        return best / 3
     for rate, below in zip(good, [*good[1:], 0.0], strict=True):
         if trials.calm(rate):
             break  # what is slower is calmer still
         if rate > below * APART:  # one between them may rise, and would end the window
             return max(math.sqrt(rate * below), rate / DOWN)
+    if good[-1] > best / 2 and best > 3 * LEAST:
+        return best / 3
     for rate in (best / 1.7, best * 1.7):
         if rate < low and not any(rate / 1.3 < x < rate * 1.3 for x in good):
             return rate
@@ -226,7 +229,7 @@ def _told(trials: Trials, reason: str, seconds: float) -> Rates:
     low, high = trials.bracket if trials.runs else (0.0, 0.0)
     best, largest, interval, near = math.nan, math.nan, (math.nan, math.nan), (math.nan, math.nan)
     if low > 0:
-        largest, interval = low, (low / BELOW, high * ABOVE)
+        largest, interval = MARGIN * low, (low / BELOW, high * ABOVE)
         ends = trials.ends(low)
         best = trials.best(low)
         least = ends[best]
