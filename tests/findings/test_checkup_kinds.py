@@ -85,6 +85,22 @@ def the_mask_of_the_labels_inverted(broken: bool) -> Setup:
     return setup(Reads(), torch.where(hidden, 40, x), wanted, loss)
 
 
+class LastStep(nn.Module):
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.rnn, self.head, self.broken = nn.GRU(4, 16, batch_first=True), nn.Linear(16, 3), broken
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.rnn(x)[0]
+        return self.head(out[-1] if self.broken else out[:, -1])
+
+
+@kind("NS111")
+def the_last_step_of_the_wrong_axis(broken: bool) -> Setup:
+    x = torch.randn(7 * 64, 64, 4)
+    return setup(LastStep(broken), x, (x.mean((1, 2)) > 0).long(), nn.CrossEntropyLoss())
+
+
 class Sensors(nn.Module):
     def __init__(self, shared: bool) -> None:
         super().__init__()

@@ -34,6 +34,10 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
         base = again.output()
         if not bool(torch.isfinite(base).all()):
             return
+        whole, n = scene.output, scene.at.rows.n
+        if whole is not None and whole.dim() > 1 and len(whole) == len(base) == n != again.samples.n:
+            found["rows"] = [n, again.samples.n]
+            return
         found.update(_mixes(again, base, inputs))
         alone = len(inputs) == 1 and inputs[0].is_floating_point()
         found.update(_affine(again, scene) if alone else {})
