@@ -232,11 +232,12 @@ def _repeats(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
 
 def _all_at_once(scene: Scene, batch: tuple[Tensor, Tensor | None], valid: list[tuple[Tensor, Tensor | None]]) -> bool:
     """Whether the one batch is all there is, as the nodes of a graph are: the validation data are the same inputs with
-    other targets, or the model holds something of each pair of its rows.
+    other targets, or the model holds something of each pair of its rows, or the optimizer is for whole gradients.
     """
     x, n = batch[0], len(batch[0])
     pairs = [b for b in scene.at.root.buffers() if b.shape[-2:] == (n, n)]
-    return bool(pairs) or any(v.shape == x.shape and torch.equal(v, x) for v, _ in valid)
+    whole = isinstance(scene.at.optimizer, torch.optim.Rprop)  # signs of whole gradients: all data at once
+    return whole or bool(pairs) or any(v.shape == x.shape and torch.equal(v, x) for v, _ in valid)
 
 
 def _tokens(scene: Scene) -> dict[str, Any]:
