@@ -17,6 +17,7 @@ from normscope.call.step import Step
 from normscope.call.targets import what
 from normscope.core.errors import DoesNotRun, UsageError, unknown
 from normscope.core.load import Crashed, call_object, load_object, origin, user_error
+from normscope.core.memory import does_not_fit
 from normscope.core.spec import FAMILIES
 from normscope.core.tensors import device_of
 from normscope.data.datasets import Batch, load
@@ -136,9 +137,11 @@ def running(name: str, data: str, parts: Step | Mapping[str, Any], fits: str = F
         raise UsageError(f"{name} does not run on {data}. {error} {advice[0].upper()}{advice[1:]}") from error
     except UsageError:
         raise
-    except MemoryError as error:
-        raise UsageError(f"{name} on {data} must fit in memory; it does not. Take fewer samples: --batch.") from error
     except Exception as error:
+        if does_not_fit(error):
+            raise UsageError(
+                f"{name} on {data} must fit in memory; it does not. Take fewer samples: --batch."
+            ) from error
         whose, source = origin(error), name.partition(":")[0]
         if whose == "ours" or (whose == "package" and source in FAMILIES):
             raise

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normscope.cli import _options as option
-from normscope.cli._app import INTERRUPTED, app, console, errors, print_json, say_stopped
+from normscope.cli._app import app, console, errors, print_json
 from normscope.cli._index import index
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
 from normscope.core.errors import UsageError
+from normscope.core.memory import size
 from normscope.core.words import duration
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _cores() -> int:
 
 
 def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool) -> pl.DataFrame:
-    from normscope.sweeping import SweepStopped, executors, plan
+    from normscope.sweeping import SweepStopped, executors
     from normscope.sweeping import sweep as run
     from normscope.sweeping.run import state
 
@@ -202,11 +203,8 @@ def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool)
 
                 found = run(
                     grid, planned.task, kept, executor, workers=e.workers, in_flight=e.in_flight, retries=e.retries,
-                    timeout=e.timeout, memory=plan.size(e.memory), retry_failed=retry_failed, progress=tell,
+                    timeout=e.timeout, memory=size(e.memory), retry_failed=retry_failed, progress=tell,
                 )  # fmt: skip
-        except KeyboardInterrupt as stop:
-            say_stopped(stop)
-            raise typer.Exit(INTERRUPTED) from None
         except SweepStopped as stop:
             errors.print(str(stop), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from normscope.cli import _options as option
-from normscope.cli._app import INTERRUPTED, app, console, errors, print_json, say, say_stopped
+from normscope.cli._app import app, console, errors, print_json, say
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
 from normscope.core.errors import UsageError
 
@@ -58,9 +58,6 @@ def transfer(
             model, step.inputs, step.targets, step.loss, optimizer, widths=widths, depths=depths, to=large, seeds=seeds,
             steps=steps, store=store, workers=workers, progress=errors.is_terminal and not json,
         )  # fmt: skip
-    except KeyboardInterrupt as stop:
-        say_stopped(stop)
-        raise typer.Exit(INTERRUPTED) from None
     except SweepStopped as stop:
         errors.print(str(stop), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None

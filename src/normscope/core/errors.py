@@ -85,3 +85,9 @@ def shown(value: object) -> str:
     """A value in a message: as it is written, or its type where that is long."""
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def brief(text: object, most: int = 300) -> str:
+    """A text from elsewhere on one line, its middle left out where it is long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[-most // 3 :]}"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normscope.core.errors import UsageError, unknown
+from normscope.core.memory import available
 
 ROUTES = ("auto", "linearize", "jvp", "double_vjp")
 Outputs = Sequence[int] | slice | Callable[[Any], Tensor] | None
@@ -79,14 +79,4 @@ def memory_budget(given: float | None, device: torch.device) -> float:
         return float(given)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 1e9
-    try:  # a container's own limit
-        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
-        free = min(free, max(int(limit) - int(used), 0))
-    except (OSError, ValueError):  # none, or "max"
-        pass
-    return free / 2
+    return available() / 2

@@ -154,19 +154,6 @@ def checked_plot(plot: Plot) -> Plot:
     return plot
 
 
-def size(memory: str | int | None) -> int | None:
-    """Bytes, also written ``2GB`` or ``500MB`` (powers of ten)."""
-    if memory is None or (isinstance(memory, int) and not isinstance(memory, bool)):
-        return memory
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-    text = str(memory).strip().lower().removesuffix("b").removesuffix("i")
-    number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "")
-    try:
-        return int(float(number) * units[unit])
-    except ValueError:
-        raise UsageError(f"memory is written 500MB or 2GB; got {memory!r}.") from None
-
-
 def _values(name: str, value: Any, kinds: Mapping[str, str]) -> Any:
     """An axis of the file: a list as it stands, a string read as a range where the parameter is no string."""
     if not isinstance(value, str):
