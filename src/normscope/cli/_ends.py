@@ -7,13 +7,13 @@ import errno
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from threading import Event, current_thread, main_thread
 from typing import Any
 
 from normscope.core.errors import UsageError, brief
+from normscope.core.files import private_folder, put
 from normscope.core.load import Crashed, origin, user_error
 from normscope.core.memory import does_not_fit
 
@@ -86,12 +86,11 @@ def _misused(error: Any) -> tuple[int, str]:
 
 
 def _kept(error: BaseException) -> str:
-    """Where the traceback is: a file of its own that nobody else can read, or standard error."""
+    """Where the traceback is: in a folder that nobody else can read, or on standard error."""
     text = "".join(traceback.format_exception(error))
     try:
-        handle, path = tempfile.mkstemp(".txt", "normscope-traceback-")
-        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        path = private_folder("crash") / "traceback.txt"
+        put(text.encode("utf-8", "backslashreplace"), path)
         return f"The traceback is in {path}: please report it."
     except OSError:
         sys.stderr.write(text)

@@ -72,9 +72,12 @@ def sweep(
     Exit code 0: fine, 1: cells failed or the sweep stopped, 2: misuse, 130: Ctrl-C (run it again to go on).
     """
     from normscope.sweeping import Store, plan
+    from normscope.sweeping.run import check_options
     from normscope.sweeping.task import Task
 
     pages.check(csv=csv)
+    check_options(retries=retries or 0, timeout=timeout, workers=workers, memory=size(memory))
+    plan.checked_plot(plan.Plot(kind=kind or "auto"))
     drawn = tuple(m.strip() for m in metrics.split(",")) if metrics else None
     planned = _planned(
         task, words or [], seeds=plan.checked_seeds(seeds), store=store,
@@ -258,14 +261,19 @@ def _cell(value: tuple[float, float, int] | None) -> str:
 def _write(
     table: pl.DataFrame, grid: Grid, planned: Plan, pages: Pages, csv: Path | None
 ) -> tuple[list[Path], UsageError | None]:
+    from normscope.report import sweeps
+
     plot: Plot = planned.plot
 
-    def made() -> Any:
-        from normscope.report import sweeps
-
-        return sweeps.sheet_of(sweeps.Sweep(
+    def swept() -> Any:
+        return sweeps.Sweep(
             table, tuple(grid.names), planned.task, x=plot.x, y=plot.y, metrics=plot.metrics, colour=plot.colour,
             facet=plot.facet, kind=plot.kind, title=plot.title, log=plot.log,
-        ))  # fmt: skip
+        )  # fmt: skip
 
-    return attempt({**pages.writers(made), **tables(table, csv, None)})
+    written, lost = attempt({**pages.writers(lambda: sweeps.sheet_of(swept())), **tables(table, csv, None)})
+    try:
+        swept()  # a metric to draw that is in no cell is told, drawn or not
+    except UsageError as error:
+        lost = lost or error
+    return written, lost

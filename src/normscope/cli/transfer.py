@@ -9,7 +9,7 @@ import typer
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, errors, print_json, say
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
-from normscope.core.errors import UsageError
+from normscope.core.errors import MANY, UsageError, whole_number
 
 
 @app.command()
@@ -47,8 +47,12 @@ def transfer(
     from normscope.learning_rates.transfer import transfer as run
     from normscope.sweeping import SweepStopped
     from normscope.sweeping.ranges import axis
+    from normscope.sweeping.run import check_options
 
     pages.check(csv=csv)
+    whole_number("--seeds", seeds, 1, most=MANY)
+    whole_number("--steps", steps, 2)
+    check_options(workers=workers)
     widths, depths = axis(width, "--width"), axis(depth, "--depth")
     large = _size(to) if to is not None else None
     small = f"{model}{'' if model.endswith(':') else ','}width={min(widths)},depth={min(depths)}"

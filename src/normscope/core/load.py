@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from normscope.core.errors import UsageError, brief
+from normscope.core.files import expanded, whole
 
 #: A file is executed once for each content it has had: ``{path: (content, module)}``.
 _FILES: dict[Path, tuple[bytes, ModuleType]] = {}
@@ -172,7 +173,7 @@ def _parts(name: str) -> tuple[str, list[str]]:
 
 
 def _folder(target: str) -> Path:
-    return Path(target).expanduser().absolute().parent if target.endswith(".py") else Path.cwd()
+    return expanded(target).absolute().parent if target.endswith(".py") else Path.cwd()
 
 
 @contextmanager
@@ -218,9 +219,9 @@ def _take(names: set[str]) -> dict[str, ModuleType]:
 
 
 def _from_file(path: Path) -> ModuleType:
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     try:
-        source = path.read_bytes()
+        source = whole(path)
     except OSError as error:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""

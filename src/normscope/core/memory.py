@@ -58,6 +58,12 @@ def available() -> int:
     return min(free)
 
 
+def largest_file() -> int:
+    """Bytes that a file of data may take, packed or unpacked: 2 GB, or what the variable `FILE` says."""
+    asked = size(os.environ.get(FILE) or None, FILE)
+    return min(2 * 10**9, available()) if asked is None else asked
+
+
 def check_room(needed: float, what: str, do: str) -> None:
     """``UsageError`` if ``needed`` bytes are more than is `available`; ``what`` takes them, the start of a sentence."""
     if needed > 1 << 26 and needed > (free := available()):

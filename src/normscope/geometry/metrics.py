@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
+#: Below this the square of a number has fewer digits than float64's: it is subnormal below 1.5e-154.
+SMALLEST = 1e-146
+
+
 def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = None) -> dict[str, float]:
     """Metrics of one representation.
 
@@ -57,6 +61,16 @@ def _read(x: Any) -> Tensor:
     check_plain("What measure() takes", x)
     if x.dim() == 0:
         raise UsageError(f"{needs}; got a scalar. Give it an axis of samples.")
+    if x.is_complex():
+        raise UsageError(f"{needs}, real ones; got {x.dtype}. Pass torch.view_as_real(x): the parts as features.")
+    if x.dtype == torch.float64 and x.numel() and len(x):
+        longest = x.detach().abs().flatten(1).amax(1) if x.dim() > 1 else x.detach().abs()
+        small = (longest > 0) & (longest < SMALLEST)
+        if small.any():
+            raise UsageError(
+                f"{needs} whose squares float64 can hold; the largest entry of a sample is "
+                f"{float(longest[small].min()):.1e}. Scale them: x / x.abs().max()."
+            )
     return x
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 from normscope.core.errors import UsageError
-from normscope.core.files import put
+from normscope.core.files import TEMPORARY, expanded, put
 
 
 class Files(Protocol):
@@ -43,7 +42,7 @@ class Folder:
     """A folder on a local disk: a file is written under a temporary name beside its own and renamed."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = expanded(root).absolute()
         self.where = str(self.root)
         if self.root.exists() and not self.root.is_dir():
             raise UsageError(f"A store must be a folder; {self.where!r} is a file. Choose another path.")
@@ -62,7 +61,7 @@ class Folder:
                 path = f"{here}/{entry.name}" if here else entry.name
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(path)
-                else:
+                elif entry.is_file() or entry.name.endswith(TEMPORARY):  # a pipe would be waited for
                     found.append(path)
         return found
 

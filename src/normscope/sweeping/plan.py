@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from normscope.core.errors import UsageError, unknown, whole_number
+from normscope.core.errors import MANY, UsageError, unknown, whole_number
+from normscope.core.files import expanded, whole
 from normscope.sweeping.grid import Grid
 from normscope.sweeping.ranges import axis
 from normscope.sweeping.task import Task
@@ -81,9 +82,9 @@ _TOP = {"task", "grid", "zip", "cells", "seeds", "store", "executor", "plot"}
 
 def read(path: str | Path) -> Plan:
     """The plan in a TOML file. Raises ``UsageError``: no such file, no TOML, an unknown key (the nearest is named)."""
-    file = Path(path)
+    file = expanded(path)
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
+        content = tomllib.loads(whole(file).decode("utf-8"))
     except FileNotFoundError:
         raise UsageError(
             f"There is no file {str(path)!r}. A sweep is a TOML file, or --task with --PARAMETER ..."
@@ -144,7 +145,7 @@ def kinds_of(task: str) -> dict[str, str]:
 
 def checked_seeds(seeds: Any) -> int | None:
     """A number of seeds >= 1."""
-    return None if seeds is None else whole_number("seeds", seeds, 1, "It is how many there are.")
+    return None if seeds is None else whole_number("seeds", seeds, 1, "It is how many there are.", most=MANY)
 
 
 def checked_plot(plot: Plot) -> Plot:
