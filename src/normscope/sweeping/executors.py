@@ -15,6 +15,8 @@ from urllib.request import ProxyHandler, build_opener
 from normscope.core.errors import UsageError
 from normscope.sweeping import _work
 
+#: A cluster of this machine listens here alone: whoever reaches a scheduler can run code on it.
+LOOPBACK = "127.0.0.1"
 MISSING_DASK = "{} needs Dask, which is not installed ({}). Run: pip install 'normscope[dask]'"
 
 
@@ -118,7 +120,12 @@ def dask(scheduler: str | None = None, workers: int | None = None) -> Iterator[A
         _environment(_work.ONE_THREAD),
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
         LocalCluster(
-            n_workers=workers or cores(), threads_per_worker=1, dashboard_address=":0", silence_logs=50
+            n_workers=workers or cores(),
+            threads_per_worker=1,
+            host=LOOPBACK,
+            dashboard_address=f"{LOOPBACK}:0",
+            worker_dashboard_address=f"{LOOPBACK}:0",
+            silence_logs=50,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
