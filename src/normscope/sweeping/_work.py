@@ -101,6 +101,8 @@ def lost(job: Job, why: str, seconds: float = 0.0) -> Done:
 def start_worker() -> None:
     """Of a local worker process: Ctrl-C is the driver's, and without the driver there is nothing to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked while it started
     parent = multiprocessing.parent_process()
     if parent is not None:
         from multiprocessing.connection import wait

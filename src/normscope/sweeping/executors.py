@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -70,11 +72,26 @@ def local(workers: int | None = None) -> Pool:
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload([*_work.NEEDED])
+        _start_fork_server()
 
     def make() -> Executor:
         return ProcessPoolExecutor(count, mp_context=context, initializer=_work.start_worker)
 
     return Pool(None, make, count)
+
+
+def _start_fork_server() -> None:
+    """Start what the workers are forked from with Ctrl-C blocked, which it and they inherit: it is for the driver, and
+    they would tell of it while they import.
+    """
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # where it does not run yet, it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def pool_of(executor: Any, workers: int | None = None) -> Pool:
@@ -187,6 +204,7 @@ def _started(make: Callable[[], Executor] | None) -> Executor:
             'if __name__ == "__main__":'
         )
     executor = make()
+    server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
     try:
         executor.submit(_work.alive).result(timeout=300)
     except BrokenExecutor as error:
@@ -194,6 +212,11 @@ def _started(make: Callable[[], Executor] | None) -> Executor:
             "The worker processes must start; they end at once (their message is above). A script that calls sweep() "
             'needs if __name__ == "__main__": around the call.'
         ) from error
+    except BaseException:  # Ctrl-C: the server would fork for a driver that is gone; the next sweep starts another
+        if pid := getattr(server, "_forkserver_pid", None):
+            os.kill(pid, signal.SIGKILL)
+        kill(executor)
+        raise
     return executor
 
 
