@@ -14,7 +14,7 @@ from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Claim
 from normscope.claims.verdict import Verdict, blank, judge
 from normscope.core.errors import UsageError, unknown
 from normscope.core.faces import Shown, pictured, show
-from normscope.core.files import whole, write
+from normscope.core.files import expanded, whole, write
 from normscope.core.records import Record
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def verify(
 
     if size not in SIZES:
         raise UsageError(f"The size of a claim must be {' or '.join(SIZES)}; got {size!r}.")
-    if data_dir is not None and not Path(data_dir).is_dir():
+    if data_dir is not None and not expanded(data_dir).is_dir():
         raise UsageError(f"The folder of the data must exist; there is no {str(data_dir)!r}.")
     which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not which:

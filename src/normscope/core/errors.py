@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import numbers
 import operator
@@ -30,11 +31,11 @@ _HOLDS = {">=": operator.ge, ">": operator.gt, "<": operator.lt}
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     """``UsageError`` for a name that is not registered, with the nearest known name."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    names, name = sorted(map(str, known)), brief(name, 80)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     more = f", and {len(names) - MOST} more" if len(names) > MOST else ""
-    return UsageError(f"There is no {kind} {str(name)!r}.{hint} Known: {', '.join(names[:MOST])}{more}.")
+    return UsageError(f"There is no {kind} {name!r}.{hint} Known: {', '.join(names[:MOST])}{more}.")
 
 
 def whole_number(
@@ -64,7 +65,9 @@ def seeds_of(value: Any) -> tuple[int, ...]:
             f"seeds must be a whole number >= 1, or the seeds themselves; got {shown(value)}. Pass seeds=3 or [0, 1]."
         )
     given = range(whole_number("seeds", value, 1, most=MANY)) if many else value
-    found = tuple(seed_of(seed, "Each of the seeds") for seed in given)
+    found = tuple(seed_of(seed, "Each of the seeds") for seed in itertools.islice(given, MANY + 1))
+    if len(found) > MANY:
+        raise UsageError(f"seeds must be at most {MANY}; got {shown(value)}. Take fewer.")
     if not found or len(set(found)) < len(found):
         raise UsageError(f"seeds must be at least one, and different ones; got {shown(value)}. Pass seeds=3 or [0, 1].")
     return found
@@ -81,6 +84,20 @@ def finite_number(
         bounds = " and".join(f" {sign} {bound:g}" for sign, bound in sides)
         raise UsageError(f"{name} must be a finite number{bounds}; got {shown(value)}. {do}")
     return value if isinstance(value, int | float) else float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value`` as a ``bool``; ``UsageError`` for what is neither that nor 0 or 1."""
+    if isinstance(value, bool | int | type(None)) and value in (True, False, None):
+        return bool(value)
+    raise UsageError(f"{name} must be True or False; got {shown(value)}. Leave it out for the default.")
+
+
+def function_of(name: str, value: Any) -> Any:
+    """``value``, a function or ``None``; ``UsageError`` for what cannot be called."""
+    if value is None or callable(value):
+        return value
+    raise UsageError(f"{name} must be a function; got {shown(value)}. Leave it out for none.")
 
 
 def shown(value: object) -> str:

@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from normscope.core import memory
 from normscope.core.errors import UsageError, brief, shown
@@ -117,12 +117,14 @@ def _bytes(content: Content) -> bytes | memoryview:
 def check(path: str | os.PathLike[str]) -> None:
     """Raise the ``UsageError`` that `write` would raise, before the work is done; writes nothing."""
     try:
-        os.stat(path)
+        os.stat(path_text(path))
     except FileNotFoundError:
         pass
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:  # a loop of links, a name that is too long, a NUL in it
         raise UsageError(
-            f"The output path must be one that can be written; {shown(os.fspath(path))} is not "
+            f"The output path must be one that can be written; {brief(path)!r} is not "
             f"({getattr(error, 'strerror', None) or error}). Choose another path."
         ) from error
     target = Path(os.path.realpath(path) if os.path.islink(path) else path)
@@ -141,13 +143,23 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"The folder of the output must exist; there is no {str(folder)!r}. Create it first.")
 
 
+def path_text(path: Any, name: str = "A path") -> str:
+    """A path as text; ``UsageError`` for what is none."""
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise UsageError(f"{name} must be a path or a name; got {shown(path)}. Pass a string.") from None
+
+
 def expanded(path: str | os.PathLike[str]) -> Path:
     """A path of the user's, its ``~`` read; ``UsageError`` for the home of nobody, and for what no path can be."""
     try:
-        found = Path(path).expanduser()
+        found = Path(path_text(path)).expanduser()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             os.lstat(found)
     except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise UsageError(f"There must be such a path; {brief(path)!r} is none ({reason}). Name another.") from None
     return found

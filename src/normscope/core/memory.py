@@ -48,14 +48,20 @@ def available() -> int:
     with suppress(OSError, ValueError):  # none, or "max"
         limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
         free.append(max(int(limit) - int(used), 0))
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        limit_as = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit_as != resource.RLIM_INFINITY:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            free.append(max(limit_as - pages * resource.getpagesize(), 0))
+    with suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        free.append(max(addresses() - pages * os.sysconf("SC_PAGE_SIZE"), 0))
     return min(free)
+
+
+def addresses() -> int:
+    """Bytes of addresses that this process may have in all (``ulimit -v``)."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 1 << 62
+    limit: int = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 1 << 62 if limit == resource.RLIM_INFINITY else limit
 
 
 def largest_file() -> int:

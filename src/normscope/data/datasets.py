@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normscope.core.errors import UsageError, seed_of, unknown
-from normscope.core.files import expanded, whole
+from normscope.core.errors import UsageError, seed_of, unknown, whole_number
+from normscope.core.files import expanded, path_text, whole
 from normscope.core.load import call_object
 from normscope.core.registry import Registry
 from normscope.data.formats import (
@@ -113,7 +113,8 @@ def load(
     checksum; a pickle with more than arrays in it (refused, nothing executed); n < 1 or more than there are; no
     samples, or not one target a sample; an exception in the user's callable. NaNs in the data are not looked for.
     """
-    name = os.fspath(name)
+    name = path_text(name, "name")
+    whole_number("samples, the axis of the inputs that runs over samples,", samples)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):

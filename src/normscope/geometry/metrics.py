@@ -40,16 +40,16 @@ def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = Non
     Returns name -> value, in float64, NaN where the value is undefined (a batch of one has no pairs).
     Raises ``UsageError`` for an empty batch, what is no dense tensor of numbers, or an unknown name.
     """
-    x = _read(x)
+    x = representation(x)
     names = [m.name for m in METRICS.values() if m.signal == "activation"] if metrics is None else metric_names(metrics)
     chosen = [METRICS[name] for name in names]
     statistic = Statistic.of(x, exact=True, units=unit_axis(x), sequences=x)
     return evaluate([statistic], chosen)[0]
 
 
-def _read(x: Any) -> Tensor:
+def representation(x: Any, what: str = "measure") -> Tensor:
     """A representation, (n, ...): a tensor, an array, or lists of numbers."""
-    needs = "measure() needs a tensor of numbers of shape (n, ...), batch first"
+    needs = f"{what}() needs a tensor of numbers of shape (n, ...), batch first"
     if not isinstance(x, Tensor):
         try:
             x = torch.as_tensor(x)
@@ -58,7 +58,7 @@ def _read(x: Any) -> Tensor:
             raise UsageError(
                 f"{needs}; got a {type(x).__name__} (torch: {said}). Pass an array, or rows of equal length."
             ) from None
-    check_plain("What measure() takes", x)
+    check_plain(f"What {what}() takes", x)
     if x.dim() == 0:
         raise UsageError(f"{needs}; got a scalar. Give it an axis of samples.")
     if x.is_complex():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from normscope.core.errors import UsageError, seed_of, shown, whole_number
 from normscope.core.memory import check_room
 from normscope.core.spec import Spec
-from normscope.core.tensors import floating_dtype
+from normscope.core.tensors import checked_generator, floating_dtype
 from normscope.nn.activations import make_activation
 from normscope.nn.norms import make_norm
 
@@ -178,7 +178,7 @@ def build(
             raise UsageError(f"A {spec.family} needs images (channels, height, width); the samples have shape {shape}.")
     do = "Take a smaller depth or width."
     check_room(weights * dtype.itemsize + MODULE * spec.depth, f"The weights of {spec}", do)
-    generator = generator if generator is not None else torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed) if generator is None else checked_generator(generator)
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the global stream
         model = make(spec, features)
     model.to(dtype)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from normscope.core.errors import UsageError
-from normscope.core.files import TEMPORARY, expanded, put
+from normscope.core.files import expanded, path_text, put
 
 
 class Files(Protocol):
@@ -61,8 +61,10 @@ class Folder:
                 path = f"{here}/{entry.name}" if here else entry.name
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(path)
-                elif entry.is_file() or entry.name.endswith(TEMPORARY):  # a pipe would be waited for
-                    found.append(path)
+                else:
+                    with contextlib.suppress(OSError):  # a loop of links
+                        if entry.is_file():  # a pipe would be waited for
+                            found.append(path)
         return found
 
     def read(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -209,7 +211,7 @@ class Held:
 
 def files_at(where: str | os.PathLike[str]) -> Files:
     """The files of a store's address: a path, ``file://...``, or any other ``protocol://...`` of fsspec."""
-    text = os.fspath(where)
+    text = path_text(where, "A store")
     if text.startswith("file://"):
         return Folder(text.removeprefix("file://"))
     return Remote(text) if "://" in text else Folder(text)

@@ -204,6 +204,8 @@ def _started(make: Callable[[], Executor] | None) -> Executor:
             'if __name__ == "__main__":'
         )
     executor = make()
+    if not (hasattr(executor, "submit") and hasattr(executor, "shutdown")):
+        raise UsageError(f"A function for executor= must return an executor; it returned a {type(executor).__name__}.")
     server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
     try:
         executor.submit(_work.alive).result(timeout=300)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from normscope.core.errors import MANY, UsageError, unknown, whole_number
+from normscope.core.errors import MANY, UsageError, brief, unknown, whole_number
 from normscope.core.files import expanded, whole
 from normscope.sweeping.grid import Grid
 from normscope.sweeping.ranges import axis
@@ -85,14 +85,16 @@ def read(path: str | Path) -> Plan:
     file = expanded(path)
     try:
         content = tomllib.loads(whole(file).decode("utf-8"))
+    except UsageError:
+        raise
     except FileNotFoundError:
         raise UsageError(
             f"There is no file {str(path)!r}. A sweep is a TOML file, or --task with --PARAMETER ..."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The sweep must be a TOML file; {str(path)!r} cannot be read ({error}).") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}.") from error
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, lists in lists
+        raise UsageError(f"{path} is not TOML: {brief(error)}.") from error
     for key in content:
         if key not in _TOP:
             raise unknown(f"key of {file.name}", key, _TOP)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from normscope.core.errors import UsageError, finite_number, whole_number
+from normscope.core.errors import UsageError, finite_number, function_of, whole_number
 from normscope.core.files import drop_private_folders, private_folder
 from normscope.sweeping import _rows, _work
 from normscope.sweeping._files import Held
@@ -82,6 +82,7 @@ def sweep(
             f"sweep() needs a Grid; got a {type(grid).__name__}. Grid(depth=[1, 2], norm=['none', 'batch'])"
         )
     check_options(retries=retries, timeout=timeout, workers=workers, in_flight=in_flight, memory=memory)
+    function_of("each", each)
     travelling = Task.of(task)
     travelling.check(grid)
     kept = as_store(store)

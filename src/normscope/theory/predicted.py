@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from normscope.core.errors import UsageError, seed_of, whole_number
+from normscope.core.errors import UsageError, flag, seed_of, whole_number
 from normscope.core.memory import check_room
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
@@ -61,6 +61,7 @@ def predict(
     began = time.perf_counter()
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_wide(spec)
+    gradients = flag("gradients", gradients)
     check_samples(spec, start, spec.depth + 3 if gradients else 3)
     check_room(ROW * spec.depth, f"The records of {spec.depth} layers", "Take a smaller depth.")
     names = chosen_metrics(metrics)
