@@ -81,7 +81,8 @@ def _ended(child: int, seconds: float = 120) -> int | None:
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     if code is None:
-        with suppress(ChildProcessError):
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
     return code
 
@@ -322,13 +323,14 @@ def _together(count: int) -> Iterator[tuple[str, str | None]]:
         changed = not all(map(torch.equal, before, after))
         yield f"threads {number}", f"other numbers in {wrong}" if wrong else "a model was changed" if changed else None
     for number in range(share):  # fork, some while another thread measures
-        busy = threading.Thread(target=lambda: [_numbers(*pair) for pair in _nets(4)])
+        nets, spare = _nets(4), _nets(4)  # made here: torch.manual_seed has a lock that a fork must not find taken
+        busy = threading.Thread(target=lambda pairs: [_numbers(*p) for p in pairs], args=(spare,))
         if number % 2:
             busy.start()
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            os.write(write, json.dumps(_equal(_numbers(*_nets(4)[number % 4]), wanted[number % 4])).encode())
+            os.write(write, json.dumps(_equal(_numbers(*nets[number % 4]), wanted[number % 4])).encode())
             os._exit(0)
         os.close(write)
         code = _ended(child, 60)
