@@ -37,6 +37,7 @@ sys.path.insert(0, str(HERE))
 import hostile  # noqa: E402
 import ruinous  # noqa: E402
 
+MARK = f"ROBUSTNESS_OF={os.getpid()}"
 MEMORY, SECONDS = 4 << 30, 60.0
 #: What must not be left in a folder.
 PARTIAL = re.compile(r"\.tmp$|\.part$|\.partial$")
@@ -244,6 +245,18 @@ def calls(kind: Kind, root: Path, count: int) -> None:
             kind.count(name, why)
 
 
+def _ours(process: int) -> bool:
+    """Whether a process descends from this one, or was started with its environment."""
+    with suppress(OSError, ValueError):
+        if MARK.encode() in Path(f"/proc/{process}/environ").read_bytes():
+            return True
+        while process > 1:
+            if process == os.getpid():
+                return True
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
+
 class Listeners(threading.Thread):
     """Looks all the time at which sockets listen, of processes that were started here, outside the loopback."""
 
@@ -253,8 +266,9 @@ class Listeners(threading.Thread):
         self.before = self._outside()
 
     def _outside(self) -> set[str]:
-        told = subprocess.run(["ss", "-ltnH"], capture_output=True, text=True).stdout
-        places = {line.split()[3] for line in told.splitlines() if len(line.split()) > 3}
+        told = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True).stdout
+        ours = [line for line in told.splitlines() if any(map(_ours, map(int, re.findall(r"pid=(\d+)", line))))]
+        places = {line.split()[3] for line in ours}
         near = {p for p in places if p.startswith(("127.", "[::1]", "[::ffff:127."))}
         self.inside = max(getattr(self, "inside", 0), len(near))
         return places - near
@@ -283,6 +297,7 @@ def main() -> int:
             parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--out", type=Path, default=None, help="default results/robustness.md, where all kinds ran")
     given = parser.parse_args()
+    os.environ.__setitem__(*MARK.split("="))
     import_all()
     wanted = given.only.split(",")
     root = Path(tempfile.mkdtemp(prefix="robustness-"))

@@ -519,12 +519,12 @@ def test_what_is_unexpected_is_one_message_that_says_where_the_traceback_is(run,
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(importlib.import_module("normscope.cli._shared"), "check_lr", [].index)
     code, out, err = run("diagnose", SMALL)
-    (kept,) = tmp_path.iterdir()
+    (kept,) = tmp_path.glob("*/traceback.txt")
     assert (code, out, len(err.splitlines())) == (3, "", 1)
     assert err.startswith("error: Something unexpected happened in normscope: ValueError: ")
     assert str(kept) in err
     assert "Traceback" in kept.read_text()
-    assert kept.stat().st_mode & 0o777 == 0o600
+    assert kept.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_pickle_with_code_is_not_run(run, bad_files):
