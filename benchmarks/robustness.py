@@ -34,6 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import at_once  # noqa: E402
 import hostile  # noqa: E402
 import ruinous  # noqa: E402
 
@@ -283,7 +284,7 @@ KINDS: dict[str, tuple[str, Callable[[Kind, Path, int], None], int]] = {
     "lines": ("bad command lines: one clear line and code 2, or a documented result", lines, 450),
     "calls": ("bad calls: UsageError, or a result", calls, 300),
     "kills": ("kill -9 while they write: nothing lost, nothing torn", ruinous.kills, 72),
-    "together": ("threads, fork, spawn, DataLoader, asyncio: right or refused", ruinous.together, 200),
+    "together": ("threads, fork, spawn, DataLoader, asyncio: right or refused", at_once.together, 200),
     "places": ("full disk, read-only, no home, closed streams, C locale, 20 columns", ruinous.places, 0),
     "listens": ("commands with workers and clusters: nothing listens outside the loopback", ruinous.listens, 0),
 }
