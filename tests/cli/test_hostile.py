@@ -15,7 +15,7 @@ SMALL = "mlp:depth=3,width=16"
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and limits addresses")
 def test_bad_lines_and_bad_calls_are_refused_in_one_line(tmp_path):
-    words = ["--only", "lines,calls", "--lines", "50", "--calls", "60", "--out", str(tmp_path / "out.md")]
+    words = ["--only", "lines,calls", "--lines", "35", "--calls", "50", "--out", str(tmp_path / "out.md")]
     ended = subprocess.run([sys.executable, str(BENCHMARK), *words], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
     assert "Everything held." in (tmp_path / "out.md").read_text()
@@ -53,7 +53,7 @@ def test_data_is_looked_at_before_it_is_read(run, folder, monkeypatch, name, say
 
 def test_the_bound_of_a_file_can_be_raised(run, folder, monkeypatch):
     monkeypatch.setenv("NORMSCOPE_MAX_FILE", "1GB")
-    assert run("diagnose", SMALL, "--data", "packed.npz", "-n", 8, "--trial", "none")[0] == 2  # all samples are 0
+    assert run("diagnose", SMALL, "--data", "packed.npz", "-n", 8, "--trial", "none")[0] == 0
     monkeypatch.setenv("NORMSCOPE_MAX_FILE", "many")
     assert "NORMSCOPE_MAX_FILE is written" in run("diagnose", SMALL, "--data", "packed.npz", "-n", 8)[2]
 
