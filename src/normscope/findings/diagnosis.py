@@ -17,7 +17,7 @@ from normscope.call.graph import NoGradient
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.core import favourites
-from normscope.core.errors import UsageError, whole_number
+from normscope.core.errors import UsageError, flag, shown, whole_number
 from normscope.core.faces import Shown, show
 from normscope.core.records import Profile
 from normscope.core.words import version
@@ -221,6 +221,9 @@ def diagnose(
     """
     if lr is not None and not (isinstance(lr, int | float) and not isinstance(lr, bool) and 0 < lr < math.inf):
         raise UsageError(f"lr must be a positive number; got {lr!r}. Leave it out to judge no rate.")
+    theory, tokens, curvature = flag("theory", theory), flag("tokens", tokens), flag("curvature", curvature)
+    if observed is not None and not isinstance(observed, Mapping):
+        raise UsageError(f"observed must be a mapping of what was seen; got {shown(observed)}. Leave it out.")
     trial, asked = _trial(trial), wanted(rates)
     if not isinstance(model, Step):
         mode = "train" if mode is None else mode

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import first_tensor
 from normscope.call.step import Step, check_model, unwrap
 from normscope.core.errors import UsageError
+from normscope.core.tensors import checked_generator
 
 Treatable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 TREATABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -298,7 +299,7 @@ def all_or_nothing(layers: list[Layer]) -> Iterator[None]:
 
 def generator_of(generator: torch.Generator | None) -> torch.Generator:
     """The generator, or a new one of seed 0."""
-    return torch.Generator().manual_seed(0) if generator is None else generator
+    return torch.Generator().manual_seed(0) if generator is None else checked_generator(generator)
 
 
 def normal(*shape: int, generator: torch.Generator) -> Tensor:

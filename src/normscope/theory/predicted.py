@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from normscope.core.errors import UsageError, seed_of, whole_number
+from normscope.core.errors import UsageError, flag, seed_of, whole_number
+from normscope.core.memory import check_room
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
 from normscope.linalg import Array, contrasts
@@ -21,6 +22,9 @@ from normscope.theory.grams import WideLayer, check_wide, quasi_normals
 
 #: Independent sets of quasi-random points: their spread is the standard error.
 _REPLICATES = 8
+
+#: Bytes that the records of one layer take, about.
+ROW = 10_000
 
 
 def predict(
@@ -57,7 +61,9 @@ def predict(
     began = time.perf_counter()
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_wide(spec)
-    check_samples(spec, start)
+    gradients = flag("gradients", gradients)
+    check_samples(spec, start, spec.depth + 3 if gradients else 3)
+    check_room(ROW * spec.depth, f"The records of {spec.depth} layers", "Take a smaller depth.")
     names = chosen_metrics(metrics)
     log2_points, seed = _options(log2_points, seed)
     through = LayerMap.of(spec)
@@ -93,6 +99,7 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
     """The Grams of the recursion themselves, (depth + 1, n, n), Gram = X X^T / features; averages over replicates."""
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_wide(spec)
+    check_samples(spec, start, 2 * spec.depth + 3)
     log2_points, seed = _options(log2_points, seed)
     layers = _layers(spec, start.samples, log2_points, seed, LayerMap.of(spec).samples[0])
     chains = [[gram for gram, _ in _forward(spec, start, layer)] for layer in layers]
@@ -101,7 +108,7 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
 
 def _options(log2_points: int, seed: int) -> tuple[int, int]:
     do = "2**log2_points neurons are averaged; the default is 12."
-    return whole_number("log2_points", log2_points, 0, do), seed_of(seed)
+    return whole_number("log2_points", log2_points, 0, do, most=24), seed_of(seed)
 
 
 def _layers(spec: Spec, samples: int, log2_points: int, seed: int, sampled: bool) -> list[WideLayer]:
