@@ -104,6 +104,11 @@ def side_by_side(
         yield u
 
 
+def shifted(draw: Callable[[], Tensor], by: float) -> Callable[[], Tensor]:
+    """The same draws with a mean."""
+    return lambda: draw() + by
+
+
 def normal_weights(chains: int, d: int, generator: torch.Generator) -> Callable[[], Tensor]:
     """Draws of N(0, 1/d) weights (chains, d, d)."""
     return lambda: torch.randn(chains, d, d, dtype=torch.float64, generator=generator) / math.sqrt(d)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from normscope.claims._chains import gaussian, normal_weights, side_by_side
+from normscope.claims._chains import gaussian, normal_weights, shifted, side_by_side
 from normscope.claims._tables import highest, lowest, mean_and_error, slope_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
@@ -33,12 +33,9 @@ def _deviation(
     """L = E|M - E M| of M = Q Q^T / d (n = 4, rows of Q of norm 1), its standard error, and |E M - I/n|."""
     run, n = Run(seed), 4
     name, argument = _FIGURE_6[activation]
-    normal = normal_weights(chains, d, run.generator(d))
+    draw = shifted(normal_weights(chains, d, run.generator(d)), mean / math.sqrt(d))
     x = torch.from_numpy(gaussian(run, chains, n, d, stream=d))
-    shift = mean / math.sqrt(d)
-    steps = side_by_side(
-        x, layers, lambda: normal() + shift, recenter=recenter, activation=name, argument=argument / math.sqrt(n)
-    )
+    steps = side_by_side(x, layers, draw, recenter=recenter, activation=name, argument=argument / math.sqrt(n))
     m = np.stack([(u @ u.transpose(1, 2)).numpy() / (n * d) for layer, u in enumerate(steps) if layer >= 30])
     settled = m.mean((0, 1))
     apart = np.sqrt(np.square(m - settled).sum((-2, -1)))

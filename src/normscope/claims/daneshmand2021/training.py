@@ -91,10 +91,7 @@ def fig3a(
                 "loss, deepest minus shallowest", worse, 0.3, stderr=worse_error, reason="chosen by us; .7 in a re-run"
             ),
         ),
-        (
-            with_range("initial gap", x, gaps, "initial gap V"),
-            with_range("training loss", x, losses, "training loss"),
-        ),
+        (with_range("initial gap", x, gaps, "initial gap V"), with_range("training loss", x, losses, "training loss")),
     )
 
 
@@ -126,13 +123,10 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
     v, loss = np.array(gaps), np.array(losses)
     fall, error = mean_and_error(v[:, 0] - v[:, -1])
     less, less_error = mean_and_error(loss[:, 0] - loss[:, -1])
-    both = [float(np.corrcoef(a[1:], b)[0, 1]) for a, b in zip(v, loss, strict=True)]
-    together, spread = mean_and_error(both)
     return Evidence(
         (
             at_least("fall of the gap", fall, 0.1, stderr=error, reason="chosen by us; .21 in another group's run"),
             at_least("fall of the loss", less, 0.5, stderr=less_error, reason="chosen by us"),
-            at_least("correlation of gap and loss over epochs", together, 0.5, stderr=spread, reason="together"),
         ),
         (
             with_range("gap", range(epochs + 1), v.T, "gap V of the outputs"),
@@ -145,7 +139,8 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
     "fig4", "Iterative orthogonalization avoids the slowdown that depth brings to Xavier initialization.", where="Fig. "
     "4",
     covers="Fig.4 C25", quick={"depths": (15, 75), "width": 100, "images": 1440, "epochs": 7, "batch": 50, "nets": 2},
-    full=FULL, control={"how": "haar"}, because="with a random V' in place of the slice deep nets diverge at once",
+    full=FULL, control=({"how": "haar"}, {"plain": "identity", "nets": 1}),
+    because="with a random V' in place of the slice deep nets diverge at once; and identity layers show no slowdown",
     seconds=(16, 40000), axes=Axes("depth", "training loss"), needs="a GPU, about 2 h",
 )  # fmt: skip
 def fig4(
@@ -157,6 +152,7 @@ def fig4(
     batch: int,
     nets: int,
     how: str = "orthogonal",
+    plain: str = "xavier",
 ) -> Evidence:
     """Equation 6 (power 1/2, sliced V', Frobenius norm 1) from 3 width samples, against Xavier; loss of the last epoch.
 
@@ -165,32 +161,29 @@ def fig4(
     CIFAR-10, the specification asks only that its loss be below Xavier's; on digits we ask for three quarters.
     """
     data = load(run, "cifar10", images, signed=True)
-    arms = {"Xavier": "xavier", "orthogonalized": how}
+    arms = {"Xavier": plain, "orthogonalized": how}
     losses = {name: np.zeros((len(depths), nets)) for name in arms}
     for name, kind in arms.items():
         for i, depth in enumerate(depths):
             for net in range(nets):
                 model = prepared(mlp(run, data.inputs.shape[1], depth, width, net), kind, data.inputs[: 3 * width])
                 losses[name][i, net] = train(run, model, data, epochs=epochs, lr=0.01, batch=batch).last
-    plain, ours = losses["Xavier"], losses["orthogonalized"]
+    xavier, ours = losses["Xavier"], losses["orthogonalized"]
     small = data.name == "digits"
     bound, why = (0.75, "chosen by us") if small else (1.0, "the specification's criterion: below")
-    ratio = float(ours[-1].max() / plain[-1].min())
+    ratio = float(ours[-1].max() / xavier[-1].min())
     readings = [at_most(f"orthogonalized over Xavier, depth {depths[-1]}", ratio, bound, reason=why)]
     with np.errstate(invalid="ignore"):  # the control's runs diverge
-        rises = float(ours[-1].mean() - ours[0].mean()), float(plain[-1].mean() - plain[0].mean())
+        rises = float(ours[-1].mean() - ours[0].mean()), float(xavier[-1].mean() - xavier[0].mean())
     readings.append(
         at_most("its rise with depth over Xavier's", rises[0] / rises[1], 0.5, reason="half of Xavier's rise")
     )
     if small:
         readings.append(
-            at_least(f"Xavier, depth {depths[-1]}", float(plain[-1].min()), 1.5, reason="1.9 to 2.1 at this size")
+            at_least(f"Xavier, depth {depths[-1]}", float(xavier[-1].min()), 1.5, reason="1.9 to 2.1 at this size")
         )
     x = list(depths)
-    return Evidence(
-        tuple(readings),
-        tuple(with_range(name, x, v) for name, v in losses.items()),
-    )
+    return Evidence(tuple(readings), tuple(with_range(name, x, v) for name, v in losses.items()))
 
 
 @PAPER.claim(
@@ -261,5 +254,5 @@ def slice_is_identity(run: Run, depth: int, width: int, nets: int, basis: str = 
         v.append(hidden_gap(half, data.inputs[-50:]))
     yield at_most("distance from c I at layer 12", highest(distance), 0.25, reason=".05 on the specification's data")
     yield at_most(
-        "V of the last hidden layer, power 1/2", highest(v), 0.45, reason=".16 to .19 on the specification's data"
+        "V of the last hidden layer, power 1/2", highest(v), 0.25, reason=".16 to .19 on the specification's data"
     )

@@ -159,12 +159,14 @@ def largest(kernel: Array) -> float:
     return float(eigsh(kernel, 1, which="LA", tol=1e-5, v0=start, return_eigenvectors=False)[0])
 
 
-def in_place(run: Run, kind: Kind, width: int, outputs: int) -> float:
-    """lambda_max of a net with the norm of its outputs in place, training mode, over that of the projected Gram."""
+def in_place(run: Run, kind: Kind, width: int, outputs: int, projected: str) -> float:
+    """lambda_max of a net with the norm of its outputs in place, training mode, over that of the Gram behind
+    ``projected``.
+    """
     kernel, f = next(grams(run, kind, (width,) * kind.layers + (outputs,), width, 1))
     model = net(kind, width, outputs, run.generator(width))
     found = spectrum(fisher(model, batch(run, width, width, width + 500_000)), tol=1e-4, method="lanczos").largest
-    return found / largest(behind(kernel, f, kind.last))
+    return found / largest(behind(kernel, f, projected))
 
 
 def plain(

@@ -8,18 +8,7 @@ import numpy as np
 
 from normscope.claims._tables import Array, lowest, mean_and_error, ratio_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
-from normscope.claims.karakida2019._paper import (
-    PAPER,
-    RELU,
-    TANH,
-    Kind,
-    batch,
-    behind,
-    grams,
-    largest,
-    net,
-    theory,
-)
+from normscope.claims.karakida2019._paper import PAPER, RELU, TANH, Kind, batch, behind, grams, largest, net, theory
 from normscope.claims.reading import Reading, at_least, between, near
 from normscope.curvature import ntk
 

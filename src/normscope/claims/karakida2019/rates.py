@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -88,16 +87,11 @@ def critical_rate_claim(
             rates[name][m] = mean_and_error([f.rate for f in found])
             units[name][m] = mean_and_error([f.margin for f in found])
     readings = [
-        between(
-            f"eta_c lambda_max / 2, none, M = {m}", value, 1.0, 1.4, stderr=error, reason="the specification's band"
-        )
+        between(f"eta_c lambda_max / 2, none, M = {m}", value, 1.0, 1.4 if m < 400 else 1.12, stderr=error,
+                reason="the specification's band; it tends to 1: 1.07 at M = 400 there")
         for m, (value, error) in units["none"].items()
         if m >= 100
-    ]
-    (a, ea), (b, eb) = units["none"][100], units["none"][400]
-    readings.append(
-        at_most("the same, M = 400 less M = 100", b - a, 0.0, stderr=math.hypot(ea, eb), reason="it tends to 1")
-    )
+    ]  # fmt: skip
     value, error = ratio_and_error(rates["mean subtraction"][400], rates["mean subtraction"][100])
     readings.append(between("eta_c with mean subtraction, M = 400 over 100", value, 0.85, 1.2, expected=0.654 / 0.634,
                             stderr=error, reason="the specification's band"))  # fmt: skip
@@ -119,11 +113,13 @@ def _critical(run: Run, kind: Kind, width: int, r: int) -> CriticalRate:
 @PAPER.claim(
     "fig-b", "The map of losses over width and rate: exploded above the line 2/lambda_max without normalization only.",
     where="slide 40", covers="Fig.B", quick={"widths": (20, 50, 100), "steps": 20},
-    full={"widths": (10, 20, 50, 100, 200, 500, 1000), "steps": 100}, control={"last": "batch_recenter"},
-    because="with mean subtraction far larger rates are stable", seconds=(1, 600),
+    full={"widths": (10, 20, 50, 100, 200, 500, 1000), "steps": 100}, 
+    control=({"last": "batch_recenter"}, {"times": 10.0}),
+    because="with mean subtraction far larger rates are stable; and ten times the limit is too much",
+    seconds=(1, 600),
     axes=Axes("width M", "rate", True, True),
 )  # fmt: skip
-def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Evidence:
+def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none", times: float = 1.0) -> Evidence:
     """ReLU nets (4, 1), N = M, random targets, full-batch descent at a third, once and six times the theory's
     2/lambda_max. Data, steps and explosion criterion of the paper are unknown: ours is that the loss ever exceeds its
     first value. The paper's lines are .0425 at M = 10 and 4.2e-4 at M = 1000, and .203 with mean subtraction.
@@ -134,7 +130,7 @@ def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Ev
         for r in range(3):
             model = net(kind, m, 1, run.generator(10 * m + r), torch.float64)
             x, y = batch(run, m, m, 7 + 10 * m + r, torch.float64), batch(run, m, 1, 5000 + 10 * m + r, torch.float64)
-            limit = 2 / own.top(m, m)
+            limit = times * 2 / own.top(m, m)
             low, high = descend(model, x, y, "squared_error", rates=[limit / 3, 6 * limit], steps=steps)
             below, above = below + low.exceeded, above + high.exceeded
     count = 3 * len(widths)
@@ -155,12 +151,13 @@ def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Ev
 
 @PAPER.claim(
     "optimisers", "Momentum, Nesterov, averaged momentum and weight decay move the limit by known factors.",
-    where="our section 8", covers="S8.rates", quick={}, control={"momentum": 0.5},
-    because="another momentum has other factors", seconds=(3.5, 3.5),
+    where="our section 8", covers="S8.rates", quick={},
+    control=({"momentum": 0.5, "weight_decay": 0.0}, {"assumed": 6.0}),
+    because="another momentum, decay or curvature has another limit", seconds=(3.5, 3.5),
 )  # fmt: skip
-def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
-    """Largest stable rate on a quadratic of curvature 3, by bisection with torch's optimisers, over the formula: 2,
-    3.8, 1.357 and 38 over the curvature.
+def optimisers(run: Run, momentum: float = 0.9, weight_decay: float = 0.5, assumed: float = 3.0) -> Iterator[Reading]:
+    """Largest stable rate on a quadratic of curvature 3, by torch's optimisers, over the formula: 2, 3.8, 1.357 and 38
+    over the curvature; and the same with weight decay, which adds to it.
     """
     curvature = 3.0
     options: dict[str, dict[str, object]] = {
@@ -171,7 +168,7 @@ def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
     def diverges(rate: float, more: dict[str, object]) -> bool:
         x = torch.ones(1, dtype=torch.float64, requires_grad=True)
         optimiser = torch.optim.SGD([x], lr=rate, **more)  # type: ignore[arg-type]
-        for _ in range(1500):
+        for _ in range(800):
             optimiser.zero_grad()
             (curvature * x.square() / 2).sum().backward()
             optimiser.step()
@@ -179,17 +176,21 @@ def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
                 return True
         return False
 
-    for name, limit in stable_rates(curvature, momentum).items():
-        stable, unstable = (not diverges(0.98 * limit, options[name]), diverges(1.02 * limit, options[name]))
-        yield near(f"{name} turns at its limit", float(stable and unstable), 1.0, 0.1, reason="2 % below and above")
+    for decay, words in ((0.0, ""), (weight_decay, ", weight decay")):
+        for name, limit in stable_rates(assumed, momentum, decay).items():
+            options[name]["weight_decay"] = 0.5 if words else 0.0
+            stable, unstable = (not diverges(0.98 * limit, options[name]), diverges(1.02 * limit, options[name]))
+            turns = float(stable and unstable)
+            yield near(f"{name} turns at its limit{words}", turns, 1.0, 0.1, reason="2 % below and above")
 
 
 @PAPER.claim(
     "lazy-training", "During wide training with cross-entropy the Fisher of the squared loss stays, the softmax one "
     "falls.",
     where="PS21, Fig. 5", covers="Fig.F S3.lazy", quick={"width": 300, "samples": 40, "steps": 400},
-    full={"width": 2000, "samples": 100, "steps": 2000}, control={"scale": 0.0}, because="without steps nothing falls",
-    seconds=(1.2, 600), axes=Axes("step", "lambda_max", False, True),
+    full={"width": 2000, "samples": 100, "steps": 2000}, control=({"scale": 0.0}, {"width": 10, "scale": 4.0}),
+    because="without steps nothing falls; and a narrow net at large steps does not stay", seconds=(1.2, 600),
+    axes=Axes("step", "lambda_max", False, True),
 )  # fmt: skip
 def lazy_training(run: Run, width: int, samples: int, steps: int, scale: float = 1.0) -> Evidence:
     """Full-batch descent with cross-entropy on labels of a random teacher, two outputs, tanh: lambda_max of the squared

@@ -13,15 +13,16 @@ from normscope.claims.claim import Run
 from normscope.claims.nachum2024._paper import PAPER, representations
 from normscope.claims.reading import Reading, at_least, at_most, near
 from normscope.core.spec import Spec
+from normscope.geometry.metrics import measure
 from normscope.geometry.shapes import configuration
 
 
 @PAPER.claim(
     "detector-planted", "The detector names planted states: odd, ray, line, clusters, equal angles, a point.",
-    where="our section 5", covers="S5.planted", quick={"noise": 0.02}, control={"noise": 5.0},
-    because="noise larger than the states drowns them", seconds=(0.1, 0.1),
+    where="our section 5", covers="S5.planted", quick={"noise": 0.02}, control=({"noise": 50.0}, {"turn": 1}),
+    because="noise larger than the states drowns them; and each state has the label of no other", seconds=(0.1, 0.1),
 )  # fmt: skip
-def detector_planted(run: Run, noise: float) -> Iterator[Reading]:
+def detector_planted(run: Run, noise: float, turn: int = 0) -> Iterator[Reading]:
     """Batches of the shapes of our table with 2 % noise: the label, the index of the odd sample, the number of
     clusters.
     """
@@ -35,13 +36,15 @@ def detector_planted(run: Run, noise: float) -> Iterator[Reading]:
     states["clusters"][:4, 0] += 3
     states["clusters"][4:, 1] += 1
     states["equiangular"][:, :n] += np.eye(n)
-    for label, x in states.items():
-        found = configuration(torch.from_numpy(x))
+    states["point"] = np.ones((n, d))
+    names = list(states)
+    for i, label in enumerate(names):
+        found = configuration(torch.from_numpy(states[names[(i + turn) % len(names)]]))
         yield near(f"{label} named", float(found.label == label), 1, 0.1, reason=f"said {found.label}")
-    yield near("index of the odd sample", configuration(torch.from_numpy(states["odd"])).index, 3, 0.1)
+    odd = torch.from_numpy(states["odd"])
+    yield near("index of the odd sample", configuration(odd).index, 3, 0.1)
+    yield near("the metric's index", measure(odd, ["odd_point_index"])["odd_point_index"], 3, 0.1)
     yield near("number of far samples", configuration(torch.from_numpy(states["clusters"])).clusters, 4, 0.1)
-    point = configuration(torch.ones(n, d, dtype=torch.float64) + 0.0 * torch.from_numpy(blank))
-    yield near("point named", float(point.label == "point"), 1, 0.1)
 
 
 @PAPER.claim(

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from normscope.claims._tables import highest, lowest
 from normscope.claims.claim import Axes, Curve, Evidence, Run
-from normscope.claims.nachum2024._paper import (
-    PAPER,
-    activation_of,
-    cosines,
-    follow,
-    odd_state,
-    share,
-    variance_ratio,
-)
+from normscope.claims.nachum2024._paper import PAPER, activation_of, cosines, follow, odd_state, share, variance_ratio
 from normscope.claims.reading import Reading, at_least, at_most, between, near
 from normscope.core.spec import Spec
 from normscope.theory import predicted_grams
@@ -37,11 +30,20 @@ STATES = {
 }
 
 
-def slope_of_map(t: float, n: float, slope: float = 0.0, rescale: bool = False) -> float:
-    """Derivative of the reduced map by central differences."""
+def _slope(step: Callable[[float], float], t: float, n: float) -> float:
+    """Derivative of a map of t by central differences."""
     e = 1e-5 * (t - 1 / (n - 1) ** 2)
-    up, down = (odd_point.reduced_map(t + s, n, slope, rescale) for s in (e, -e))
-    return (up - down) / (2 * e)
+    return (step(t + e) - step(t - e)) / (2 * e)
+
+
+def slope_of_map(t: float, n: float, slope: float = 0.0, rescale: bool = False) -> float:
+    """Derivative of the reduced map."""
+    return _slope(lambda v: odd_point.reduced_map(v, n, slope, rescale), t, n)
+
+
+def _layer(t: float, n: int, norm: str) -> float:
+    """t after one layer of the full Gram recursion."""
+    return variance_ratio(predicted_grams(Spec(depth=1, width=8, norm=norm), odd_state(n, t))[1])
 
 
 @PAPER.claim(
@@ -106,13 +108,14 @@ def spread_grows(run: Run, sizes: Sequence[int], groups: Sequence[int], activati
 @PAPER.claim(
     "odd-fixed-points", "Recentring + ReLU have a fuzzy cluster + odd point as a fixed point for n >= 7, and a saddle.",
     where="our 3.2, table", covers="D4 3.2.table", quick={"sizes": (7, 8, 16, 32), "layers": 500},
-    full={"sizes": tuple(STATES), "layers": 3000}, control={"norm": "none"},
-    because="without recentring the batch becomes one ray", seconds=(2.2, 60),
+    full={"sizes": tuple(STATES), "layers": 3000}, control=({"norm": "none"}, {"norm": "batch", "layers": 100}),
+    because="without recentring the batch becomes one ray; and rescaling moves the states and changes the rates",
+    seconds=(2.2, 60),
     axes=Axes("samples n", "1 - R2", True, True),
 )  # fmt: skip
 def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "batch_recenter") -> Evidence:
     """The full Gram recursion from 1.5 times the perfect spread, many layers on, against the table of fixed points:
-    t, R2, angle, norm ratio, mean cosine; the law's fixed point, its slope and the saddle.
+    t, R2, angle, norm ratio, mean cosine, the slope of the map there, and the saddle, which a layer keeps.
     """
     readings, share_lost = [], []
     for n in sizes:
@@ -130,9 +133,9 @@ def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "b
             ),
             near(f"cosine odd-cluster, n = {n}", float(pairs[0]), cosine, 2e-5, reason="digits of the table"),
             near(f"cosine in the cluster, n = {n}", float(pairs[-1]), inner, 2e-4, reason="digits of the table"),
-            near(f"law's fixed point, n = {n}", odd_point.odd_fixed_point(n) or math.nan, t, relative=1e-4),
-            near(f"slope, n = {n}", slope_of_map(t, n), slope, relative=1e-3, reason="the specification's tolerance"),
-            near(f"saddle, n = {n}", odd_point.odd_saddle(n) or math.nan, saddle, 1e-4, reason="digits of the table"),
+            near(f"slope, n = {n}", _slope(partial(_layer, n=n, norm=norm), t, n), slope, relative=1e-3,
+                 reason="the specification's tolerance"),
+            near(f"saddle, a layer on, n = {n}", _layer(saddle, n, norm), saddle, 1e-4, reason="digits of the table"),
         ]  # fmt: skip
     return Evidence(
         tuple(readings),
@@ -145,13 +148,15 @@ def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "b
 
 @PAPER.claim(
     "threshold", "The odd state exists for n >= 7 samples only; the threshold is n* = 6.107.", where="our 3.2",
-    covers="D5 3.2.threshold F3", quick={"layers": 1000}, full={"layers": 4000}, control={"norm": "none"},
-    because="without recentring the batch becomes one ray", seconds=(2.7, 3.9),
+    covers="D5 3.2.threshold F3", quick={"layers": 1000}, full={"layers": 4000},
+    control={"norm": "none", "rescale": True},
+    because="without recentring the batch becomes one ray; with rescaling few samples have no odd state",
+    seconds=(2.7, 3.9),
     axes=Axes("t", "t of the next layer", True, True),
 )  # fmt: skip
-def threshold(run: Run, layers: int, norm: str = "batch_recenter") -> Evidence:
+def threshold(run: Run, layers: int, norm: str = "batch_recenter", rescale: bool = False) -> Evidence:
     """A planted odd point through the Gram recursion: six samples relax to equal shares, seven and eight keep it. The
-    law's own threshold in real n by bisection; and the cobweb of the reduced map for n = 6, 7, 16.
+    threshold in real n, from which on the reduced map dips below the diagonal; and its cobweb for n = 6, 7, 16.
     """
     readings = []
     for n, expected in ((6, 0.2), (7, 0.8304), (8, 0.9009)):
@@ -160,14 +165,16 @@ def threshold(run: Run, layers: int, norm: str = "batch_recenter") -> Evidence:
     low, high = 6.0, 7.0
     while high - low > 2e-3:
         middle = (low + high) / 2
-        low, high = (middle, high) if odd_point.odd_fixed_point(middle) is None else (low, middle)
+        t = np.geomspace(1.001 / (middle - 1) ** 2, 0.9, 200)
+        dips = lowest(odd_point.reduced_map(v, middle, rescale=rescale) / v for v in t) < 1
+        low, high = (low, middle) if dips else (middle, high)
     readings.append(near("threshold n*", (low + high) / 2, 6.107, 0.02, reason="the specification's tolerance"))
     curves = []
     for n in (6, 7, 16):
         t = np.geomspace(1.001 / (n - 1) ** 2, 1, 60)
-        for rescale in (False, True):
-            y = [odd_point.reduced_map(v, n, rescale=rescale) for v in t]
-            panel = "recentred and rescaled" if rescale else "recentred"
+        for both in (False, True):
+            y = [odd_point.reduced_map(v, n, rescale=both) for v in t]
+            panel = "recentred and rescaled" if both else "recentred"
             curves.append(Curve(f"n = {n}", t.tolist(), y, "theory", panel=panel))
     return Evidence(tuple(readings), tuple(curves))
 
@@ -262,17 +269,23 @@ def separation_depth(run: Run, n: int, excesses: Sequence[float], slope: float =
 @PAPER.claim(
     "basin-edge", "One sample with a centred norm^2 about 2.3/n larger leaves the equiangular state.", where="our 3.3",
     covers="3.3.basin", quick={"sizes": (64, 128), "layers": 3000}, full={"sizes": (64, 128, 256), "layers": 6000},
-    control={"rescale": True}, because="with rescaling the symmetric state draws it back", seconds=(2.8, 7.1),
+    control=({"rescale": True, "layers": 500}, {"swap": True}),
+    because="with rescaling the symmetric state draws it back; and the other excess ends in the other state",
+    seconds=(2.8, 7.1),
 )  # fmt: skip
-def basin_edge(run: Run, sizes: Sequence[int], layers: int, rescale: bool = False) -> Iterator[Reading]:
+def basin_edge(
+    run: Run, sizes: Sequence[int], layers: int, rescale: bool = False, swap: bool = False
+) -> Iterator[Reading]:
     """The saddle between the two attractors sits at n(1 - t) = 2.3 to 2.45; the reduced map started on either side of
     it ends in the odd or in the equiangular state.
     """
     for n in sizes:
-        saddle = odd_point.odd_saddle(n) or math.nan
-        yield between(f"n (1 - t) at the saddle, n = {n}", n * (1 - saddle), 2.25, 2.45, reason="table of our 3.2")
+        excesses = np.linspace(1.5, 3.5, 201)
+        drift = [odd_point.reduced_map(1 - e / n, n, rescale=rescale) - 1 + e / n for e in excesses]
+        edge = float(excesses[int(np.argmax(np.array(drift) < 0))])  # the first if all drift back
+        yield between(f"n (1 - t) at the saddle, n = {n}", edge, 2.25, 2.45, reason="table of our 3.2")
         for excess, odd in ((2.0, False), (2.8, True)):
-            t = 1 - excess / n
+            t = 1 - (4.8 - excess if swap else excess) / n
             for _ in range(layers):
                 t = odd_point.reduced_map(t, n, rescale=rescale)
             end, name = odd_point.odd_share(t, n), f"R2 from an excess of {excess:g}/n, n = {n}"

@@ -53,7 +53,8 @@ def odd_point_appears(
                 reason="4 x 10 seeds: all"),
         between("median R2", float(np.median(score)), low, high, expected=0.9898 if n == 16 else None,
                 reason="4 x 10 seeds: .986-.991"),
-        at_least("median coherence", float(np.median(coherence)), 0.75, reason="4 x 10 seeds: .863-.888"),
+        between("median coherence", float(np.median(coherence)), *((0.75, 0.93) if n == 16 else (0.95, 1.0)),
+                reason="4 x 10 seeds: .863-.888; the fixed points have .866 and, at n = 64, .990"),
     ]  # fmt: skip
     kept = []
     for r in range(nets):
@@ -103,7 +104,8 @@ def equiangular(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "b
     "rescaling-alone", "Rescaling without recentring and ReLU: equal angles, mean cosine .5084.", where="our 3.7",
     covers="D9", quick={"n": 16, "d": 300, "layers": 100, "runs": 5},
     full={"n": 16, "d": 3000, "layers": 100, "runs": 5},
-    control={"norm": "batch"}, because="recentring too brings the cosine to .2857", seconds=(0.3, 0.7),
+    control={"norm": "batch_recenter", "layers": 300}, because="recentring in its place brings an odd point",
+    seconds=(0.3, 0.7),
 )  # fmt: skip
 def rescaling_alone(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_rescale") -> Iterator[Reading]:
     """Mean cosine over pairs at the last layers, averaged over chains."""
@@ -174,17 +176,20 @@ def odd_activations(
     "heavy-samples", "Complete batch norm on large batches: several heavy samples over an equiangular bulk.",
     where="our 3.6", covers="D22 3.6.samples F5", quick={"sizes": (32, 128), "d": 400, "layers": 180, "burn": 120},
     full={"sizes": (16, 32, 48, 64, 96, 128, 256), "d": 1000, "layers": 300, "burn": 150},
-    control={"activation": "tanh"}, because="an odd activation has no drive", seconds=(4.1, 400),
+    control=({"activation": "tanh"}, {"norm": "batch_recenter", "sizes": (32,)}),
+    because="an odd activation has no drive; and without rescaling 32 samples get an odd point", seconds=(4.1, 400),
     axes=Axes("samples n", "max / median centred variance", True, True),
 )  # fmt: skip
-def heavy_samples(run: Run, sizes: Sequence[int], d: int, layers: int, burn: int, activation: str = "relu") -> Evidence:
+def heavy_samples(
+    run: Run, sizes: Sequence[int], d: int, layers: int, burn: int, activation: str = "relu", norm: str = "batch"
+) -> Evidence:
     """Largest over median centred squared norm, median over the later layers of a net with explicit weights: below 3 at
     32 samples, above 6 at 128. The specification measured 1.22, 1.56, 1.86, 6.9, 11.7, 19 at n = 16 to 128, d = 1000.
     """
     ratios, readings = [], []
     for n in sizes:
         kept = []
-        spec = Spec(depth=layers, width=d, norm="batch", activation=activation)
+        spec = Spec(depth=layers, width=d, norm=norm, activation=activation)
         for i, h in enumerate(representations(spec, gaussian(run, n, d, stream=n), run.generator(1000 + n))):
             if i >= burn and i % 5 == 0:
                 v = np.square(h - h.mean(0)).sum(1)
