@@ -88,8 +88,6 @@ def collapse(
     (a) QR iteration on explicit products of N(0, 1) matrices against them; (b) the median participation rank of
     simulated chains at 5 d layers, and the first layer at which it is below 1.01, in widths.
     """
-    from scipy.special import digamma
-
     rng = np.random.default_rng([run.seed, 2])
     for d in exponents:
         q, logs = np.broadcast_to(np.eye(d), (64, d, d)), []
@@ -97,7 +95,7 @@ def collapse(
             q, r = np.linalg.qr((rng.standard_normal((64, d, d)) + skip * np.eye(d)) @ q)
             logs.append(np.log(np.abs(np.einsum("cii->ci", r))))
         found = np.mean(logs, 0)
-        law = 0.5 * (math.log(2) + digamma((d - np.arange(d)) / 2))
+        law = rank.lyapunov_exponents(d)
         error = found.std(0, ddof=1) / 8
         apart = np.abs(found.mean(0) - law)
         yield at_most(f"largest |mu_i - law| in s.e., d = {d}", float((apart / error).max()), 4, reason="4 s.e.")

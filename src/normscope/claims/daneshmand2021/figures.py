@@ -13,6 +13,7 @@ from normscope.claims._tables import mean_and_error, series, slope_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, near
+from normscope.theory.laws import orthogonality
 
 GAP = ["orthogonality_gap"]
 
@@ -39,10 +40,10 @@ def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale"
     vanilla = series(
         simulated(run, linear(49, 32, plain), padded([1, 1], 32), metric, chains=vanilla_chains, stream=1), metric[0]
     )
-    readings = []
+    readings, settled = [], orthogonality.stationary_cosine(32)
     mean, error = mean_and_error(ours[20:50].mean(0))
     readings.append(
-        near("batch norm, layers 21-50", mean, 0.117, 0.015, stderr=error, printed=0.13, reason="three s.d.")
+        near("batch norm, layers 21-50", mean, settled, 0.015, stderr=error, printed=0.13, reason="three s.d.")
     )
     for layer, expected, printed in ((5, 0.702, None), (7, 0.275, 0.31), (10, 0.123, 0.135)):
         mean, error = mean_and_error(ours[layer - 1])
@@ -58,7 +59,7 @@ def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale"
         (
             with_band("batch norm", x_axis, ours[:50]),
             with_band("vanilla", x_axis, vanilla[:50]),
-            Curve("batch norm, settled", [20, 50], [math.sqrt(4 / (3 * math.pi * 32))] * 2, "theory"),
+            Curve("batch norm, settled", [20, 50], [settled] * 2, "theory"),
             Curve("batch norm", [1, 3, 7, 10, 30, 50], [1.0, 1.0, 0.31, 0.135, 0.135, 0.135], "printed"),
             Curve("vanilla", [1, 10, 20, 40, 50], [0.0, 0.35, 0.6, 0.6, 0.76], "printed"),
         ),
@@ -77,14 +78,12 @@ def vanilla_law(run: Run, chains: int, norm: str = "none") -> Iterable[Reading]:
     d = 32 after 49 layers: E log sin^2 of two samples, and of three samples the isometry gap, n times which is
     n log(tr/n) - log det.
     """
-    from scipy.special import digamma
-
     depth, d = 49, 32
     spec = linear(depth, d, norm)
     found = simulated(run, spec, padded([1, 1], d), ["mean_abs_cosine"], chains=chains, every=depth)
     cosine = series(found, "mean_abs_cosine", depth)[0]
     mean, error = mean_and_error(np.log((1 - cosine) * (1 + cosine)))
-    expected = depth * (digamma((d - 1) / 2) - digamma(d / 2))
+    expected = orthogonality.vanilla_log_sine(d, depth)
     yield near(
         "E log sin^2 of the angle", mean, expected, 0.15, stderr=error, reason="four standard errors of 2000 runs"
     )
@@ -92,7 +91,7 @@ def vanilla_law(run: Run, chains: int, norm: str = "none") -> Iterable[Reading]:
     trace = 3 * d * series(found, "rms", depth)[0] ** 2
     log_det = 3 * np.log(trace / 3) - 3 * series(found, "isometry_gap", depth)[0]
     mean, error = mean_and_error(log_det)
-    expected = depth * sum(digamma((d - i) / 2) + math.log(2 / d) for i in range(3))
+    expected = orthogonality.vanilla_log_det(3, d, depth)
     yield near(
         "E log det of three samples", mean, expected, 0.25, stderr=error, reason="four standard errors of 2000 runs"
     )

@@ -11,6 +11,7 @@ from normscope.claims._tables import highest, mean_and_error, slope_and_error
 from normscope.claims.claim import Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_most, near
+from normscope.theory.laws import orthogonality
 
 
 @PAPER.claim(
@@ -42,10 +43,11 @@ def gaussian_limit(
             v = gap_of(c)
             ts.append(t)
             errors.append(error / t)
-            chain += [t / (n * np.square(v).mean()), np.square(v).mean() / (2 * v.mean())]
+            middle = n * float(np.square(v).mean())
+            chain += [t / middle, middle / orthogonality.wasserstein_bound(float(v.mean()), n) ** 2]
         why = "(s - a)^2 a^2 <= (s^2 - a^2)^2 for a = n^(-1/2), and V <= 1: of every spectrum"
         yield at_most(f"largest ratio in T : n E V^2 : 2n E V, n = {n}", highest(chain), 1, exact=why)
-        law = (n - 1) * (n + 2) ** 2 / (16 * (n + 1) * widths[-1])
+        law = orthogonality.stationary_wasserstein(n, widths[-1]) ** 2
         yield near(
             f"T, n = {n}, d = {widths[-1]}", ts[-1], law, relative=0.08, stderr=errors[-1] * ts[-1],
             reason="linear around isometry: within 8 %",

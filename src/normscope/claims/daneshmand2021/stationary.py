@@ -13,6 +13,7 @@ from normscope.claims.claim import Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most, near
 from normscope.theory import predict, simulate
+from normscope.theory.laws import orthogonality
 
 GAP = ["orthogonality_gap"]
 
@@ -35,9 +36,7 @@ def stationary_gap(run: Run, cases: Sequence[tuple[int, int, int]], weights: str
     for n, d, chains in cases:
         found = simulated(run, linear(160, d, weights=weights), np.eye(n, d), GAP, chains=chains, stream=n + d)
         mean, error = mean_and_error(series(found, "orthogonality_gap", 60).mean(0))
-        dim = n * (n + 1) / 2 - 1
-        v = math.sqrt((n - 1) * (n + 2) ** 2 / (4 * n * (n + 1) * d))
-        law = v * math.sqrt(2 / dim) * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
+        law = orthogonality.stationary_gap(n, d)
         tolerance = 0.03 if n <= math.sqrt(d) / 2 else 0.05
         yield near(
             f"E V, n = {n}, d = {d}",
@@ -122,7 +121,7 @@ def centred(run: Run, chains: int, norm: str = "batch") -> Iterable[Reading]:
     yield near(
         "root mean square gap, recentred",
         math.sqrt(a),
-        0.1999,
+        orthogonality.stationary_gap(n, d, recenter=True, root_mean_square=True),
         relative=0.02,
         stderr=error * math.sqrt(a),
         reason="2 %",

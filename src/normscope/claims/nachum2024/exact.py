@@ -26,6 +26,7 @@ from normscope.geometry.metrics import measure
 from normscope.nn import BatchNorm, build
 from normscope.probing.passes import probe
 from normscope.theory import predicted_grams
+from normscope.theory.laws import odd_point
 
 
 @PAPER.claim(
@@ -141,12 +142,13 @@ def infinite_width_shape(
             odd, one, cross = g[:, 0, 0], g[:, 1, 1], g[:, 0, 1]
             distance = odd + one - 2 * cross
             name = f"n = {n}, slope {a:g}"
-            factor = ((1 + a**2) * ((n - 1) ** 2 + 1) / 2 + 2 * a * (n - 1)) / n**2
-            yield near(f"norm ratio, {name}", float(np.sqrt(odd[3] / one[3])), n - 1, relative=1e-10,
+            law = odd_point.perfect_odd(n, a)
+            yield near(f"norm ratio, {name}", float(np.sqrt(odd[3] / one[3])), law["norm_ratio"], relative=1e-10,
                        exact="the samples sum to 0: rounding")  # fmt: skip
-            yield near(f"distance factor, {name}", float(distance[3] / distance[2]), factor, relative=1e-10)
+            factor = float(distance[3] / distance[2])
+            yield near(f"distance factor, {name}", factor, law["distance_factor"], relative=1e-10)
             cosine = float(cross[3] / np.sqrt(odd[3] * one[3]))
-            yield near(f"cosine, {name}", cosine, -2 * a / (1 + a**2), 1e-6, reason="arccos near -1")
+            yield near(f"cosine, {name}", cosine, law["cosine"], 1e-6, reason="arccos near -1")
 
 
 @PAPER.claim(

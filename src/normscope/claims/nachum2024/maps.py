@@ -101,7 +101,7 @@ def spread_grows(run: Run, sizes: Sequence[int], groups: Sequence[int], activati
                 yield near(f"factor, n = {n}, k = {k}", found, expected, relative=1e-3, reason="the cubic term")
     for a in (0.2, 0.5):
         found = growth(16, 1, activation_of(a) if activation == "relu" else activation)
-        expected = 256 / (256 - 30 * (1 - 2 * a / (1 + a**2)))
+        expected = odd_point.perfect_odd(16, a)["spread_factor"]
         yield near(f"factor, n = 16, slope {a:g}", found, expected, relative=1e-3, reason="the cubic term")
 
 
