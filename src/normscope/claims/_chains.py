@@ -76,15 +76,9 @@ def least_share(profile: Profile, samples: int, width: int, first: int = 1) -> A
 
 
 def side_by_side(
-    x: Tensor,
-    depth: int,
-    draw: Callable[[], Tensor],
-    *,
-    recenter: bool = False,
-    activation: str = "identity",
-    argument: float = 1.0,
-    skip: float = 0.0,
-) -> Iterator[Tensor]:
+    x: Tensor, depth: int, draw: Callable[[], Tensor], *, recenter: bool = False, activation: str = "identity",
+    argument: float = 1.0, skip: float = 0.0
+) -> Iterator[Tensor]:  # fmt: skip
     r"""Explicit weights: normalised pre-activations u (chains, n, d), rms 1 a unit, of many chains stepped together.
 
     $h \leftarrow \varphi(c\,u)$, $u = \mathrm{BN}(W h)$, c = ``argument``, or with a ``skip`` $\mathrm{BN}(h + s W h)$;

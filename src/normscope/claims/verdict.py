@@ -123,17 +123,11 @@ def judge(
     control = _least([worst(a.readings) for a in against], "fails" if claim.should == "hold" else "holds")
     broken = tuple(r for a in against for r in a.readings)
     faults = [r.fault for r in found.readings] + [r.fault and f"in the control {r.fault}" for r in broken]
-    return replace(
-        verdict,
-        status=_weighed(claim, worst(found.readings), control),
-        error="; ".join(filter(None, faults)),
-        control=control,
-        readings=found.readings,
-        control_readings=broken,
-        curves=(*found.curves, *(replace(c, role="control") for c in against[0].curves if c.role == "ours")),
-        notes=found.notes,
-        seconds=time.perf_counter() - began,
-    )
+    return replace(verdict, status=_weighed(claim, worst(found.readings), control),
+                   error="; ".join(filter(None, faults)), control=control, readings=found.readings,
+                   control_readings=broken,
+                   curves=(*found.curves, *(replace(c, role="control") for c in against[0].curves if c.role == "ours")),
+                   notes=found.notes, seconds=time.perf_counter() - began)  # fmt: skip
 
 
 def _least(statuses: list[str], wanted: str) -> str:

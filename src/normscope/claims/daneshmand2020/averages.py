@@ -19,15 +19,11 @@ from normscope.core.spec import Spec
 RANKS = ["participation_rank", "soft_rank"]
 #: d: (r, rank_.5) of the specification's own runs, N = d.
 SMALL = {4: (1.840, 2.03), 8: (2.531, 3.09), 16: (3.596, 4.80), 32: (5.145, 7.35), 64: (7.306, 11.14)}  # gamma = .1
-INFINITE = {
-    4: (1.524, 1.74), 8: (2.250, 2.79), 16: (3.310, 4.48), 32: (4.837, 7.03), 64: (7.142, 10.95), 128: (10.44, 16.85),
-    256: (15.10, 25.5),
-}  # fmt: skip
+INFINITE = {4: (1.524, 1.74), 8: (2.250, 2.79), 16: (3.310, 4.48), 32: (4.837, 7.03), 64: (7.142, 10.95),
+            128: (10.44, 16.85), 256: (15.10, 25.5)}  # fmt: skip
 #: Fig. 3a as printed, log2 of the rank at d = 8, 16, ..., 256: gamma = .01, and gamma = 1 or infinity.
-PRINTED = {
-    "gamma = 0.01": (1.70, 2.28, 2.88, 3.47, 4.08, 4.66),
-    "gamma = infinity": (1.50, 2.20, 2.82, 3.47, 4.08, 4.66),
-}
+PRINTED = {"gamma = 0.01": (1.70, 2.28, 2.88, 3.47, 4.08, 4.66),
+           "gamma = infinity": (1.50, 2.20, 2.82, 3.47, 4.08, 4.66)}  # fmt: skip
 
 
 def averaged(
@@ -138,12 +134,10 @@ def weight_law(run: Run, chains: int, layers: int, gamma: float, shifted: Sequen
     gamma = .01, whose memory of 30 000 layers no chain here has the length for. The controls shift two laws by .7 each.
     """
     rng = np.random.default_rng([run.seed, 8])
-    plain: dict[str, Callable[[tuple[int, ...]], Array]] = {
-        "Gaussian": rng.standard_normal,
-        "uniform": lambda shape: (rng.random(shape) - 0.5) * math.sqrt(12),
-        "sign": lambda shape: 2 * rng.integers(0, 2, shape).astype(float) - 1,
-        "t with 5 d.o.f.": lambda shape: rng.standard_t(5, shape) * math.sqrt(3 / 5),
-    }
+    plain: dict[str, Callable[[tuple[int, ...]], Array]] = {"Gaussian": rng.standard_normal,
+                "uniform": lambda shape: (rng.random(shape) - 0.5) * math.sqrt(12),
+                "sign": lambda shape: 2 * rng.integers(0, 2, shape).astype(float) - 1,
+                "t with 5 d.o.f.": lambda shape: rng.standard_t(5, shape) * math.sqrt(3 / 5)}  # fmt: skip
     laws = {name: (lambda shape, draw=draw, up=name in shifted: draw(shape) + 0.7 * up) for name, draw in plain.items()}
     found = {name: _settled_rank(draw, 32, chains, layers) for name, draw in laws.items()}
     value, error = found["Gaussian"]
@@ -173,11 +167,8 @@ def _settled_rank(
     shape = (chains, d, d)
     start = math.sqrt(d) * torch.eye(d, dtype=torch.float64).expand(shape)
     steps = side_by_side(start, layers, lambda: torch.from_numpy(draw(shape)), skip=skip)
-    kept = [
-        d**4 / (u @ u.transpose(1, 2)).square().sum((1, 2))
-        for layer, u in enumerate(steps)
-        if layer >= layers // 3 and layer % 5 == 0
-    ]
+    kept = [d**4 / (u @ u.transpose(1, 2)).square().sum((1, 2)) for layer,
+            u in enumerate(steps) if layer >= layers // 3 and layer % 5 == 0]  # fmt: skip
     return mean_and_error(torch.stack(kept).mean(0).numpy())
 
 
@@ -196,14 +187,10 @@ def start(
 
     The settled law is unique on full-rank starts only: sets of lower rank are invariant (the control's Gaussian batch).
     """
-    batches = {
-        "Gaussian": gaussian(run, inputs or width, width, stream=1), "orthogonal": np.eye(width),
-        "all ones + 1e-5": np.ones((width, width)) + 1e-5 * gaussian(run, width, width, stream=2),
-    }  # fmt: skip
-    found = {
-        name: averaged(run, linear(layers, width, norm), x, chains, layers // 3, stream)[0]
-        for stream, (name, x) in enumerate(batches.items())
-    }
+    batches = {"Gaussian": gaussian(run, inputs or width, width, stream=1), "orthogonal": np.eye(width),
+               "all ones + 1e-5": np.ones((width, width)) + 1e-5 * gaussian(run, width, width, stream=2)}  # fmt: skip
+    found = {name: averaged(run, linear(layers, width, norm), x, chains, layers // 3, stream)[0] for stream,
+             (name, x) in enumerate(batches.items())}  # fmt: skip
     value, error = found["orthogonal"]
     yield near("r, orthogonal", value, INFINITE[width][0], relative=0.03, stderr=error, reason="3 %")
     for one, other in combinations(found, 2):

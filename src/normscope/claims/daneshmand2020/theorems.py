@@ -107,18 +107,14 @@ def collapse(
         )
     for d in widths:
         spec = linear(5 * d, d, norm)
-        found = series(
-            simulated(run, spec, gaussian(run, d, d, stream=d), ["participation_rank"], chains=64, stream=d),
-            "participation_rank",
-        )
+        found = series(simulated(run, spec, gaussian(run, d, d, stream=d), ["participation_rank"], chains=64, stream=d),
+                       "participation_rank")  # fmt: skip
         median = np.median(found, 1)
         yield at_most(f"median r at 5 d layers, d = {d}", float(median[-1]), 1.02, reason="1.001 to 1.003 measured")
         below = found < 1.01
         first = np.where(below.any(0), below.argmax(0), math.inf)
-        yield between(
-            f"first layer with r < 1.01, in widths, median, d = {d}", float(np.median(first)) / d, 2.5, 4.5,
-            reason="3.2 to 3.7 measured",
-        )  # fmt: skip
+        yield between(f"first layer with r < 1.01, in widths, median, d = {d}", float(np.median(first)) / d, 2.5, 4.5,
+                      reason="3.2 to 3.7 measured")  # fmt: skip
 
 
 @PAPER.claim(
@@ -190,10 +186,8 @@ def stationary_identity(run: Run, widths: Sequence[int], gamma: float, layers: i
         yield near(f"left over right, d = {d}", ratio, 1, 0.05, stderr=error, reason="5 %")
         mean, error = mean_and_error(cubes)
         yield between(f"E tr M^3 / d^2, d = {d}", mean, 1.38, 1.65, stderr=error, reason="1.47 to 1.54 measured")
-        mine, law = (
-            rank.stationary_sides(m[0]),
-            (4 * np.trace(m[0] @ m[0] @ m[0] - np.diag(np.diag(m[0] @ m[0]) ** 2)), 0),
-        )
+        mine, law = (rank.stationary_sides(m[0]),
+                     (4 * np.trace(m[0] @ m[0] @ m[0] - np.diag(np.diag(m[0] @ m[0]) ** 2)), 0))  # fmt: skip
         yield near(
             f"the library's left side, d = {d}", mine[0], float(law[0]), relative=1e-9, exact="one formula, twice"
         )
@@ -215,12 +209,8 @@ def transverse(
     Positive just below k* and negative just above; it is what "numerical rank" in Figs. 2 and 3 converges to. The
     growth is measured here on explicit weights; the library's estimator must agree with it.
     """
-    listed = {
-        8: (3, 0.081, 4, -0.150),
-        16: (5, 0.045, 6, -0.038),
-        32: (8, 0.025, 9, -0.008),
-        64: (13, 0.006, 14, -0.009),
-    }
+    listed = {8: (3, 0.081, 4, -0.150), 16: (5, 0.045, 6, -0.038), 32: (8, 0.025, 9, -0.008),
+              64: (13, 0.006, 14, -0.009)}  # fmt: skip
     for d in widths:
         low, grows, high, decays = listed[d]
         for k, other, expected in ((low, high, grows), (high, low, decays)):

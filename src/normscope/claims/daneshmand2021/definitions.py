@@ -16,8 +16,8 @@ from normscope.claims._chains import (
     normal_weights,
     shifted,
     side_by_side,
-    simulated,
-)  # fmt: skip
+    simulated,  # fmt: skip
+)
 from normscope.claims._tables import highest, mean_and_error, series
 from normscope.claims.claim import Run
 from normscope.claims.daneshmand2021.paper import PAPER
@@ -117,8 +117,6 @@ def sampler(run: Run, chains: int, layers: tuple[int, ...], mean: float = 0.0) -
     known = {5: 0.8262, 8: 0.5686, 12: 0.3805, 20: 0.2332, 40: 0.2022}
     for layer in layers:
         (a, ea), (b, eb) = mean_and_error(found[layer - 1]), mean_and_error(explicit[layer - 1])
-        yield near(
-            f"mean V at layer {layer}, simulated - explicit", a - b, 0, 0.012, stderr=math.hypot(ea, eb),
-            reason="three standard errors of the difference of 1500 runs",
-        )  # fmt: skip
+        yield near(f"mean V at layer {layer}, simulated - explicit", a - b, 0, 0.012, stderr=math.hypot(ea, eb),
+                   reason="three standard errors of the difference of 1500 runs")  # fmt: skip
         yield near(f"mean V at layer {layer}, explicit", b, known[layer], 0.012, stderr=eb, reason="1500 earlier runs")

@@ -129,10 +129,8 @@ def fig5b(run: Run, depth: int, channels: int, nets: int, norm: bool = True) -> 
     for number, batch in enumerate(data.split(8)):
         for arm, kept in arms.items():
             generator = run.generator(number)
-            layers = [
-                nn.Conv2d(a, b, 3, padding=1, padding_mode="reflect", bias=False)
-                for a, b in pairwise([data.shape[1]] + [channels] * depth)
-            ]
+            layers = [nn.Conv2d(a, b, 3, padding=1, padding_mode="reflect", bias=False) for a,
+                      b in pairwise([data.shape[1]] + [channels] * depth)]  # fmt: skip
             for layer in layers:
                 nn.init.xavier_normal_(layer.weight, generator=generator)
             kept.append(_gaps(_Blocks(layers, channels, norm and arm == "batch norm"), batch))
@@ -171,10 +169,8 @@ def _plateau(run: Run, activation: str, recenter: bool, width: int, chains: int,
 )  # fmt: skip
 def fig5_plateaus(run: Run, chains: int, swap: bool = False) -> Iterable[Reading]:
     """n = 8, width 100: V of the normalised pre-activations, explicit weights, the library's norms and activations."""
-    cases = (
-        ("relu", True, 0.191), ("relu", False, 0.339), ("identity", True, 0.199), ("identity", False, 0.157),
-        ("tanh", True, 0.207), ("tanh", False, 0.165),
-    )  # fmt: skip
+    cases = (("relu", True, 0.191), ("relu", False, 0.339), ("identity", True, 0.199), ("identity", False, 0.157),
+             ("tanh", True, 0.207), ("tanh", False, 0.165))  # fmt: skip
     for activation, recenter, expected in cases:
         mean, error = mean_and_error(_plateau(run, activation, recenter != swap, 100, chains, 8, 1.0))
         kind = "recentred" if recenter else "not recentred"

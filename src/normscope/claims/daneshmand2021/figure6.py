@@ -15,16 +15,12 @@ from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_most, between, near
 
 #: The paper's "sigmoid" is tanh(x) + 1 = 2 sigmoid(2x); a factor behind the activation does not matter.
-_FIGURE_6 = {
-    "sigmoid": ("sigmoid", 2.0), "relu": ("relu", 1.0), "tanh": ("tanh", 1.0), "sin": ("sin", 1.0),
-    "identity": ("identity", 1.0),
-}  # fmt: skip
+_FIGURE_6 = {"sigmoid": ("sigmoid", 2.0), "relu": ("relu", 1.0), "tanh": ("tanh", 1.0), "sin": ("sin", 1.0),
+             "identity": ("identity", 1.0)}  # fmt: skip
 #: Measured log L at d = 16, 32, 64, 128, 256 (the specification's own, with every activation plotted).
-_LOG_L = {
-    "sigmoid": (-1.97, -2.23, -2.54, -2.88, -3.22), "relu": (-1.14, -1.53, -1.89, -2.25, -2.60),
-    "tanh": (-1.22, -1.58, -1.93, -2.29, -2.64), "sin": (-1.21, -1.59, -1.95, -2.29, -2.63),
-    "identity": (-1.23, -1.59, -1.95, -2.31, -2.65),
-}  # fmt: skip
+_LOG_L = {"sigmoid": (-1.97, -2.23, -2.54, -2.88, -3.22), "relu": (-1.14, -1.53, -1.89, -2.25, -2.60),
+          "tanh": (-1.22, -1.58, -1.93, -2.29, -2.64), "sin": (-1.21, -1.59, -1.95, -2.29, -2.63),
+          "identity": (-1.23, -1.59, -1.95, -2.31, -2.65)}  # fmt: skip
 
 
 def _deviation(

@@ -95,14 +95,8 @@ def haar(run: Run, chains: int, nets: int, weights: str = "orthogonal") -> Itera
     inside = (phi[:-1] < 0.05) & (phi[:-1] > 1e-9)
     some = inside.sum() > 1  # else no layer came near isometry: no factor is small enough
     factor, error = mean_and_error(phi[1:][inside] / phi[:-1][inside]) if some else (math.inf, 0.0)
-    yield near(
-        "factor on a small isometry gap",
-        factor,
-        d / (d + 2),
-        0.01,
-        stderr=error,
-        reason="linear theory, .8887 measured",
-    )
+    yield near("factor on a small isometry gap", factor, d / (d + 2), 0.01, stderr=error,
+               reason="linear theory, .8887 measured")  # fmt: skip
     yield near("the library's factor", isometry.haar_contraction(d), d / (d + 2), 1e-12, exact="one formula")
     logs = gradient_logs(run, linear(200, d, weights=weights), d, nets)
     growth, error = mean_and_error(logs[:, 50] - logs[:, 150])
@@ -173,20 +167,16 @@ def nonlinearity(run: Run, width: int, layers: int, centred: bool = True, shift:
         c0, c1, square = (weight * f).sum(), (weight * z * f).sum(), (weight * f * f).sum()
         beta = 2 - c1**2 / (square - c0**2)
         linear_ = "c_1^2 = E f^2 for every line: 2 - 1" if name == "identity" else ""
-        yield near(
-            f"beta_0, {name}", beta, value, 5e-3, exact=linear_,
-            reason="listed to three digits; 1.0158 for the listed 1.012 (sigmoid)",
-        )  # fmt: skip
+        yield near(f"beta_0, {name}", beta, value, 5e-3, exact=linear_,
+                   reason="listed to three digits; 1.0158 for the listed 1.012 (sigmoid)")  # fmt: skip
         yield near(
             f"theory.laws, {name}", isometry.nonlinearity_strength(name), beta, 1e-6, exact="one integral, twice"
         )
         if name in ("relu", "tanh"):
             ratio, error = mean_and_error(_isometry_ratios(run, name, width, layers, c0 if centred else 0.0, shift))
             high = 1.5 if name == "relu" else 1.16
-            yield between(
-                f"ratio of successive gaps, {name}", ratio, beta - 0.02, high, stderr=error,
-                reason="beta_0 and finite width; 1.46 and 1.13 at most at width 2000",
-            )  # fmt: skip
+            yield between(f"ratio of successive gaps, {name}", ratio, beta - 0.02, high, stderr=error,
+                          reason="beta_0 and finite width; 1.46 and 1.13 at most at width 2000")  # fmt: skip
 
 
 def _isometry_ratios(run: Run, name: str, width: int, layers: int, c0: float, shift: float) -> list[float]:

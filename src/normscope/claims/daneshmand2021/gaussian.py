@@ -48,10 +48,8 @@ def gaussian_limit(
         why = "(s - a)^2 a^2 <= (s^2 - a^2)^2 for a = n^(-1/2), and V <= 1: of every spectrum"
         yield at_most(f"largest ratio in T : n E V^2 : 2n E V, n = {n}", highest(chain), 1, exact=why)
         law = orthogonality.stationary_wasserstein(n, widths[-1]) ** 2
-        yield near(
-            f"T, n = {n}, d = {widths[-1]}", ts[-1], law, relative=0.08, stderr=errors[-1] * ts[-1],
-            reason="linear around isometry: within 8 %",
-        )  # fmt: skip
+        yield near(f"T, n = {n}, d = {widths[-1]}", ts[-1], law, relative=0.08, stderr=errors[-1] * ts[-1],
+                   reason="linear around isometry: within 8 %")  # fmt: skip
         slope, error = slope_and_error(np.log(widths), np.log(ts), errors)
         yield near(f"slope of log T, n = {n}", slope, -1, 0.05, stderr=error, reason="the specification's 0.05")
 
@@ -74,11 +72,7 @@ def kurtosis(run: Run, cases: Sequence[tuple[int, int]], chains: int, weights: s
         excess, error = mean_and_error(3 * n**2 * np.square(diagonal - 1 / n).mean((0, 2)))
         off = np.square(c).sum((-2, -1)) - np.square(diagonal).sum(-1)
         size, size_error = mean_and_error(off.mean(0) / (n * (n - 1)))
-        yield near(
-            f"excess kurtosis, n = {n}, d = {d}", excess, 3 * (n - 1) * (n + 2) / (2 * (n + 1) * d), relative=0.08,
-            stderr=error, reason="linear theory; .128 for .125 at d = 16",
-        )  # fmt: skip
-        yield near(
-            f"E C_ij^2, n = {n}, d = {d}", size, (n + 2) / (4 * n * (n + 1) * d), relative=0.1, stderr=size_error,
-            reason="linear theory, as for the kurtosis",
-        )  # fmt: skip
+        yield near(f"excess kurtosis, n = {n}, d = {d}", excess, 3 * (n - 1) * (n + 2) / (2 * (n + 1) * d),
+                   relative=0.08, stderr=error, reason="linear theory; .128 for .125 at d = 16")  # fmt: skip
+        yield near(f"E C_ij^2, n = {n}, d = {d}", size, (n + 2) / (4 * n * (n + 1) * d), relative=0.1,
+                   stderr=size_error, reason="linear theory, as for the kurtosis")  # fmt: skip

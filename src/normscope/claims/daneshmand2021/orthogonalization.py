@@ -64,12 +64,8 @@ def appendix_e(run: Run, cases: int, power: float = 0.5) -> Iterable[Reading]:
         h = np.diag(sigma**-power) @ u.T @ h
         squares = values ** (2 / 2**layer)
         apart.append(abs(gap(h) - math.sqrt(np.square(squares).sum() / squares.sum() ** 2 - 1 / 16)))
-    yield at_most(
-        "six linear layers, condition 1e4: distance from the gaps of sigma^(1/2^l)",
-        highest(apart),
-        1e-9,
-        reason="each layer halves the log spectrum",
-    )
+    yield at_most("six linear layers, condition 1e4: distance from the gaps of sigma^(1/2^l)", highest(apart), 1e-9,
+                  reason="each layer halves the log spectrum")  # fmt: skip
 
 
 @PAPER.claim(

@@ -38,14 +38,8 @@ def stationary_gap(run: Run, cases: Sequence[tuple[int, int, int]], weights: str
         mean, error = mean_and_error(series(found, "orthogonality_gap", 60).mean(0))
         law = orthogonality.stationary_gap(n, d)
         tolerance = 0.03 if n <= math.sqrt(d) / 2 else 0.05
-        yield near(
-            f"E V, n = {n}, d = {d}",
-            mean,
-            law,
-            relative=tolerance,
-            stderr=error,
-            reason="the specification's tolerance",
-        )
+        yield near(f"E V, n = {n}, d = {d}", mean, law, relative=tolerance, stderr=error,
+                   reason="the specification's tolerance")  # fmt: skip
 
 
 @PAPER.claim(
@@ -80,10 +74,8 @@ def rank_kept(
     theorems ask for, is far from enough.
     """
     for n in (*kept, *lost):
-        found = simulate(
-            linear(layers, width, norm), inputs=np.eye(n, width), seeds=8, seed=entropy(run, n), every=layers,
-            metrics=["sigma_min", "rms", "mean_cosine"],
-        )  # fmt: skip
+        found = simulate(linear(layers, width, norm), inputs=np.eye(n, width), seeds=8, seed=entropy(run, n),
+                         every=layers, metrics=["sigma_min", "rms", "mean_cosine"])  # fmt: skip
         share = n * least_share(found, n, width)[-1]
         mean, error = mean_and_error(np.log10(np.maximum(share, 1e-300)))
         if n in kept:
@@ -118,14 +110,9 @@ def centred(run: Run, chains: int, norm: str = "batch") -> Iterable[Reading]:
     yield near(
         "root mean square gap, recentred over derived", ratio, 1, 0.02, stderr=error, reason="the specification's 2 %"
     )
-    yield near(
-        "root mean square gap, recentred",
-        math.sqrt(a),
-        orthogonality.stationary_gap(n, d, recenter=True, root_mean_square=True),
-        relative=0.02,
-        stderr=error * math.sqrt(a),
-        reason="2 %",
-    )
+    yield near("root mean square gap, recentred", math.sqrt(a),
+               orthogonality.stationary_gap(n, d, recenter=True, root_mean_square=True), relative=0.02,
+               stderr=error * math.sqrt(a), reason="2 %")  # fmt: skip
 
 
 @PAPER.claim(
@@ -136,10 +123,8 @@ def centred(run: Run, chains: int, norm: str = "batch") -> Iterable[Reading]:
 )  # fmt: skip
 def transient(run: Run, layers: int, norm: str = "batch_rescale") -> Iterable[Reading]:
     """Infinite width, n = 4, small directions of squared size 1e-12: sigma_n^2 layer by layer, and the final rate."""
-    found = predict(
-        linear(layers, 1000, norm), inputs=near_rank_one(4, 1000), metrics=["orthogonality_gap", "sigma_min", "rms"],
-        gradients=False,
-    )  # fmt: skip
+    found = predict(linear(layers, 1000, norm), inputs=near_rank_one(4, 1000),
+                    metrics=["orthogonality_gap", "sigma_min", "rms"], gradients=False)  # fmt: skip
     share = (
         np.array(list(found.series("sigma_min").values())) / np.array(list(found.series("rms").values()))
     ) ** 2 / 4000

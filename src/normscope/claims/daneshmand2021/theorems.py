@@ -87,12 +87,8 @@ def lemma8(run: Run, cases: int, strength: float = 1.0) -> Iterable[Reading]:
         "largest excess over the bound, c = 2/3", highest(stated), 1e-9, exact="an inequality: quadrature error"
     )
     yield at_most("largest excess over the bound, c = 2n/(n+2)", highest(strong), 1e-9, reason="the same")
-    yield at_most(
-        "largest difference of theory.laws from slow quadrature",
-        highest(apart),
-        1e-9,
-        exact="one integral, twice: quadrature error",
-    )
+    yield at_most("largest difference of theory.laws from slow quadrature", highest(apart), 1e-9,
+                  exact="one integral, twice: quadrature error")  # fmt: skip
 
 
 @PAPER.claim(
@@ -139,10 +135,8 @@ def fluctuation(
         mean, error = mean_and_error(d * (np.square(gaps) + 1 / n - np.square(p).sum()))
         hat = 1 / n - least_share(found, n, width)[0]
         spread, spread_error = mean_and_error(d * np.square(hat - (1 / n - p[v.argmin()])))
-        yield near(
-            f"d E|C - EC|^2, spectrum {case}", mean, d * orthogonality.fluctuation(v, d), relative=0.05, stderr=error,
-            reason="the specification's 5 %",
-        )  # fmt: skip
+        yield near(f"d E|C - EC|^2, spectrum {case}", mean, d * orthogonality.fluctuation(v, d), relative=0.05,
+                   stderr=error, reason="the specification's 5 %")  # fmt: skip
         bound = d * orthogonality.fluctuation(v, d, exact=False)
         yield at_most(f"the same against Lemma 6, spectrum {case}", mean, bound, stderr=error, reason="Lemma 6 times d")
         yield at_most(

@@ -144,16 +144,9 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
     seconds=(16, 40000), axes=Axes("depth", "training loss"), needs="a GPU, about 2 h",
 )  # fmt: skip
 def fig4(
-    run: Run,
-    depths: Sequence[int],
-    width: int,
-    images: int,
-    epochs: int,
-    batch: int,
-    nets: int,
-    how: str = "orthogonal",
-    plain: str = "xavier",
-) -> Evidence:
+    run: Run, depths: Sequence[int], width: int, images: int, epochs: int, batch: int, nets: int,
+    how: str = "orthogonal", plain: str = "xavier"
+) -> Evidence:  # fmt: skip
     """Equation 6 (power 1/2, sliced V', Frobenius norm 1) from 3 width samples, against Xavier; loss of the last epoch.
 
     Another group could not reproduce this beyond depth 45, with a slice that does not decorrelate. It reproduces here,
@@ -195,15 +188,9 @@ def fig4(
     because="Xavier nets of this depth neither train nor diverge", seconds=(10, 20000), needs="a GPU, about 1 h",
 )  # fmt: skip
 def fig4_controls(
-    run: Run,
-    depth: int,
-    width: int,
-    images: int,
-    epochs: int,
-    nets: int,
-    identity: str = "identity",
-    haar: str = "haar",
-) -> Iterable[Reading]:
+    run: Run, depth: int, width: int, images: int, epochs: int, nets: int, identity: str = "identity",
+    haar: str = "haar"
+) -> Iterable[Reading]:  # fmt: skip
     """Two initializations of depth 75 that the paper does not have, trained as in Fig. 4.
 
     "Train" is our word: a loss below 0.6 on digits, below 2 on CIFAR-10 (the specification has .19 after an epoch on

@@ -59,29 +59,23 @@ RELU, TANH, LINEAR = Kind(), Kind("tanh", 3.0, 0.64), Kind("identity", 1.0, 0.1)
 
 def spec_of(kind: Kind, width: int, outputs: int) -> Spec:
     """The spec of a net of equal widths."""
-    return Spec(
-        depth=kind.layers - 1, width=width, activation=kind.activation, gain=math.sqrt(kind.sw2),
-        bias=math.sqrt(kind.sb2), norm=kind.hidden, outputs=outputs, output_norm=kind.last,
-    )  # fmt: skip
+    return Spec(depth=kind.layers - 1, width=width, activation=kind.activation, gain=math.sqrt(kind.sw2),
+                bias=math.sqrt(kind.sb2), norm=kind.hidden, outputs=outputs, output_norm=kind.last)  # fmt: skip
 
 
 #: Activations and norms by the names of a `Spec`; norms as in the paper, gamma = 1 and beta = 0 held fixed.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity}
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": lambda d: BatchNorm(d, affine=False),
-    "batch_recenter": lambda d: BatchNorm(d, rescale=False, affine=False),
-    "layer": lambda d: nn.LayerNorm(d, elementwise_affine=False),
-}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": lambda d: BatchNorm(d, affine=False),
+            "batch_recenter": lambda d: BatchNorm(d, rescale=False, affine=False),
+            "layer": lambda d: nn.LayerNorm(d, elementwise_affine=False)}  # fmt: skip
 
 
 def net(
     kind: Kind, width: int, outputs: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> nn.Sequential:
     """A net of equal widths; its parameters are weights and biases only, as in the paper."""
-    return plain(
-        (width,) * kind.layers + (outputs,), ACTIVATIONS[kind.activation], kind.sw2, kind.sb2, generator,
-        hidden=NORMS.get(kind.hidden), last=NORMS.get(kind.last), dtype=dtype,
-    )  # fmt: skip
+    return plain((width,) * kind.layers + (outputs,), ACTIVATIONS[kind.activation], kind.sw2, kind.sb2, generator,
+                 hidden=NORMS.get(kind.hidden), last=NORMS.get(kind.last), dtype=dtype)  # fmt: skip
 
 
 def batch(run: Run, samples: int, features: int, stream: int, dtype: torch.dtype = torch.float32) -> Tensor:

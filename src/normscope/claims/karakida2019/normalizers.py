@@ -24,7 +24,7 @@ from normscope.claims.karakida2019._paper import (
     in_place,
     largest,
     net,
-    plain,
+    plain,  # fmt: skip
     theory,
     tops,
 )
@@ -66,11 +66,9 @@ def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "bat
         near("norm in place over projected", in_place(run, replace(RELU, last="batch"), 100, 2, last), 1.0, 1e-3,
              reason="eps = 1e-5"),
     )  # fmt: skip
-    curves = (
-        Curve("batch norm", list(widths), [means[m][0] for m in widths]),
-        Curve("lower bound", list(widths), [lower] * len(widths), "theory"),
-        Curve("specification", (100, 200, 500, 1000, 2000), (9.7, 8.6, 8.9, 8.6, 8.7), "printed"),
-    )
+    curves = (Curve("batch norm", list(widths), [means[m][0] for m in widths]),
+              Curve("lower bound", list(widths), [lower] * len(widths), "theory"),
+              Curve("specification", (100, 200, 500, 1000, 2000), (9.7, 8.6, 8.9, 8.6, 8.7), "printed"))  # fmt: skip
     return Evidence(readings, curves)
 
 

@@ -73,12 +73,8 @@ def per_layer(run: Run, width: int, nets: int, last: str = "none") -> Iterator[R
         mean, error = mean_and_error(sums)
         yield near(f"sum of the blocks over the whole, {kind.activation}", mean, 1.0, 0.03, stderr=error,
                    reason="the specification's tolerance")  # fmt: skip
-        yield at_least(
-            f"least sum over the whole, {kind.activation}",
-            lowest(sums),
-            1 - 1e-9,
-            exact="a bound of every sum of matrices",
-        )
+        yield at_least(f"least sum over the whole, {kind.activation}", lowest(sums), 1 - 1e-9,
+                       exact="a bound of every sum of matrices")  # fmt: skip
         along = [[_along(b) for b in _blocks(run, kind, width, 100, 1000 + r, last)] for r in range(8 * nets)]
         for layer in (1, 2):
             value, error = mean_and_error([v[layer] for v in along])

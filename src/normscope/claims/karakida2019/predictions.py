@@ -16,22 +16,17 @@ from normscope.gaussian import product_moment
 from normscope.theory import fisher_statistics, order_parameters
 
 #: kind -> alpha kappa_1, alpha kappa_2, q_1 - q_2 of the output (specification, section 2).
-REFERENCE: tuple[tuple[Kind, float, float, float | None], ...] = (
-    (Kind(layers=2), 2, 0.31831, 1.36338),
-    (RELU, 3, 0.685709, 1.01254),
-    (Kind(sb2=0.1), 3.15, 0.80299, 1.04098),
-    (Kind(sw2=4, sb2=1), 14.5, 4.66352, 8.93729),
-    (Kind(layers=4), 4, 1.06039, 0.79035),
-    (TANH, 1.9110, 0.23723, 1.13398),
-    (LINEAR, 3.3, 0.3, 1.0),
-    (Kind("erf", 3, 0.64), 2.47864, 0.25142, 1.34777),
-    (Kind(sb2=0.1, hidden="batch_recenter"), 2.36338, 0.21699, None),
-    (Kind(sb2=0.1, hidden="batch"), 1.73347, 0.15915, None),
-    (Kind(sb2=0.1, hidden="layer"), 1.38745, 0.37113, None),
-    (replace(TANH, hidden="batch_recenter"), 2.1180, 0, None),
-    (replace(TANH, hidden="batch"), 1.40567, 0, None),
-    (replace(TANH, hidden="layer"), 0.98818, 0.21061, None),
-)
+REFERENCE: tuple[tuple[Kind, float, float, float | None], ...] = ((Kind(layers=2), 2, 0.31831, 1.36338),
+                 (RELU, 3, 0.685709, 1.01254), (Kind(sb2=0.1), 3.15, 0.80299, 1.04098),
+                 (Kind(sw2=4, sb2=1), 14.5, 4.66352, 8.93729), (Kind(layers=4), 4, 1.06039, 0.79035),
+                 (TANH, 1.9110, 0.23723, 1.13398), (LINEAR, 3.3, 0.3, 1.0),
+                 (Kind("erf", 3, 0.64), 2.47864, 0.25142, 1.34777),
+                 (Kind(sb2=0.1, hidden="batch_recenter"), 2.36338, 0.21699, None),
+                 (Kind(sb2=0.1, hidden="batch"), 1.73347, 0.15915, None),
+                 (Kind(sb2=0.1, hidden="layer"), 1.38745, 0.37113, None),
+                 (replace(TANH, hidden="batch_recenter"), 2.1180, 0, None),
+                 (replace(TANH, hidden="batch"), 1.40567, 0, None),
+                 (replace(TANH, hidden="layer"), 0.98818, 0.21061, None))  # fmt: skip
 
 
 @PAPER.claim(
@@ -57,6 +52,9 @@ def order(run: Run, readout: bool = True, exchange: Mapping[str, str] = {}) -> I
         if spread is not None:
             value = float(found.q1[-1] - found.q2[-1])
             yield near(f"spread of the output, {name}", value, spread, 1e-4, reason="digits of the table")
+    plain = replace(RELU, activation=exchange.get("relu", "relu"))
+    kappa = order_parameters(spec_of(plain, 200, 1), readout_gain=1.0).kappa[0]
+    yield near("alpha kappa_1 at a readout of variance 1", kappa, 2.0, 1e-4, reason="each layer before it counts half")
 
 
 @PAPER.claim(
@@ -100,5 +98,9 @@ def fisher_prediction(run: Run, readout: bool = True) -> Iterator[Reading]:
     yield near("none, M = 1000, finite N and biases", exact, 4.29e-4, relative=0.01, reason="the specification's value")
     centred = fisher_statistics(spec_of(replace(big, last="batch_recenter"), 1000, 1), 1000, readout_gain=gain)
     yield near("mean subtraction", centred.max_learning_rate, 0.203, relative=0.01, printed=0.203, reason="read off")
+    k1, k2 = order_parameters(spec_of(big, 10, 1), readout_gain=2.0).kernels
+    few = fisher_statistics(spec_of(big, 10, 1), 10, readout_gain=gain).lambda_max
+    top = 0.9 * k2 + 0.1 * k1
+    yield near("lambda_max at N = 10", few, top, relative=1e-9, reason="(N-1)/N K_2 + K_1/N, Theorem 1")
     mnist = fisher_statistics(spec_of(RELU, 4000, 1), 4000, readout_gain=gain / math.sqrt(2)).max_learning_rate
     yield near("ReLU (2, 0), M = 4000", mnist, 7.2e-4, relative=0.03, printed=7.2e-4, reason="read off")

@@ -27,15 +27,8 @@ def strict_stability(run: Run, scale: float = 1.0) -> Iterator[Reading]:
     must change by |1-2f|^40, over four decades from f = .9 to 1.02. It proves the whole-batch Fisher to be the right
     Hessian for batch norm in training mode.
     """
-    cases = [
-        ("none", "none"),
-        ("ms", "none"),
-        ("bn", "none"),
-        ("bn+", "none"),
-        ("none", "bn"),
-        ("none", "ln"),
-        ("bn+", "bn+"),
-    ]
+    cases = [("none", "none"), ("ms", "none"), ("bn", "none"), ("bn+", "none"), ("none", "bn"), ("none", "ln"),
+             ("bn+", "bn+")]  # fmt: skip
     x = batch(run, N, WIDTHS[0], 2, torch.float64)
     for last, hidden in cases:
         for f in (0.9, 0.98, 1.02):

@@ -20,7 +20,7 @@ from normscope.claims.karakida2019._paper import (
     eigenvalues,
     grams,
     in_place,
-    largest,
+    largest,  # fmt: skip
     theory,
 )
 from normscope.claims.reading import Reading, between, near
@@ -50,10 +50,8 @@ def lambda_max(run: Run, widths: Sequence[int], nets: int, kinds: Sequence[Kind]
                                      relative=0.12 if m == 200 else 0.05,
                                      reason="the specification's tolerance"))  # fmt: skip
         large = [i for i, m in enumerate(widths) if m >= 100]
-        slope, error = slope_and_error(
-            np.log([widths[i] for i in large]), np.log([means[i][0] for i in large]),
-            [means[i][1] / means[i][0] for i in large],
-        )  # fmt: skip
+        slope, error = slope_and_error(np.log([widths[i] for i in large]), np.log([means[i][0] for i in large]),
+                                       [means[i][1] / means[i][0] for i in large])  # fmt: skip
         readings.append(between(f"slope of logarithms, {kind.activation}", slope, 0.9, 1.1, stderr=error, expected=1.0,
                                 reason="the specification's tolerance"))  # fmt: skip
         low, high = zip(*((v - 2 * e, v + 2 * e) for v, e in means), strict=True)
@@ -103,11 +101,9 @@ def mean_subtraction(run: Run, widths: Sequence[int], nets: int, last: str = "ba
         near("norm in place over projected", in_place(run, replace(RELU, last="batch_recenter"), 100, 1, last), 1.0,
              1e-3, reason="exact"),
     )  # fmt: skip
-    curves = (
-        Curve("measured", list(widths), [means[m][0] for m in widths]),
-        Curve("lower bound", list(widths), [lower] * len(widths), "theory"),
-        Curve("paper", (6, 10, 20, 100, 1000), (5.8, 7.7, 8.5, 8.4, 8.45), "printed"),
-    )
+    curves = (Curve("measured", list(widths), [means[m][0] for m in widths]),
+              Curve("lower bound", list(widths), [lower] * len(widths), "theory"),
+              Curve("paper", (6, 10, 20, 100, 1000), (5.8, 7.7, 8.5, 8.4, 8.45), "printed"))  # fmt: skip
     return Evidence(readings, curves)
 
 
@@ -145,10 +141,8 @@ def second_moment(run: Run, width: int, samples: int, nets: int, last: str = "no
     holds at any N.
     """
     own = theory(RELU)
-    values = [
-        float(np.square(behind(kernel, f, last)).sum()) / (2 * width**2)
-        for kernel, f in grams(run, RELU, (width, width, width, 2), samples, nets)
-    ]
+    values = [float(np.square(behind(kernel, f, last)).sum()) / (2 * width**2) for kernel,
+              f in grams(run, RELU, (width, width, width, 2), samples, nets)]  # fmt: skip
     mean, error = mean_and_error(values)
     # s = tr F^2 / P and P = alpha M^2, alpha = 2; ``theory`` gives alpha kappa.
     expected = 2 / 2 * ((1 - 1 / samples) * own.k2**2 + own.k1**2 / samples)

@@ -54,16 +54,18 @@ def detector_planted(run: Run, noise: float, turn: int = 0) -> Iterator[Reading]
 )  # fmt: skip
 def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iterator[Reading]:
     """Share called odd among Gaussian batches of 4 to 64 samples in 10 and 1000 dimensions, with and without a common
-    mean, and two equal clusters; the specification's rates are 0.
+    mean, two equal clusters, and one far sample before a cloud that is no cluster; the specification's rates are 0.
     """
     alarms = 0.0
     for r in range(batches):
         n, d = (4, 6, 8, 16, 32, 64)[r % 6], (10, 1000)[r % 2]
         x = gaussian(run, n, d, stream=r)
-        if r % 3 == 1:
+        if r % 4 == 1:
             x += 3
-        if r % 3 == 2:
+        if r % 4 == 2:
             x[: n // 2, 0] += 5 * np.sqrt(d)
+        if r % 4 == 3:
+            x[0] *= 5 * np.sqrt(n)
         if planted:
             x *= 0.02
             x[0, 0] += np.sqrt(d) * n

@@ -17,7 +17,7 @@ from normscope.claims.nachum2024._paper import (
     kernel,
     odd_state,
     representations,
-    variance_ratio,
+    variance_ratio,  # fmt: skip
 )
 from normscope.claims.reading import Reading, at_most, near
 from normscope.core.spec import Spec
@@ -213,10 +213,8 @@ def leaky_angle(
                     kept.append(h[o] @ m / np.linalg.norm(h[o]) / np.linalg.norm(m))
             means.append(np.mean(kept))
         error = float(np.std(means, ddof=1) / np.sqrt(runs))
-        yield near(
-            f"cosine, slope {a:g}", float(np.mean(means)), -2 * a / (1 + a**2), 0.01, stderr=error,
-            reason=f"the specification's tolerance; measured there {measured.get(a, 'nothing')}",
-        )  # fmt: skip
+        yield near(f"cosine, slope {a:g}", float(np.mean(means)), -2 * a / (1 + a**2), 0.01, stderr=error,
+                   reason=f"the specification's tolerance; measured there {measured.get(a, 'nothing')}")  # fmt: skip
 
 
 @PAPER.claim(

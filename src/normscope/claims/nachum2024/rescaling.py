@@ -21,7 +21,7 @@ from normscope.claims.nachum2024._paper import (
     follow,
     kernel,
     odd_state,
-    representations,
+    representations,  # fmt: skip
     variance_ratio,
 )
 from normscope.claims.reading import Reading, at_least, at_most, between, near
@@ -109,12 +109,8 @@ def heavy_threshold(run: Run, sizes: Sequence[int], far: int, rescale: bool = Tr
             t = odd_point.reduced_map(t, n, a, rescale=rescale)
         return odd_point.odd_share(t, n)
 
-    heavy = [(n, 0.0, n > 51.5) for n in sizes] + [
-        (16, -1.0, False),
-        (18, -1.0, True),
-        (92, 0.2, False),
-        (98, 0.2, True),
-    ]
+    heavy = [(n, 0.0, n > 51.5) for n in sizes] + [(16, -1.0, False), (18, -1.0, True), (92, 0.2, False),
+             (98, 0.2, True)]  # fmt: skip
     for n, a, apart in heavy:
         name, equal = f"R2 at slope {a:g}, n = {n}", 1 / (n - 1)
         low, high = (1.3 * equal, 0.8) if apart else (equal - 1e-9, 1.1 * equal)

@@ -53,14 +53,10 @@ def table(run: Run, n: int, d: int, layers: int, runs: int, swap: bool = False, 
         if odd and activation not in ("identity", "tanh", "sin"):
             continue
         for norm, expected in cells.items():
-            spec = Spec(
-                depth=layers, width=d, norm=other[norm] if swap else norm, activation=odd or activation,
-                gain=None if odd else gain, norm_first=first,
-            )  # fmt: skip
-            found = simulate(
-                spec, inputs=gaussian(run, n, d), seeds=runs, seed=run.seed, metrics=["mean_cosine", "odd_point_score"],
-                every=layers // 8,
-            )  # fmt: skip
+            spec = Spec(depth=layers, width=d, norm=other[norm] if swap else norm, activation=odd or activation,
+                        gain=None if odd else gain, norm_first=first)  # fmt: skip
+            found = simulate(spec, inputs=gaussian(run, n, d), seeds=runs, seed=run.seed,
+                             metrics=["mean_cosine", "odd_point_score"], every=layers // 8)  # fmt: skip
             name = f"{activation}{'' if gain is None else f' gain {gain:g}'}{'' if first else ', norm last'}, {norm}"
             if expected == "odd":
                 score = series(found, "odd_point_score")[-1]
