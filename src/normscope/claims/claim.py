@@ -84,7 +84,7 @@ class Run:
 class Claim:
     """A statement and how to check it.
 
-    ``name`` is ``paper/claim``; ``where`` the place in the paper; ``covers`` the rows of the paper's specification.
+    ``name`` is ``paper/claim``; ``where`` the place in the paper; ``covers`` the short names of the paper's statements.
     ``quick`` and ``full`` are the arguments of ``measure`` at each size, ``seconds`` their estimated cost on one core.
     Each of the ``controls`` is a set of arguments that breaks what the statement rests on (``because``): the claim must
     then fail. ``should`` is ``hold``, or ``fail`` for a statement that is wrong as printed; its control then must hold.
@@ -128,7 +128,7 @@ class Paper:
     authors: str
     venue: str
     summary: str
-    #: Rows of the specification that no claim covers, each with the reason.
+    #: Statements that no claim covers, each with the reason.
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def claim(

@@ -17,7 +17,7 @@ from normscope.claims.reading import Reading, at_least, at_most, between, near
 from normscope.core.spec import Spec
 
 RANKS = ["participation_rank", "soft_rank"]
-#: d: (r, rank_.5) of the specification's own runs, N = d.
+#: d: (r, rank_.5) of our reference runs, N = d.
 SMALL = {4: (1.840, 2.03), 8: (2.531, 3.09), 16: (3.596, 4.80), 32: (5.145, 7.35), 64: (7.306, 11.14)}  # gamma = .1
 INFINITE = {4: (1.524, 1.74), 8: (2.250, 2.79), 16: (3.310, 4.48), 32: (4.837, 7.03), 64: (7.142, 10.95),
             128: (10.44, 16.85), 256: (15.10, 25.5)}  # fmt: skip
@@ -130,7 +130,7 @@ def weight_law(run: Run, chains: int, layers: int, gamma: float, shifted: Sequen
 
     d = N = 32. Explicit weights through the library's batch norm; time average of r over two thirds of the layers, each
     law against every other. Then d = N = 8, where laws differ more: sign over t without a skip connection, 1.068, and
-    with one, 1.013 at gamma = .3 and 1.004 at .1 (each +- .003): the difference shrinks. The specification asks 1 % at
+    with one, 1.013 at gamma = .3 and 1.004 at .1 (each +- .003): the difference shrinks. 1 % was asked for at
     gamma = .01, whose memory of 30 000 layers no chain here has the length for. The controls shift two laws by .7 each.
     """
     rng = np.random.default_rng([run.seed, 8])
@@ -279,12 +279,10 @@ def relu(
             before, after = (
                 series(found, "participation_rank", a, b).mean() for a, b in (early, (layers - 100, layers))
             )
-            yield near(
-                f"late over early r, {words}, d = {d}", after / before, 1, 0.15, reason="the specification's 15 %"
-            )
+            yield near(f"late over early r, {words}, d = {d}", after / before, 1, 0.15, reason="15 % set beforehand")
             if i:
                 full = float((series(found, "numerical_rank", 200) == d).mean())
-                why = "d in the specification; numpy has 15 on one layer in a thousand at d = 16"
+                why = "d in the reference runs; numpy has 15 on one layer in a thousand at d = 16"
                 yield at_least(f"share of layers of float64 rank d = {d}", full, 0.99, reason=why)
         alone = simulated(
             run, Spec(depth=50, width=d, norm=plain), x, ["participation_rank"], chains=21, stream=9, every=50

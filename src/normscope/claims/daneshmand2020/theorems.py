@@ -165,7 +165,7 @@ def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -
 def stationary_identity(run: Run, widths: Sequence[int], gamma: float, layers: int, samples: int) -> Iterable[Reading]:
     """The drift vanishes in the mean; with F^2 <= d tr M^3 any bound tr M^3 = O(d^2) gives r of the order of sqrt(d).
 
-    ``samples``/d chains of explicit weights; M (d, d) has a unit diagonal. The specification's runs at gamma = 0.01
+    ``samples``/d chains of explicit weights; M (d, d) has a unit diagonal. Reference runs at gamma = 0.01
     agree within 4 %; ours at 0.1 mix a hundred times faster and carry a bias of order gamma^2.
     """
     for d in widths:
@@ -218,14 +218,14 @@ def transverse(
             side = at_least if expected > 0 else at_most
             yield side(f"growth of direction {k + 1}, d = {d}", value, 0, stderr=error, reason="its sign")
             yield near(f"the same by value, d = {d}, near k = {k}", value, expected, 0.02,
-                       stderr=error, reason="the specification's, s.e. .002 each")  # fmt: skip
+                       stderr=error, reason="reference runs, s.e. .002 each")  # fmt: skip
     for d, directions in ((4, 2), (8, 4), (16, 6)):
         steps = grams(run, linear(1200, d, norm), gaussian(run, d, d, stream=d), 16, stream=d, first=1000, every=10)
         values = np.stack([np.linalg.eigvalsh(c) for c in steps]) * d
         count, error = mean_and_error(indicator(values > 1e-9, values).sum(-1).mean(0))
         yield near(f"eigenvalues above 1e-9, d = {d}", count, directions, 0.4, stderr=error, reason="after 1000 layers")
     value, error = _direct_growth(run, 8, 4 if swap else 3, layers // 2)
-    yield near("explicit weights, d = 8, k = 3", value, 0.081, 0.03, stderr=error, reason="the specification's")
+    yield near("explicit weights, d = 8, k = 3", value, 0.081, 0.03, stderr=error, reason="reference runs")
 
 
 def _direct_growth(run: Run, d: int, k: int, layers: int) -> tuple[float, float]:

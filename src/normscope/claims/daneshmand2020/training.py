@@ -103,7 +103,7 @@ def fig6(
     """Plain ReLU nets (Xavier) as they are and after the library's variant B; batch-normed tanh nets with U(-a, a) and
     U(0, 2a).
 
-    Batch 32, SGD 0.01. The paper has Fashion-MNIST; the specification's bounds are of a thousand updates on MNIST, so
+    Batch 32, SGD 0.01. The paper has Fashion-MNIST; the reference runs are of a thousand updates on MNIST, so
     the quick size takes these (or as many on digits). Ten steps of pre-training a stage, the library's default, which
     also keeps each layer's scale at 1: the rank cannot see it and training needs it; the paper's has no such step. So
     "pre-trained" here is both together (see pretraining-or-scale).
@@ -190,7 +190,7 @@ def breaking_training(
     standard: str = "torch",
 ) -> Iterable[Reading]:  # fmt: skip
     """ReLU nets with batch norm, SGD 0.05, batch 64: the same variance of the weights, only another mean. Six thousand
-    images of MNIST as in the specification (there at 14 x 14), or all 1440 digits.
+    images of MNIST as in the reference runs (there at 14 x 14), or all 1440 digits.
     """
     data = load(run, "mnist", images)
     ends: dict[str, list[float]] = {"standard": [], "broken": []}
@@ -218,7 +218,7 @@ def breaking_conv_training(
     """Our VGG on CIFAR-10 (or digits): the rank at initialization (see breaking-conv) decides whether it trains.
 
     The paper's VGG19 and ResNet-50 hyper-parameters are not published; SGD 0.05, batch 50. "Fits" is our word: a loss
-    below 1 on digits, below 1.9 on CIFAR-10, as the specification has no number.
+    below 1 on digits, below 1.9 on CIFAR-10, as there is no reference run.
     """
     data = load(run, "cifar10", images, flatten=False)
     ends: dict[str, list[float]] = {"standard": [], "broken": []}
@@ -262,7 +262,7 @@ def fig4_rank(
         train(run, model, data, epochs=epochs, lr=lr, batch=64, optimiser="adam", loss=inverse_rank)
         after.append(float(ranks(model.cpu(), data.inputs[-256:].cpu(), [depth])[-1]))
     yield at_most("r before, largest", highest(before), 2, reason="1.2 at this size")
-    yield at_least("r after, smallest", lowest(after), 5, reason="23.7 in 300 steps, the specification's bound")
+    yield at_least("r after, smallest", lowest(after), 5, reason="23.7 in 300 steps, bound set beforehand")
 
 
 @PAPER.claim(
@@ -276,10 +276,9 @@ def fig4_rank(
 def fig4_training(run: Run, depth: int, width: int, images: int, epochs: int, nets: int, steps: int) -> Evidence:
     """ReLU MLPs on CIFAR-10 (or digits), SGD, batch 64; each arm at the better of two learning rates, as in the paper.
 
-    Judged: the pre-trained net trains (chosen by us: loss below 1.5 on digits, 2.1 on CIFAR-10, where the specification
-        has no
-    number). Whether it is as fast as batch norm depends on data and depth (the specification
-    has it from memory only), so that is drawn, not judged.
+    Judged: the pre-trained net trains (chosen by us: loss below 1.5 on digits, 2.1 on CIFAR-10, where there is no
+    reference). Whether it is as fast as batch norm depends on data and depth (our notes
+    have it from memory only), so that is drawn, not judged.
     """
     from normscope import init
 

@@ -39,7 +39,7 @@ def conv_init(
     pooled linear readout. Only the sign is judged, as for the paper at epoch 20: 0.92 against 1.17 at 20 convolutions
     (Xavier better), about 1.91 against 1.30 at 80. Shallow nets are slowed by the paper's Frobenius norm 1, which
     starts them at logits of 0.01; what helps deep ones is that the signal does not fade (a random basis trains too,
-    unlike in the deep MLP). For the quick size the specification has no number: 3 and 12 narrow convolutions on a
+    unlike in the deep MLP). For the quick size there is no reference number: 3 and 12 narrow convolutions on a
     thousand images. On digits both halves show; CIFAR-10 is not learned by deep nets in that time, and the claim may
     say undecided there.
     """

@@ -119,7 +119,7 @@ def fig5a(run: Run, nets: int, normed: str = "batch norm") -> Evidence:
 def fig5b(run: Run, depth: int, channels: int, nets: int, norm: bool = True) -> Evidence:
     """Batches of 8 through 3x3 convolutions, stride 1, reflected borders (what the paper's code does), no bias.
 
-    The specification has no values of this panel, so only the order is judged: V of the whole image at the last layer.
+    There are no reference values of this panel, so only the order is judged: V of the whole image at the last layer.
     Reflection would zero no border pixel; the batch norm is over samples and positions.
     """
     name = run.data("cifar10")

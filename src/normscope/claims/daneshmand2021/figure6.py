@@ -17,7 +17,7 @@ from normscope.claims.reading import Reading, at_most, between, near
 #: The paper's "sigmoid" is tanh(x) + 1 = 2 sigmoid(2x); a factor behind the activation does not matter.
 _FIGURE_6 = {"sigmoid": ("sigmoid", 2.0), "relu": ("relu", 1.0), "tanh": ("tanh", 1.0), "sin": ("sin", 1.0),
              "identity": ("identity", 1.0)}  # fmt: skip
-#: Measured log L at d = 16, 32, 64, 128, 256 (the specification's own, with every activation plotted).
+#: Measured log L at d = 16, 32, 64, 128, 256 (our reference runs, with every activation plotted).
 _LOG_L = {"sigmoid": (-1.97, -2.23, -2.54, -2.88, -3.22), "relu": (-1.14, -1.53, -1.89, -2.25, -2.60),
           "tanh": (-1.22, -1.58, -1.93, -2.29, -2.64), "sin": (-1.21, -1.59, -1.95, -2.29, -2.63),
           "identity": (-1.23, -1.59, -1.95, -2.31, -2.65)}  # fmt: skip
@@ -61,10 +61,10 @@ def fig6(run: Run, widths: Sequence[int], chains: int, layers: int, mean: float 
         slope, error = slope_and_error(np.log(widths), np.log([v for v, *_ in found]), [e / v for v, e, _ in found])
         listed, _ = slope_and_error(np.log(widths), _LOG_L[name][: len(widths)])
         readings.append(near(f"slope, {name}", slope, listed, 0.04, stderr=error, printed=-0.5,
-                             reason="the slope of the specification's values, three s.d."))  # fmt: skip
+                             reason="the slope of the reference runs' values, three s.d."))  # fmt: skip
         value, spread, _ = found[2]
         readings.append(near(f"log L, {name}, d = 64", math.log(value), _LOG_L[name][2], 0.08, stderr=spread / value,
-                             reason="the specification's value; .03 between runs"))  # fmt: skip
+                             reason="the reference runs' value; .03 between runs"))  # fmt: skip
         values, errors = np.array([v for v, *_ in found]), np.array([e for _, e, _ in found])
         curves.append(Curve(name, list(widths), values.tolist(), "ours", (values - 2 * errors).tolist(),
                             (values + 2 * errors).tolist()))  # fmt: skip
@@ -105,4 +105,4 @@ def odd_activations(run: Run, width: int, chains: int, layers: int, recenter: bo
     for name, low, high in (("tanh", 0, 0.01), ("sin", 0, 0.01), ("identity", 0, 0.01), ("relu", 0.2425, 0.2625),
                             ("sigmoid", 0.67, 0.71)):  # fmt: skip
         *_, apart = _deviation(run.seed, name, recenter, width, chains, layers)
-        yield between(f"|mean Gram - I/n|, {name}", apart, low, high, reason="the specification's, .2525 and .69")
+        yield between(f"|mean Gram - I/n|, {name}", apart, low, high, reason="reference runs, .2525 and .69")

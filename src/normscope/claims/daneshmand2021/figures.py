@@ -118,11 +118,11 @@ def fig2a(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:
         mean, error = mean_and_error(logs[25:50].mean(0))
         tolerance = 0.08 if d == 32 else 0.06
         readings.append(near(f"log V, layers 25-49, d = {d}", mean, plateau, tolerance, stderr=error, printed=printed,
-                             reason="the specification's spread of 20 runs"))  # fmt: skip
+                             reason="the spread of 20 runs"))  # fmt: skip
         near_it = np.flatnonzero(logs.mean(1) <= plateau + 0.1)
         first = float(near_it[0]) if len(near_it) else math.inf
         readings.append(near(f"first layer within 0.1 of the plateau, d = {d}", first, arrives, 3, printed=20,
-                             reason="the specification's three layers"))  # fmt: skip
+                             reason="three layers"))  # fmt: skip
         if d == 512:
             slopes = [slope_and_error(list(range(5, 13)), run_[5:13])[0] for run_ in logs.T]
             slope, slope_error = mean_and_error(slopes)

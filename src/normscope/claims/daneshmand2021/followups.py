@@ -50,7 +50,7 @@ def gradients(run: Run, width: int, depth: int, nets: int, none: bool = False) -
     Batch norm that keeps the rank pays with exploding gradients, which orthogonal weights avoid (see haar). At finite
     width the factor is below the law by 2.6/d: some 300 chains in plain numpy, gradients by hand, have 1.0523 and
     1.0580 (without and with recentring) at d = 128, 1.0609 and 1.0669 at d = 256, 1.0710 and 1.0719 at d = 1024, each
-    +- .0006 to .0013. The specification's 1.0665 and 1.0713 at d = 256 lie half-way to the law; neither those chains
+    +- .0006 to .0013. The reference runs' 1.0665 and 1.0713 at d = 256 lie half-way to the law; neither those chains
     nor the library give them.
     """
     for norm, shift in (("batch_rescale", 0), ("batch", 1)):

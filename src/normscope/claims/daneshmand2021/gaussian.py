@@ -51,7 +51,7 @@ def gaussian_limit(
         yield near(f"T, n = {n}, d = {widths[-1]}", ts[-1], law, relative=0.08, stderr=errors[-1] * ts[-1],
                    reason="linear around isometry: within 8 %")  # fmt: skip
         slope, error = slope_and_error(np.log(widths), np.log(ts), errors)
-        yield near(f"slope of log T, n = {n}", slope, -1, 0.05, stderr=error, reason="the specification's 0.05")
+        yield near(f"slope of log T, n = {n}", slope, -1, 0.05, stderr=error, reason="the reference runs' 0.05")
 
 
 @PAPER.claim(

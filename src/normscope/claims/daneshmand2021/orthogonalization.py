@@ -113,5 +113,5 @@ def slice_spectrum(run: Run, draws: int, basis: str = "sliced") -> Iterable[Read
     ):
         mean, error = mean_and_error(values)
         yield near(
-            f"{name} singular value", mean, expected, reach, stderr=error, reason="one draw in the specification"
+            f"{name} singular value", mean, expected, reach, stderr=error, reason="one draw in the reference runs"
         )

@@ -39,7 +39,7 @@ def stationary_gap(run: Run, cases: Sequence[tuple[int, int, int]], weights: str
         law = orthogonality.stationary_gap(n, d)
         tolerance = 0.03 if n <= math.sqrt(d) / 2 else 0.05
         yield near(f"E V, n = {n}, d = {d}", mean, law, relative=tolerance, stderr=error,
-                   reason="the specification's tolerance")  # fmt: skip
+                   reason="tolerance set beforehand")  # fmt: skip
 
 
 @PAPER.claim(
@@ -54,7 +54,7 @@ def mean_gram(run: Run, chains: int, layers: int, activation: str = "identity") 
     error = c.std(0, ddof=1) / math.sqrt(chains)
     apart = np.abs(c.mean(0) - np.eye(4) / 4)
     yield at_most("largest |mean C - I/n|", float(apart.max()), 0.0015, reason="of 35000 samples")
-    yield at_most("the same in standard errors", float((apart / error).max()), 4, reason="the specification's 4 s.e.")
+    yield at_most("the same in standard errors", float((apart / error).max()), 4, reason="4 s.e.")
 
 
 @PAPER.claim(
@@ -108,7 +108,7 @@ def centred(run: Run, chains: int, norm: str = "batch") -> Iterable[Reading]:
     b += 1 / (n - 1) - 1 / n
     ratio, error = math.sqrt(a / b), 0.5 * math.hypot(ea / a, eb / b)
     yield near(
-        "root mean square gap, recentred over derived", ratio, 1, 0.02, stderr=error, reason="the specification's 2 %"
+        "root mean square gap, recentred over derived", ratio, 1, 0.02, stderr=error, reason="2 % set beforehand"
     )
     yield near("root mean square gap, recentred", math.sqrt(a),
                orthogonality.stationary_gap(n, d, recenter=True, root_mean_square=True), relative=0.02,
@@ -134,5 +134,5 @@ def transient(run: Run, layers: int, norm: str = "batch_rescale") -> Iterable[Re
         )
     v = np.log(list(found.series("orthogonality_gap").values()))
     steepest = float(np.diff(v).min())
-    yield near("steepest fall of log V a layer", steepest, -0.5, 0.05, reason="the specification reads about -0.5")
+    yield near("steepest fall of log V a layer", steepest, -0.5, 0.05, reason="read off at about -0.5")
     yield near("fall of log V a layer in the end", float(v[30] - v[29]), math.log(4 / 6), 1e-3, reason="n/(n+2)")

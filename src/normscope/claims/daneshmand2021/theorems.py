@@ -136,7 +136,7 @@ def fluctuation(
         hat = 1 / n - least_share(found, n, width)[0]
         spread, spread_error = mean_and_error(d * np.square(hat - (1 / n - p[v.argmin()])))
         yield near(f"d E|C - EC|^2, spectrum {case}", mean, d * orthogonality.fluctuation(v, d), relative=0.05,
-                   stderr=error, reason="the specification's 5 %")  # fmt: skip
+                   stderr=error, reason="5 % set beforehand")  # fmt: skip
         bound = d * orthogonality.fluctuation(v, d, exact=False)
         yield at_most(f"the same against Lemma 6, spectrum {case}", mean, bound, stderr=error, reason="Lemma 6 times d")
         yield at_most(
@@ -218,7 +218,7 @@ def theorem1(run: Run, width: int, layers: int, chains: int, activation: str = "
     yield at_most("largest E V minus the bound, over the layers", float((v - bounds).max()), 0, reason="an inequality")
     yield at_most("radius 3n/(alpha sqrt(d))", radius, math.sqrt(0.5), reason="the largest V possible")
     yield at_least(
-        "alpha of the chains", alpha, 0.44, reason="the specification has .476 at d = 4096, the same to 1/sqrt(d)"
+        "alpha of the chains", alpha, 0.44, reason="the reference runs have .476 at d = 4096, the same to 1/sqrt(d)"
     )
 
 

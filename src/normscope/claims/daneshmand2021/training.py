@@ -151,7 +151,7 @@ def fig4(
 
     Another group could not reproduce this beyond depth 45, with a slice that does not decorrelate. It reproduces here,
     but so it does with plain identity layers (see fig4-controls): orthogonality is not what makes the difference. On
-    CIFAR-10, the specification asks only that its loss be below Xavier's; on digits we ask for three quarters.
+    CIFAR-10, the reference asks only that its loss be below Xavier's; on digits we ask for three quarters.
     """
     data = load(run, "cifar10", images, signed=True)
     arms = {"Xavier": plain, "orthogonalized": how}
@@ -163,7 +163,7 @@ def fig4(
                 losses[name][i, net] = train(run, model, data, epochs=epochs, lr=0.01, batch=batch).last
     xavier, ours = losses["Xavier"], losses["orthogonalized"]
     small = data.name == "digits"
-    bound, why = (0.75, "chosen by us") if small else (1.0, "the specification's criterion: below")
+    bound, why = (0.75, "chosen by us") if small else (1.0, "the criterion: below")
     ratio = float(ours[-1].max() / xavier[-1].min())
     readings = [at_most(f"orthogonalized over Xavier, depth {depths[-1]}", ratio, bound, reason=why)]
     with np.errstate(invalid="ignore"):  # the control's runs diverge
@@ -193,7 +193,7 @@ def fig4_controls(
 ) -> Iterable[Reading]:  # fmt: skip
     """Two initializations of depth 75 that the paper does not have, trained as in Fig. 4.
 
-    "Train" is our word: a loss below 0.6 on digits, below 2 on CIFAR-10 (the specification has .19 after an epoch on
+    "Train" is our word: a loss below 0.6 on digits, below 2 on CIFAR-10 (the reference runs have .19 after an epoch on
     data of its own). Whitening into a random basis multiplies gradients at every layer; the slice of the data's own V
     makes neuron j answer to sample j, so that deep layers become multiples of the identity (see slice-is-identity).
     """
@@ -239,7 +239,7 @@ def slice_is_identity(run: Run, depth: int, width: int, nets: int, basis: str = 
             mlp(run, data.inputs.shape[1], depth, width, net), data.inputs[: 3 * width], scale="paper", basis=basis
         )
         v.append(hidden_gap(half, data.inputs[-50:]))
-    yield at_most("distance from c I at layer 12", highest(distance), 0.25, reason=".05 on the specification's data")
+    yield at_most("distance from c I at layer 12", highest(distance), 0.25, reason=".05 on the reference runs' data")
     yield at_most(
-        "V of the last hidden layer, power 1/2", highest(v), 0.25, reason=".16 to .19 on the specification's data"
+        "V of the last hidden layer, power 1/2", highest(v), 0.25, reason=".16 to .19 on the reference runs' data"
     )

@@ -36,7 +36,7 @@ PAPER = PAPERS.add(
             "S9": "theorem numbers, constants and appendix of the paper: no readable copy; ours are derived and "
             "checked",
             "7.21.ddp": "distributed data parallel on four ranks: whole-batch lists stand in for replicas",
-            "7.13.cnn": "a convolutional net's frozen statistics: no number in the specification",
+            "7.13.cnn": "a convolutional net's frozen statistics: no reference run of it",
         },
     ),
 )

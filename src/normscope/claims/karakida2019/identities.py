@@ -133,7 +133,7 @@ def null_directions(run: Run, last: str = "bn") -> Iterator[Reading]:
         parts[id(readout.bias)][1] = 1.0 if name == "bias" else readout.bias.detach()[1]
         w = torch.cat([parts[id(p)].reshape(-1) for p in model.parameters()])
         found = float(f.matvec(w).norm() / w.norm()) / spectrum(f).largest
-        yield at_most(f"F on the {name} direction", found, 1e-11, reason="2e-15 in the specification")
+        yield at_most(f"F on the {name} direction", found, 1e-11, reason="2e-15 in the reference runs")
 
 
 @PAPER.claim(
@@ -194,7 +194,7 @@ def deflated_trace(
     run: Run, width: int, outputs: int, repeats: int, deflated: bool = True, exactly: bool = True
 ) -> Iterator[Reading]:
     """Standard deviation of tr F over repeated draws, at 24 products: Hutch++ over the estimator that takes the C mean
-    directions out exactly. The specification: 72.6 plain, 26.4 Hutch++, 12.9 deflated; all unbiased.
+    directions out exactly. The reference runs: 72.6 plain, 26.4 Hutch++, 12.9 deflated; all unbiased.
     """
     model = net(RELU, width, outputs, run.generator(0), torch.float64)
     j = fisher(model, batch(run, width, width, 1, torch.float64)).factor

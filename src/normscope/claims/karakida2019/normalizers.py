@@ -45,7 +45,7 @@ from normscope.nn import BatchNorm
 )  # fmt: skip
 def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "batch") -> Evidence:
     """ReLU nets with batch norm (whole batch, differentiated through) on two outputs, N = M: 9.32 +- .03 at M = 200 in
-    1900 nets, some of them without any code of the library (8.6 +- .3 in the specification's eight nets), so M = 200
+    1900 nets, some of them without any code of the library (8.6 +- .3 in the reference runs' eight nets), so M = 200
     has eight times the nets; flat in the width. The mean of its eigenvalues is the theorem's lower bound,
     (kappa_1-kappa_2)/(q_1-q_2) = 2.286. All is taken off the Gram of the plain net; one net with the norm in place, in
     training mode, must agree.
@@ -64,13 +64,13 @@ def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "bat
         near("mean eigenvalue over the lower bound, M = 200", traces[200][0] / lower, 1.0, 0.06,
              stderr=traces[200][1] / lower, reason="as for mean subtraction"),
         between(f"ratio M = {widths[-1]} to 100", growth, 0.75, 1.1, stderr=error,
-                reason="as for mean subtraction; 9.7, 8.6, 8.9 in the specification"),
+                reason="as for mean subtraction; 9.7, 8.6, 8.9 in the reference runs"),
         near("norm in place over projected", in_place(run, replace(RELU, last="batch"), 100, 2, last), 1.0, 1e-3,
              reason="eps = 1e-5"),
     )  # fmt: skip
     curves = (Curve("batch norm", list(widths), [means[m][0] for m in widths]),
               Curve("lower bound", list(widths), [lower] * len(widths), "theory"),
-              Curve("specification", (100, 200, 500, 1000, 2000), (9.7, 8.6, 8.9, 8.6, 8.7), "printed"))  # fmt: skip
+              Curve("reference runs", (100, 200, 500, 1000, 2000), (9.7, 8.6, 8.9, 8.6, 8.7), "printed"))  # fmt: skip
     return Evidence(readings, curves)
 
 
@@ -90,7 +90,7 @@ def hidden_batch_norm_relu(run: Run, widths: Sequence[int], nets: int, hidden: s
     (low, below), (high, above) = (mean_and_error(tops(run, deep, m, m, 2, nets, stream=7)) for m in (100, 200))
     readings = [
         between(f"excess, M = {m}", value - m / (2 * math.pi), 0.5, 2.5, stderr=error,
-                reason="the specification's tolerance")
+                reason="tolerance set beforehand")
         for m, (value, error) in means.items()
     ]  # fmt: skip
     readings.append(near("five layers, lambda_max(200) - lambda_max(100)", high - low, 100 / (2 * math.pi), 1.0,
@@ -98,9 +98,9 @@ def hidden_batch_norm_relu(run: Run, widths: Sequence[int], nets: int, hidden: s
                          reason="the same slope; half the width of the band above"))  # fmt: skip
     if len(widths) > 2:
         slope, error = slope_and_error(list(widths), [means[m][0] for m in widths], [means[m][1] for m in widths])
-        readings.append(near("slope", slope, 0.1592, 0.002, stderr=error, reason="the specification's tolerance"))
+        readings.append(near("slope", slope, 0.1592, 0.002, stderr=error, reason="tolerance set beforehand"))
     line = Curve("M / 2 pi", list(widths), [m / (2 * math.pi) for m in widths], "theory")
-    known = Curve("specification", (100, 200, 400, 800), (17.99, 33.66, 65.55, 129.10), "printed")
+    known = Curve("reference runs", (100, 200, 400, 800), (17.99, 33.66, 65.55, 129.10), "printed")
     return Evidence(tuple(readings), (Curve("measured", list(widths), [means[m][0] for m in widths]), line, known))
 
 
@@ -112,7 +112,7 @@ def hidden_batch_norm_relu(run: Run, widths: Sequence[int], nets: int, hidden: s
 )  # fmt: skip
 def hidden_norms_tanh(run: Run, widths: Sequence[int], nets: int, kind: Kind = TANH) -> Iterator[Reading]:
     """Ratio of lambda_max at M = 400 to 100 with batch norm and with mean subtraction in the hidden layers, no norm at
-    the output: 7.1 to 6.7, and 8.9 to 8.3 in the specification, so from .8 to 1.25.
+    the output: 7.1 to 6.7, and 8.9 to 8.3 in the reference runs, so from .8 to 1.25.
     """
     for hidden in ("batch", "batch_recenter"):
         low, high = (mean_and_error(tops(run, replace(kind, hidden=hidden), m, m, 2, count, tol=0.01)) for m, count in
@@ -120,7 +120,7 @@ def hidden_norms_tanh(run: Run, widths: Sequence[int], nets: int, kind: Kind = T
         ratio = high[0] / low[0]
         error = ratio * math.hypot(high[1] / high[0], low[1] / low[0])
         yield between(f"ratio over the widths, {hidden}", ratio, 0.8, 1.25, stderr=error, expected=1.0,
-                      reason="the specification's tolerance")  # fmt: skip
+                      reason="tolerance set beforehand")  # fmt: skip
 
 
 @PAPER.claim(
@@ -131,7 +131,7 @@ def hidden_norms_tanh(run: Run, widths: Sequence[int], nets: int, kind: Kind = T
 )  # fmt: skip
 def hidden_early_norm(run: Run, width: int, nets: int, at: int = 1) -> Iterator[Reading]:
     """ReLU (2, .1), three weight layers, batch norm before the first activation only: sum over the later layers of
-    M q~ q^, 79.0 at M = 200 (75.5 in the specification's nets); before the second one it is as if everywhere (33.7).
+    M q~ q^, 79.0 at M = 200 (75.5 in the reference runs' nets); before the second one it is as if everywhere (33.7).
     """
     found = []
     for r in range(nets):
@@ -180,18 +180,16 @@ def layer_norm(
         full.append(float(whole[0]) / (theory(RELU).top(width, samples) * top))
         last_gap.append(float(whole[outputs - 2] / whole[outputs - 1]))
     mean, error = mean_and_error(only)
-    yield near("mean only, largest over plain", mean, 1.0, 0.02, stderr=error, reason="the specification's tolerance")
+    yield near("mean only, largest over plain", mean, 1.0, 0.02, stderr=error, reason="tolerance set beforehand")
     mean, error = mean_and_error(gap)
     yield at_least("mean only, outlier C-1 over the next", mean, 3, stderr=error, reason="C-1 outliers")
     mean, error = mean_and_error(full)
-    yield near(
-        "full norm, largest over the formula", mean, 1.0, 0.12, stderr=error, reason="the specification's tolerance"
-    )
+    yield near("full norm, largest over the formula", mean, 1.0, 0.12, stderr=error, reason="tolerance set beforehand")
     mean, error = mean_and_error(last_gap)
     yield at_least("full norm, outlier C-1 over the next", mean, 2, stderr=error, reason="85 against 20.5")
     value, error = mean_and_error(tops(run, Kind(sb2=0.1, hidden=hidden), width, samples, 2, nets))
     own = theory(Kind(sb2=0.1, hidden="layer")).top(width, samples)
-    yield near("hidden layers", value / own, 1.0, 0.07, stderr=error / own, reason="the specification's tolerance")
+    yield near("hidden layers", value / own, 1.0, 0.07, stderr=error / own, reason="tolerance set beforehand")
 
 
 @PAPER.claim(
@@ -238,7 +236,7 @@ def softmax(
     if few:
         mean, error = mean_and_error(rest)
         readings.append(
-            at_most("next eigenvalue", mean, 5, stderr=error, reason="the specification's; 3.17 in one net")
+            at_most("next eigenvalue", mean, 5, stderr=error, reason="the reference runs'; 3.17 in one net")
         )
     mean, error = mean_and_error(traces)
     readings += [
@@ -296,13 +294,13 @@ def frozen_statistics(
     run: Run, width: int, samples: int, outputs: int, nets: int, frozen: str = "frozen"
 ) -> Iterator[Reading]:
     """lambda_max with the last batch norm's statistics held constant, over that in training mode: 337 against 13.5, 24
-    to 27 in the specification's three nets, so over 20. One net by the library's own what-if.
+    to 27 in the reference runs' three nets, so over 20. One net by the library's own what-if.
     """
     ratios = []
     for kernel, f in grams(run, RELU, (width, width, width, outputs), samples, nets):
         ratios.append(largest(behind(kernel, f, frozen)) / largest(behind(kernel, f, "batch")))
     mean, error = mean_and_error(ratios)
-    yield at_least("frozen over training", mean, 20, stderr=error, reason="the specification's bound")
+    yield at_least("frozen over training", mean, 20, stderr=error, reason="bound set beforehand")
     kernel, f = next(grams(run, RELU, (100, 100, 100, outputs), 100, 1))
     model, x = net(RELU, 100, outputs, run.generator(100)), batch(run, 100, 100, 500_100)
     whatif = spectrum(last_layer(model, x, "batch_frozen"), tol=1e-4, method="lanczos").largest
@@ -317,7 +315,7 @@ def frozen_statistics(
 )  # fmt: skip
 def replicas(run: Run, width: int, samples: int, swap: bool = False) -> Iterator[Reading]:
     """Lists of batches with their own statistics stand for replicas. Mean subtraction: at most the whole batch's
-    lambda_max, exactly. Batch norm on five samples: more than twice (116 against 12 in the specification).
+    lambda_max, exactly. Batch norm on five samples: more than twice (116 against 12 in the reference runs).
     """
     x = batch(run, samples, width, 1)
     for last in ("batch_recenter", "batch"):

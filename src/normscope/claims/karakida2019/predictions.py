@@ -15,7 +15,7 @@ from normscope.claims.reading import Reading, at_most, near
 from normscope.gaussian import product_moment
 from normscope.theory import fisher_statistics, order_parameters
 
-#: kind -> alpha kappa_1, alpha kappa_2, q_1 - q_2 of the output (specification, section 2).
+#: kind -> alpha kappa_1, alpha kappa_2, q_1 - q_2 of the output (the recursions of section 2 by hand).
 REFERENCE: tuple[tuple[Kind, float, float, float | None], ...] = ((Kind(layers=2), 2, 0.31831, 1.36338),
                  (RELU, 3, 0.685709, 1.01254), (Kind(sb2=0.1), 3.15, 0.80299, 1.04098),
                  (Kind(sw2=4, sb2=1), 14.5, 4.66352, 8.93729), (Kind(layers=4), 4, 1.06039, 0.79035),
@@ -37,7 +37,7 @@ REFERENCE: tuple[tuple[Kind, float, float, float | None], ...] = ((Kind(layers=2
     seconds=(1, 1),
 )  # fmt: skip
 def order(run: Run, readout: bool = True, exchange: Mapping[str, str] = {}) -> Iterator[Reading]:
-    """The library's order parameters of fourteen nets, hidden norms included, against the specification's table and
+    """The library's order parameters of fourteen nets, hidden norms included, against the table of reference values and
     against the same recursions in plain arithmetic (closed forms, or a trapezoid rule for tanh and erf).
     """
     for kind, k1, k2, spread in REFERENCE:
@@ -59,7 +59,7 @@ def order(run: Run, readout: bool = True, exchange: Mapping[str, str] = {}) -> I
 
 @PAPER.claim(
     "gaussian-moments", "The Gaussian moments of ReLU, linear, erf and tanh and of their derivatives.",
-    where="closed forms of our section 2", covers="S2.closed", quick={}, control={"derivative": False},
+    where="closed forms (theory.md)", covers="S2.closed", quick={}, control={"derivative": False},
     because="the moments of phi are not those of its derivative", seconds=(0.3, 0.3),
 )  # fmt: skip
 def gaussian_moments(run: Run, derivative: bool = True) -> Iterator[Reading]:
@@ -75,7 +75,7 @@ def gaussian_moments(run: Run, derivative: bool = True) -> Iterator[Reading]:
             worst = highest(worst, *(abs(x - y) for x, y in zip((*value, *slope), (e1, e2, d1, d2), strict=True)))
         yield at_most(f"largest difference, {name}", worst, 1e-6, reason="quadrature")
     known = float(product_moment("tanh", np.eye(2) * 3, derivative=derivative)[0, 0])
-    yield near("E tanh'^2 at q = 3", known, 0.29202, 1e-5, reason="digits of the specification")
+    yield near("E tanh'^2 at q = 3", known, 0.29202, 1e-5, reason="digits of the reference runs")
 
 
 @PAPER.claim(
@@ -95,7 +95,7 @@ def fisher_prediction(run: Run, readout: bool = True) -> Iterator[Reading]:
         yield near(f"none, M = {m}", 2 / (m * kappa), printed, relative=0.025, printed=printed,
                    reason="read off to 1.5 %, printed to two digits")  # fmt: skip
     exact = fisher_statistics(spec_of(big, 1000, 1), 1000, readout_gain=gain).max_learning_rate
-    yield near("none, M = 1000, finite N and biases", exact, 4.29e-4, relative=0.01, reason="the specification's value")
+    yield near("none, M = 1000, finite N and biases", exact, 4.29e-4, relative=0.01, reason="the reference runs' value")
     centred = fisher_statistics(spec_of(replace(big, last="batch_recenter"), 1000, 1), 1000, readout_gain=gain)
     yield near("mean subtraction", centred.max_learning_rate, 0.203, relative=0.01, printed=0.203, reason="read off")
     k1, k2 = order_parameters(spec_of(big, 10, 1), readout_gain=2.0).kernels

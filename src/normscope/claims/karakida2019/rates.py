@@ -34,7 +34,7 @@ def strict_stability(run: Run, scale: float = 1.0) -> Iterator[Reading]:
         for f in (0.9, 0.98, 1.02):
             ratio = _amplitude(small(run, last, hidden, nn.Tanh), x, f * scale)
             yield near(f"amplitude over |1-2f|^40, {last}/{hidden}, f = {f:g}", ratio / abs(1 - 2 * f) ** 40, 1.0, 0.01,
-                       reason="the specification's tolerance")  # fmt: skip
+                       reason="tolerance set beforehand")  # fmt: skip
 
 
 def _amplitude(model: nn.Module, x: Tensor, factor: float, steps: int = 40) -> float:
@@ -66,8 +66,8 @@ def critical_rate_claim(
 ) -> Evidence:
     """From initialization, C = 2, N = M, random targets: the largest rate whose loss never exceeds its first value
     within 15 steps. In units of 2/lambda_max it is from 1 to 1.4 without normalization and tends to 1 (1.31, 1.18,
-    1.08, 1.07 in the specification); with mean subtraction it is over 2 (chosen by us), as the top of the bulk carries
-    little of the residual: 3.2 +- .1 in twenty of our nets of s.d. .4, so that the specification's 2.9 from three nets
+    1.08, 1.07 in the reference runs); with mean subtraction it is over 2 (chosen by us), as the top of the bulk
+    carries little of the residual: 3.2 +- .1 in twenty of our nets of s.d. .4, so that the 2.9 of three reference nets
     is +- .2. There the rate at M = 400 is .85 to 1.2 times that at 100.
     """
     rates: dict[str, dict[int, tuple[float, float]]] = {}
@@ -81,19 +81,19 @@ def critical_rate_claim(
             units[name][m] = mean_and_error([f.margin for f in found])
     readings = [
         between(f"eta_c lambda_max / 2, none, M = {m}", value, 1.0, 1.4 if m < 400 else 1.12, stderr=error,
-                reason="the specification's band; it tends to 1: 1.07 at M = 400 there")
+                reason="band set beforehand; it tends to 1: 1.07 at M = 400 there")
         for m, (value, error) in units["none"].items()
         if m >= 100
     ]  # fmt: skip
     value, error = ratio_and_error(rates["mean subtraction"][400], rates["mean subtraction"][100])
     readings.append(between("eta_c with mean subtraction, M = 400 over 100", value, 0.85, 1.2, expected=0.654 / 0.634,
-                            stderr=error, reason="the specification's band"))  # fmt: skip
+                            stderr=error, reason="band set beforehand"))  # fmt: skip
     value, error = units["mean subtraction"][400]
     readings.append(at_least("eta_c lambda_max / 2, mean subtraction, M = 400", value, 2, stderr=error,
-                             reason="chosen by us: conservative; 2.6, 3.0, 2.8, 2.9 in the specification"))  # fmt: skip
+                             reason="chosen by us: conservative; 2.6, 3.0, 2.8, 2.9 in reference runs"))  # fmt: skip
     printed = {"none": (0.0491, 0.0266, 0.0158, 0.0077), "mean subtraction": (0.491, 0.634, 0.674, 0.654)}
     curves = [Curve(name, list(widths), [values[m][0] for m in widths]) for name, values in rates.items()]
-    curves += [Curve(f"specification, {name}", (50, 100, 200, 400), v, "printed") for name, v in printed.items()]
+    curves += [Curve(f"reference runs, {name}", (50, 100, 200, 400), v, "printed") for name, v in printed.items()]
     return Evidence(tuple(readings), tuple(curves))
 
 
@@ -144,7 +144,7 @@ def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none", times
 
 @PAPER.claim(
     "optimisers", "Momentum, Nesterov, averaged momentum and weight decay move the limit by known factors.",
-    where="our section 8", covers="S8.rates", quick={},
+    where="theory.md (ours)", covers="S8.rates", quick={},
     control=({"momentum": 0.5, "weight_decay": 0.0}, {"assumed": 6.0}),
     because="another momentum, decay or curvature has another limit", seconds=(3.5, 3.5),
 )  # fmt: skip

@@ -48,12 +48,12 @@ def lambda_max(run: Run, widths: Sequence[int], nets: int, kinds: Sequence[Kind]
             if (m == 200 and kind == RELU) or m >= 500:
                 readings.append(near(f"lambda_max, {kind.activation}, M = {m}", value, own.top(m, m), stderr=error,
                                      relative=0.12 if m == 200 else 0.05,
-                                     reason="the specification's tolerance"))  # fmt: skip
+                                     reason="tolerance set beforehand"))  # fmt: skip
         large = [i for i, m in enumerate(widths) if m >= 100]
         slope, error = slope_and_error(np.log([widths[i] for i in large]), np.log([means[i][0] for i in large]),
                                        [means[i][1] / means[i][0] for i in large])  # fmt: skip
         readings.append(between(f"slope of logarithms, {kind.activation}", slope, 0.9, 1.1, stderr=error, expected=1.0,
-                                reason="the specification's tolerance"))  # fmt: skip
+                                reason="tolerance set beforehand"))  # fmt: skip
         low, high = zip(*((v - 2 * e, v + 2 * e) for v, e in means), strict=True)
         curves += [
             Curve(f"measured, {kind.activation}", list(widths), [v for v, _ in means], "ours", low, high),
@@ -94,9 +94,9 @@ def mean_subtraction(run: Run, widths: Sequence[int], nets: int, last: str = "ba
     growth, error = ratio_and_error(means[400], means[100])
     readings = (
         near("lambda_max, M = 200", means[200][0], 8.3, 0.7, stderr=means[200][1], printed=8.4,
-             reason="the specification's tolerance"),
+             reason="tolerance set beforehand"),
         between("ratio M = 400 to 100", growth, 0.75, 1.1, stderr=error,
-                reason="the specification's tolerance"),
+                reason="tolerance set beforehand"),
         near("share inside the bounds", inside / (nets * len(widths)), 1.0, 0.0, reason="a bound"),
         near("norm in place over projected", in_place(run, replace(RELU, last="batch_recenter"), 100, 1, last), 1.0,
              1e-3, reason="exact"),
@@ -126,7 +126,7 @@ def mean_eigenvalue(run: Run, width: int, nets: int, swap: bool = False) -> Iter
     for last, kept in traces.items():
         mean, error = mean_and_error(kept)
         yield near(f"tr F / (C M), {last}", mean, expected[other[last] if swap else last], stderr=error,
-                   relative=0.06 if width < 1000 else 0.02, reason="the specification's tolerance")  # fmt: skip
+                   relative=0.06 if width < 1000 else 0.02, reason="tolerance set beforehand")  # fmt: skip
 
 
 @PAPER.claim(
@@ -148,7 +148,7 @@ def second_moment(run: Run, width: int, samples: int, nets: int, last: str = "no
     expected = 2 / 2 * ((1 - 1 / samples) * own.k2**2 + own.k1**2 / samples)
     band = 0.06 if width < 2000 else 0.03
     yield near("s over the formula", mean / expected, 1.0, band, stderr=error / expected,
-               reason="the specification's tolerance")  # fmt: skip
+               reason="tolerance set beforehand")  # fmt: skip
 
 
 @PAPER.claim(
@@ -159,7 +159,7 @@ def second_moment(run: Run, width: int, samples: int, nets: int, last: str = "no
 )  # fmt: skip
 def unequal_widths(run: Run, nets: int, shifted: float = 0.0) -> Iterator[Reading]:
     """Trace and largest eigenvalue of nets 200-400-800-2 on 150 inputs: ReLU, tanh, and ReLU with input mean .5, where
-    the recursion starts from second moment 1.25 and overlap .25. The specification's theory: 3000 and 559.3, 1671 and
+    the recursion starts from second moment 1.25 and overlap .25. The reference runs' theory: 3000 and 559.3, 1671 and
     172, 3700 and 807; trace within 4 %, lambda_max within 8 %.
     """
     widths, n = (200, 400, 800, 2), 150
@@ -171,10 +171,8 @@ def unequal_widths(run: Run, nets: int, shifted: float = 0.0) -> Iterator[Readin
             tops.append(largest(kernel))
         name = f"{kind.activation}, input mean {mean:g}"
         (t, te), (v, ve) = mean_and_error(traces), mean_and_error(tops)
-        yield near(f"trace, {name}", t, 2 * own.k1, relative=0.04, stderr=te, reason="the specification's tolerance")
-        yield near(
-            f"lambda_max, {name}", v, own.top(1, n), relative=0.08, stderr=ve, reason="the specification's tolerance"
-        )
+        yield near(f"trace, {name}", t, 2 * own.k1, relative=0.04, stderr=te, reason="tolerance set beforehand")
+        yield near(f"lambda_max, {name}", v, own.top(1, n), relative=0.08, stderr=ve, reason="tolerance set beforehand")
 
 
 @PAPER.claim(
@@ -186,7 +184,7 @@ def unequal_widths(run: Run, nets: int, shifted: float = 0.0) -> Iterator[Readin
     axes=Axes("width M", "lambda_max", True, True),
 )  # fmt: skip
 def samples_must_grow(run: Run, widths: Sequence[int], nets: int, samples: int, proportional: bool = False) -> Evidence:
-    """Mean-subtracted lambda_max at M = 2000 over that at 500, N = 100 at both: from 2.3 to 4 (the specification saw
+    """Mean-subtracted lambda_max at M = 2000 over that at 500, N = 100 at both: from 2.3 to 4 (the reference runs saw
     22.3 to 64.2, a factor 2.9).
     """
     means = {}
@@ -196,9 +194,9 @@ def samples_must_grow(run: Run, widths: Sequence[int], nets: int, samples: int, 
         means[m] = mean_and_error([largest(behind(g, f, "batch_recenter")) for g, f in found])
     growth, error = ratio_and_error(means[2000], means[500])
     reading = between("lambda_max, M = 2000 over 500", growth, 2.3, 4.0, stderr=error,
-                      expected=2.88, reason="the specification's tolerance")  # fmt: skip
+                      expected=2.88, reason="tolerance set beforehand")  # fmt: skip
     curves = (
         Curve("mean subtraction, N = 100", list(widths), [means[m][0] for m in widths]),
-        Curve("specification", (100, 200, 500, 1000, 2000), (10.0, 12.4, 22.3, 36.6, 64.2), "printed"),
+        Curve("reference runs", (100, 200, 500, 1000, 2000), (10.0, 12.4, 22.3, 36.6, 64.2), "printed"),
     )
     return Evidence((reading,), curves)

@@ -19,7 +19,7 @@ from normscope.geometry.shapes import configuration
 
 @PAPER.claim(
     "detector-planted", "The detector names planted states: odd, ray, line, clusters, equal angles, a point.",
-    where="our section 5", covers="S5.planted", quick={"noise": 0.02}, control=({"noise": 50.0}, {"turn": 1}),
+    where="odd_point.md 5", covers="S5.planted", quick={"noise": 0.02}, control=({"noise": 50.0}, {"turn": 1}),
     because="noise larger than the states drowns them; and each state has the label of no other", seconds=(0.1, 0.1),
 )  # fmt: skip
 def detector_planted(run: Run, noise: float, turn: int = 0) -> Iterator[Reading]:
@@ -49,12 +49,12 @@ def detector_planted(run: Run, noise: float, turn: int = 0) -> Iterator[Reading]
 
 @PAPER.claim(
     "detector-false-alarms", "Gaussian batches, two equal clusters and normalised nets are never called odd.",
-    where="our section 5, calibration", covers="S5.false", quick={"batches": 60}, full={"batches": 2000},
+    where="odd_point.md 5, calibration", covers="S5.false", quick={"batches": 60}, full={"batches": 2000},
     control={"planted": True}, because="batches with an odd point are called odd", seconds=(1, 9.0),
 )  # fmt: skip
 def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iterator[Reading]:
     """Share called odd among Gaussian batches of 4 to 64 samples in 10 and 1000 dimensions, with and without a common
-    mean, two equal clusters, and one far sample before a cloud that is no cluster; the specification's rates are 0.
+    mean, two equal clusters, and one far sample before a cloud that is no cluster; the rates of reference runs are 0.
     """
     alarms = 0.0
     for r in range(batches):
@@ -72,17 +72,17 @@ def detector_false_alarms(run: Run, batches: int, planted: bool = False) -> Iter
             x[1:, 1] += np.sqrt(d)
         found = configuration(torch.from_numpy(x))
         alarms += float(indicator(found.label == "odd", found.odd.score))
-    yield at_most("share called odd", alarms / batches, 0, reason="the specification's rate")
+    yield at_most("share called odd", alarms / batches, 0, reason="rate of the reference runs")
 
 
 @PAPER.claim(
     "detector-on-nets", "On random nets the detector says odd, ray, equal angles as the switches ask.",
-    where="our section 5, label run", covers="S5.nets", quick={"n": 16, "d": 200, "layers": 250, "nets": 8},
+    where="odd_point.md 5, label run", covers="S5.nets", quick={"n": 16, "d": 200, "layers": 250, "nets": 8},
     full={"n": 16, "d": 300, "layers": 400, "nets": 30}, control={"swap": True, "nets": 2},
     because="with the switches exchanged so are the labels", seconds=(12, 100),
 )  # fmt: skip
 def detector_on_nets(run: Run, n: int, d: int, layers: int, nets: int, swap: bool = False) -> Iterator[Reading]:
-    """Share of nets with explicit weights whose last layer gets the expected label; the specification: 29 of 30, 36 of
+    """Share of nets with explicit weights whose last layer gets the expected label; the reference runs: 29 of 30, 36 of
     36, 48 of 48. Where 29 of 30 are right, fewer than six of eight are once in 500 times. Equal angles settle within a
     hundred layers. The width is 200, as at 100 noise lets a tenth of the nets with rescaling alone look heavy.
     """

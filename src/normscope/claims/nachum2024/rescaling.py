@@ -33,7 +33,7 @@ from normscope.theory.laws import odd_point
 
 @PAPER.claim(
     "rescaling-destabilises", "Rescaling turns a blur eps of the perfect odd state into its square root.",
-    where="our 3.6", covers="D21 3.6.root", quick={"sizes": (16,)}, full={"sizes": (8, 16, 64)},
+    where="odd_point.md 3.6", covers="D21 3.6.root", quick={"sizes": (16,)}, full={"sizes": (8, 16, 64)},
     control={"rescaled": "batch_recenter", "plain": "batch"},
     because="without rescaling a blur grows linearly, with it not", seconds=(0.1, 0.2),
 )  # fmt: skip
@@ -51,12 +51,12 @@ def rescaling_destabilises(
                 after.append(variance_ratio(g) / t0 - 1)
             exponent = math.log(after[2] / after[0]) / math.log(1e4)
             name = "with rescaling" if expected == 0.5 else "without"
-            yield near(f"exponent {name}, n = {n}", exponent, expected, 0.02, reason="the specification's tolerance")
+            yield near(f"exponent {name}, n = {n}", exponent, expected, 0.02, reason="tolerance set beforehand")
 
 
 @PAPER.claim(
     "odd-dissolves", "Complete batch norm dissolves a planted odd point within a hundred layers (n = 16).",
-    where="our 3.6", covers="3.6.relax", quick={"n": 16}, control={"norm": "batch_recenter"},
+    where="odd_point.md 3.6", covers="3.6.relax", quick={"n": 16}, control={"norm": "batch_recenter"},
     because="without rescaling it stays", seconds=(1, 1),
 )  # fmt: skip
 def odd_dissolves(run: Run, n: int, norm: str = "batch") -> Iterator[Reading]:
@@ -68,12 +68,12 @@ def odd_dissolves(run: Run, n: int, norm: str = "batch") -> Iterator[Reading]:
 
 @PAPER.claim(
     "equal-angles", "With rescaling the batch goes to one angle for all pairs, the kernel at -1/(n-1).",
-    where="our 3.3 and 3.7; yang2019 Thm 5", covers="3.3.cosine 3.7.rescaled", quick={"layers": 120},
+    where="odd_point.md 3.3 and 3.7; yang2019 Thm 5", covers="3.3.cosine 3.7.rescaled", quick={"layers": 120},
     control={"norm": "none", "alone": "none"}, because="without rescaling a plain net goes to one ray", seconds=(2, 2),
 )  # fmt: skip
 def equal_angles(run: Run, layers: int, norm: str = "batch", alone: str = "batch_rescale") -> Iterator[Reading]:
     """Cosine of the fixed point of the Gram recursion from a random batch: with recentring 2 f(-1/(n-1)), which tends
-    to 1/pi; with rescaling alone the table of our 3.7.
+    to 1/pi; with rescaling alone the table of odd_point.md 3.7.
     """
     both = {4: 0.16950, 8: 0.25013, 16: 0.28568}
     single = {4: 0.47967, 8: 0.49839, 16: 0.5084}
@@ -94,7 +94,7 @@ def equal_angles(run: Run, layers: int, norm: str = "batch", alone: str = "batch
 
 @PAPER.claim(
     "heavy-threshold", "Complete batch norm gets a second attractor for n >= 52: one heavy sample, R2 towards .277.",
-    where="our 3.6", covers="3.6.heavy F5a", quick={"sizes": (40, 48, 50, 54, 60, 80), "far": 20_000},
+    where="odd_point.md 3.6", covers="3.6.heavy F5a", quick={"sizes": (40, 48, 50, 54, 60, 80), "far": 20_000},
     control={"rescale": False}, because="without rescaling the odd state is there from n = 7 on", seconds=(2.9, 3),
 )  # fmt: skip
 def heavy_threshold(run: Run, sizes: Sequence[int], far: int, rescale: bool = True) -> Iterator[Reading]:
@@ -120,14 +120,14 @@ def heavy_threshold(run: Run, sizes: Sequence[int], far: int, rescale: bool = Tr
         c = brentq(
             lambda c, k=kap: math.sqrt(math.pi / (2 * c)) * erfcx(1 / math.sqrt(2 * c)) * (1 + c * k) - 1, 5e-3, 50
         )
-        assert abs(c - known) < 2e-4, "the digits of the specification"
+        assert abs(c - known) < 2e-4, "the digits of the reference runs"
         found = end(far, a, 300)
         yield near(f"R2 at slope {a:g}, n = {far}", found, c / (1 + c), 0.01, reason="next order 1/sqrt n")
 
 
 @PAPER.claim(
     "plain-relu-angle", "Without batch norm all samples fall on one ray, the angle like 3 pi / depth.",
-    where="our 3.7", covers="D11 3.7.ray", quick={"layers": 200}, full={"layers": 2000},
+    where="odd_point.md 3.7", covers="D11 3.7.ray", quick={"layers": 200}, full={"layers": 2000},
     control={"activation": "leaky_relu(0.2)"}, because="a leaky net closes the angle more slowly", seconds=(0.1, 0.3),
 )  # fmt: skip
 def plain_relu_angle(run: Run, layers: int, activation: str = "relu") -> Iterator[Reading]:
@@ -142,7 +142,8 @@ def plain_relu_angle(run: Run, layers: int, activation: str = "relu") -> Iterato
 
 @PAPER.claim(
     "linear-rates", "Linear batch norm contracts the Gram to isometry by n/(n+2), recentred (n-1)/(n+1), a layer.",
-    where="our 3.7", covers="D18 3.7.rate", quick={"sizes": (4, 8, 16, 32)}, control={"activation": "leaky_relu(0.5)"},
+    where="odd_point.md 3.7", covers="D18 3.7.rate", quick={"sizes": (4, 8, 16, 32)},
+    control={"activation": "leaky_relu(0.5)"},
     because="the rate is that of the identity", seconds=(0.2, 0.2),
 )  # fmt: skip
 def linear_rates(run: Run, sizes: Sequence[int], activation: str = "identity") -> Iterator[Reading]:
@@ -160,13 +161,14 @@ def linear_rates(run: Run, sizes: Sequence[int], activation: str = "identity") -
                 return float(np.linalg.norm(m / np.trace(m) - p / np.trace(p)))
 
             rate = deviation(g[1]) / deviation(g[0])
-            yield near(f"factor, {norm}, n = {n}", rate, expected, 1e-4, reason="the specification's tolerance")
+            yield near(f"factor, {norm}, n = {n}", rate, expected, 1e-4, reason="tolerance set beforehand")
 
 
 @PAPER.claim(
     "linear-floor", "The starting point: linear nets with rescaling orthogonalise up to a floor proportional to 1/sqrt "
     "d.",
-    where="abstract; our 3.7", covers="D19 3.7.floor S0.2", quick={"n": 16, "d": 400, "layers": 400, "runs": 8},
+    where="abstract; odd_point.md 3.7", covers="D19 3.7.floor S0.2",
+    quick={"n": 16, "d": 400, "layers": 400, "runs": 8},
     full={"n": 32, "d": 1600, "layers": 800, "runs": 8}, control={"norm": "none"},
     because="without rescaling the batch collapses instead", seconds=(1, 5.0),
 )  # fmt: skip
@@ -184,7 +186,8 @@ def linear_floor(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "
 @PAPER.claim(
     "gradient-rates", "Behind batch norm the squared gradient grows by (n-2)/(n-3) a layer, with ReLU towards "
     "pi/(pi-1).",
-    where="our 3.6; yang2019 Thm 8", covers="D20 3.6.gradient", quick={"sizes": (8, 16)}, full={"sizes": (8, 16, 64)},
+    where="odd_point.md 3.6; yang2019 Thm 8", covers="D20 3.6.gradient", quick={"sizes": (8, 16)},
+    full={"sizes": (8, 16, 64)},
     control={"norm": "layer"}, because="statistics of one sample do not make gradients explode", seconds=(0.3, 120),
 )  # fmt: skip
 def gradient_rates(run: Run, sizes: Sequence[int], norm: str = "batch") -> Iterator[Reading]:
@@ -206,7 +209,8 @@ def gradient_rates(run: Run, sizes: Sequence[int], norm: str = "batch") -> Itera
 
 
 @PAPER.claim(
-    "gram-integral", "The Gram map of batch norm is a one-dimensional integral.", where="our section 2; yang2019 Thm 2",
+    "gram-integral", "The Gram map of batch norm is a one-dimensional integral.",
+    where="odd_point.md 2; yang2019 Thm 2",
     covers="D27 S2.integral", quick={"n": 5, "samples": 600_000}, full={"n": 5, "samples": 10_000_000},
     control={"ddof": 1}, because="it takes the biased variance", seconds=(0.6, 40),
 )  # fmt: skip
@@ -229,7 +233,7 @@ def gram_integral(run: Run, n: int, samples: int, ddof: int = 0) -> Iterator[Rea
 
 
 @PAPER.claim(
-    "exact-in-law", "Drawing the rows of W H directly gives the law of explicit weights.", where="our section 6",
+    "exact-in-law", "Drawing the rows of W H directly gives the law of explicit weights.", where="odd_point.md 6",
     covers="D26 S6.law", quick={"n": 8, "d": 40, "layers": 15, "runs": 400},
     full={"n": 8, "d": 40, "layers": 15, "runs": 2000},
     control={"shift": 20}, because="a wider chain has another law", seconds=(7.3, 30),
@@ -251,12 +255,13 @@ def exact_in_law(run: Run, n: int, d: int, layers: int, runs: int, shift: int = 
     found = simulate(spec, inputs=x, seeds=runs, seed=run.seed + 7, metrics=names, every=layers)
     for name in names:
         p = float(ks_2samp(direct[name], series(found, name, layers)[0]).pvalue)
-        yield at_least(f"p-value of {name}", p, 1e-3, reason="the specification's level")
+        yield at_least(f"p-value of {name}", p, 1e-3, reason="level set beforehand")
 
 
 @PAPER.claim(
     "abs-oscillates", "With |x| recentring does not settle: an eigenvalue passes -1 and the batch alternates.",
-    where="our 3.7", covers="3.7.abs", quick={"n": 8, "layers": 600}, control=({"activation": "relu"}, {"layers": 3}),
+    where="odd_point.md 3.7", covers="3.7.abs", quick={"n": 8, "layers": 600},
+    control=({"activation": "relu"}, {"layers": 3}),
     because="ReLU settles; and after a few layers the period is not there yet", seconds=(1, 1),
 )  # fmt: skip
 def abs_oscillates(run: Run, n: int, layers: int, activation: str = "abs") -> Iterator[Reading]:

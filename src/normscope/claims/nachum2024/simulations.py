@@ -87,21 +87,22 @@ def odd_point_appears(
 
 @PAPER.claim(
     "equiangular", "Complete batch norm (with rescaling) gives no odd point but equal angles, mean cosine .2857.",
-    where="our 3.6 and 3.7", covers="D8 3.6.equal", quick={"n": 16, "d": 300, "layers": 150, "runs": 5},
+    where="odd_point.md 3.6 and 3.7", covers="D8 3.6.equal", quick={"n": 16, "d": 300, "layers": 150, "runs": 5},
     full={"n": 16, "d": 3000, "layers": 150, "runs": 5}, control={"norm": "batch_recenter"},
     because="without rescaling an odd point appears", seconds=(0.3, 2.1),
 )  # fmt: skip
 def equiangular(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch") -> Iterator[Reading]:
     """Differs from the naive reading of the abstract: with the complete layer the batch goes to the symmetric state."""
     found = chains(run, n, d, layers, runs, norm, ("odd_point_score", "mean_cosine"), every=10)
-    yield at_most("largest R2", float(found["odd_point_score"][-1].max()), 0.25, reason="the specification's bound")
+    yield at_most("largest R2", float(found["odd_point_score"][-1].max()), 0.25, reason="bound set beforehand")
     mean, error = mean_and_error(found["mean_cosine"][-6:].mean(0))
     band = 0.015 if d < 3000 else 0.005
     yield near("mean cosine", mean, 0.28568, band, stderr=error, reason="seen .285 to .289 at d = 300")
 
 
 @PAPER.claim(
-    "rescaling-alone", "Rescaling without recentring and ReLU: equal angles, mean cosine .5084.", where="our 3.7",
+    "rescaling-alone", "Rescaling without recentring and ReLU: equal angles, mean cosine .5084.",
+    where="odd_point.md 3.7",
     covers="D9", quick={"n": 16, "d": 300, "layers": 100, "runs": 5},
     full={"n": 16, "d": 3000, "layers": 100, "runs": 5},
     control={"norm": "batch_recenter", "layers": 300}, because="recentring in its place brings an odd point",
@@ -110,13 +111,14 @@ def equiangular(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "b
 def rescaling_alone(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_rescale") -> Iterator[Reading]:
     """Mean cosine over pairs at the last layers, averaged over chains."""
     found = chains(run, n, d, layers, runs, norm, ("odd_point_score", "mean_cosine"), every=10)
-    yield at_most("largest R2", float(found["odd_point_score"][-1].max()), 0.25, reason="the specification's bound")
+    yield at_most("largest R2", float(found["odd_point_score"][-1].max()), 0.25, reason="bound set beforehand")
     mean, error = mean_and_error(found["mean_cosine"][-5:].mean(0))
     yield near("mean cosine", mean, 0.5084, 0.03 if d < 3000 else 0.015, stderr=error, reason="seen .504 to .518")
 
 
 @PAPER.claim(
-    "one-ray", "Without batch norm a deep ReLU net maps all samples onto one ray.", where="our 3.7", covers="D10",
+    "one-ray", "Without batch norm a deep ReLU net maps all samples onto one ray.", where="odd_point.md 3.7",
+    covers="D10",
     quick={"n": 16, "d": 300, "layers": 300, "runs": 5}, full={"n": 16, "d": 300, "layers": 1000, "runs": 5},
     control={"norm": "batch_rescale"}, because="rescaling keeps the angles open", seconds=(2, 6.2),
 )  # fmt: skip
@@ -132,7 +134,8 @@ def one_ray(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "none"
 
 
 @PAPER.claim(
-    "no-odd-in-small-batches", "Batches of at most six samples get no odd point at any width.", where="our 3.8",
+    "no-odd-in-small-batches", "Batches of at most six samples get no odd point at any width.",
+    where="odd_point.md 3.8",
     covers="D12 3.8.small", quick={"sizes": (4, 5, 6), "d": 1000, "layers": 300, "runs": 6},
     full={"sizes": (4, 5, 6), "d": 10_000, "layers": 300, "runs": 6}, control={"sizes": (12, 16)},
     because="larger batches get one", seconds=(1.1, 9.1),
@@ -145,7 +148,7 @@ def no_odd_in_small_batches(run: Run, sizes: Sequence[int], d: int, layers: int,
 
 
 @PAPER.claim(
-    "twelve-samples", "Twelve samples: the odd point has R2 = .975.", where="our 3.8", covers="D13",
+    "twelve-samples", "Twelve samples: the odd point has R2 = .975.", where="odd_point.md 3.8", covers="D13",
     quick={"d": 1000, "layers": 300, "runs": 8}, full={"d": 1000, "layers": 600, "runs": 20}, control={"norm": "batch"},
     because="rescaling dissolves it", seconds=(0.8, 3.7),
 )  # fmt: skip
@@ -174,7 +177,8 @@ def odd_activations(
 
 @PAPER.claim(
     "heavy-samples", "Complete batch norm on large batches: several heavy samples over an equiangular bulk.",
-    where="our 3.6", covers="D22 3.6.samples F5", quick={"sizes": (32, 128), "d": 400, "layers": 180, "burn": 120},
+    where="odd_point.md 3.6", covers="D22 3.6.samples F5",
+    quick={"sizes": (32, 128), "d": 400, "layers": 180, "burn": 120},
     full={"sizes": (16, 32, 48, 64, 96, 128, 256), "d": 1000, "layers": 300, "burn": 150},
     control=({"activation": "tanh"}, {"norm": "batch_recenter", "sizes": (32,)}),
     because="an odd activation has no drive; and without rescaling 32 samples get an odd point", seconds=(4.1, 400),
@@ -184,7 +188,7 @@ def heavy_samples(
     run: Run, sizes: Sequence[int], d: int, layers: int, burn: int, activation: str = "relu", norm: str = "batch"
 ) -> Evidence:
     """Largest over median centred squared norm, median over the later layers of a net with explicit weights: below 3 at
-    32 samples, above 6 at 128. The specification measured 1.22, 1.56, 1.86, 6.9, 11.7, 19 at n = 16 to 128, d = 1000.
+    32 samples, above 6 at 128. The reference runs measured 1.22, 1.56, 1.86, 6.9, 11.7, 19 at n = 16 to 128, d = 1000.
     """
     ratios, readings = [], []
     for n in sizes:
@@ -200,5 +204,5 @@ def heavy_samples(
             readings.append(at_most(name, ratios[-1], 3, reason="seen 1.56 at n = 32"))
         if n >= 128:
             readings.append(at_least(name, ratios[-1], 6, reason="seen 19 at n = 128"))
-    known = Curve("specification", (16, 32, 48, 64, 96, 128), (1.22, 1.56, 1.86, 6.9, 11.7, 19), "printed")
+    known = Curve("reference runs", (16, 32, 48, 64, 96, 128), (1.22, 1.56, 1.86, 6.9, 11.7, 19), "printed")
     return Evidence(tuple(readings), (Curve("explicit nets", list(sizes), ratios), known))
