@@ -26,9 +26,8 @@ PRINTED = {"gamma = 0.01": (1.70, 2.28, 2.88, 3.47, 4.08, 4.66),
            "gamma = infinity": (1.50, 2.20, 2.82, 3.47, 4.08, 4.66)}  # fmt: skip
 
 
-def averaged(
-    run: Run, spec: Spec, inputs: Array, chains: int, first: int, stream: int = 0, every: int = 10
-) -> tuple[tuple[float, float], tuple[float, float]]:
+def averaged(run: Run, spec: Spec, inputs: Array, chains: int, first: int, stream: int = 0,
+             every: int = 10) -> tuple[tuple[float, float], tuple[float, float]]:  # fmt: skip
     """Time averages of r and rank_.5 from layer ``first`` on, each with the standard error over chains."""
     found = simulated(run, spec, inputs, RANKS, chains=chains, stream=stream, every=every)
     r, soft = (mean_and_error(series(found, name, first).mean(0)) for name in RANKS)
@@ -81,9 +80,8 @@ def theorem2(
         readings.append(between(f"slope of log {name}, no skip", slope, low, high, stderr=error, reason="R5's range"))
         curves.append(Curve(f"{name}, no skip", list(widths), [m for _, m, _ in points], "ours",
                             [m - 2 * e for _, m, e in points], [m + 2 * e for _, m, e in points]))  # fmt: skip
-    curves += [
-        Curve(name, [8, 16, 32, 64, 128, 256], [2**v for v in logs], "printed") for name, logs in PRINTED.items()
-    ]
+    curves += [Curve(name, [8, 16, 32, 64, 128, 256], [2**v for v in logs], "printed") for name,
+               logs in PRINTED.items()]  # fmt: skip
     curves += [Curve("sqrt(d)", list(widths), [math.sqrt(d) for d in widths], "theory")]
     return Evidence(tuple(readings), tuple(curves))
 
@@ -91,8 +89,7 @@ def theorem2(
 @PAPER.claim(
     "fig3a-as-printed", "Fig. 3a shows the numerical rank of M, as its published code computes it.", where="Fig. 3a",
     covers="Fig.3a-code", should="fail", quick={"widths": (16, 32), "chains": 12, "layers": 2000},
-    control={"count": "soft"},
-    because="the soft rank at tau = 1/2 gives the printed points", seconds=(4.2, 4.2),
+    control={"count": "soft"}, because="the soft rank at tau = 1/2 gives the printed points", seconds=(4.2, 4.2)
 )  # fmt: skip
 def fig3a_as_printed(
     run: Run, widths: Sequence[int], chains: int, layers: int, count: str = "numerical"
@@ -151,18 +148,15 @@ def weight_law(run: Run, chains: int, layers: int, gamma: float, shifted: Sequen
         )
         for skip in (0.0, gamma)
     )
-    yield between(
-        "r, sign over t, d = 8", free, 1.04, 1.1, stderr=free_error, expected=1.068, reason="1.068 +- .004 before"
-    )
+    yield between("r, sign over t, d = 8", free, 1.04, 1.1, stderr=free_error, expected=1.068,
+                  reason="1.068 +- .004 before")  # fmt: skip
     yield near(f"the same, gamma = {gamma:g}", tied, 1, 0.025, stderr=tied_error, reason="chosen by us: 40 % of that")
-    yield at_most(
-        "the second less the first", tied - free, -0.02, stderr=math.hypot(tied_error, free_error), reason="it shrinks"
-    )
+    yield at_most("the second less the first", tied - free, -0.02, stderr=math.hypot(tied_error, free_error),
+                  reason="it shrinks")  # fmt: skip
 
 
-def _settled_rank(
-    draw: Callable[[tuple[int, ...]], Array], d: int, chains: int, layers: int, skip: float = 0.0
-) -> tuple[float, float]:
+def _settled_rank(draw: Callable[[tuple[int, ...]], Array], d: int, chains: int, layers: int,
+                  skip: float = 0.0) -> tuple[float, float]:  # fmt: skip
     """Time average of r over the later two thirds of explicit chains, N = d, and its standard error over chains."""
     shape = (chains, d, d)
     start = math.sqrt(d) * torch.eye(d, dtype=torch.float64).expand(shape)
@@ -203,8 +197,7 @@ def start(
     where="rank(X) = d in Theorem 2", covers="R10", quick={"many": (16, 64), "layers": 450, "chains": 8},
     full={"many": (12, 16, 32, 64, 128), "layers": 4000, "chains": 64},
     control=({"norm": "none", "layers": 450}, {"norm": "none", "layers": 40, "many": (16, 64), "chains": 128}),
-    because="without batch norm two samples collapse too, and until then more samples have more rank",
-    seconds=(2, 300),
+    because="without batch norm two samples collapse too, and until then more samples have more rank", seconds=(2, 300)
 )  # fmt: skip
 def few_samples(
     run: Run, many: Sequence[int], layers: int, chains: int, norm: str = "batch_rescale"
@@ -215,9 +208,8 @@ def few_samples(
     """
     ranks = {}
     for n in (2, 4, 8, *many):
-        steps = grams(
-            run, linear(layers, 64, norm), gaussian(run, n, 64, stream=n), chains, stream=n, first=layers // 3, every=5
-        )
+        steps = grams(run, linear(layers, 64, norm), gaussian(run, n, 64, stream=n), chains, stream=n,
+                      first=layers // 3, every=5)  # fmt: skip
         c = np.stack(list(steps))
         ranks[n] = mean_and_error((1 / np.square(c).sum((-2, -1))).mean(0))
         if n <= 8:
@@ -276,16 +268,14 @@ def relu(
             words = "recentred" if i else "not recentred"
             if d in listed:
                 yield near(f"r, {words}, d = {d}", mean, listed[d][i], relative=0.08, stderr=error, reason="8 %")
-            before, after = (
-                series(found, "participation_rank", a, b).mean() for a, b in (early, (layers - 100, layers))
-            )
+            before, after = (series(found, "participation_rank", a, b).mean() for a,
+                             b in (early, (layers - 100, layers)))  # fmt: skip
             yield near(f"late over early r, {words}, d = {d}", after / before, 1, 0.15, reason="15 % set beforehand")
             if i:
                 full = float((series(found, "numerical_rank", 200) == d).mean())
                 why = "d in the reference runs; numpy has 15 on one layer in a thousand at d = 16"
                 yield at_least(f"share of layers of float64 rank d = {d}", full, 0.99, reason=why)
-        alone = simulated(
-            run, Spec(depth=50, width=d, norm=plain), x, ["participation_rank"], chains=21, stream=9, every=50
-        )
+        alone = simulated(run, Spec(depth=50, width=d, norm=plain), x, ["participation_rank"], chains=21, stream=9,
+                          every=50)  # fmt: skip
         median = float(np.median(series(alone, "participation_rank", 50)))
         yield at_most(f"median r at layer 50 without norm, d = {d}", median, 1.05, reason="1.000 to 1.009 measured")

@@ -42,9 +42,8 @@ def _rank_by_depth(run: Run, norm: str, metric: str, dtype: torch.dtype, nets: i
 @PAPER.claim(
     "fig1-rank", "At initialization the rank of a vanilla net falls with depth to 1, with batch norm it stays full.",
     where="Fig. 1 right", covers="R14 Fig.1-right", quick={"nets": 10}, full={"nets": 50},
-    control={"norm": "batch", "normed": "none"},
-    because="with batch norm the rank does not fall, without it does", seconds=(1.4, 6.0),
-    axes=Axes("number of hidden layers", "rank of the last hidden layer"),
+    control={"norm": "batch", "normed": "none"}, because="with batch norm the rank does not fall, without it does",
+    seconds=(1.4, 6.0), axes=Axes("number of hidden layers", "rank of the last hidden layer")
 )  # fmt: skip
 def fig1_rank(run: Run, nets: int, norm: str = "none", normed: str = "batch") -> Evidence:
     """PyTorch's default ReLU MLP of width 128 on one batch of 128 images; the rank is what float32 can tell.
@@ -144,12 +143,11 @@ def fig2(run: Run, layers: int, chains: int, weights: str, norm: str = "batch", 
 
 
 @PAPER.claim(
-    "fig2-right", "With an activation behind batch norm the numerical rank stays full; vanilla nets collapse all the "
-    "same.",
+    "fig2-right",
+    "With an activation behind batch norm the numerical rank stays full; vanilla nets collapse all the " "same.",
     where="Fig. 2 right", covers="R4 Fig.2-right", quick={"layers": 2000, "chains": 1},
-    full={"layers": 50000, "chains": 5},
-    control={"norm": "none", "plain": "batch"}, because="without batch norm the rank is 1 or 2, with it 32",
-    seconds=(2.2, 150),
+    full={"layers": 50000, "chains": 5}, control={"norm": "none", "plain": "batch"},
+    because="without batch norm the rank is 1 or 2, with it 32", seconds=(2.2, 150)
 )  # fmt: skip
 def fig2_right(run: Run, layers: int, chains: int, norm: str = "batch", plain: str = "none") -> Iterable[Reading]:
     """d = N = 32; the panel is titled ReLU, but the function of that name in its code is tanh: here both.
@@ -161,9 +159,8 @@ def fig2_right(run: Run, layers: int, chains: int, norm: str = "batch", plain: s
         spec = linear(layers, 32, norm, activation)
         found = simulated(run, spec, x, ["numerical_rank"], chains=chains, every=1000, stream=stream)
         least = float(series(found, "numerical_rank", 1000).min())
-        yield at_least(
-            f"{activation} with batch norm, smallest rank from layer 1000", least, 32, printed=32, reason="exactly 32"
-        )
+        yield at_least(f"{activation} with batch norm, smallest rank from layer 1000", least, 32, printed=32,
+                       reason="exactly 32")  # fmt: skip
     spec = Spec(depth=layers, width=32, norm=plain, activation="relu")
     found = simulated(run, spec, x, ["numerical_rank"], chains=chains, every=1000, stream=5)
     yield at_most("vanilla ReLU, largest rank from layer 1000", float(series(found, "numerical_rank", 1000).max()), 2,
@@ -171,9 +168,8 @@ def fig2_right(run: Run, layers: int, chains: int, norm: str = "batch", plain: s
     if layers >= 20000:
         spec = Spec(depth=layers, width=32, norm=plain, activation="tanh")
         found = simulated(run, spec, x, ["numerical_rank"], chains=chains, every=1000, stream=6)
-        yield at_most("vanilla tanh, largest rank from layer 10000", float(series(found, "numerical_rank",
-            10000).max()), 3,
-                      printed=1, reason="1 to 3")  # fmt: skip
+        yield at_most("vanilla tanh, largest rank from layer 10000",
+                      float(series(found, "numerical_rank", 10000).max()), 3, printed=1, reason="1 to 3")  # fmt: skip
 
 
 @PAPER.claim(

@@ -50,9 +50,8 @@ def gradient_exact(run: Run, samples: int, rank: int = 1, outputs: int = 10) -> 
     Exact per output neuron only: the gradient of the whole last layer also turns with the softmax error.
     """
     generator = run.generator(1)
-    hidden = torch.randn(samples, rank, dtype=torch.float64, generator=generator) @ torch.randn(
-        rank, 40, dtype=torch.float64, generator=generator
-    )
+    hidden = torch.randn(samples, rank, dtype=torch.float64, generator=generator) @ torch.randn(rank, 40,
+                         dtype=torch.float64, generator=generator)  # fmt: skip
     readout = build(Spec(depth=1, width=40, outputs=outputs), 40, generator=generator, dtype=torch.float64).readout
     targets = torch.randint(outputs, (samples,), generator=generator)
     assert isinstance(readout, nn.Linear)
@@ -131,8 +130,7 @@ def breaking_linear(run: Run, widths: Sequence[int], depth: int, weights: str = 
     because="with weights around zero batch norm keeps the rank, with weights of positive mean not", seconds=(0.5, 150),
 )  # fmt: skip
 def breaking_conv(
-    run: Run, width: int, images: int, nets: int, weights: str = "positive", standard: str = "torch",
-    norm: str = "none",
+    run: Run, width: int, images: int, nets: int, weights: str = "positive", standard: str = "torch", norm: str = "none"
 ) -> Iterable[Reading]:  # fmt: skip
     """Participation rank of the last features at initialization on CIFAR-10 images (or digits), our VGG of 16
     convolutions.

@@ -30,10 +30,8 @@ def saturation(
     Listed: 7.05 at d = 64 and 14.9 at d = 256; see few-samples for what happens below that number of samples.
     """
     for d, n, layers in cases:
-        found = simulated(
-            run, linear(layers, d, norm), np.eye(n, d), ["participation_rank"], chains=chains, every=5, stream=d
-        )
+        found = simulated(run, linear(layers, d, norm), np.eye(n, d), ["participation_rank"], chains=chains, every=5,
+                          stream=d)  # fmt: skip
         mean, error = mean_and_error(series(found, "participation_rank", layers // 2).mean(0) / math.sqrt(d))
-        yield between(
-            f"r / sqrt(d), d = {d}, N = {n}", mean, 0.85, 0.96, stderr=error, reason="7.05/8 = .88, 14.9/16 = .93"
-        )
+        yield between(f"r / sqrt(d), d = {d}, N = {n}", mean, 0.85, 0.96, stderr=error,
+                      reason="7.05/8 = .88, 14.9/16 = .93")  # fmt: skip

@@ -36,9 +36,8 @@ def lemma1(run: Run, cases: int, measured: int, relative_to: str = "mean") -> It
     missing, below, apart = [-math.inf], [-math.inf], [0.0]
     for case in range(highest(1, cases // 200)):
         d, n = int(rng.integers(2, 20)), int(rng.integers(1, 25))
-        h = rng.standard_normal((200, d, n)) * rng.gamma(0.3, size=(200, 1, n)) + rng.standard_normal((200, d, 1)) * (
-            case % 2
-        )
+        h = rng.standard_normal((200, d, n)) * rng.gamma(0.3,
+                                size=(200, 1, n)) + rng.standard_normal((200, d, 1)) * (case % 2)  # fmt: skip
         h /= np.sqrt(np.square(h).mean(2, keepdims=True))
         values = np.linalg.eigvalsh(h @ h.transpose(0, 2, 1) / n).clip(0)
         r = d**2 / np.square(values).sum(1)
@@ -62,9 +61,8 @@ def lemma1(run: Run, cases: int, measured: int, relative_to: str = "mean") -> It
             worst.append((1 - tau) ** 2 * r - soft)
             apart.append(abs(soft - float(indicator(values >= (tau - 1e-9) * level, values).sum())))
         worst.append(rank.rank_bound(h @ h.T, 0.3) - METRICS["soft_rank"](s, tau=0.3 - 1e-9))
-    yield at_most(
-        "largest (1 - tau)^2 r - rank_tau", highest(missing), 1e-9, reason="an inequality: no violation at all"
-    )
+    yield at_most("largest (1 - tau)^2 r - rank_tau", highest(missing), 1e-9,
+                  reason="an inequality: no violation at all")  # fmt: skip
     yield at_most("largest r - rank", highest(below), 1e-9, exact="an inequality of all spectra")
     yield at_most("largest excess by the library's metrics", highest(worst), 1e-9, exact="the same inequality")
     yield at_most("largest difference of the library's r and rank_tau from these", highest(apart), 1e-9,
@@ -102,9 +100,8 @@ def collapse(
         yield at_most(f"largest |mu_i - law|, d = {d}", float(apart.max()), 0.012, reason="four standard errors")
         gap = found[:, 0] - found[:, 1]
         mean, spread = mean_and_error(gap)
-        yield near(
-            f"mu_1 - mu_2, d = {d}", mean, 1 / rank.collapse_depth(d), 0.02, stderr=spread, reason="the library's law"
-        )
+        yield near(f"mu_1 - mu_2, d = {d}", mean, 1 / rank.collapse_depth(d), 0.02, stderr=spread,
+                   reason="the library's law")  # fmt: skip
     for d in widths:
         spec = linear(5 * d, d, norm)
         found = series(simulated(run, spec, gaussian(run, d, d, stream=d), ["participation_rank"], chains=64, stream=d),
@@ -150,9 +147,8 @@ def drift(run: Run, draws: int, widths: Sequence[int], normalize: bool = True) -
         mean, error = mean_and_error((change - np.square(m).sum()) / gamma**2)
         beyond = highest(0.0, abs(mean - law) - 0.003 * abs(law)) / error
         yield at_most(f"|drift - law| beyond 0.3 % of it, in s.e., d = {d}", beyond, 4, reason="4 s.e. and 0.3 %")
-        yield near(
-            f"the library's drift, d = {d}", rank.drift(m, gamma), gamma**2 * law, 1e-12 * d**4, exact="one formula"
-        )
+        yield near(f"the library's drift, d = {d}", rank.drift(m, gamma), gamma**2 * law, 1e-12 * d**4,
+                   exact="one formula")  # fmt: skip
 
 
 @PAPER.claim(
@@ -188,9 +184,8 @@ def stationary_identity(run: Run, widths: Sequence[int], gamma: float, layers: i
         yield between(f"E tr M^3 / d^2, d = {d}", mean, 1.38, 1.65, stderr=error, reason="1.47 to 1.54 measured")
         mine, law = (rank.stationary_sides(m[0]),
                      (4 * np.trace(m[0] @ m[0] @ m[0] - np.diag(np.diag(m[0] @ m[0]) ** 2)), 0))  # fmt: skip
-        yield near(
-            f"the library's left side, d = {d}", mine[0], float(law[0]), relative=1e-9, exact="one formula, twice"
-        )
+        yield near(f"the library's left side, d = {d}", mine[0], float(law[0]), relative=1e-9,
+                   exact="one formula, twice")  # fmt: skip
 
 
 @PAPER.claim(

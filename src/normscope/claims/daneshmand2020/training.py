@@ -61,9 +61,8 @@ def fig1_accuracy(
         for number in range(nets):
             for arm, kind in (("vanilla", norm), ("batch norm", normed)):
                 rate, optimiser = (0.01, "sgd") if kind == "none" else (lr, "adam")
-                model = net(
-                    run, data, number, depth, 128, norm=kind, weights="torch", bias=0.0 if kind == "none" else None
-                )
+                model = net(run, data, number, depth, 128, norm=kind, weights="torch",
+                            bias=0.0 if kind == "none" else None)  # fmt: skip
                 train(run, model, data, epochs=epochs[data.name], lr=rate, batch=128, optimiser=optimiser)
                 found[arm][i, number] = accuracy(model, data)
     deep = [i for i, depth in enumerate(depths) if depth >= 13]
@@ -267,11 +266,10 @@ def fig4_rank(
 
 @PAPER.claim(
     "fig4-training", "Pre-trained plain nets train at least as fast as batch-normalised ones.", where="Fig. 4",
-    covers="Fig.4",
-    quick={"depth": 20, "width": 64, "images": 4000, "epochs": 10, "nets": 1, "steps": 30},
+    covers="Fig.4", quick={"depth": 20, "width": 64, "images": 4000, "epochs": 10, "nets": 1, "steps": 30},
     full={"depth": 32, "width": 128, "images": 50000, "epochs": 100, "nets": 5, "steps": 1000}, control={"steps": 0},
     because="without pre-training the plain net does not train", seconds=(11, 60000), needs="a GPU, about 6 h",
-    axes=Axes("epoch", "training loss"),
+    axes=Axes("epoch", "training loss")
 )  # fmt: skip
 def fig4_training(run: Run, depth: int, width: int, images: int, epochs: int, nets: int, steps: int) -> Evidence:
     """ReLU MLPs on CIFAR-10 (or digits), SGD, batch 64; each arm at the better of two learning rates, as in the paper.

@@ -81,9 +81,8 @@ def gap(run: Run, cases: int, equal_norms: bool = True) -> Iterable[Reading]:
         beyond.append(v - math.sqrt(1 - 1 / n))
         below.append(math.sqrt(1 / r - 1 / n) - v)
         over.append(highest(-hat, hat - 1 / n))
-    yield at_most(
-        "largest distance from rho sqrt((n-1)/n)", highest(closed), 1e-12, reason="a closed form: rounding only"
-    )
+    yield at_most("largest distance from rho sqrt((n-1)/n)", highest(closed), 1e-12,
+                  reason="a closed form: rounding only")  # fmt: skip
     yield at_most("largest distance of sigma_n from sqrt(1 - rho)", highest(least), 1e-12, reason="the same batches")
     yield at_most("largest V - sqrt(1 - 1/n)", highest(beyond), 1e-12, exact="an inequality: rounding only")
     yield at_most("largest sqrt(1/r - 1/n) - V", highest(below), 1e-7, exact="an inequality; a root of rounding near 0")

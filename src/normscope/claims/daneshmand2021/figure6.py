@@ -23,9 +23,8 @@ _LOG_L = {"sigmoid": (-1.97, -2.23, -2.54, -2.88, -3.22), "relu": (-1.14, -1.53,
           "identity": (-1.23, -1.59, -1.95, -2.31, -2.65)}  # fmt: skip
 
 
-def _deviation(
-    seed: int, activation: str, recenter: bool, d: int, chains: int, layers: int, mean: float = 0.0
-) -> tuple[float, float, float]:
+def _deviation(seed: int, activation: str, recenter: bool, d: int, chains: int, layers: int,
+               mean: float = 0.0) -> tuple[float, float, float]:  # fmt: skip
     """L = E|M - E M| of M = Q Q^T / d (n = 4, rows of Q of norm 1), its standard error, and |E M - I/n|."""
     run, n = Run(seed), 4
     name, argument = _FIGURE_6[activation]
@@ -85,9 +84,8 @@ def fig6_as_printed(run: Run, activations: Sequence[str], width: int, chains: in
     found = [_deviation(run.seed, name, False, width, chains, 120) for name in activations]
     logs = [math.log(v) for v, *_ in found]
     error = highest(e / v for v, e, _ in found) * math.sqrt(2)
-    yield at_most(
-        "largest difference of log L", highest(logs) - lowest(logs), 0.1, stderr=error, reason="what a plot cannot tell"
-    )
+    yield at_most("largest difference of log L", highest(logs) - lowest(logs), 0.1, stderr=error,
+                  reason="what a plot cannot tell")  # fmt: skip
 
 
 @PAPER.claim(

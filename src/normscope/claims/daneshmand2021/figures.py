@@ -19,13 +19,12 @@ GAP = ["orthogonality_gap"]
 
 
 @PAPER.claim(
-    "fig1", "Two nearly parallel inputs become nearly orthogonal with batch norm; two orthogonal ones parallel "
-    "without.",
+    "fig1",
+    "Two nearly parallel inputs become nearly orthogonal with batch norm; two orthogonal ones parallel " "without.",
     where="Fig. 1", covers="C3 Fig.1", quick={"chains": 100, "vanilla_chains": 2000},
     full={"chains": 1000, "vanilla_chains": 20000}, control={"norm": "none", "plain": "batch_rescale"},
     because="without batch norm nearly parallel samples stay parallel, with it orthogonal ones orthogonal",
-    seconds=(1.2, 11),
-    axes=Axes("layer", "mean |cosine|"),
+    seconds=(1.2, 11), axes=Axes("layer", "mean |cosine|")
 )  # fmt: skip
 def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale", plain: str = "none") -> Evidence:
     """|cosine| of two samples over 50 layers of width 32; the value at layer i is that before the i-th weights.
@@ -37,9 +36,8 @@ def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale"
     x[0, 0], x[1, :2] = 1, (1 - 1e-3, 1e-3)
     metric = ["mean_abs_cosine"]
     ours = series(simulated(run, linear(50, 32, norm), x, metric, chains=chains), metric[0])
-    vanilla = series(
-        simulated(run, linear(49, 32, plain), padded([1, 1], 32), metric, chains=vanilla_chains, stream=1), metric[0]
-    )
+    vanilla = series(simulated(run, linear(49, 32, plain), padded([1, 1], 32), metric, chains=vanilla_chains, stream=1),
+                     metric[0])  # fmt: skip
     readings, settled = [], orthogonality.stationary_cosine(32)
     mean, error = mean_and_error(ours[20:50].mean(0))
     readings.append(
@@ -84,17 +82,15 @@ def vanilla_law(run: Run, chains: int, norm: str = "none") -> Iterable[Reading]:
     cosine = series(found, "mean_abs_cosine", depth)[0]
     mean, error = mean_and_error(np.log((1 - cosine) * (1 + cosine)))
     expected = orthogonality.vanilla_log_sine(d, depth)
-    yield near(
-        "E log sin^2 of the angle", mean, expected, 0.15, stderr=error, reason="four standard errors of 2000 runs"
-    )
+    yield near("E log sin^2 of the angle", mean, expected, 0.15, stderr=error,
+               reason="four standard errors of 2000 runs")  # fmt: skip
     found = simulated(run, spec, padded([1, 1, 1], d), ["isometry_gap", "rms"], chains=chains, every=depth, stream=1)
     trace = 3 * d * series(found, "rms", depth)[0] ** 2
     log_det = 3 * np.log(trace / 3) - 3 * series(found, "isometry_gap", depth)[0]
     mean, error = mean_and_error(log_det)
     expected = orthogonality.vanilla_log_det(3, d, depth)
-    yield near(
-        "E log det of three samples", mean, expected, 0.25, stderr=error, reason="four standard errors of 2000 runs"
-    )
+    yield near("E log det of three samples", mean, expected, 0.25, stderr=error,
+               reason="four standard errors of 2000 runs")  # fmt: skip
 
 
 @PAPER.claim(
@@ -135,12 +131,11 @@ def fig2a(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:
 
 
 @PAPER.claim(
-    "fig2b", "The stationary orthogonality gap falls as width to the power -1/2.", where="Fig. 2b", covers="C7 C8 "
-    "Fig.2b",
-    quick={"widths": (16, 32, 64, 128, 256, 512), "layers": 500, "chains": 20},
+    "fig2b", "The stationary orthogonality gap falls as width to the power -1/2.", where="Fig. 2b",
+    covers="C7 C8 Fig.2b", quick={"widths": (16, 32, 64, 128, 256, 512), "layers": 500, "chains": 20},
     full={"widths": (16, 32, 64, 128, 256, 512, 1024, 2048, 4096), "layers": 500, "chains": 20},
     control={"norm": "none"}, because="without batch norm the batch collapses to one direction at every width",
-    seconds=(1.6, 60), axes=Axes("width d", "mean gap V over layers", x_log=True, y_log=True),
+    seconds=(1.6, 60), axes=Axes("width d", "mean gap V over layers", x_log=True, y_log=True)
 )  # fmt: skip
 def fig2b(run: Run, widths: Sequence[int], layers: int, chains: int, norm: str = "batch_rescale") -> Evidence:
     """Mean of V over 500 layers from the paper's near rank-one start, against the width.
@@ -216,6 +211,5 @@ def fig2b_as_printed(run: Run, chains: int, transient: bool = False) -> Iterable
         found = simulated(run, linear(500, d), near_rank_one(4, d), GAP, chains=chains, stream=d)
         means.append(mean_and_error(series(found, "orthogonality_gap", 1)[0 if transient else 60 :].mean(0)))
     slope, error = slope_and_error(np.log(widths), np.log([m for m, _ in means]), [e / m for m, e in means])
-    yield near(
-        "slope", slope, -0.46, 0.025, stderr=error, printed=-0.46, reason="the printed value, within what 20 runs give"
-    )
+    yield near("slope", slope, -0.46, 0.025, stderr=error, printed=-0.46,
+               reason="the printed value, within what 20 runs give")  # fmt: skip

@@ -39,9 +39,8 @@ def gradient_logs(run: Run, spec: Spec, samples: int, nets: int) -> np.ndarray:
 @PAPER.claim(
     "gradients", "Behind Gaussian weights and batch norm gradients grow by (n-1)/(n-2) a layer, recentred (n-2)/(n-3).",
     where="follow-ups; Yang et al. 2019", covers="F-gradients", quick={"width": 256, "depth": 60, "nets": 16},
-    full={"width": 1024, "depth": 100, "nets": 20}, control={"none": True}, because="without batch norm they do not "
-    "grow",
-    seconds=(13, 120),
+    full={"width": 1024, "depth": 100, "nets": 20}, control={"none": True},
+    because="without batch norm they do not grow", seconds=(13, 120)
 )  # fmt: skip
 def gradients(run: Run, width: int, depth: int, nets: int, none: bool = False) -> Iterable[Reading]:
     """Factor on the squared gradient norm, linear layers, infinite width (predicted) and n = 16 samples at finite
@@ -58,9 +57,8 @@ def gradients(run: Run, width: int, depth: int, nets: int, none: bool = False) -
             law = (n - 1 - shift) / (n - 2 - shift)
             spec = linear(60, width, "none" if none else norm)
             growth = predict(spec, np.eye(n), metrics=["rms"]).series("gradient_growth", signal="gradient")
-            yield near(
-                f"predicted factor, {norm}, n = {n}", growth[30] ** 2, law, relative=1e-6, reason="a closed form"
-            )
+            yield near(f"predicted factor, {norm}, n = {n}", growth[30] ** 2, law, relative=1e-6,
+                       reason="a closed form")  # fmt: skip
         logs = gradient_logs(run, linear(depth, width, "none" if none else norm), 16, nets)
         mean, error = mean_and_error(np.exp(logs[:, 10:-10] - logs[:, 11:-9]).mean(1))
         law = (15 - shift) / (14 - shift)
@@ -86,9 +84,8 @@ def haar(run: Run, chains: int, nets: int, weights: str = "orthogonal") -> Itera
     x = gaussian(run, d, d, stream=1)
     phi = series(simulated(run, spec, x, ["isometry_gap"], chains=chains), "isometry_gap")
     with np.errstate(invalid="ignore"):
-        yield at_most(
-            "largest rise of the isometry gap in a layer", float(np.diff(phi, axis=0).max()), 1e-9, reason="never"
-        )
+        yield at_most("largest rise of the isometry gap in a layer", float(np.diff(phi, axis=0).max()), 1e-9,
+                      reason="never")  # fmt: skip
         k = 0.015 * d**2 * (1 + d * phi[0, 0])
         excess = phi.mean(1) - phi[0, 0] * np.exp(-np.arange(len(phi)) / k)
     yield at_most("largest excess over the bound", float(excess.max()), 1e-9, reason="the notebook's curve")
@@ -106,15 +103,13 @@ def haar(run: Run, chains: int, nets: int, weights: str = "orthogonal") -> Itera
 @PAPER.claim(
     "haar-floor", "For fewer samples than units orthogonal weights lower the floor of the gap but do not remove it.",
     where="follow-ups", covers="F-haar-floor", quick={"chains": 40}, full={"chains": 500},
-    control={"weights": "gaussian"},
-    because="Gaussian weights have the higher floor", seconds=(1.5, 3.1),
+    control={"weights": "gaussian"}, because="Gaussian weights have the higher floor", seconds=(1.5, 3.1)
 )  # fmt: skip
 def haar_floor(run: Run, chains: int, weights: str = "orthogonal") -> Iterable[Reading]:
     """Settled V: .113 for .200 (n = 4, d = 32) and .084 for .194 (n = 8, d = 64)."""
     for n, d, expected in ((4, 32, 0.113), (8, 64, 0.084)):
-        found = simulated(
-            run, linear(160, d, weights=weights), np.eye(n, d) + 0.1, ["orthogonality_gap"], chains=chains, stream=n
-        )
+        found = simulated(run, linear(160, d, weights=weights), np.eye(n, d) + 0.1, ["orthogonality_gap"],
+                          chains=chains, stream=n)  # fmt: skip
         mean, error = mean_and_error(series(found, "orthogonality_gap", 60).mean(0))
         yield near(f"E V, n = {n}, d = {d}", mean, expected, relative=0.05, stderr=error, reason="5 %")
 
@@ -122,8 +117,7 @@ def haar_floor(run: Run, chains: int, weights: str = "orthogonal") -> Iterable[R
 @PAPER.claim(
     "isometry", "Scaling samples to norm 1 never lowers isometry; it raises its log by log mean(a^2) - mean log a^2.",
     where="follow-ups (2305.18399)", covers="F-isometry", quick={"cases": 300}, full={"cases": 50000},
-    control={"features": True},
-    because="scaling the features instead has no such law", seconds=(0.5, 63),
+    control={"features": True}, because="scaling the features instead has no such law", seconds=(0.5, 63)
 )  # fmt: skip
 def isometry_of_normalization(run: Run, cases: int, features: bool = False) -> Iterable[Reading]:
     """I(M) = det(M)^(1/n)/(tr M/n); a_i is the norm of sample i. The printed bound is I(M)(1 + var(a)/mean(a)^2)."""
@@ -148,10 +142,9 @@ def isometry_of_normalization(run: Run, cases: int, features: bool = False) -> I
 @PAPER.claim(
     "nonlinearity", "beta_0 = 2 - c_1^2/(E f^2 - c_0^2) of an activation bounds how fast layer norm restores isometry.",
     where="follow-ups (2305.18399)", covers="F-nonlinearity", quick={"width": 1000, "layers": 6},
-    full={"width": 4000, "layers": 10},
-    control={"centred": False, "shift": 1.0},
+    full={"width": 4000, "layers": 10}, control={"centred": False, "shift": 1.0},
     because="f(z + 1) has another strength, and without subtracting its c_0 a net does not come near isometry",
-    seconds=(3, 60),
+    seconds=(3, 60)
 )  # fmt: skip
 def nonlinearity(run: Run, width: int, layers: int, centred: bool = True, shift: float = 0.0) -> Iterable[Reading]:
     """beta_0 by a plain sum against the listed values, and layer by layer the ratio of successive gaps -log I.
@@ -169,9 +162,8 @@ def nonlinearity(run: Run, width: int, layers: int, centred: bool = True, shift:
         linear_ = "c_1^2 = E f^2 for every line: 2 - 1" if name == "identity" else ""
         yield near(f"beta_0, {name}", beta, value, 5e-3, exact=linear_,
                    reason="listed to three digits; 1.0158 for the listed 1.012 (sigmoid)")  # fmt: skip
-        yield near(
-            f"theory.laws, {name}", isometry.nonlinearity_strength(name), beta, 1e-6, exact="one integral, twice"
-        )
+        yield near(f"theory.laws, {name}", isometry.nonlinearity_strength(name), beta, 1e-6,
+                   exact="one integral, twice")  # fmt: skip
         if name in ("relu", "tanh"):
             ratio, error = mean_and_error(_isometry_ratios(run, name, width, layers, c0 if centred else 0.0, shift))
             high = 1.5 if name == "relu" else 1.16

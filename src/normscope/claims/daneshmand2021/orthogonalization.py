@@ -112,6 +112,5 @@ def slice_spectrum(run: Run, draws: int, basis: str = "sliced") -> Iterable[Read
         ("smallest", "median", "largest"), (0.003, 0.51, 0.94), (0.02, 0.06, 0.02), np.transpose(found), strict=True
     ):
         mean, error = mean_and_error(values)
-        yield near(
-            f"{name} singular value", mean, expected, reach, stderr=error, reason="one draw in the reference runs"
-        )
+        yield near(f"{name} singular value", mean, expected, reach, stderr=error,
+                   reason="one draw in the reference runs")  # fmt: skip

@@ -79,13 +79,11 @@ def rank_kept(
         share = n * least_share(found, n, width)[-1]
         mean, error = mean_and_error(np.log10(np.maximum(share, 1e-300)))
         if n in kept:
-            yield at_least(
-                f"log10 n sigma_n^2, n = {n}", mean, -2.5, stderr=error, reason="kept: -1.2 to -1.4 on three seeds"
-            )
+            yield at_least(f"log10 n sigma_n^2, n = {n}", mean, -2.5, stderr=error,
+                           reason="kept: -1.2 to -1.4 on three seeds")  # fmt: skip
         else:
-            yield at_most(
-                f"log10 n sigma_n^2, n = {n}", mean, -8, stderr=error, reason="lost: -13.6 to -15 on three seeds"
-            )
+            yield at_most(f"log10 n sigma_n^2, n = {n}", mean, -8, stderr=error,
+                          reason="lost: -13.6 to -15 on three seeds")  # fmt: skip
 
 
 @PAPER.claim(
@@ -107,9 +105,8 @@ def centred(run: Run, chains: int, norm: str = "batch") -> Iterable[Reading]:
     b, eb = mean_and_error(np.square(series(without, "orthogonality_gap", 60)).mean(0))
     b += 1 / (n - 1) - 1 / n
     ratio, error = math.sqrt(a / b), 0.5 * math.hypot(ea / a, eb / b)
-    yield near(
-        "root mean square gap, recentred over derived", ratio, 1, 0.02, stderr=error, reason="2 % set beforehand"
-    )
+    yield near("root mean square gap, recentred over derived", ratio, 1, 0.02, stderr=error,
+               reason="2 % set beforehand")  # fmt: skip
     yield near("root mean square gap, recentred", math.sqrt(a),
                orthogonality.stationary_gap(n, d, recenter=True, root_mean_square=True), relative=0.02,
                stderr=error * math.sqrt(a), reason="2 %")  # fmt: skip
@@ -129,9 +126,8 @@ def transient(run: Run, layers: int, norm: str = "batch_rescale") -> Iterable[Re
         np.array(list(found.series("sigma_min").values())) / np.array(list(found.series("rms").values()))
     ) ** 2 / 4000
     for layer, expected in enumerate((7e-7, 5e-4, 0.015, 0.070, 0.136), 1):
-        yield near(
-            f"sigma_n^2 after layer {layer}", float(share[layer]), expected, relative=0.1, reason="printed to one digit"
-        )
+        yield near(f"sigma_n^2 after layer {layer}", float(share[layer]), expected, relative=0.1,
+                   reason="printed to one digit")  # fmt: skip
     v = np.log(list(found.series("orthogonality_gap").values()))
     steepest = float(np.diff(v).min())
     yield near("steepest fall of log V a layer", steepest, -0.5, 0.05, reason="read off at about -0.5")

@@ -83,9 +83,8 @@ def lemma8(run: Run, cases: int, strength: float = 1.0) -> Iterable[Reading]:
             shrinks = 1 / n - least - orthogonality.contraction_bound(least, n, sharp)
             excess.append(left - (1 / n - least - strength * shrinks))
         apart.append(float(np.abs(orthogonality.mean_spectrum(v) - p).max()))
-    yield at_most(
-        "largest excess over the bound, c = 2/3", highest(stated), 1e-9, exact="an inequality: quadrature error"
-    )
+    yield at_most("largest excess over the bound, c = 2/3", highest(stated), 1e-9,
+                  exact="an inequality: quadrature error")  # fmt: skip
     yield at_most("largest excess over the bound, c = 2n/(n+2)", highest(strong), 1e-9, reason="the same")
     yield at_most("largest difference of theory.laws from slow quadrature", highest(apart), 1e-9,
                   exact="one integral, twice: quadrature error")  # fmt: skip
@@ -128,9 +127,8 @@ def fluctuation(
     d = claimed or width
     for case, v in enumerate(np.random.default_rng([run.seed, 6]).dirichlet(np.full(n, 2.0), cases)):
         p = mean_spectrum_by_quadrature(v)
-        found = simulated(
-            run, linear(1, width, weights=weights), padded(np.sqrt(v), width), SPECTRUM, chains=draws, stream=case
-        )
+        found = simulated(run, linear(1, width, weights=weights), padded(np.sqrt(v), width), SPECTRUM, chains=draws,
+                          stream=case)  # fmt: skip
         gaps = series(found, "orthogonality_gap", 1)[0]
         mean, error = mean_and_error(d * (np.square(gaps) + 1 / n - np.square(p).sum()))
         hat = 1 / n - least_share(found, n, width)[0]
@@ -139,9 +137,8 @@ def fluctuation(
                    stderr=error, reason="5 % set beforehand")  # fmt: skip
         bound = d * orthogonality.fluctuation(v, d, exact=False)
         yield at_most(f"the same against Lemma 6, spectrum {case}", mean, bound, stderr=error, reason="Lemma 6 times d")
-        yield at_most(
-            f"d E(V^ - (1/n - p_n))^2, spectrum {case}", spread, 1, stderr=spread_error, reason="Lemma 7 times d"
-        )
+        yield at_most(f"d E(V^ - (1/n - p_n))^2, spectrum {case}", spread, 1, stderr=spread_error,
+                      reason="Lemma 7 times d")  # fmt: skip
 
 
 @PAPER.claim(
@@ -171,10 +168,9 @@ def theorem5(run: Run, cases: int, draws: int, weights: str = "gaussian") -> Ite
 @PAPER.claim(
     "average", "Along a chain the mean of V^ (1/n - V^) is at most 3 V^_0/(2 l) + 3/(2 sqrt(d)).", where="Appendix B.1",
     covers="B.1", quick={"width": 4096, "layers": 200, "chains": 8},
-    full={"width": 16384, "layers": 1000, "chains": 20},
-    control=({"norm": "none"}, {"width": 256}),
+    full={"width": 16384, "layers": 1000, "chains": 20}, control=({"norm": "none"}, {"width": 256}),
     because="without batch norm the spectrum stays where it starts, half way; and in narrow nets the bound is empty",
-    seconds=(1.5, 60),
+    seconds=(1.5, 60)
 )  # fmt: skip
 def average(run: Run, width: int, layers: int, chains: int, norm: str = "batch_rescale") -> Iterable[Reading]:
     """A bound without the assumption on the smallest singular value; the line before it prints 2/sqrt(d), which is
@@ -189,9 +185,8 @@ def average(run: Run, width: int, layers: int, chains: int, norm: str = "batch_r
     mean, error = mean_and_error(((0.5 - share) * share).mean(0))
     bound = orthogonality.average_bound(0.25, layers, width)
     yield at_most("mean of V^ (1/n - V^) minus the bound", mean - bound, 0, stderr=error, reason="an inequality")
-    yield at_most(
-        "the bound over its trivial value 1/(4 n^2)", bound * 16, 0.5, reason="at this width it says something"
-    )
+    yield at_most("the bound over its trivial value 1/(4 n^2)", bound * 16, 0.5,
+                  reason="at this width it says something")  # fmt: skip
 
 
 @PAPER.claim(
@@ -217,9 +212,8 @@ def theorem1(run: Run, width: int, layers: int, chains: int, activation: str = "
     radius = orthogonality.gap_bound(2, width, 10**9, alpha)
     yield at_most("largest E V minus the bound, over the layers", float((v - bounds).max()), 0, reason="an inequality")
     yield at_most("radius 3n/(alpha sqrt(d))", radius, math.sqrt(0.5), reason="the largest V possible")
-    yield at_least(
-        "alpha of the chains", alpha, 0.44, reason="the reference runs have .476 at d = 4096, the same to 1/sqrt(d)"
-    )
+    yield at_least("alpha of the chains", alpha, 0.44,
+                   reason="the reference runs have .476 at d = 4096, the same to 1/sqrt(d)")  # fmt: skip
 
 
 @PAPER.claim(
@@ -245,10 +239,9 @@ def theorem1_as_printed(run: Run, depth: int, power: int = 1) -> Iterable[Readin
 
 
 @PAPER.claim(
-    "appendix-constant", "The induction ends with the additive term 3n/(2 alpha sqrt(d)).", where="last line of "
-    "appendix B",
-    covers="Erratum-2", quick={"alphas": (0.01, 0.1, 0.25)}, control={"constant": 3.0}, should="fail",
-    because="the main text's 3n/(alpha sqrt(d)) is what the induction gives", seconds=(0.1, 0.1),
+    "appendix-constant", "The induction ends with the additive term 3n/(2 alpha sqrt(d)).",
+    where="last line of appendix B", covers="Erratum-2", quick={"alphas": (0.01, 0.1, 0.25)}, control={"constant": 3.0},
+    should="fail", because="the main text's 3n/(alpha sqrt(d)) is what the induction gives", seconds=(0.1, 0.1)
 )  # fmt: skip
 def appendix_constant(run: Run, alphas: Sequence[float], constant: float = 1.5) -> Iterable[Reading]:
     """The appendix prints half of the main text's constant; iterating Theorem 5 at equality gives the main text's.

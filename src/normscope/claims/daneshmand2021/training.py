@@ -204,9 +204,8 @@ def fig4_controls(
             model = prepared(mlp(run, data.inputs.shape[1], depth, width, net), how, x)
             outcomes[name].append(train(run, model, data, epochs=epochs, lr=0.01, batch=50).last)
     bound = 0.6 if data.name == "digits" else 2.0
-    yield at_most(
-        "identity layers, largest loss", highest(outcomes["identity"]), bound, reason=f"{data.name}: clearly trained"
-    )
+    yield at_most("identity layers, largest loss", highest(outcomes["identity"]), bound,
+                  reason=f"{data.name}: clearly trained")  # fmt: skip
     ends = np.array(outcomes["haar"])
     diverged = float(indicator(ends == math.inf, ends).mean())
     yield at_least("random V', share of runs that diverge", diverged, 1, reason="NaN within an epoch at depth >= 45")
@@ -235,11 +234,9 @@ def slice_is_identity(run: Run, depth: int, width: int, nets: int, basis: str = 
         w = model.layers[12].linear.weight.detach().double()  # type: ignore[index, union-attr]
         multiple = w.diagonal().mean() * torch.eye(len(w), dtype=w.dtype)
         distance.append(float((w - multiple).norm() / w.norm()))
-        half = init.orthogonal_representations_(
-            mlp(run, data.inputs.shape[1], depth, width, net), data.inputs[: 3 * width], scale="paper", basis=basis
-        )
+        half = init.orthogonal_representations_(mlp(run, data.inputs.shape[1], depth, width, net),
+                                                data.inputs[: 3 * width], scale="paper", basis=basis)  # fmt: skip
         v.append(hidden_gap(half, data.inputs[-50:]))
     yield at_most("distance from c I at layer 12", highest(distance), 0.25, reason=".05 on the reference runs' data")
-    yield at_most(
-        "V of the last hidden layer, power 1/2", highest(v), 0.25, reason=".16 to .19 on the reference runs' data"
-    )
+    yield at_most("V of the last hidden layer, power 1/2", highest(v), 0.25,
+                  reason=".16 to .19 on the reference runs' data")  # fmt: skip

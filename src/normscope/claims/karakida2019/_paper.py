@@ -106,9 +106,8 @@ def grams(
     """
     for r in range(nets):
         at = stream + 10_000 * r + widths[1]
-        model = plain(
-            widths, ACTIVATIONS[kind.activation], kind.sw2, kind.sb2, run.generator(at), dtype=torch.float32
-        ).to(run.device)
+        model = plain(widths, ACTIVATIONS[kind.activation], kind.sw2, kind.sb2, run.generator(at),
+                      dtype=torch.float32).to(run.device)  # fmt: skip
         x = (batch(run, samples, widths[0], at + 500_000) + mean).to(run.device)
         kernel = ntk(model, x).dense().double().cpu().numpy() / samples
         yield kernel, model(x).detach().double().cpu().numpy()

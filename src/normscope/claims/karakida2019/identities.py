@@ -61,10 +61,9 @@ def eigenvalues(model: nn.Module, x: object, **more: object) -> np.ndarray:
 
 
 @PAPER.claim(
-    "projector", "The Jacobian behind the last batch norm is the plain one, projected and scaled.", where="Theorem 3 "
-    "(exact)",
-    covers="7.8.exact T2.projector T3.projector", quick={}, control={"scaled": False},
-    because="without the second projection and 1/sigma it is not the same", seconds=(0.3, 0.3),
+    "projector", "The Jacobian behind the last batch norm is the plain one, projected and scaled.",
+    where="Theorem 3 (exact)", covers="7.8.exact T2.projector T3.projector", quick={}, control={"scaled": False},
+    because="without the second projection and 1/sigma it is not the same", seconds=(0.3, 0.3)
 )  # fmt: skip
 def projector(run: Run, scaled: bool = True) -> Iterator[Reading]:
     """J_bn = (1/sigma_k)(I - 11^T/N - u u^T/N) J for each output, and J_ms = (I - 11^T/N) J: dense Jacobians of nets in
@@ -109,9 +108,8 @@ def exact_spectra(run: Run, last: str = "bn") -> Iterator[Reading]:
     size = lowest(len(ones), len(affine))
     yield at_most("2C ones", float(np.abs(ones[:size] - affine[:size]).max()), 1e-9)
     variance = float(small(run)(x).detach().var(0, unbiased=False).min())
-    yield at_most(
-        "batch norm over its bound", float(without[0] / (ms[0] / variance)), 1 + 1e-10, exact="an inequality: rounding"
-    )
+    yield at_most("batch norm over its bound", float(without[0] / (ms[0] / variance)), 1 + 1e-10,
+                  exact="an inequality: rounding")  # fmt: skip
     rank = float(indicator(without > 1e-9 * without[0], without).sum())
     yield at_most("rank behind batch norm", rank, C * (N - 2), reason="C(N-2)")
 
@@ -164,16 +162,14 @@ def dense_is_matrix_free(run: Run, frozen: bool = False) -> Iterator[Reading]:
             j = torch.cat([g.flatten(1) for g in rows], 1)
             expected = j.T @ (j @ w) / N
             worst = highest(worst, float((product - expected).norm() / expected.norm()))
-        yield at_most(
-            f"relative difference, last {last}, hidden {hidden}", worst, 1e-12, exact="one product, twice; 3e-15 seen"
-        )
+        yield at_most(f"relative difference, last {last}, hidden {hidden}", worst, 1e-12,
+                      exact="one product, twice; 3e-15 seen")  # fmt: skip
 
 
 @PAPER.claim(
-    "softmax-exact", "The cross-entropy Fisher is at most half the squared loss's, of rank N(C-1).", where="PS21 "
-    "(exact)",
-    covers="T6.exact", quick={}, control={"loss": "squared_error"}, because="the squared loss is not half of itself",
-    seconds=(0.2, 0.2),
+    "softmax-exact", "The cross-entropy Fisher is at most half the squared loss's, of rank N(C-1).",
+    where="PS21 (exact)", covers="T6.exact", quick={}, control={"loss": "squared_error"},
+    because="the squared loss is not half of itself", seconds=(0.2, 0.2)
 )  # fmt: skip
 def softmax_exact(run: Run, loss: str = "cross_entropy") -> Iterator[Reading]:
     """Largest eigenvalue and rank on a small net: rank 72 of 96."""

@@ -24,9 +24,9 @@ from normscope.claims.karakida2019._paper import (
     eigenvalues,
     grams,
     in_place,
-    largest,
+    largest,  # fmt: skip
     net,
-    plain,  # fmt: skip
+    plain,
     theory,
     tops,
 )
@@ -239,10 +239,8 @@ def softmax(
             at_most("next eigenvalue", mean, 5, stderr=error, reason="the reference runs'; 3.17 in one net")
         )
     mean, error = mean_and_error(traces)
-    readings += [
-        near("trace over its prediction", mean, 1.0, 0.06, stderr=error, reason="as for the outliers"),
-        near("nets within half of the squared loss's", below / nets, 1.0, 0.0, reason="a bound"),
-    ]
+    readings += [near("trace over its prediction", mean, 1.0, 0.06, stderr=error, reason="as for the outliers"),
+                 near("nets within half of the squared loss's", below / nets, 1.0, 0.0, reason="a bound")]  # fmt: skip
     told = ", ".join(f"{v:.3f} +- {e:.3f}" for v, e in (mean_and_error(column) for column in np.transpose(leading)))
     return Evidence(tuple(readings), notes=(f"Outliers over the leading order alone: {told}.",))
 
@@ -254,9 +252,8 @@ def _softmax_eigenvalues(kernel: Array, g: Array) -> Array:
     n, c = g.shape
     roots = np.sqrt(g)
     factor = roots[:, :, None] * np.eye(c) - g[:, :, None] * roots[:, None, :]  # S S^T = diag(g) - g g^T
-    blocks = np.einsum(
-        "nab,nbmd,mde->name", factor.transpose(0, 2, 1), kernel.reshape(n, c, n, c), factor, optimize=True
-    )
+    blocks = np.einsum("nab,nbmd,mde->name", factor.transpose(0, 2, 1), kernel.reshape(n, c, n, c), factor,
+                       optimize=True)  # fmt: skip
     return eigenvalues(blocks.reshape(n * c, n * c))[: n * (c - 1)]
 
 
@@ -286,9 +283,8 @@ def softmax_outliers(run: Run, counted: str) -> Iterator[Reading]:
 @PAPER.claim(
     "frozen-statistics", "With frozen statistics (eval mode, detached) the sharpness stays of the order of the width.",
     where="Theorem 3 (remark ours)", covers="7.13 T3.frozen",
-    quick={"width": 400, "samples": 200, "outputs": 3, "nets": 16},
-    control={"frozen": "batch"}, because="the effect lives in differentiating through mean and variance",
-    seconds=(2.6, 4),
+    quick={"width": 400, "samples": 200, "outputs": 3, "nets": 16}, control={"frozen": "batch"},
+    because="the effect lives in differentiating through mean and variance", seconds=(2.6, 4)
 )  # fmt: skip
 def frozen_statistics(
     run: Run, width: int, samples: int, outputs: int, nets: int, frozen: str = "frozen"

@@ -118,6 +118,5 @@ def centred_nets(run: Run, widths: Sequence[int], nets: int, sb2: float = 0.0) -
             yield near(f"without over with, {activation}, M = {m}", value, 1.0, 0.03, stderr=error,
                        reason="tolerance set beforehand")  # fmt: skip
         growth, error = ratio_and_error(means[widths[-1]], means[widths[0]])
-        yield between(
-            f"growth over the widths, {activation}", growth, 0.75, 1.33, expected=1.0, stderr=error, reason="flat"
-        )
+        yield between(f"growth over the widths, {activation}", growth, 0.75, 1.33, expected=1.0, stderr=error,
+                      reason="flat")  # fmt: skip

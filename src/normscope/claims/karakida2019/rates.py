@@ -106,11 +106,10 @@ def _critical(run: Run, kind: Kind, width: int, r: int) -> CriticalRate:
 @PAPER.claim(
     "fig-b", "The map of losses over width and rate: exploded above the line 2/lambda_max without normalization only.",
     where="slide 40", covers="Fig.B", quick={"widths": (20, 50, 100), "steps": 20},
-    full={"widths": (10, 20, 50, 100, 200, 500, 1000), "steps": 100}, 
+    full={"widths": (10, 20, 50, 100, 200, 500, 1000), "steps": 100},
     control=({"last": "batch_recenter"}, {"times": 10.0}),
-    because="with mean subtraction far larger rates are stable; and ten times the limit is too much",
-    seconds=(1, 600),
-    axes=Axes("width M", "rate", True, True),
+    because="with mean subtraction far larger rates are stable; and ten times the limit is too much", seconds=(1, 600),
+    axes=Axes("width M", "rate", True, True)
 )  # fmt: skip
 def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none", times: float = 1.0) -> Evidence:
     """ReLU nets (4, 1), N = M, random targets, full-batch descent at a third, once and six times the theory's

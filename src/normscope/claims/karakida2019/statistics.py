@@ -180,8 +180,7 @@ def unequal_widths(run: Run, nets: int, shifted: float = 0.0) -> Iterator[Readin
     where="condition of Theorem 2", covers="7.7 T2.condition",
     quick={"widths": (500, 2000), "nets": 16, "samples": 100},
     full={"widths": (500, 1000, 2000, 4000), "nets": 40, "samples": 100}, control={"proportional": True, "nets": 2},
-    because="with N in proportion to M it stays flat", seconds=(3.4, 60),
-    axes=Axes("width M", "lambda_max", True, True),
+    because="with N in proportion to M it stays flat", seconds=(3.4, 60), axes=Axes("width M", "lambda_max", True, True)
 )  # fmt: skip
 def samples_must_grow(run: Run, widths: Sequence[int], nets: int, samples: int, proportional: bool = False) -> Evidence:
     """Mean-subtracted lambda_max at M = 2000 over that at 500, N = 100 at both: from 2.3 to 4 (the reference runs saw

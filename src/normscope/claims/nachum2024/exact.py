@@ -31,9 +31,8 @@ from normscope.theory.laws import odd_point
 
 @PAPER.claim(
     "parts", "Batch norm is recentring, then rescaling, of each neuron over the batch.",
-    where="abstract; odd_point.md 1",
-    covers="S0.1 S1", quick={"n": 32, "d": 20}, control={"recenter": False},
-    because="rescaling without recentring divides by the rms and leaves the mean", seconds=(0.1, 0.1),
+    where="abstract; odd_point.md 1", covers="S0.1 S1", quick={"n": 32, "d": 20}, control={"recenter": False},
+    because="rescaling without recentring divides by the rms and leaves the mean", seconds=(0.1, 0.1)
 )  # fmt: skip
 def parts(run: Run, n: int, d: int, recenter: bool = True) -> Iterator[Reading]:
     """The paper takes the layer apart into recentring, rescaling and the non-linearity, in this order.
@@ -77,9 +76,8 @@ def kernel_formula(run: Run, slopes: Sequence[float], shift: float = 0.0) -> Ite
 
 @PAPER.claim(
     "odd-score", "R2 is 1/(1 + n W2/D2): 1 for cluster + odd point, 1/(n-1) for equal angles.", where="odd_point.md 2",
-    covers="S2.score", quick={"n": 16}, control={"shift": -1}, because="with n - 1 in the place of n the identity "
-    "fails",
-    seconds=(0.1, 0.1),
+    covers="S2.score", quick={"n": 16}, control={"shift": -1},
+    because="with n - 1 in the place of n the identity fails", seconds=(0.1, 0.1)
 )  # fmt: skip
 def odd_score(run: Run, n: int, shift: int = 0) -> Iterator[Reading]:
     """The share of the centred energy in "one sample against the mean of the others", on batches of known shape."""
@@ -152,9 +150,8 @@ def infinite_width_shape(
 
 @PAPER.claim(
     "two-clusters", "Any split k against n-k is invariant too: orthogonal, norm ratio (n-k)/k.",
-    where="odd_point.md 3.1",
-    covers="3.1.k", quick={"n": 16, "groups": (2, 3, 8)}, control={"norm": "none"},
-    because="without recentring the clusters are not on opposite sides of zero", seconds=(0.1, 0.1),
+    where="odd_point.md 3.1", covers="3.1.k", quick={"n": 16, "groups": (2, 3, 8)}, control={"norm": "none"},
+    because="without recentring the clusters are not on opposite sides of zero", seconds=(0.1, 0.1)
 )  # fmt: skip
 def two_clusters(run: Run, n: int, groups: Sequence[int], norm: str = "batch_recenter") -> Iterator[Reading]:
     """The invariance holds for clusters of sizes k and n - k; their distance scales by ((n-k)^2 + k^2)/(2n^2)."""
@@ -172,9 +169,8 @@ def two_clusters(run: Run, n: int, groups: Sequence[int], norm: str = "batch_rec
 
 @PAPER.claim(
     "invariant-with-rescaling", "With rescaling too the perfect cluster + odd point maps to itself.",
-    where="odd_point.md 3.1",
-    covers="3.1.rescaled", quick={"sizes": (4, 8, 16, 32)}, control={"excess": 0.01},
-    because="rescaling blows an imperfect cluster up at once", seconds=(0.2, 0.2),
+    where="odd_point.md 3.1", covers="3.1.rescaled", quick={"sizes": (4, 8, 16, 32)}, control={"excess": 0.01},
+    because="rescaling blows an imperfect cluster up at once", seconds=(0.2, 0.2)
 )  # fmt: skip
 def invariant_with_rescaling(run: Run, sizes: Sequence[int], excess: float = 0.0) -> Iterator[Reading]:
     """Each row of the perfect state is a sign times (sqrt(n-1), -1/sqrt(n-1), ...), so complete batch norm keeps it, in
@@ -242,9 +238,8 @@ def rank_grows(run: Run, n: int, d: int, activation: str = "relu") -> Iterator[R
 
 @PAPER.claim(
     "odd-rank", "The exact odd state has rank 2, and centred rank 1, for ever.", where="odd_point.md 3.9",
-    covers="3.9.odd",
-    quick={"n": 16, "layers": 20}, control={"excess": 0.1}, because="a blurred cluster has full rank",
-    seconds=(0.1, 0.1),
+    covers="3.9.odd", quick={"n": 16, "layers": 20}, control={"excess": 0.1}, because="a blurred cluster has full rank",
+    seconds=(0.1, 0.1)
 )  # fmt: skip
 def odd_rank(run: Run, n: int, layers: int, excess: float = 0.0) -> Iterator[Reading]:
     """Second and third largest eigenvalue shares of the exact state after twenty layers of recentring and ReLU."""

@@ -108,8 +108,7 @@ def spread_grows(run: Run, sizes: Sequence[int], groups: Sequence[int], activati
     where="odd_point.md 3.2, table", covers="D4 3.2.table", quick={"sizes": (7, 8, 16, 32), "layers": 500},
     full={"sizes": tuple(STATES), "layers": 3000}, control=({"norm": "none"}, {"norm": "batch", "layers": 100}),
     because="without recentring the batch becomes one ray; and rescaling moves the states and changes the rates",
-    seconds=(2.2, 60),
-    axes=Axes("samples n", "1 - R2", True, True),
+    seconds=(2.2, 60), axes=Axes("samples n", "1 - R2", True, True)
 )  # fmt: skip
 def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "batch_recenter") -> Evidence:
     """The full Gram recursion from 1.5 times the perfect spread, many layers on, against the table of fixed points:
@@ -149,8 +148,7 @@ def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "b
     covers="D5 3.2.threshold F3", quick={"layers": 1000}, full={"layers": 4000},
     control={"norm": "none", "rescale": True},
     because="without recentring the batch becomes one ray; with rescaling few samples have no odd state",
-    seconds=(2.7, 3.9),
-    axes=Axes("t", "t of the next layer", True, True),
+    seconds=(2.7, 3.9), axes=Axes("t", "t of the next layer", True, True)
 )  # fmt: skip
 def threshold(run: Run, layers: int, norm: str = "batch_recenter", rescale: bool = False) -> Evidence:
     """A planted odd point through the Gram recursion: six samples relax to equal shares, seven and eight keep it. The
@@ -178,11 +176,10 @@ def threshold(run: Run, layers: int, norm: str = "batch_recenter", rescale: bool
 
 
 @PAPER.claim(
-    "slope-independence", "The fixed points are the same for every leaky slope; only the rates change.", where="our "
-    "3.2",
-    covers="D6 3.2.slopes", quick={"sizes": (8, 16), "slopes": (0.0, 0.2, 0.5)},
+    "slope-independence", "The fixed points are the same for every leaky slope; only the rates change.",
+    where="our 3.2", covers="D6 3.2.slopes", quick={"sizes": (8, 16), "slopes": (0.0, 0.2, 0.5)},
     full={"sizes": (8, 16), "slopes": (0.0, 0.2, 0.5, -0.5)}, control={"rescale": True},
-    because="with rescaling t* is no fixed point", seconds=(1, 1.0),
+    because="with rescaling t* is no fixed point", seconds=(1, 1.0)
 )  # fmt: skip
 def slope_independence(
     run: Run, sizes: Sequence[int], slopes: Sequence[float], rescale: bool = False
@@ -208,9 +205,8 @@ def slope_independence(
 
 @PAPER.claim(
     "large-n", "For large n: t (n-1)^2 - 1 = 9 pi^2/2n^2, 1 - R2 = 44.4/n^3, and the rate is 1 - 1/n.",
-    where="odd_point.md 3.2",
-    covers="3.2.asymptotics", quick={"sizes": (128, 256, 512)}, control={"sizes": (8, 12, 16)},
-    because="the law is asymptotic: a dozen samples are not many", seconds=(1, 1),
+    where="odd_point.md 3.2", covers="3.2.asymptotics", quick={"sizes": (128, 256, 512)},
+    control={"sizes": (8, 12, 16)}, because="the law is asymptotic: a dozen samples are not many", seconds=(1, 1)
 )  # fmt: skip
 def large_n(run: Run, sizes: Sequence[int]) -> Iterator[Reading]:
     """The non-linear contraction E|relu u - relu v|^2 = th^2/2 - th^3/(3 pi) stops the growth at angles 3 pi/n: the
@@ -251,8 +247,7 @@ def winner_takes_all(run: Run, n: int, slope: float = 0.0) -> Iterator[Reading]:
 @PAPER.claim(
     "separation-depth", "From a relative excess x0 it takes about 2(pi-1)(1/x0 + ln(n/x0)) layers to separate.",
     where="odd_point.md 3.5", covers="3.5.depth", quick={"n": 4096, "excesses": (0.1, 0.3, 1.0)},
-    control={"slope": 0.5},
-    because="a leaky activation drives less: longer", seconds=(0.1, 0.1),
+    control={"slope": 0.5}, because="a leaky activation drives less: longer", seconds=(0.1, 0.1)
 )  # fmt: skip
 def separation_depth(run: Run, n: int, excesses: Sequence[float], slope: float = 0.0) -> Iterator[Reading]:
     """Layers that the reduced map needs from u0 = (1+x0)^2 until sqrt(u) reaches n/2, against the estimate, which takes
@@ -268,11 +263,10 @@ def separation_depth(run: Run, n: int, excesses: Sequence[float], slope: float =
 
 @PAPER.claim(
     "basin-edge", "One sample with a centred norm^2 about 2.3/n larger leaves the equiangular state.",
-    where="odd_point.md 3.3",
-    covers="3.3.basin", quick={"sizes": (64, 128), "layers": 3000}, full={"sizes": (64, 128, 256), "layers": 6000},
-    control=({"rescale": True, "layers": 500}, {"swap": True}),
+    where="odd_point.md 3.3", covers="3.3.basin", quick={"sizes": (64, 128), "layers": 3000},
+    full={"sizes": (64, 128, 256), "layers": 6000}, control=({"rescale": True, "layers": 500}, {"swap": True}),
     because="with rescaling the symmetric state draws it back; and the other excess ends in the other state",
-    seconds=(2.8, 7.1),
+    seconds=(2.8, 7.1)
 )  # fmt: skip
 def basin_edge(
     run: Run, sizes: Sequence[int], layers: int, rescale: bool = False, swap: bool = False

@@ -117,9 +117,8 @@ def heavy_threshold(run: Run, sizes: Sequence[int], far: int, rescale: bool = Tr
         yield between(name, end(n, a), low, high, reason="heavy, but not odd" if apart else "equal angles")
     for a, known in ((0.0, 0.3831), (-1.0, 2.8933)):
         kap = 1 - (1 - a) ** 2 / (math.pi * (1 + a**2))
-        c = brentq(
-            lambda c, k=kap: math.sqrt(math.pi / (2 * c)) * erfcx(1 / math.sqrt(2 * c)) * (1 + c * k) - 1, 5e-3, 50
-        )
+        c = brentq(lambda c, k=kap: math.sqrt(math.pi / (2 * c)) * erfcx(1 / math.sqrt(2 * c)) * (1 + c * k) - 1, 5e-3,
+                   50)  # fmt: skip
         assert abs(c - known) < 2e-4, "the digits of the reference runs"
         found = end(far, a, 300)
         yield near(f"R2 at slope {a:g}, n = {far}", found, c / (1 + c), 0.01, reason="next order 1/sqrt n")
@@ -143,8 +142,7 @@ def plain_relu_angle(run: Run, layers: int, activation: str = "relu") -> Iterato
 @PAPER.claim(
     "linear-rates", "Linear batch norm contracts the Gram to isometry by n/(n+2), recentred (n-1)/(n+1), a layer.",
     where="odd_point.md 3.7", covers="D18 3.7.rate", quick={"sizes": (4, 8, 16, 32)},
-    control={"activation": "leaky_relu(0.5)"},
-    because="the rate is that of the identity", seconds=(0.2, 0.2),
+    control={"activation": "leaky_relu(0.5)"}, because="the rate is that of the identity", seconds=(0.2, 0.2)
 )  # fmt: skip
 def linear_rates(run: Run, sizes: Sequence[int], activation: str = "identity") -> Iterator[Reading]:
     """One layer at infinite width from a Gram near isometry: the deviation of the traceless part shrinks by this
@@ -165,12 +163,11 @@ def linear_rates(run: Run, sizes: Sequence[int], activation: str = "identity") -
 
 
 @PAPER.claim(
-    "linear-floor", "The starting point: linear nets with rescaling orthogonalise up to a floor proportional to 1/sqrt "
-    "d.",
+    "linear-floor",
+    "The starting point: linear nets with rescaling orthogonalise up to a floor proportional to 1/sqrt " "d.",
     where="abstract; odd_point.md 3.7", covers="D19 3.7.floor S0.2",
-    quick={"n": 16, "d": 400, "layers": 400, "runs": 8},
-    full={"n": 32, "d": 1600, "layers": 800, "runs": 8}, control={"norm": "none"},
-    because="without rescaling the batch collapses instead", seconds=(1, 5.0),
+    quick={"n": 16, "d": 400, "layers": 400, "runs": 8}, full={"n": 32, "d": 1600, "layers": 800, "runs": 8},
+    control={"norm": "none"}, because="without rescaling the batch collapses instead", seconds=(1, 5.0)
 )  # fmt: skip
 def linear_floor(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_rescale") -> Iterator[Reading]:
     """The paper starts from linear nets with rescaling alone (daneshmand2021). sqrt(d) V over the later layers against
@@ -210,9 +207,8 @@ def gradient_rates(run: Run, sizes: Sequence[int], norm: str = "batch") -> Itera
 
 @PAPER.claim(
     "gram-integral", "The Gram map of batch norm is a one-dimensional integral.",
-    where="odd_point.md 2; yang2019 Thm 2",
-    covers="D27 S2.integral", quick={"n": 5, "samples": 600_000}, full={"n": 5, "samples": 10_000_000},
-    control={"ddof": 1}, because="it takes the biased variance", seconds=(0.6, 40),
+    where="odd_point.md 2; yang2019 Thm 2", covers="D27 S2.integral", quick={"n": 5, "samples": 600_000},
+    full={"n": 5, "samples": 10_000_000}, control={"ddof": 1}, because="it takes the biased variance", seconds=(0.6, 40)
 )  # fmt: skip
 def gram_integral(run: Run, n: int, samples: int, ddof: int = 0) -> Iterator[Reading]:
     """The integral against a million random neurons, four slopes, with and without recentring; largest difference over

@@ -76,9 +76,8 @@ def odd_point_appears(
                             ("batch", "both")):  # fmt: skip
             x = gaussian(run, n, d, stream=n)
             spec = Spec(depth=layers, width=d, norm=name)
-            profile = simulate(
-                spec, inputs=x, seeds=1, seed=run.seed, metrics=["mean_cosine", "odd_point_score"], every=10
-            )
+            profile = simulate(spec, inputs=x, seeds=1, seed=run.seed, metrics=["mean_cosine", "odd_point_score"],
+                               every=10)  # fmt: skip
             depths = sorted({r.layer for r in profile.records})
             for metric, panel in (("mean_cosine", "mean cosine"), ("odd_point_score", "R2 of the odd point")):
                 curves.append(Curve(title, depths, series(profile, metric)[:, 0].tolist(), panel=panel))
@@ -102,11 +101,9 @@ def equiangular(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "b
 
 @PAPER.claim(
     "rescaling-alone", "Rescaling without recentring and ReLU: equal angles, mean cosine .5084.",
-    where="odd_point.md 3.7",
-    covers="D9", quick={"n": 16, "d": 300, "layers": 100, "runs": 5},
-    full={"n": 16, "d": 3000, "layers": 100, "runs": 5},
-    control={"norm": "batch_recenter", "layers": 300}, because="recentring in its place brings an odd point",
-    seconds=(0.3, 0.7),
+    where="odd_point.md 3.7", covers="D9", quick={"n": 16, "d": 300, "layers": 100, "runs": 5},
+    full={"n": 16, "d": 3000, "layers": 100, "runs": 5}, control={"norm": "batch_recenter", "layers": 300},
+    because="recentring in its place brings an odd point", seconds=(0.3, 0.7)
 )  # fmt: skip
 def rescaling_alone(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_rescale") -> Iterator[Reading]:
     """Mean cosine over pairs at the last layers, averaged over chains."""
@@ -135,10 +132,9 @@ def one_ray(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "none"
 
 @PAPER.claim(
     "no-odd-in-small-batches", "Batches of at most six samples get no odd point at any width.",
-    where="odd_point.md 3.8",
-    covers="D12 3.8.small", quick={"sizes": (4, 5, 6), "d": 1000, "layers": 300, "runs": 6},
+    where="odd_point.md 3.8", covers="D12 3.8.small", quick={"sizes": (4, 5, 6), "d": 1000, "layers": 300, "runs": 6},
     full={"sizes": (4, 5, 6), "d": 10_000, "layers": 300, "runs": 6}, control={"sizes": (12, 16)},
-    because="larger batches get one", seconds=(1.1, 9.1),
+    because="larger batches get one", seconds=(1.1, 9.1)
 )  # fmt: skip
 def no_odd_in_small_batches(run: Run, sizes: Sequence[int], d: int, layers: int, runs: int) -> Iterator[Reading]:
     """Largest R2 over chains at the last layer: the fixed point is missing below n = 6.107."""
@@ -169,9 +165,8 @@ def odd_activations(
 ) -> Iterator[Reading]:
     """Largest R2 over chains under recentring (tanh with a gain of 1.5, so that its scale stays)."""
     for name in activations:
-        score = chains(
-            run, 16, d, layers, runs, "batch_recenter", activation=name, gain=1.5 if name == "tanh" else None
-        )["odd_point_score"][-1]
+        score = chains(run, 16, d, layers, runs, "batch_recenter", activation=name,
+                       gain=1.5 if name == "tanh" else None)["odd_point_score"][-1]  # fmt: skip
         yield at_most(f"largest R2, {name}", float(score.max()), 0.6, reason="seen .43 and .07")
 
 

@@ -36,9 +36,8 @@ def step(state: Array, norm: str, activation: str = "relu") -> Array:
 @PAPER.claim(
     "equiangular-rates", "Rescaling multiplies every stability eigenvalue of the equiangular state by (n-1)/(n+1).",
     where="odd_point.md 3.3 and 3.6; yang2019 Thm 6", covers="D14 3.3.equiangular 3.6.factor",
-    quick={"sizes": (4, 8, 16)},
-    full={"sizes": (4, 8, 16, 32, 64)}, control={"activation": "leaky_relu(0.3)"},
-    because="the rates are ReLU's", seconds=(0.2, 0.2),
+    quick={"sizes": (4, 8, 16)}, full={"sizes": (4, 8, 16, 32, 64)}, control={"activation": "leaky_relu(0.3)"},
+    because="the rates are ReLU's", seconds=(0.2, 0.2)
 )  # fmt: skip
 def equiangular_rates(run: Run, sizes: Sequence[int], activation: str = "relu") -> Iterator[Reading]:
     """Rates of the two kinds of deviations from equal angles (norms, angles) by finite differences of the Gram
@@ -161,9 +160,8 @@ def two_odd_points(run: Run, sizes: Sequence[int], activation: str = "relu") -> 
                 up, down = (step(state + s * change, "batch_recenter", activation) for s in (1, -1))
                 change = (up - down) / 2
                 growth.append(np.linalg.norm(change) / small)
-            yield near(
-                f"growth per layer, k = {k}, n = {n}", float(growth[-1]), known[n], 3e-4, reason="digits of the table"
-            )
+            yield near(f"growth per layer, k = {k}, n = {n}", float(growth[-1]), known[n], 3e-4,
+                       reason="digits of the table")  # fmt: skip
 
 
 def _symmetrised(state: Array, member: NDArray[np.bool_]) -> Array:

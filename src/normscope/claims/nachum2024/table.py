@@ -102,9 +102,8 @@ def weight_law(
     """
     for law in laws:
         spec = Spec(depth=layers, width=d, norm=norm, weights=law)
-        found = simulate(
-            spec, inputs=gaussian(run, n, d), seeds=runs, seed=run.seed, metrics=["odd_point_score"], every=layers
-        )
+        found = simulate(spec, inputs=gaussian(run, n, d), seeds=runs, seed=run.seed, metrics=["odd_point_score"],
+                         every=layers)  # fmt: skip
         score = float(np.median(series(found, "odd_point_score")[-1]))
         yield at_least(f"median R2, {law}", score, 0.93, reason="seen .952 to .997")
 
@@ -118,8 +117,7 @@ def weight_law(
 def vanilla_linear(run: Run, n: int, d: int, runs: int, norm: str = "none") -> Iterator[Reading]:
     """Participation rank after 20 d layers: one."""
     spec = Spec(depth=20 * d, width=d, norm=norm, activation="identity")
-    found = simulate(
-        spec, inputs=gaussian(run, n, d), seeds=runs, seed=run.seed, metrics=["participation_rank"], every=20 * d
-    )
+    found = simulate(spec, inputs=gaussian(run, n, d), seeds=runs, seed=run.seed, metrics=["participation_rank"],
+                     every=20 * d)  # fmt: skip
     mean, error = mean_and_error(series(found, "participation_rank")[-1])
     yield near("rank after 20 d layers", mean, 1.0, 0.05, stderr=error, reason="one direction")
