@@ -106,7 +106,7 @@ WRONG = (
     Break("running variance biased", N, "unbiased = var * (count / (count - 1)) if self.recenter else var",
           "unbiased = var", "", NORMS),
     Break("rows of a chain not recentred", N, "        if self.recenter and not is_centred:\n            z -=",
-          "        if False:\n            z -=", "nachum2024/table", CHAINS),
+          "        if False:\n            z -=", "", CHAINS),
     Break("Gram of recentring left as it is", N, "return centred(moments) if self.recenter else moments",
           "return moments", "nachum2024/odd-fixed-points", WIDE),
     Break("pull of recentring left as it is", N, "return centred(outer) if self.recenter else outer\n\n    def samples",
@@ -306,7 +306,7 @@ NAN_LAWS = {
         "haar_contraction": "daneshmand2021/haar",
     },
     "odd_point": {
-        "reduced_map": "nachum2024/reduced-map", "odd_share": "nachum2024/basin-edge",
+        "reduced_map": "nachum2024/reduced-map", "odd_share": "",
         "equiangular_cosine": "nachum2024/equal-angles", "winner_takes_all": "nachum2024/winner-takes-all",
         "gradient_explosion": "nachum2024/gradient-rates", "relu_angle": "nachum2024/plain-relu-angle",
         "stability": "nachum2024/odd-state-stable",

@@ -11,7 +11,7 @@ import numpy as np
 from normscope.claims._tables import highest, lowest
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.nachum2024._paper import PAPER, activation_of, cosines, follow, odd_state, share, variance_ratio
-from normscope.claims.reading import Reading, at_least, at_most, between, near
+from normscope.claims.reading import Reading, at_most, near
 from normscope.core.spec import Spec
 from normscope.theory import predicted_grams
 from normscope.theory.laws import odd_point
@@ -32,11 +32,6 @@ def _slope(step: Callable[[float], float], t: float, n: float) -> float:
     """Derivative of a map of t by central differences."""
     e = 1e-5 * (t - 1 / (n - 1) ** 2)
     return (step(t + e) - step(t - e)) / (2 * e)
-
-
-def slope_of_map(t: float, n: float, slope: float = 0.0, rescale: bool = False) -> float:
-    """Derivative of the reduced map."""
-    return _slope(lambda v: odd_point.reduced_map(v, n, slope, rescale), t, n)
 
 
 def _layer(t: float, n: int, norm: str) -> float:
@@ -176,56 +171,6 @@ def threshold(run: Run, layers: int, norm: str = "batch_recenter", rescale: bool
 
 
 @PAPER.claim(
-    "slope-independence", "The fixed points are the same for every leaky slope; only the rates change.",
-    where="our 3.2", covers="D6 3.2.slopes", quick={"sizes": (8, 16), "slopes": (0.0, 0.2, 0.5)},
-    full={"sizes": (8, 16), "slopes": (0.0, 0.2, 0.5, -0.5)}, control={"rescale": True},
-    because="with rescaling t* is no fixed point", seconds=(1, 1.0)
-)  # fmt: skip
-def slope_independence(
-    run: Run, sizes: Sequence[int], slopes: Sequence[float], rescale: bool = False
-) -> Iterator[Reading]:
-    """P K_a(S) P = a S + (1-a)^2 P K_0(S) P, so eigenvectors are shared. If P K_0 P = mu S at the fixed point, a rate
-    lam of ReLU becomes (a + (1-a)^2 mu lam)/(a + (1-a)^2 mu): leaky ReLU does the same, slower.
-    """
-    for n in sizes:
-        t, rate, saddle = STATES[n][0], STATES[n][5], odd_point.odd_saddle(n) or math.nan
-        t = odd_point.odd_fixed_point(n) or math.nan
-        for at, known in ((t, rate), (saddle, slope_of_map(saddle, n))):
-            state = odd_state(n, at)
-            after = predicted_grams(Spec(depth=1, width=8, norm="batch_recenter", gain=1.0), state)[1]
-            around = after - after.mean(0) - after.mean(1)[:, None] + after.mean()
-            mu = float(np.trace(around) / np.trace(state))
-            name = "odd state" if at == t else "saddle"
-            for a in slopes:
-                mapped = odd_point.reduced_map(at, n, a, rescale)
-                yield near(f"{name} is fixed, n = {n}, slope {a:g}", mapped / at, 1.0, 1e-6)
-                expected = (a + (1 - a) ** 2 * mu * known) / (a + (1 - a) ** 2 * mu)
-                yield near(f"rate at the {name}, n = {n}, slope {a:g}", slope_of_map(at, n, a, rescale), expected, 1e-4)
-
-
-@PAPER.claim(
-    "large-n", "For large n: t (n-1)^2 - 1 = 9 pi^2/2n^2, 1 - R2 = 44.4/n^3, and the rate is 1 - 1/n.",
-    where="odd_point.md 3.2", covers="3.2.asymptotics", quick={"sizes": (128, 256, 512)},
-    control={"sizes": (8, 12, 16)}, because="the law is asymptotic: a dozen samples are not many", seconds=(1, 1)
-)  # fmt: skip
-def large_n(run: Run, sizes: Sequence[int]) -> Iterator[Reading]:
-    """The non-linear contraction E|relu u - relu v|^2 = th^2/2 - th^3/(3 pi) stops the growth at angles 3 pi/n: the
-    cluster stays fuzzy and sharpens with n. The last two readings are the angles of the same state.
-    """
-    for n in sizes:
-        t = odd_point.odd_fixed_point(n) or math.nan
-        g = predicted_grams(Spec(depth=1, width=8, norm="batch_recenter"), odd_state(n, t))[1]
-        pairs = cosines(g)
-        band = 0.06
-        yield near(f"n^2 (t/t0 - 1), n = {n}", n**2 * (t * (n - 1) ** 2 - 1), 4.5 * math.pi**2, relative=band,
-                   reason="next order 1/n")  # fmt: skip
-        yield near(f"n^3 (1 - R2), n = {n}", n**3 * (1 - share(g)), 44.4, relative=band, reason="next order 1/n")
-        yield near(f"n (1 - rate), n = {n}", n * (1 - slope_of_map(t, n)), 1.0, relative=band, reason="next order 1/n")
-        yield near(f"n^2 (1 - cosine in the cluster), n = {n}", n**2 * (1 - float(pairs[-1])), 44.4, relative=band)
-        yield near(f"n^3 cosine odd-cluster, n = {n}", n**3 * float(pairs[0]), 31.4, relative=2 * band)
-
-
-@PAPER.claim(
     "winner-takes-all", "For many samples, a variance u times the bulk's goes to u + (sqrt u - 1)^2/(pi - 1).",
     where="odd_point.md 3.5 (candidate for the indicative model)", covers="D17 3.5.map S0.4b", quick={"n": 4096},
     full={"n": 1_000_000}, control={"slope": 1.0}, because="an odd activation has no drive: E phi = 0",
@@ -242,46 +187,3 @@ def winner_takes_all(run: Run, n: int, slope: float = 0.0) -> Iterator[Reading]:
         yield near(f"law from {u:g}", odd_point.winner_takes_all(u, slope), expected, relative=1e-12)
     scaled = 1 / odd_point.reduced_map(1 / 4.0, n, slope, rescale=True)
     yield near("u' from 4, rescaled", scaled, 4 + 1 / (math.pi - 1), relative=0.01, reason="terms u/n")
-
-
-@PAPER.claim(
-    "separation-depth", "From a relative excess x0 it takes about 2(pi-1)(1/x0 + ln(n/x0)) layers to separate.",
-    where="odd_point.md 3.5", covers="3.5.depth", quick={"n": 4096, "excesses": (0.1, 0.3, 1.0)},
-    control={"slope": 0.5}, because="a leaky activation drives less: longer", seconds=(0.1, 0.1)
-)  # fmt: skip
-def separation_depth(run: Run, n: int, excesses: Sequence[float], slope: float = 0.0) -> Iterator[Reading]:
-    """Layers that the reduced map needs from u0 = (1+x0)^2 until sqrt(u) reaches n/2, against the estimate, which takes
-    the depth as continuous and so is rough: within 30 %.
-    """
-    for x0 in excesses:
-        t, layers = (1 + x0) ** -2, 0
-        while t > 4 / n**2 and layers < 3000:
-            t, layers = odd_point.reduced_map(t, n, slope), layers + 1
-        estimate = 2 * (math.pi - 1) * (1 / x0 + math.log(n / x0))
-        yield near(f"layers from x0 = {x0:g}", layers, estimate, relative=0.3, reason="continuous-time estimate")
-
-
-@PAPER.claim(
-    "basin-edge", "One sample with a centred norm^2 about 2.3/n larger leaves the equiangular state.",
-    where="odd_point.md 3.3", covers="3.3.basin", quick={"sizes": (64, 128), "layers": 3000},
-    full={"sizes": (64, 128, 256), "layers": 6000}, control=({"rescale": True, "layers": 500}, {"swap": True}),
-    because="with rescaling the symmetric state draws it back; and the other excess ends in the other state",
-    seconds=(2.8, 7.1)
-)  # fmt: skip
-def basin_edge(
-    run: Run, sizes: Sequence[int], layers: int, rescale: bool = False, swap: bool = False
-) -> Iterator[Reading]:
-    """The saddle between the two attractors sits at n(1 - t) = 2.3 to 2.45; the reduced map started on either side of
-    it ends in the odd or in the equiangular state.
-    """
-    for n in sizes:
-        excesses = np.linspace(1.5, 3.5, 201)
-        drift = [odd_point.reduced_map(1 - e / n, n, rescale=rescale) - 1 + e / n for e in excesses]
-        edge = float(excesses[int(np.argmax(np.array(drift) < 0))])  # the first if all drift back
-        yield between(f"n (1 - t) at the saddle, n = {n}", edge, 2.25, 2.45, reason="table of odd_point.md 3.2")
-        for excess, odd in ((2.0, False), (2.8, True)):
-            t = 1 - (4.8 - excess if swap else excess) / n
-            for _ in range(layers):
-                t = odd_point.reduced_map(t, n, rescale=rescale)
-            end, name = odd_point.odd_share(t, n), f"R2 from an excess of {excess:g}/n, n = {n}"
-            yield at_least(name, end, 0.95) if odd else at_most(name, end, 2 / n)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import erfcx
 from scipy.stats import ks_2samp
 
 from normscope.claims._chains import gaussian
@@ -24,7 +22,7 @@ from normscope.claims.nachum2024._paper import (
     representations,  # fmt: skip
     variance_ratio,
 )
-from normscope.claims.reading import Reading, at_least, at_most, between, near
+from normscope.claims.reading import Reading, at_least, at_most, near
 from normscope.core.spec import Spec
 from normscope.geometry.metrics import measure
 from normscope.theory import predict, predicted_grams, simulate
@@ -90,38 +88,6 @@ def equal_angles(run: Run, layers: int, norm: str = "batch", alone: str = "batch
             if kind == "batch":
                 formula = 2 * float(kernel(np.array(-1 / (n - 1))))
                 yield near(f"formula, n = {n}", odd_point.equiangular_cosine(n), formula, 1e-12, exact="one formula")
-
-
-@PAPER.claim(
-    "heavy-threshold", "Complete batch norm gets a second attractor for n >= 52: one heavy sample, R2 towards .277.",
-    where="odd_point.md 3.6", covers="3.6.heavy F5a", quick={"sizes": (40, 48, 50, 54, 60, 80), "far": 20_000},
-    control={"rescale": False}, because="without rescaling the odd state is there from n = 7 on", seconds=(2.9, 3),
-)  # fmt: skip
-def heavy_threshold(run: Run, sizes: Sequence[int], far: int, rescale: bool = True) -> Iterator[Reading]:
-    """Where the reduced map from t = 1/n ends: at equal angles below the threshold of 51.5, apart above it. In the
-    limit the heavy sample's norm is sqrt(c kap n) of the others', its share c/(1+c), where A(c)(1 + c kap) = 1 with
-    A(c) = sqrt(pi/2c) erfcx(1/sqrt(2c)), kap = 1 - (1-a)^2/(pi(1+a^2)). The others keep equal angles: no cluster.
-    """
-
-    def end(n: int, a: float = 0.0, layers: int = 1500) -> float:
-        t = 1 / n
-        for _ in range(layers):
-            t = odd_point.reduced_map(t, n, a, rescale=rescale)
-        return odd_point.odd_share(t, n)
-
-    heavy = [(n, 0.0, n > 51.5) for n in sizes] + [(16, -1.0, False), (18, -1.0, True), (92, 0.2, False),
-             (98, 0.2, True)]  # fmt: skip
-    for n, a, apart in heavy:
-        name, equal = f"R2 at slope {a:g}, n = {n}", 1 / (n - 1)
-        low, high = (1.3 * equal, 0.8) if apart else (equal - 1e-9, 1.1 * equal)
-        yield between(name, end(n, a), low, high, reason="heavy, but not odd" if apart else "equal angles")
-    for a, known in ((0.0, 0.3831), (-1.0, 2.8933)):
-        kap = 1 - (1 - a) ** 2 / (math.pi * (1 + a**2))
-        c = brentq(lambda c, k=kap: math.sqrt(math.pi / (2 * c)) * erfcx(1 / math.sqrt(2 * c)) * (1 + c * k) - 1, 5e-3,
-                   50)  # fmt: skip
-        assert abs(c - known) < 2e-4, "the digits of the reference runs"
-        found = end(far, a, 300)
-        yield near(f"R2 at slope {a:g}, n = {far}", found, c / (1 + c), 0.01, reason="next order 1/sqrt n")
 
 
 @PAPER.claim(

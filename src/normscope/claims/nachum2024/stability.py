@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normscope.claims._chains import gaussian
-from normscope.claims._tables import Array, highest, indicator
+from normscope.claims._tables import Array, highest
 from normscope.claims.claim import Run
 from normscope.claims.nachum2024._paper import PAPER, centred, odd_state, share
 from normscope.claims.reading import Reading, at_least, at_most, near
@@ -93,20 +93,6 @@ def odd_state_stable(run: Run, sizes: Sequence[int], at: str = "odd") -> Iterato
         low = SPECTRA[n][0][2][0]
         yield near(f"decay of a random deviation, n = {n}", rate, (low + SPECTRA[n][0][0][0]) / 2,
                    (SPECTRA[n][0][0][0] - low) / 2 + 2e-3, reason="between the third and the first factor")  # fmt: skip
-
-
-@PAPER.claim(
-    "saddle", "The state between odd and equiangular has exactly one growing deviation, about 1 + .27/n.",
-    where="odd_point.md 3.3", covers="D15 3.3.saddle", quick={"sizes": (7, 8, 16)}, control={"at": "odd"},
-    because="at the odd state nothing grows", seconds=(0.3, 0.3),
-)  # fmt: skip
-def saddle(run: Run, sizes: Sequence[int], at: str = "saddle") -> Iterator[Reading]:
-    """Number and size of the growth factors above 1 at the unstable fixed point: the edge of the odd state's basin."""
-    for n in sizes:
-        t = (odd_point.odd_fixed_point(n) if at == "odd" else odd_point.odd_saddle(n)) or math.nan
-        found = odd_point.stability(n, t)
-        yield near(f"growing deviations, n = {n}", float(indicator(found > 1, found).sum()), 1, 0.1, reason="a count")
-        yield near(f"largest factor, n = {n}", float(found[0]), SPECTRA[n][1], 1e-4, reason="digits of the table")
 
 
 @PAPER.claim(
