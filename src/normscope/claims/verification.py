@@ -209,8 +209,8 @@ def cell(
     load()
     verdict = judge(claim, size, seed, device=device, data_dir=None if data_dir is None else Path(data_dir))
     whole = Record(0, "verdict", float(verdict.as_expected), name=verdict.to_json(), kind=verdict.status, seed=seed)
-    readings = [Record(i, "reading", r.value, name=r.quantity, kind=r.status, stderr=r.stderr, seed=seed) for i,
-                r in enumerate(verdict.readings, 1)]  # fmt: skip
+    readings = [Record(i, "reading", r.value, name=r.quantity, kind=r.status, stderr=r.stderr, seed=seed)
+                for i, r in enumerate(verdict.readings, 1)]  # fmt: skip
     return [whole, *readings]
 
 

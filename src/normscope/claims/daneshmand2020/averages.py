@@ -80,8 +80,8 @@ def theorem2(
         readings.append(between(f"slope of log {name}, no skip", slope, low, high, stderr=error, reason="R5's range"))
         curves.append(Curve(f"{name}, no skip", list(widths), [m for _, m, _ in points], "ours",
                             [m - 2 * e for _, m, e in points], [m + 2 * e for _, m, e in points]))  # fmt: skip
-    curves += [Curve(name, [8, 16, 32, 64, 128, 256], [2**v for v in logs], "printed") for name,
-               logs in PRINTED.items()]  # fmt: skip
+    curves += [Curve(name, [8, 16, 32, 64, 128, 256], [2**v for v in logs], "printed")
+               for name, logs in PRINTED.items()]  # fmt: skip
     curves += [Curve("sqrt(d)", list(widths), [math.sqrt(d) for d in widths], "theory")]
     return Evidence(tuple(readings), tuple(curves))
 
@@ -161,8 +161,8 @@ def _settled_rank(draw: Callable[[tuple[int, ...]], Array], d: int, chains: int,
     shape = (chains, d, d)
     start = math.sqrt(d) * torch.eye(d, dtype=torch.float64).expand(shape)
     steps = side_by_side(start, layers, lambda: torch.from_numpy(draw(shape)), skip=skip)
-    kept = [d**4 / (u @ u.transpose(1, 2)).square().sum((1, 2)) for layer,
-            u in enumerate(steps) if layer >= layers // 3 and layer % 5 == 0]  # fmt: skip
+    kept = [d**4 / (u @ u.transpose(1, 2)).square().sum((1, 2))
+            for layer, u in enumerate(steps) if layer >= layers // 3 and layer % 5 == 0]  # fmt: skip
     return mean_and_error(torch.stack(kept).mean(0).numpy())
 
 
@@ -183,8 +183,8 @@ def start(
     """
     batches = {"Gaussian": gaussian(run, inputs or width, width, stream=1), "orthogonal": np.eye(width),
                "all ones + 1e-5": np.ones((width, width)) + 1e-5 * gaussian(run, width, width, stream=2)}  # fmt: skip
-    found = {name: averaged(run, linear(layers, width, norm), x, chains, layers // 3, stream)[0] for stream,
-             (name, x) in enumerate(batches.items())}  # fmt: skip
+    found = {name: averaged(run, linear(layers, width, norm), x, chains, layers // 3, stream)[0]
+             for stream, (name, x) in enumerate(batches.items())}  # fmt: skip
     value, error = found["orthogonal"]
     yield near("r, orthogonal", value, INFINITE[width][0], relative=0.03, stderr=error, reason="3 %")
     for one, other in combinations(found, 2):
@@ -268,8 +268,8 @@ def relu(
             words = "recentred" if i else "not recentred"
             if d in listed:
                 yield near(f"r, {words}, d = {d}", mean, listed[d][i], relative=0.08, stderr=error, reason="8 %")
-            before, after = (series(found, "participation_rank", a, b).mean() for a,
-                             b in (early, (layers - 100, layers)))  # fmt: skip
+            before, after = (series(found, "participation_rank", a, b).mean()
+                             for a, b in (early, (layers - 100, layers)))  # fmt: skip
             yield near(f"late over early r, {words}, d = {d}", after / before, 1, 0.15, reason="15 % set beforehand")
             if i:
                 full = float((series(found, "numerical_rank", 200) == d).mean())

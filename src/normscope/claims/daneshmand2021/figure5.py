@@ -129,8 +129,8 @@ def fig5b(run: Run, depth: int, channels: int, nets: int, norm: bool = True) -> 
     for number, batch in enumerate(data.split(8)):
         for arm, kept in arms.items():
             generator = run.generator(number)
-            layers = [nn.Conv2d(a, b, 3, padding=1, padding_mode="reflect", bias=False) for a,
-                      b in pairwise([data.shape[1]] + [channels] * depth)]  # fmt: skip
+            layers = [nn.Conv2d(a, b, 3, padding=1, padding_mode="reflect", bias=False)
+                      for a, b in pairwise([data.shape[1]] + [channels] * depth)]  # fmt: skip
             for layer in layers:
                 nn.init.xavier_normal_(layer.weight, generator=generator)
             kept.append(_gaps(_Blocks(layers, channels, norm and arm == "batch norm"), batch))

@@ -141,8 +141,8 @@ def second_moment(run: Run, width: int, samples: int, nets: int, last: str = "no
     holds at any N.
     """
     own = theory(RELU)
-    values = [float(np.square(behind(kernel, f, last)).sum()) / (2 * width**2) for kernel,
-              f in grams(run, RELU, (width, width, width, 2), samples, nets)]  # fmt: skip
+    values = [float(np.square(behind(kernel, f, last)).sum()) / (2 * width**2)
+              for kernel, f in grams(run, RELU, (width, width, width, 2), samples, nets)]  # fmt: skip
     mean, error = mean_and_error(values)
     # s = tr F^2 / P and P = alpha M^2, alpha = 2; ``theory`` gives alpha kappa.
     expected = 2 / 2 * ((1 - 1 / samples) * own.k2**2 + own.k1**2 / samples)
