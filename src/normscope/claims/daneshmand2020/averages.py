@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from normscope.claims._chains import gaussian, grams, linear, side_by_side, simulated
-from normscope.claims._tables import Array, indicator, mean_and_error, ratio_and_error, series, slope_and_error
+from normscope.claims._curves import with_errors
+from normscope.claims._tables import Array, indicator, mean_and_error, power_and_error, ratio_and_error, series
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.daneshmand2020.paper import PAPER
 from normscope.claims.reading import Reading, at_least, at_most, between, near
@@ -75,11 +76,10 @@ def theorem2(
                              printed=printed, reason="3 %"))  # fmt: skip
     curves = []
     for i, (name, low, high) in enumerate((("r", 0.47, 0.59), ("rank_.5", 0.55, 0.70))):
-        points = [(d, *found[d][i]) for d in widths]
-        slope, error = slope_and_error(np.log(widths), np.log([m for _, m, _ in points]), [e / m for _, m, e in points])
+        means = [found[d][i] for d in widths]
+        slope, error = power_and_error(widths, means)
         readings.append(between(f"slope of log {name}, no skip", slope, low, high, stderr=error, reason="R5's range"))
-        curves.append(Curve(f"{name}, no skip", list(widths), [m for _, m, _ in points], "ours",
-                            [m - 2 * e for _, m, e in points], [m + 2 * e for _, m, e in points]))  # fmt: skip
+        curves.append(with_errors(f"{name}, no skip", widths, means))
     curves += [Curve(name, [8, 16, 32, 64, 128, 256], [2**v for v in logs], "printed")
                for name, logs in PRINTED.items()]  # fmt: skip
     curves += [Curve("sqrt(d)", list(widths), [math.sqrt(d) for d in widths], "theory")]

@@ -77,7 +77,7 @@ def fig1_rank(run: Run, nets: int, norm: str = "none", normed: str = "batch") ->
     "fig1-precision", "The rank of the same nets is the same whatever the precision it is computed in.", where="Fig. 1 "
     "right",
     covers="R14b", should="fail", quick={"nets": 6}, control={"dtype": "float32", "metric": "numerical_rank_float32"},
-    because="in float32, as in the paper's code, the rank is 1 at 15 layers", seconds=(0.7, 2),
+    because="in float32, as in the paper's code, the rank is 1 at 15 layers", seconds=(0.7, 0.64),
 )  # fmt: skip
 def fig1_precision(run: Run, nets: int, dtype: str = "float64", metric: str = "numerical_rank") -> Iterable[Reading]:
     """The figure's curve is one of float32: in float64 the deepest of its nets still has rank 40 and more."""

@@ -41,7 +41,7 @@ def row_gradients(readout: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[
     where="directional gradient vanishing", covers="R13 gradient-direction", quick={"samples": 24},
     control=({"rank": 2}, {"outputs": 2}),
     because="behind a batch of rank two the directions differ; and with two outputs the softmax error cannot turn",
-    seconds=(0.1, 0.3),
+    seconds=(0.1, 0.1),
 )  # fmt: skip
 def gradient_exact(run: Run, samples: int, rank: int = 1, outputs: int = 10) -> Iterable[Reading]:
     """|cos| of the gradients of two samples with respect to one output row is 1, for every loss that acts on the
@@ -103,7 +103,7 @@ def gradient_collinearity(
 @PAPER.claim(
     "breaking-linear", "Weights of positive mean make batch norm useless: every batch collapses to rank one.",
     where="breaking batch norm", covers="break-linear", quick={"widths": (32, 128), "depth": 60},
-    control={"weights": "torch"}, because="weights of the same law around zero keep the rank", seconds=(0.6, 1),
+    control={"weights": "torch"}, because="weights of the same law around zero keep the rank", seconds=(0.6, 0.46),
 )  # fmt: skip
 def breaking_linear(run: Run, widths: Sequence[int], depth: int, weights: str = "positive") -> Iterable[Reading]:
     """U(0, 2a) has the variance of PyTorch's U(-a, a) and a mean: a rank-one map of operator norm sqrt(d) beside 1.15.

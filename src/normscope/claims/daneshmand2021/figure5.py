@@ -180,7 +180,7 @@ def fig5_plateaus(run: Run, chains: int, swap: bool = False) -> Iterable[Reading
 @PAPER.claim(
     "vanilla-relu", "Without norm the gap of a ReLU net follows the arc-cosine map of infinite width.",
     where="Fig. 5a, vanilla", covers="C24", quick={"width": 100, "chains": 100}, full={"width": 1000, "chains": 200},
-    control={"activation": "identity"}, because="the arc-cosine map is that of the ReLU", seconds=(0.1, 20),
+    control={"activation": "identity"}, because="the arc-cosine map is that of the ReLU", seconds=(0.1, 0.65),
     axes=Axes("layer", "gap V"),
 )  # fmt: skip
 def vanilla_relu(run: Run, width: int, chains: int, activation: str = "relu") -> Evidence:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from normscope.claims._chains import gap_of, grams, linear
-from normscope.claims._tables import highest, mean_and_error, slope_and_error
+from normscope.claims._tables import highest, mean_and_error, power_and_error
 from normscope.claims.claim import Run
 from normscope.claims.daneshmand2021.paper import PAPER
 from normscope.claims.reading import Reading, at_most, near
@@ -34,23 +34,21 @@ def gaussian_limit(
     sphere.
     """
     for n in samples:
-        ts, errors, chain = [], [], []
+        ts, chain = list[tuple[float, float]](), list[float]()
         for d in widths:
             spec = linear(layers, d, activation=activation)
             c = np.stack(list(grams(run, spec, np.eye(n, d), chains, stream=d + n, first=40)))
             sigma = np.sqrt(np.linalg.eigvalsh(c).clip(0))
-            t, error = mean_and_error(np.square(sigma - n**-0.5).sum(-1).mean(0))
+            ts.append(mean_and_error(np.square(sigma - n**-0.5).sum(-1).mean(0)))
             v = gap_of(c)
-            ts.append(t)
-            errors.append(error / t)
             middle = n * float(np.square(v).mean())
-            chain += [t / middle, middle / orthogonality.wasserstein_bound(float(v.mean()), n) ** 2]
+            chain += [ts[-1][0] / middle, middle / orthogonality.wasserstein_bound(float(v.mean()), n) ** 2]
         why = "(s - a)^2 a^2 <= (s^2 - a^2)^2 for a = n^(-1/2), and V <= 1: of every spectrum"
         yield at_most(f"largest ratio in T : n E V^2 : 2n E V, n = {n}", highest(chain), 1, exact=why)
         law = orthogonality.stationary_wasserstein(n, widths[-1]) ** 2
-        yield near(f"T, n = {n}, d = {widths[-1]}", ts[-1], law, relative=0.08, stderr=errors[-1] * ts[-1],
+        yield near(f"T, n = {n}, d = {widths[-1]}", ts[-1][0], law, relative=0.08, stderr=ts[-1][1],
                    reason="linear around isometry: within 8 %")  # fmt: skip
-        slope, error = slope_and_error(np.log(widths), np.log(ts), errors)
+        slope, error = power_and_error(widths, ts)
         yield near(f"slope of log T, n = {n}", slope, -1, 0.05, stderr=error, reason="the reference runs' 0.05")
 
 

@@ -170,7 +170,7 @@ def theorem5(run: Run, cases: int, draws: int, weights: str = "gaussian") -> Ite
     covers="B.1", quick={"width": 4096, "layers": 200, "chains": 8},
     full={"width": 16384, "layers": 1000, "chains": 20}, control=({"norm": "none"}, {"width": 256}),
     because="without batch norm the spectrum stays where it starts, half way; and in narrow nets the bound is empty",
-    seconds=(1.5, 60)
+    seconds=(1.5, 12)
 )  # fmt: skip
 def average(run: Run, width: int, layers: int, chains: int, norm: str = "batch_rescale") -> Iterable[Reading]:
     """A bound without the assumption on the smallest singular value; the line before it prints 2/sqrt(d), which is

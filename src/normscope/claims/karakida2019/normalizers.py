@@ -199,7 +199,7 @@ def layer_norm(
     full={"width": 1000, "samples": 100, "outputs": 10, "nets": 40},
     control=({"last": "batch_recenter", "nets": 2}, {"loss": "squared_error", "nets": 2}),
     because="mean subtraction in the last layer removes them; the squared loss has one more, and larger ones",
-    seconds=(3.7, 60),
+    seconds=(3.7, 24),
 )  # fmt: skip
 def softmax(
     run: Run, width: int, samples: int, outputs: int, nets: int, last: str = "none", loss: str = "cross_entropy"
@@ -266,7 +266,7 @@ def _above(alone: float, bulk: Array) -> float:
 @PAPER.claim(
     "softmax-outliers-as-printed", "Cross-entropy has C outliers.", where="PS21, summary", covers="T6.erratum",
     quick={"counted": "C"}, control={"counted": "C - 1"}, because="Q 1 = 0 takes one away: C - 1", should="fail",
-    seconds=(0.1, 3),
+    seconds=(0.1, 0.1),
 )  # fmt: skip
 def softmax_outliers(run: Run, counted: str) -> Iterator[Reading]:
     """As reported of the summary in the 2021 paper: C outliers. (diag(g) - g g^T) 1 = 0 for every sample, so there are
@@ -284,7 +284,7 @@ def softmax_outliers(run: Run, counted: str) -> Iterator[Reading]:
     "frozen-statistics", "With frozen statistics (eval mode, detached) the sharpness stays of the order of the width.",
     where="Theorem 3 (remark ours)", covers="7.13 T3.frozen",
     quick={"width": 400, "samples": 200, "outputs": 3, "nets": 16}, control={"frozen": "batch"},
-    because="the effect lives in differentiating through mean and variance", seconds=(2.6, 4)
+    because="the effect lives in differentiating through mean and variance", seconds=(2.6, 2)
 )  # fmt: skip
 def frozen_statistics(
     run: Run, width: int, samples: int, outputs: int, nets: int, frozen: str = "frozen"

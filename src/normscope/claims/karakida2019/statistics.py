@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from normscope.claims._tables import highest, indicator, mean_and_error, ratio_and_error, slope_and_error
+from normscope.claims._curves import with_errors
+from normscope.claims._tables import highest, indicator, mean_and_error, power_and_error, ratio_and_error
 from normscope.claims.claim import Axes, Curve, Evidence, Run
 from normscope.claims.karakida2019._paper import (
     LINEAR,
@@ -50,13 +51,11 @@ def lambda_max(run: Run, widths: Sequence[int], nets: int, kinds: Sequence[Kind]
                                      relative=0.12 if m == 200 else 0.05,
                                      reason="tolerance set beforehand"))  # fmt: skip
         large = [i for i, m in enumerate(widths) if m >= 100]
-        slope, error = slope_and_error(np.log([widths[i] for i in large]), np.log([means[i][0] for i in large]),
-                                       [means[i][1] / means[i][0] for i in large])  # fmt: skip
+        slope, error = power_and_error([widths[i] for i in large], [means[i] for i in large])
         readings.append(between(f"slope of logarithms, {kind.activation}", slope, 0.9, 1.1, stderr=error, expected=1.0,
                                 reason="tolerance set beforehand"))  # fmt: skip
-        low, high = zip(*((v - 2 * e, v + 2 * e) for v, e in means), strict=True)
         curves += [
-            Curve(f"measured, {kind.activation}", list(widths), [v for v, _ in means], "ours", low, high),
+            with_errors(f"measured, {kind.activation}", widths, means),
             Curve(f"theory, {kind.activation}", list(widths), [own.top(m, m) for m in widths], "theory"),
         ]
     curves.append(Curve("paper", (6, 10, 20, 40, 100, 200, 400, 1000), (10, 13, 20, 33, 75, 145, 280, 690), "printed"))

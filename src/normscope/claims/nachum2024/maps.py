@@ -103,7 +103,7 @@ def spread_grows(run: Run, sizes: Sequence[int], groups: Sequence[int], activati
     where="odd_point.md 3.2, table", covers="D4 3.2.table", quick={"sizes": (7, 8, 16, 32), "layers": 500},
     full={"sizes": tuple(STATES), "layers": 3000}, control=({"norm": "none"}, {"norm": "batch", "layers": 100}),
     because="without recentring the batch becomes one ray; and rescaling moves the states and changes the rates",
-    seconds=(2.2, 60), axes=Axes("samples n", "1 - R2", True, True)
+    seconds=(2.2, 10), axes=Axes("samples n", "1 - R2", True, True)
 )  # fmt: skip
 def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "batch_recenter") -> Evidence:
     """The full Gram recursion from 1.5 times the perfect spread, many layers on, against the table of fixed points:

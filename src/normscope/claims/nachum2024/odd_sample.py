@@ -129,7 +129,7 @@ def when_it_comes(
     "not.",
     where="odd_point.md 3.8", covers="3.8.infinite", quick={"n": 16, "draws": 20, "layers": 600},
     full={"n": 32, "draws": 20, "layers": 2000}, control={"swap": True, "draws": 10},
-    because="with the dimensions exchanged so is what comes", seconds=(4.4, 60),
+    because="with the dimensions exchanged so is what comes", seconds=(4.4, 17),
 )  # fmt: skip
 def input_decides(run: Run, n: int, draws: int, layers: int, swap: bool = False) -> Iterator[Reading]:
     """Share of Gaussian batches of input dimension d0 that the infinitely wide chain takes to the odd state: all for d0
@@ -149,7 +149,7 @@ def input_decides(run: Run, n: int, draws: int, layers: int, swap: bool = False)
     "narrow-nets", "Narrower than the batch, the cluster becomes very tight; wide, it stays fuzzy at the angle 3 pi/n.",
     where="odd_point.md 3.8", covers="3.8.narrow", quick={"n": 64, "widths": (32, 128), "length": 64_000, "runs": 24},
     full={"n": 64, "widths": (32, 64, 128), "length": 256_000, "runs": 32}, control={"norm": "batch", "runs": 4},
-    because="with rescaling there is no cluster", seconds=(14, 20),
+    because="with rescaling there is no cluster", seconds=(14, 84),
 )  # fmt: skip
 def narrow_nets(
     run: Run, n: int, widths: Sequence[int], length: int, runs: int, norm: str = "batch_recenter"

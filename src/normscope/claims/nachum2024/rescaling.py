@@ -174,7 +174,7 @@ def gradient_rates(run: Run, sizes: Sequence[int], norm: str = "batch") -> Itera
 @PAPER.claim(
     "gram-integral", "The Gram map of batch norm is a one-dimensional integral.",
     where="odd_point.md 2; yang2019 Thm 2", covers="D27 S2.integral", quick={"n": 5, "samples": 600_000},
-    full={"n": 5, "samples": 10_000_000}, control={"ddof": 1}, because="it takes the biased variance", seconds=(0.6, 40)
+    full={"n": 5, "samples": 10_000_000}, control={"ddof": 1}, because="it takes the biased variance", seconds=(0.6, 19)
 )  # fmt: skip
 def gram_integral(run: Run, n: int, samples: int, ddof: int = 0) -> Iterator[Reading]:
     """The integral against a million random neurons, four slopes, with and without recentring; largest difference over
