@@ -64,13 +64,10 @@ def fig1_rank(run: Run, nets: int, norm: str = "none", normed: str = "batch") ->
     )
     return Evidence(
         tuple(readings),
-        (
-            with_range("vanilla", DEPTHS, vanilla.T),
-            with_range("batch norm", DEPTHS, bn.T),
-            Curve("vanilla", list(DEPTHS), list(FIGURE_1), "printed"),
-            Curve("batch norm", list(DEPTHS), [128.0] * len(DEPTHS), "printed"),
-        ),
-    )
+        (with_range("vanilla", DEPTHS, vanilla.T), with_range("batch norm", DEPTHS, bn.T),
+         Curve("vanilla", list(DEPTHS), list(FIGURE_1), "printed"),
+         Curve("batch norm", list(DEPTHS), [128.0] * len(DEPTHS), "printed")),
+    )  # fmt: skip
 
 
 @PAPER.claim(
@@ -110,36 +107,19 @@ def fig2(run: Run, layers: int, chains: int, weights: str, norm: str = "batch", 
     axis = [1000.0 * (i + 1) for i in range(len(ours))]
     return Evidence(
         (
-            between(
-                "batch norm, smallest rank from layer 1000",
-                float(ours.min()),
-                8,
-                12,
-                printed=9,
-                reason="printed 9 to 11",
-            ),
-            between(
-                "batch norm, largest rank from layer 1000",
-                float(ours.max()),
-                8,
-                12,
-                printed=11,
-                reason="printed 9 to 11",
-            ),
-            at_most(
-                "vanilla, largest rank at layer 1000", float(vanilla[0].max()), 4, printed=3, reason="the law gives 3"
-            ),
-            at_most(
-                "vanilla, largest rank at layer 4000", float(vanilla[3:].max()), 2, printed=2, reason="1 or 2 printed"
-            ),
+            between("batch norm, smallest rank from layer 1000", float(ours.min()), 8, 12, printed=9,
+                    reason="printed 9 to 11"),
+            between("batch norm, largest rank from layer 1000", float(ours.max()), 8, 12, printed=11,
+                    reason="printed 9 to 11"),
+            at_most("vanilla, largest rank at layer 1000", float(vanilla[0].max()), 4, printed=3,
+                    reason="the law gives 3"),
+            at_most("vanilla, largest rank at layer 4000", float(vanilla[3:].max()), 2, printed=2,
+                    reason="1 or 2 printed"),
         ),
-        (
-            with_range("batch norm", axis, ours),
-            with_range("vanilla", axis, vanilla),
-            Curve("batch norm", [1000.0, 2000.0, float(layers)], [11, 10, 9.5], "printed"),
-            Curve("vanilla", [1000.0, 4000.0, float(layers)], [3, 2, 1.5], "printed"),
-        ),
-    )
+        (with_range("batch norm", axis, ours), with_range("vanilla", axis, vanilla),
+         Curve("batch norm", [1000.0, 2000.0, float(layers)], [11, 10, 9.5], "printed"),
+         Curve("vanilla", [1000.0, 4000.0, float(layers)], [3, 2, 1.5], "printed")),
+    )  # fmt: skip
 
 
 @PAPER.claim(
@@ -191,23 +171,12 @@ def fig3b(run: Run, chains: int, norm: str = "batch_rescale") -> Evidence:
     median = np.median(values, 0)
     first = [next((i for i, v in enumerate(chain[:, 1], 1) if v > 1), math.inf) for chain in values]
     readings = [
-        between(
-            "largest eigenvalue at layer 100, median",
-            float(median[-1, 0]),
-            10,
-            16,
-            printed=12,
-            reason="printed 10 to 15",
-        ),
+        between("largest eigenvalue at layer 100, median", float(median[-1, 0]), 10, 16, printed=12,
+                reason="printed 10 to 15"),
         between("tenth at layer 100, median", float(median[-1, 9]), 0.03, 1.2, printed=0.3, reason="printed .1 to .5"),
-        at_most(
-            "first layer with the second above 1, largest",
-            float(highest(first)),
-            12,
-            printed=20,
-            reason="2 to 8 measured",
-        ),
-    ]
+        at_most("first layer with the second above 1, largest", float(highest(first)), 12, printed=20,
+                reason="2 to 8 measured"),
+    ]  # fmt: skip
     layers = list(range(1, 101))
     curves = [Curve(f"eigenvalue {k}", layers, median[:, k - 1].tolist()) for k in (1, 2, 3, 6, 10)]
     curves.append(Curve("eigenvalue 1", [1, 20, 100], [50, 15, 12], "printed"))

@@ -92,12 +92,10 @@ def gradient_collinearity(
     end, error = mean_and_error(found["vanilla"][list(depths).index(128)])
     worst = highest(float(np.mean(rows)) for rows in found["batch norm"])
     return Evidence(
-        (
-            at_least("vanilla, 128 layers, mean over nets", end, 0.99, stderr=error, reason="0.9992 on MNIST"),
-            at_most("batch norm, largest mean over nets", worst, 0.40, reason="0.32 to 0.33 on MNIST"),
-        ),
+        (at_least("vanilla, 128 layers, mean over nets", end, 0.99, stderr=error, reason="0.9992 on MNIST"),
+         at_most("batch norm, largest mean over nets", worst, 0.40, reason="0.32 to 0.33 on MNIST")),
         tuple(with_range(arm, depths, rows) for arm, rows in found.items()),
-    )
+    )  # fmt: skip
 
 
 @PAPER.claim(

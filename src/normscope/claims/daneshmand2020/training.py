@@ -68,20 +68,17 @@ def fig1_accuracy(
     deep = [i for i, depth in enumerate(depths) if depth >= 13]
     readings = [
         at_most("vanilla, 13 and more hidden layers, largest accuracy", float(found["vanilla"][deep].max()), 0.15,
-            printed=0.1,
-                reason="chance is 0.1"),
+                printed=0.1, reason="chance is 0.1"),
         at_least("batch norm, smallest accuracy", float(found["batch norm"].min()), 0.9, printed=0.93, reason="0.93 to "
         "0.99"),
     ]  # fmt: skip
     x = [d - 1 for d in depths]
     return Evidence(
         tuple(readings),
-        (
-            *(with_range(n, x, v) for n, v in found.items()),
-            Curve("vanilla", [0, 2, 4, 6, 8, 10, 12, 32], [0.94, 0.97, 0.96, 0.96, 0.94, 0.89, 0.1, 0.1], "printed"),
-            Curve("batch norm", [0, 20, 30, 32], [0.99, 0.96, 0.95, 0.93], "printed"),
-        ),
-    )
+        (*(with_range(n, x, v) for n, v in found.items()),
+         Curve("vanilla", [0, 2, 4, 6, 8, 10, 12, 32], [0.94, 0.97, 0.96, 0.96, 0.94, 0.89, 0.1, 0.1], "printed"),
+         Curve("batch norm", [0, 20, 30, 32], [0.99, 0.96, 0.95, 0.93], "printed")),
+    )  # fmt: skip
 
 
 @PAPER.claim(
@@ -134,16 +131,14 @@ def fig6(
     ratio, bn = np.array(rises).T
     x = list(range(1, epochs + 1))
     return Evidence(
-        (
-            at_least("plain, smallest loss", lowest(end["plain"]), 2.29, printed=2.3, reason="ln 10 = 2.303"),
-            at_most("pre-trained, largest loss", highest(end["pre-trained"]), 1.5, reason=".84 to 1.10 on MNIST"),
-            at_most("batch norm, largest loss", highest(end["batch norm"]), 0.7, reason=".44 to .46 on MNIST"),
-            at_least("broken batch norm, smallest loss", lowest(end["broken batch norm"]), 2.0, reason="2.1 on MNIST"),
-            at_least("rank of deep layers, pre-trained over plain", float(ratio.min()), 1.2, reason="1.1 to 2.5 there"),
-            at_least("rank of deep layers, batch norm", float(bn.min()), 6, reason="14 at width 128, 32 images"),
-        ),
+        (at_least("plain, smallest loss", lowest(end["plain"]), 2.29, printed=2.3, reason="ln 10 = 2.303"),
+         at_most("pre-trained, largest loss", highest(end["pre-trained"]), 1.5, reason=".84 to 1.10 on MNIST"),
+         at_most("batch norm, largest loss", highest(end["batch norm"]), 0.7, reason=".44 to .46 on MNIST"),
+         at_least("broken batch norm, smallest loss", lowest(end["broken batch norm"]), 2.0, reason="2.1 on MNIST"),
+         at_least("rank of deep layers, pre-trained over plain", float(ratio.min()), 1.2, reason="1.1 to 2.5 there"),
+         at_least("rank of deep layers, batch norm", float(bn.min()), 6, reason="14 at width 128, 32 images")),
         tuple(with_range(arm, x, np.transpose(runs)) for arm, runs in losses.items()),
-    )
+    )  # fmt: skip
 
 
 @PAPER.claim(
@@ -298,12 +293,8 @@ def fig4_training(run: Run, depth: int, width: int, images: int, epochs: int, ne
     x = list(range(1, epochs + 1))
     return Evidence(
         (
-            at_most(
-                "pre-trained, largest loss",
-                highest(v[-1] for v in best["pre-trained"]),
-                bound,
-                reason=f"{data.name}: trains",
-            ),
+            at_most("pre-trained, largest loss", highest(v[-1] for v in best["pre-trained"]), bound,
+                    reason=f"{data.name}: trains"),
         ),
         tuple(with_range(name, x, np.transpose(v)) for name, v in best.items()),
-    )
+    )  # fmt: skip

@@ -56,21 +56,16 @@ def conv_init(
     (slower, slower_error), (faster, faster_error) = (mean_and_error(ours[i] - plain[i]) for i in (0, -1))
     readings = (
         at_least(f"orthogonalized minus Xavier, {depths[0]} convolutions", slower, 0.02, stderr=slower_error,
-            printed=0.25,
-                 reason="slower when shallow: the sign, clear of rounding"),
+                 printed=0.25, reason="slower when shallow: the sign, clear of rounding"),
         at_most(f"orthogonalized minus Xavier, {depths[-1]} convolutions", faster, -0.02, stderr=faster_error,
-            printed=-0.6,
-                reason="faster when deep: the sign, clear of rounding"),
+                printed=-0.6, reason="faster when deep: the sign, clear of rounding"),
     )  # fmt: skip
     x = list(depths)
     printed = [("Xavier", [0.92, 1.91]), ("orthogonalized", [1.17, 1.30])]
     return Evidence(
         readings,
-        (
-            with_range("Xavier", x, plain),
-            with_range("orthogonalized", x, ours),
-            *(Curve(name, [20, 80], y, "printed") for name, y in printed),
-        ),
+        (with_range("Xavier", x, plain), with_range("orthogonalized", x, ours),
+         *(Curve(name, [20, 80], y, "printed") for name, y in printed)),
     )  # fmt: skip
 
 

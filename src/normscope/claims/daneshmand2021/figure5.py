@@ -90,24 +90,14 @@ def fig5a(run: Run, nets: int, normed: str = "batch norm") -> Evidence:
     x = list(range(1, 32))
     return Evidence(
         (
-            near(
-                "batch norm, layers 15-30",
-                mean,
-                0.191,
-                0.02,
-                stderr=error,
-                printed=0.195,
-                reason="one s.d. of V over nets",
-            ),
+            near("batch norm, layers 15-30", mean, 0.191, 0.02, stderr=error, printed=0.195,
+                 reason="one s.d. of V over nets"),
             near("vanilla, layer 30", end, expected, reach, stderr=end_error, printed=0.93, reason=why),
         ),
-        (
-            with_band("batch norm", x, bn),
-            with_band("vanilla", x, plain),
-            Curve("batch norm", [1, 2, 3, 10, 30], [0.70, 0.29, 0.235, 0.195, 0.195], "printed"),
-            Curve("vanilla", [1, 4, 10, 20, 30], [0.70, 0.82, 0.89, 0.92, 0.93], "printed"),
-        ),
-    )
+        (with_band("batch norm", x, bn), with_band("vanilla", x, plain),
+         Curve("batch norm", [1, 2, 3, 10, 30], [0.70, 0.29, 0.235, 0.195, 0.195], "printed"),
+         Curve("vanilla", [1, 4, 10, 20, 30], [0.70, 0.82, 0.89, 0.92, 0.93], "printed")),
+    )  # fmt: skip
 
 
 @PAPER.claim(
@@ -138,14 +128,10 @@ def fig5b(run: Run, depth: int, channels: int, nets: int, norm: bool = True) -> 
     ratio, error = mean_and_error(bn[-1] / plain[-1])
     x = list(range(1, depth + 2))
     return Evidence(
-        (
-            at_most(
-                "last layer, batch norm over vanilla", ratio, 0.6, stderr=error, reason="chosen by us: clearly lower"
-            ),
-            at_most("last layer, batch norm over the raw batch", float((bn[-1] / bn[0]).mean()), 1, reason="it falls"),
-        ),
+        (at_most("last layer, batch norm over vanilla", ratio, 0.6, stderr=error, reason="chosen by us: clearly lower"),
+         at_most("last layer, batch norm over the raw batch", float((bn[-1] / bn[0]).mean()), 1, reason="it falls")),
         (with_band("batch norm", x, bn), with_band("vanilla", x, plain)),
-    )
+    )  # fmt: skip
 
 
 def _plateau(run: Run, activation: str, recenter: bool, width: int, chains: int, n: int, argument: float) -> Array:
@@ -198,9 +184,7 @@ def vanilla_relu(run: Run, width: int, chains: int, activation: str = "relu") ->
     tolerance = 0.02 if width < 1000 else 0.005
     apart = highest(abs(predicted[layer] - v) for layer, v in enumerate(theory))
     return Evidence(
-        (
-            near("V at layer 30", mean, theory[30], tolerance, stderr=error, printed=0.93, reason="finite width"),
-            at_most("largest |predicted - map|", apart, 1e-9, reason="a closed form"),
-        ),
+        (near("V at layer 30", mean, theory[30], tolerance, stderr=error, printed=0.93, reason="finite width"),
+         at_most("largest |predicted - map|", apart, 1e-9, reason="a closed form")),
         (with_band(f"width {width}", range(31), found), Curve("infinite width", list(range(31)), theory, "theory")),
-    )
+    )  # fmt: skip

@@ -54,14 +54,11 @@ def fig1(run: Run, chains: int, vanilla_chains: int, norm: str = "batch_rescale"
     x_axis = list(range(1, 51))
     return Evidence(
         tuple(readings),
-        (
-            with_band("batch norm", x_axis, ours[:50]),
-            with_band("vanilla", x_axis, vanilla[:50]),
-            Curve("batch norm, settled", [20, 50], [settled] * 2, "theory"),
-            Curve("batch norm", [1, 3, 7, 10, 30, 50], [1.0, 1.0, 0.31, 0.135, 0.135, 0.135], "printed"),
-            Curve("vanilla", [1, 10, 20, 40, 50], [0.0, 0.35, 0.6, 0.6, 0.76], "printed"),
-        ),
-    )
+        (with_band("batch norm", x_axis, ours[:50]), with_band("vanilla", x_axis, vanilla[:50]),
+         Curve("batch norm, settled", [20, 50], [settled] * 2, "theory"),
+         Curve("batch norm", [1, 3, 7, 10, 30, 50], [1.0, 1.0, 0.31, 0.135, 0.135, 0.135], "printed"),
+         Curve("vanilla", [1, 10, 20, 40, 50], [0.0, 0.35, 0.6, 0.6, 0.76], "printed")),
+    )  # fmt: skip
 
 
 @PAPER.claim(
@@ -159,31 +156,18 @@ def fig2b(run: Run, widths: Sequence[int], layers: int, chains: int, norm: str =
     curves.append(Curve("slope -0.46, as printed (moved onto our first point)", list(widths), line, "printed"))
     wide = len(widths) > 6
     small = (
-        near(
-            "slope, all layers",
-            with_transient,
-            -0.469,
-            0.02,
-            stderr=e1,
-            printed=-0.46,
-            reason="three s.d. of five seeds",
-        ),
-    )
+        near("slope, all layers", with_transient, -0.469, 0.02, stderr=e1, printed=-0.46,
+             reason="three s.d. of five seeds"),
+    )  # fmt: skip
     expected, tolerance = (-0.50, 0.01) if wide else (-0.51, 0.02)
     return Evidence(
         (
             *(() if wide else small),
-            near(
-                "slope, stationary",
-                without,
-                expected,
-                tolerance,
-                stderr=e2,
-                reason="-1/2 as d grows; finite widths -.51",
-            ),
+            near("slope, stationary", without, expected, tolerance, stderr=e2,
+                 reason="-1/2 as d grows; finite widths -.51"),
         ),
         tuple(curves),
-    )
+    )  # fmt: skip
 
 
 @PAPER.claim(

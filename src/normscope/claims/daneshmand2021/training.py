@@ -79,20 +79,14 @@ def fig3a(
     x = list(depths)
     return Evidence(
         (
-            at_least(
-                "gap, deepest minus shallowest",
-                rise,
-                0.05,
-                stderr=rise_error,
-                reason="chosen by us: clearly above noise",
-            ),
+            at_least("gap, deepest minus shallowest", rise, 0.05, stderr=rise_error,
+                     reason="chosen by us: clearly above noise"),
             at_least("gap, deepest", deepest, 0.95, stderr=error, reason=".986 to .992 measured on other data"),
-            at_least(
-                "loss, deepest minus shallowest", worse, 0.3, stderr=worse_error, reason="chosen by us; .7 in a re-run"
-            ),
+            at_least("loss, deepest minus shallowest", worse, 0.3, stderr=worse_error,
+                     reason="chosen by us; .7 in a re-run"),
         ),
         (with_range("initial gap", x, gaps, "initial gap V"), with_range("training loss", x, losses, "training loss")),
-    )
+    )  # fmt: skip
 
 
 @PAPER.claim(
@@ -124,14 +118,10 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
     fall, error = mean_and_error(v[:, 0] - v[:, -1])
     less, less_error = mean_and_error(loss[:, 0] - loss[:, -1])
     return Evidence(
-        (
-            at_least("fall of the gap", fall, 0.1, stderr=error, reason="chosen by us; .21 in another group's run"),
-            at_least("fall of the loss", less, 0.5, stderr=less_error, reason="chosen by us"),
-        ),
-        (
-            with_range("gap", range(epochs + 1), v.T, "gap V of the outputs"),
-            with_range("loss", range(1, epochs + 1), loss.T, "training loss"),
-        ),
+        (at_least("fall of the gap", fall, 0.1, stderr=error, reason="chosen by us; .21 in another group's run"),
+         at_least("fall of the loss", less, 0.5, stderr=less_error, reason="chosen by us")),
+        (with_range("gap", range(epochs + 1), v.T, "gap V of the outputs"),
+         with_range("loss", range(1, epochs + 1), loss.T, "training loss")),
     )  # fmt: skip
 
 

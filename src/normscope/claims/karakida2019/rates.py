@@ -128,11 +128,10 @@ def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none", times
     count = 3 * len(widths)
     line = [2 / own.top(m, m) for m in widths]
     readings = (
-        at_most(
-            "share exceeding at a third of the limit", below / count, 0.12, reason="none expected; one of nine at most"
-        ),
+        at_most("share exceeding at a third of the limit", below / count, 0.12,
+                reason="none expected; one of nine at most"),
         at_least("share exceeding at six times the limit", above / count, 0.88, reason="all expected"),
-    )
+    )  # fmt: skip
     flat = [2 / (own.k1 - own.k2)] * len(widths)
     return Evidence(readings, (
         Curve("2 / lambda_max", list(widths), line, "theory"), Curve("mean subtraction", list(widths), flat, "theory"),

@@ -119,10 +119,8 @@ def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "b
         readings += [
             near(f"t, n = {n}", found, t, relative=1e-4, reason="digits of the table"),
             near(f"R2, n = {n}", share(g), r2, 1e-4, reason="digits of the table"),
-            near(
-                f"norm ratio / (n-1), n = {n}", math.sqrt(g[0, 0] / g[1, 1]) / (n - 1), ratio, 2e-4,
-                reason="digits of the table",
-            ),
+            near(f"norm ratio / (n-1), n = {n}", math.sqrt(g[0, 0] / g[1, 1]) / (n - 1), ratio, 2e-4,
+                 reason="digits of the table"),
             near(f"cosine odd-cluster, n = {n}", float(pairs[0]), cosine, 2e-5, reason="digits of the table"),
             near(f"cosine in the cluster, n = {n}", float(pairs[-1]), inner, 2e-4, reason="digits of the table"),
             near(f"slope, n = {n}", _slope(partial(_layer, n=n, norm=norm), t, n), slope, relative=1e-3,
@@ -131,11 +129,9 @@ def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "b
         ]  # fmt: skip
     return Evidence(
         tuple(readings),
-        (
-            Curve("infinite width", list(sizes), share_lost),
-            Curve("44.4 / n^3", list(sizes), [44.4 / n**3 for n in sizes], "theory"),
-        ),
-    )
+        (Curve("infinite width", list(sizes), share_lost),
+         Curve("44.4 / n^3", list(sizes), [44.4 / n**3 for n in sizes], "theory")),
+    )  # fmt: skip
 
 
 @PAPER.claim(
