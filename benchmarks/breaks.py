@@ -54,7 +54,8 @@ HAND = "tests/house/test_values_by_hand.py"
 G, N, F = "geometry/metrics.py", "nn/norms/batch.py", "nn/norms/features.py"
 L, C, T = "theory/laws/", "curvature/", "theory/"
 METRICS = "tests/geometry/test_metrics.py tests/geometry/test_configuration.py"
-NORMS, LAWS = "tests/nn/test_norms.py tests/nn/test_norm_contract.py", "tests/theory/test_theory_laws.py"
+NORMS = "tests/nn/test_norms.py tests/nn/test_norm_contract.py"
+LAWS = "tests/theory/test_theory_laws.py tests/theory/test_odd_point_laws.py"
 CURVES = "tests/curvature/test_dense_oracles.py tests/curvature/test_curvature_operators.py"
 WIDE, CHAINS = "tests/theory/test_predict.py", "tests/theory/test_simulate.py"
 WRONG = (
@@ -168,7 +169,7 @@ WRONG = (
     Break("readout's share of kappa_2", T + "fisher.py",
           "qtilde.insert(0, gains[layer + 1] * qtilde[0] * slopes[layer])",
           "qtilde.insert(0, gains[layer] * qtilde[0] * slopes[layer])", "karakida2019/order-parameters",
-          "tests/theory/test_fisher_theory.py"),
+          HAND),
     Break("bulk counted twice", T + "fisher.py", "return (samples - 1) / samples * self._terms(2) + first / samples",
           "return self._terms(2) + first / samples", "karakida2019/fisher-prediction",
           "tests/theory/test_fisher_theory.py"),

@@ -10,7 +10,7 @@ from torch import nn
 import normscope as ns
 from normscope import Spec
 from normscope.linalg.traces import mean_and_error
-from normscope.theory import predict, predicted_grams
+from normscope.theory import order_parameters, predict, predicted_grams
 from normscope.training import Recipe, Samples, Training
 
 GRAM = np.array([[1.0, 0.3], [0.3, 2.0]])
@@ -66,6 +66,12 @@ def test_a_skip_s_gradient_grows_by_gain_and_strength_both_squared():
     spec = Spec(depth=3, width=8, activation="identity", norm="none", gain=3.0, skip=0.5)
     growth = predict(spec, GRAM, metrics=["rms"]).series("gradient_growth", signal="gradient")
     assert growth[1] == pytest.approx(math.sqrt(1 + 2.25), rel=1e-12)
+
+
+def test_a_readout_of_variance_one_halves_what_the_layers_before_it_count():
+    spec = Spec(depth=2, width=50, activation="relu", gain=math.sqrt(2), outputs=1)
+    kappa = [order_parameters(spec, readout_gain=g).kappa[0] for g in (math.sqrt(2), 1.0)]
+    assert kappa == pytest.approx([3.0, 2.0], rel=1e-9)  # one a layer; the readout's own stays
 
 
 def test_a_standard_error_divides_by_one_less():
