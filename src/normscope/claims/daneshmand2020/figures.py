@@ -88,7 +88,7 @@ def fig1_precision(run: Run, nets: int, dtype: str = "float64", metric: str = "n
     "1-2.",
     where="Fig. 2 left", covers="R3 Fig.2", quick={"layers": 4000, "chains": 2, "weights": "gaussian"},
     full={"layers": 50000, "chains": 5, "weights": "uniform"}, control={"norm": "none", "plain": "batch"},
-    because="without batch norm the rank falls to 1 or 2, and with it not", seconds=(2.3, 200),
+    because="without batch norm the rank falls to 1 or 2, and with it not", seconds=(7.2, 200),
     axes=Axes("layer", "numerical rank (float64)"),
 )  # fmt: skip
 def fig2(run: Run, layers: int, chains: int, weights: str, norm: str = "batch", plain: str = "none") -> Evidence:
@@ -127,7 +127,7 @@ def fig2(run: Run, layers: int, chains: int, weights: str, norm: str = "batch", 
     "With an activation behind batch norm the numerical rank stays full; vanilla nets collapse all the " "same.",
     where="Fig. 2 right", covers="R4 Fig.2-right", quick={"layers": 2000, "chains": 1},
     full={"layers": 50000, "chains": 5}, control={"norm": "none", "plain": "batch"},
-    because="without batch norm the rank is 1 or 2, with it 32", seconds=(2.2, 150)
+    because="without batch norm the rank is 1 or 2, with it 32", seconds=(0.8, 150)
 )  # fmt: skip
 def fig2_right(run: Run, layers: int, chains: int, norm: str = "batch", plain: str = "none") -> Iterable[Reading]:
     """d = N = 32; the panel is titled ReLU, but the function of that name in its code is tanh: here both.

@@ -56,7 +56,7 @@ def normalization(run: Run, sizes: tuple[tuple[int, int], ...], rescale: bool = 
     "sqrt(1/r - 1/n) at rank r.", where="eq. 2, eq. 11", covers="eq.2 eq.11 gap-floor",
     quick={"cases": 100}, full={"cases": 5000}, control={"equal_norms": False},
     because="with samples of unequal length the closed form of equicorrelated samples no longer applies",
-    seconds=(0.2, 5.4),
+    seconds=(3.9, 5.4),
 )  # fmt: skip
 def gap(run: Run, cases: int, equal_norms: bool = True) -> Iterable[Reading]:
     """V is the distance of the Gram of trace 1 from I/n; rank one gives its largest value, a lost dimension a floor.

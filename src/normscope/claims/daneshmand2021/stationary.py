@@ -63,7 +63,7 @@ def mean_gram(run: Run, chains: int, layers: int, activation: str = "identity") 
     quick={"width": 64, "kept": (12,), "lost": (16,), "layers": 600},
     full={"width": 256, "kept": (24,), "lost": (32,), "layers": 1500},
     control=({"norm": "none"}, {"width": 1024, "layers": 200}),
-    because="without batch norm dimensions are lost at any n, in wide nets at none of these", seconds=(0.5, 120),
+    because="without batch norm dimensions are lost at any n, in wide nets at none of these", seconds=(1.6, 120),
 )  # fmt: skip
 def rank_kept(
     run: Run, width: int, kept: Sequence[int], lost: Sequence[int], layers: int, norm: str = "batch_rescale"
@@ -89,7 +89,7 @@ def rank_kept(
 @PAPER.claim(
     "centred", "Linear batch norm with recentring on n samples is that without on n - 1, plus a floor.",
     where="derived; section 1", covers="C23", quick={"chains": 40}, full={"chains": 400},
-    control={"norm": "batch_rescale"}, because="without recentring there is no floor", seconds=(2, 5.0),
+    control={"norm": "batch_rescale"}, because="without recentring there is no floor", seconds=(0.53, 5),
 )  # fmt: skip
 def centred(run: Run, chains: int, norm: str = "batch") -> Iterable[Reading]:
     """Recentring projects onto the complement of the all-ones vector: E V_n^2 = E V_{n-1}^2 + 1/(n-1) - 1/n, exactly.
@@ -116,7 +116,7 @@ def centred(run: Run, chains: int, norm: str = "batch") -> Iterable[Reading]:
     "transient", "Near rank one the small directions first grow by orders of magnitude a layer, then the gap falls by "
     "n/(n+2).", where="derived; Fig. 2a's first layers", covers="transient", quick={"layers": 40},
     control={"norm": "none"}, because="without batch norm an infinitely wide layer keeps the small directions small",
-    seconds=(0.2, 0.2),
+    seconds=(0.1, 0.2),
 )  # fmt: skip
 def transient(run: Run, layers: int, norm: str = "batch_rescale") -> Iterable[Reading]:
     """Infinite width, n = 4, small directions of squared size 1e-12: sigma_n^2 layer by layer, and the final rate."""

@@ -63,7 +63,7 @@ def eigenvalues(model: nn.Module, x: object, **more: object) -> np.ndarray:
 @PAPER.claim(
     "projector", "The Jacobian behind the last batch norm is the plain one, projected and scaled.",
     where="Theorem 3 (exact)", covers="7.8.exact T2.projector T3.projector", quick={}, control={"scaled": False},
-    because="without the second projection and 1/sigma it is not the same", seconds=(0.3, 0.3)
+    because="without the second projection and 1/sigma it is not the same", seconds=(0.1, 0.3)
 )  # fmt: skip
 def projector(run: Run, scaled: bool = True) -> Iterator[Reading]:
     """J_bn = (1/sigma_k)(I - 11^T/N - u u^T/N) J for each output, and J_ms = (I - 11^T/N) J: dense Jacobians of nets in
@@ -117,7 +117,7 @@ def exact_spectra(run: Run, last: str = "bn") -> Iterator[Reading]:
 @PAPER.claim(
     "null-directions", "Behind the last batch norm the output bias and the joint scaling of its weights do nothing.",
     where="Theorem 3 (exact, ours)", covers="T3.null", quick={}, control={"last": "none"},
-    because="without the norm both move the outputs", seconds=(0.2, 0.2),
+    because="without the norm both move the outputs", seconds=(0.1, 0.2),
 )  # fmt: skip
 def null_directions(run: Run, last: str = "bn") -> Iterator[Reading]:
     """F w = 0 for w the bias of one output, and for w = (its weights, its bias)."""
@@ -137,7 +137,7 @@ def null_directions(run: Run, last: str = "bn") -> Iterator[Reading]:
 @PAPER.claim(
     "dense-is-matrix-free", "Matrix-free products are the dense matrix, for every normalizer, samples coupled.",
     where="section 6", covers="7.17 S6.semantics", quick={}, control={"frozen": True},
-    because="with statistics held constant it is another matrix", seconds=(1, 1),
+    because="with statistics held constant it is another matrix", seconds=(0.4, 1),
 )  # fmt: skip
 def dense_is_matrix_free(run: Run, frozen: bool = False) -> Iterator[Reading]:
     """F w on eleven nets x two activations against J^T J w / N with J from torch's reverse mode over the whole batch.

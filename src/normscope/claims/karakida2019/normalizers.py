@@ -199,7 +199,7 @@ def layer_norm(
     full={"width": 1000, "samples": 100, "outputs": 10, "nets": 40},
     control=({"last": "batch_recenter", "nets": 2}, {"loss": "squared_error", "nets": 2}),
     because="mean subtraction in the last layer removes them; the squared loss has one more, and larger ones",
-    seconds=(3.7, 24),
+    seconds=(14, 24),
 )  # fmt: skip
 def softmax(
     run: Run, width: int, samples: int, outputs: int, nets: int, last: str = "none", loss: str = "cross_entropy"

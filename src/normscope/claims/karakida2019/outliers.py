@@ -100,7 +100,7 @@ def _along(block: Array) -> float:
     "centred-nets", "A centred net (tanh or linear without biases) has no outlier, so there is nothing to remove.",
     where="Theorem 1, kappa_2 = 0", covers="7.19 T1.centred", quick={"widths": (100, 400), "nets": 12},
     full={"widths": (100, 200, 400, 1000), "nets": 20}, control={"sb2": 0.64, "nets": 4},
-    because="biases make the net non-centred", seconds=(5, 80),
+    because="biases make the net non-centred", seconds=(1.2, 80),
 )  # fmt: skip
 def centred_nets(run: Run, widths: Sequence[int], nets: int, sb2: float = 0.0) -> Iterator[Reading]:
     """lambda_max without and with mean subtraction, of the same nets with two outputs: within 3 %, and flat in the

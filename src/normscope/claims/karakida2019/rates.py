@@ -108,7 +108,8 @@ def _critical(run: Run, kind: Kind, width: int, r: int) -> CriticalRate:
     where="slide 40", covers="Fig.B", quick={"widths": (20, 50, 100), "steps": 20},
     full={"widths": (10, 20, 50, 100, 200, 500, 1000), "steps": 100},
     control=({"last": "batch_recenter"}, {"times": 10.0}),
-    because="with mean subtraction far larger rates are stable; and ten times the limit is too much", seconds=(1, 600),
+    because="with mean subtraction far larger rates are stable; and ten times the limit is too much",
+    seconds=(3.5, 600),
     axes=Axes("width M", "rate", True, True)
 )  # fmt: skip
 def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none", times: float = 1.0) -> Evidence:

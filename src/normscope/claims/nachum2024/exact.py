@@ -53,7 +53,7 @@ def parts(run: Run, n: int, d: int, recenter: bool = True) -> Iterator[Reading]:
 @PAPER.claim(
     "kernel", "The leaky family has the kernel a T + (1-a)^2 sqrt(T T) f(r), f of the arc-cosine.", 
     where="odd_point.md 2", covers="S2.kernel", quick={"slopes": (0.0, 0.2, 0.5, -1.0)}, control={"shift": 0.01},
-    because="a slope steeper by .01 has another kernel", seconds=(0.2, 0.2),
+    because="a slope steeper by .01 has another kernel", seconds=(0.54, 0.2),
 )  # fmt: skip
 def kernel_formula(run: Run, slopes: Sequence[float], shift: float = 0.0) -> Iterator[Reading]:
     """Moments of two Gaussians through phi(x) = x for x > 0, a x below: the library, and the formula in f.
@@ -123,7 +123,7 @@ def exact_invariance(run: Run, n: int, d: int, layers: int, norm: str = "batch_r
     "infinite-width-shape", "At infinite width |odd|/|cluster| is n-1, the cosine -2a/(1+a^2), D^2 scales by "
     "((n-1)^2+1)/2n^2.",
     where="odd_point.md 3.1", covers="D2 3.1.shape", quick={"sizes": (3, 8, 16, 64), "slopes": (0.0, 0.2, 0.5)},
-    control={"norm": "none"}, because="without recentring the shape moves towards one ray", seconds=(0.2, 0.2),
+    control={"norm": "none"}, because="without recentring the shape moves towards one ray", seconds=(0.1, 0.2),
 )  # fmt: skip
 def infinite_width_shape(
     run: Run, sizes: Sequence[int], slopes: Sequence[float], norm: str = "batch_recenter"
@@ -170,7 +170,7 @@ def two_clusters(run: Run, n: int, groups: Sequence[int], norm: str = "batch_rec
 @PAPER.claim(
     "invariant-with-rescaling", "With rescaling too the perfect cluster + odd point maps to itself.",
     where="odd_point.md 3.1", covers="3.1.rescaled", quick={"sizes": (4, 8, 16, 32)}, control={"excess": 0.01},
-    because="rescaling blows an imperfect cluster up at once", seconds=(0.2, 0.2)
+    because="rescaling blows an imperfect cluster up at once", seconds=(0.1, 0.2)
 )  # fmt: skip
 def invariant_with_rescaling(run: Run, sizes: Sequence[int], excess: float = 0.0) -> Iterator[Reading]:
     """Each row of the perfect state is a sign times (sqrt(n-1), -1/sqrt(n-1), ...), so complete batch norm keeps it, in

@@ -43,7 +43,7 @@ def _layer(t: float, n: int, norm: str) -> float:
     "reduced-map", "With one odd sample and the others alike, the Gram recursion is a map of one number.",
     where="odd_point.md 3.4 (candidate for the indicative model)", covers="3.4 S0.4a",
     quick={"sizes": (4, 8, 16), "slopes": (0.0, 0.2, -1.0)}, control={"swap": True},
-    because="the map without rescaling is another one than with it", seconds=(0.3, 0.3),
+    because="the map without rescaling is another one than with it", seconds=(0.12, 0.3),
 )  # fmt: skip
 def reduced_map(run: Run, sizes: Sequence[int], slopes: Sequence[float], swap: bool = False) -> Iterator[Reading]:
     """t = (variance of a cluster sample)/(variance of the odd one), both centred; one layer by the full Gram recursion
@@ -65,7 +65,7 @@ def reduced_map(run: Run, sizes: Sequence[int], slopes: Sequence[float], swap: b
     "spread-grows", "A blur within the perfect cluster grows by n^2/((n-k)^2+k^2) a layer: the exact state is "
     "unstable.",
     where="odd_point.md 3.2", covers="D3 3.2.spread", quick={"sizes": (3, 8, 16, 32, 64), "groups": (1, 2, 3)},
-    control={"activation": "identity"}, because="a linear layer keeps all shapes at infinite width", seconds=(0.2, 0.2),
+    control={"activation": "identity"}, because="a linear layer keeps all shapes at infinite width", seconds=(0.1, 0.2),
 )  # fmt: skip
 def spread_grows(run: Run, sizes: Sequence[int], groups: Sequence[int], activation: str = "relu") -> Iterator[Reading]:
     """Squared distances within the large cluster over the squared distance of the clusters, one layer, from a blur of
@@ -139,7 +139,7 @@ def odd_fixed_points(run: Run, sizes: Sequence[int], layers: int, norm: str = "b
     covers="D5 3.2.threshold F3", quick={"layers": 1000}, full={"layers": 4000},
     control={"norm": "none", "rescale": True},
     because="without recentring the batch becomes one ray; with rescaling few samples have no odd state",
-    seconds=(2.7, 3.9), axes=Axes("t", "t of the next layer", True, True)
+    seconds=(0.97, 3.9), axes=Axes("t", "t of the next layer", True, True)
 )  # fmt: skip
 def threshold(run: Run, layers: int, norm: str = "batch_recenter", rescale: bool = False) -> Evidence:
     """A planted odd point through the Gram recursion: six samples relax to equal shares, seven and eight keep it. The

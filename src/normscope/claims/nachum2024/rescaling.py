@@ -55,7 +55,7 @@ def rescaling_destabilises(
 @PAPER.claim(
     "odd-dissolves", "Complete batch norm dissolves a planted odd point within a hundred layers (n = 16).",
     where="odd_point.md 3.6", covers="3.6.relax", quick={"n": 16}, control={"norm": "batch_recenter"},
-    because="without rescaling it stays", seconds=(1, 1),
+    because="without rescaling it stays", seconds=(0.12, 1),
 )  # fmt: skip
 def odd_dissolves(run: Run, n: int, norm: str = "batch") -> Iterator[Reading]:
     """t from 1.5 times that of the perfect cluster, after 1, 2, 5, 20 and 100 layers."""
@@ -67,7 +67,8 @@ def odd_dissolves(run: Run, n: int, norm: str = "batch") -> Iterator[Reading]:
 @PAPER.claim(
     "equal-angles", "With rescaling the batch goes to one angle for all pairs, the kernel at -1/(n-1).",
     where="odd_point.md 3.3 and 3.7; yang2019 Thm 5", covers="3.3.cosine 3.7.rescaled", quick={"layers": 120},
-    control={"norm": "none", "alone": "none"}, because="without rescaling a plain net goes to one ray", seconds=(2, 2),
+    control={"norm": "none", "alone": "none"}, because="without rescaling a plain net goes to one ray",
+    seconds=(0.47, 2),
 )  # fmt: skip
 def equal_angles(run: Run, layers: int, norm: str = "batch", alone: str = "batch_rescale") -> Iterator[Reading]:
     """Cosine of the fixed point of the Gram recursion from a random batch: with recentring 2 f(-1/(n-1)), which tends
@@ -108,7 +109,7 @@ def plain_relu_angle(run: Run, layers: int, activation: str = "relu") -> Iterato
 @PAPER.claim(
     "linear-rates", "Linear batch norm contracts the Gram to isometry by n/(n+2), recentred (n-1)/(n+1), a layer.",
     where="odd_point.md 3.7", covers="D18 3.7.rate", quick={"sizes": (4, 8, 16, 32)},
-    control={"activation": "leaky_relu(0.5)"}, because="the rate is that of the identity", seconds=(0.2, 0.2)
+    control={"activation": "leaky_relu(0.5)"}, because="the rate is that of the identity", seconds=(0.1, 0.2)
 )  # fmt: skip
 def linear_rates(run: Run, sizes: Sequence[int], activation: str = "identity") -> Iterator[Reading]:
     """One layer at infinite width from a Gram near isometry: the deviation of the traceless part shrinks by this
@@ -133,7 +134,7 @@ def linear_rates(run: Run, sizes: Sequence[int], activation: str = "identity") -
     "The starting point: linear nets with rescaling orthogonalise up to a floor proportional to 1/sqrt " "d.",
     where="abstract; odd_point.md 3.7", covers="D19 3.7.floor S0.2",
     quick={"n": 16, "d": 400, "layers": 400, "runs": 8}, full={"n": 32, "d": 1600, "layers": 800, "runs": 8},
-    control={"norm": "none"}, because="without rescaling the batch collapses instead", seconds=(1, 5.0)
+    control={"norm": "none"}, because="without rescaling the batch collapses instead", seconds=(0.28, 5)
 )  # fmt: skip
 def linear_floor(run: Run, n: int, d: int, layers: int, runs: int, norm: str = "batch_rescale") -> Iterator[Reading]:
     """The paper starts from linear nets with rescaling alone (daneshmand2021). sqrt(d) V over the later layers against
@@ -174,7 +175,7 @@ def gradient_rates(run: Run, sizes: Sequence[int], norm: str = "batch") -> Itera
 @PAPER.claim(
     "gram-integral", "The Gram map of batch norm is a one-dimensional integral.",
     where="odd_point.md 2; yang2019 Thm 2", covers="D27 S2.integral", quick={"n": 5, "samples": 600_000},
-    full={"n": 5, "samples": 10_000_000}, control={"ddof": 1}, because="it takes the biased variance", seconds=(0.6, 19)
+    full={"n": 5, "samples": 10_000_000}, control={"ddof": 1}, because="it takes the biased variance", seconds=(4.5, 19)
 )  # fmt: skip
 def gram_integral(run: Run, n: int, samples: int, ddof: int = 0) -> Iterator[Reading]:
     """The integral against a million random neurons, four slopes, with and without recentring; largest difference over
@@ -224,7 +225,7 @@ def exact_in_law(run: Run, n: int, d: int, layers: int, runs: int, shift: int = 
     "abs-oscillates", "With |x| recentring does not settle: an eigenvalue passes -1 and the batch alternates.",
     where="odd_point.md 3.7", covers="3.7.abs", quick={"n": 8, "layers": 600},
     control=({"activation": "relu"}, {"layers": 3}),
-    because="ReLU settles; and after a few layers the period is not there yet", seconds=(1, 1),
+    because="ReLU settles; and after a few layers the period is not there yet", seconds=(0.11, 1),
 )  # fmt: skip
 def abs_oscillates(run: Run, n: int, layers: int, activation: str = "abs") -> Iterator[Reading]:
     """The Gram recursion from a planted odd point with phi = |x|: at n = 8 an exact period of two layers, mean R2

@@ -37,7 +37,7 @@ def step(state: Array, norm: str, activation: str = "relu") -> Array:
     "equiangular-rates", "Rescaling multiplies every stability eigenvalue of the equiangular state by (n-1)/(n+1).",
     where="odd_point.md 3.3 and 3.6; yang2019 Thm 6", covers="D14 3.3.equiangular 3.6.factor",
     quick={"sizes": (4, 8, 16)}, full={"sizes": (4, 8, 16, 32, 64)}, control={"activation": "leaky_relu(0.3)"},
-    because="the rates are ReLU's", seconds=(0.2, 0.2)
+    because="the rates are ReLU's", seconds=(0.1, 0.2)
 )  # fmt: skip
 def equiangular_rates(run: Run, sizes: Sequence[int], activation: str = "relu") -> Iterator[Reading]:
     """Rates of the two kinds of deviations from equal angles (norms, angles) by finite differences of the Gram
