@@ -11,6 +11,7 @@ import normscope as ns
 from normscope import Spec
 from normscope.linalg.traces import mean_and_error
 from normscope.theory import order_parameters, predict, predicted_grams
+from normscope.theory.laws import orthogonality
 from normscope.training import Recipe, Samples, Training
 
 GRAM = np.array([[1.0, 0.3], [0.3, 2.0]])
@@ -72,6 +73,11 @@ def test_a_readout_of_variance_one_halves_what_the_layers_before_it_count():
     spec = Spec(depth=2, width=50, activation="relu", gain=math.sqrt(2), outputs=1)
     kappa = [order_parameters(spec, readout_gain=g).kappa[0] for g in (math.sqrt(2), 1.0)]
     assert kappa == pytest.approx([3.0, 2.0], rel=1e-9)  # one a layer; the readout's own stays
+
+
+def test_lemma_8_as_stated_and_as_proved():
+    found = [orthogonality.contraction_bound(0.1, 4, sharp) for sharp in (False, True)]
+    assert found == pytest.approx([(1 - 0.2 / 3) * 0.15, (1 - 0.8 / 6) * 0.15], rel=1e-12)
 
 
 def test_a_standard_error_divides_by_one_less():
