@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: demo test lint types docs bench clean
+.PHONY: demo test lint types docs bench mutants clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/normscope diagnose mlp:depth=32,width=128 mlp:depth=32,width=128,norm=batch --data digits --html normscope-report.html
@@ -27,6 +27,10 @@ docs: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
+
+# Wrong lines planted one at a time: which the tests and the claims catch (about an hour on two cores).
+mutants: $(VENV)/.test
+	$(BIN)/python benchmarks/breaks.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache normscope-report.html

@@ -101,19 +101,18 @@ def paper_page(key: str, quick: Verdicts | None, full: Verdicts | None) -> str:
     lines = [
         f"# {paper.title}\n",
         f"{paper.authors}, {paper.venue}. {paper.summary}\n",
-        f"{len(mine)} claims, each with a control that must come out the other way; `normscope verify {key}` runs them "
+        f"{len(mine)} claims, each with controls that must come out the other way; `normscope verify {key}` runs them "
         "at their quick size, `--size full` at the paper's. Seconds are of the clock, on one core of a machine with "
         f"other work; those of a size that was not run are estimates. {_run('quick', small)} {_run('full', large)}\n",
         "| claim | where | statement | quick size | full size |\n|---|---|---|---|---|",
     ]
     for c in mine:
-        name = _bare(c.name)
-        lines.append(
-            f"| [{name}](#{name}) | {c.where} | {_cell(c.statement)} | {_said(c, small, 0)} | {_said(c, large, 1)} |"
-        )
+        name, results = _bare(c.name), f"{_said(c, small, 0)} | {_said(c, large, 1)}"
+        lines.append(f"| [{name}](#{name}) | {_linked(c.where)} | {_cell(c.statement)} | {results} |")
     lines.append("")
     for c in mine:
-        lines += [f"## {_bare(c.name)}\n", f"**{c.statement}** ({c.where}; covers {', '.join(c.covers)})\n", c.text, ""]
+        place = f"({_linked(c.where)}; covers {', '.join(c.covers)})"
+        lines += [f"## {_bare(c.name)}\n", f"**{c.statement}** {place}\n", c.text, ""]
         lines.append(f"Control: {c.because}.\n")
         for size, found in (("quick", small), ("full", large)):
             if (v := found.get(c.name)) is not None and v.readings:
@@ -140,6 +139,11 @@ def _run(size: str, found: dict[str, Verdict]) -> str:
     first = next(iter(found.values()))
     data = "data files" if first.data == "files" else "digits where data is needed"
     return f"Run at {size} size: seed {first.seed}, {data}, torch {first.torch}, normscope {first.normscope}."
+
+
+def _linked(where: str) -> str:
+    """A place in a page of ours as a link to it."""
+    return re.sub(r"(\w+\.md)( [\d.]+)?", r"[\1\2](../\1)", where)
 
 
 def _bare(name: str) -> str:

@@ -48,7 +48,7 @@ def judged(monkeypatch):
         against = control or (at_most("q", 9, 1),)
         claim = replace(
             CLAIMS["daneshmand2021/gap"], measure=lambda run, broken=False: against if broken else mine, quick={},
-            control={"broken": True},
+            controls=({"broken": True},),
         )  # fmt: skip
         monkeypatch.setitem(CLAIMS._enrolled, claim.name, claim)
         return judge(claim.name)

@@ -11,7 +11,7 @@ FAST = [
     "invariant-with-rescaling",
     "rank-grows", "odd-rank", "reduced-map", "spread-grows", "winner-takes-all", "equiangular-rates",
     "odd-state-stable",
-    "saddle", "several-become-one", "rescaling-destabilises", "odd-dissolves", "plain-relu-angle", "linear-rates",
+    "several-become-one", "rescaling-destabilises", "odd-dissolves", "plain-relu-angle", "linear-rates",
     "equiangular", "rescaling-alone", "one-ray", "odd-activations", "detector-planted", "detector-false-alarms",
 ]  # fmt: skip
 

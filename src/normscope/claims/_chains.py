@@ -76,15 +76,9 @@ def least_share(profile: Profile, samples: int, width: int, first: int = 1) -> A
 
 
 def side_by_side(
-    x: Tensor,
-    depth: int,
-    draw: Callable[[], Tensor],
-    *,
-    recenter: bool = False,
-    activation: str = "identity",
-    argument: float = 1.0,
-    skip: float = 0.0,
-) -> Iterator[Tensor]:
+    x: Tensor, depth: int, draw: Callable[[], Tensor], *, recenter: bool = False, activation: str = "identity",
+    argument: float = 1.0, skip: float = 0.0
+) -> Iterator[Tensor]:  # fmt: skip
     r"""Explicit weights: normalised pre-activations u (chains, n, d), rms 1 a unit, of many chains stepped together.
 
     $h \leftarrow \varphi(c\,u)$, $u = \mathrm{BN}(W h)$, c = ``argument``, or with a ``skip`` $\mathrm{BN}(h + s W h)$;
@@ -102,6 +96,11 @@ def side_by_side(
         u = norm(z.transpose(0, 1).reshape(n, chains * d)).reshape(n, chains, d).transpose(0, 1)
         h = phi(argument * u)
         yield u
+
+
+def shifted(draw: Callable[[], Tensor], by: float) -> Callable[[], Tensor]:
+    """The same draws with a mean."""
+    return lambda: draw() + by
 
 
 def normal_weights(chains: int, d: int, generator: torch.Generator) -> Callable[[], Tensor]:

@@ -17,6 +17,12 @@ def with_range(name: str, x: Sequence[float], values: Any, panel: str = "") -> C
     return Curve(name, list(x), v.mean(1).tolist(), "ours", v.min(1).tolist(), v.max(1).tolist(), panel)
 
 
+def with_errors(name: str, x: Sequence[float], means: Sequence[tuple[float, float]], panel: str = "") -> Curve:
+    """Means and twice their standard errors, from pairs of both."""
+    m, e = np.asarray(means, dtype=float).T
+    return Curve(name, list(x), m.tolist(), "ours", (m - 2 * e).tolist(), (m + 2 * e).tolist(), panel)
+
+
 def with_band(name: str, x: Sequence[float], values: Any, panel: str = "") -> Curve:
     """Mean of values (points, runs) with 95 % confidence."""
     v = np.asarray(values, dtype=float)

@@ -53,6 +53,11 @@ def ratio_and_error(above: tuple[float, float], below: tuple[float, float]) -> t
     return a / b, abs(a / b) * math.hypot(a_error / a, b_error / b)
 
 
+def power_and_error(x: Sequence[float], means: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Slope of log y against log x and its standard error, from pairs of a mean and its error."""
+    return slope_and_error(np.log(x), np.log([m for m, _ in means]), [e / m for m, e in means])
+
+
 def slope_and_error(
     x: Sequence[float] | Array, y: Sequence[float] | Array, y_error: Sequence[float] | Array | None = None
 ) -> tuple[float, float]:

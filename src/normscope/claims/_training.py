@@ -49,17 +49,9 @@ class Trained:
 
 
 def train(
-    run: Run,
-    model: nn.Module,
-    data: Data,
-    *,
-    epochs: int,
-    lr: float,
-    batch: int,
-    optimiser: str = "sgd",
-    each: Any = None,
-    loss: Any = None,
-) -> Trained:
+    run: Run, model: nn.Module, data: Data, *, epochs: int, lr: float, batch: int, optimiser: str = "sgd",
+    each: Any = None, loss: Any = None
+) -> Trained:  # fmt: skip
     """Train in place; ``each(epoch)`` is called before the first epoch and after every one."""
     from normscope.training import Recipe, Samples, Training
 

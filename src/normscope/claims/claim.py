@@ -84,10 +84,10 @@ class Run:
 class Claim:
     """A statement and how to check it.
 
-    ``name`` is ``paper/claim``; ``where`` the place in the paper; ``covers`` the rows of the paper's specification.
+    ``name`` is ``paper/claim``; ``where`` the place in the paper; ``covers`` the short names of the paper's statements.
     ``quick`` and ``full`` are the arguments of ``measure`` at each size, ``seconds`` their estimated cost on one core.
-    ``control`` are arguments that break what the statement rests on (``because``): the claim must then fail.
-    ``should`` is ``hold``, or ``fail`` for a statement that is wrong as printed; its control then must hold.
+    Each of the ``controls`` is a set of arguments that breaks what the statement rests on (``because``): the claim must
+    then fail. ``should`` is ``hold``, or ``fail`` for a statement that is wrong as printed; its control then must hold.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Claim:
     measure: Callable[..., Evidence | Iterable[Reading]]
     quick: Mapping[str, Any]
     full: Mapping[str, Any]
-    control: Mapping[str, Any]
+    controls: tuple[Mapping[str, Any], ...]
     because: str
     seconds: tuple[float, float]
     should: str = "hold"
@@ -105,14 +105,13 @@ class Claim:
     needs: str = ""
     text: str = ""
 
-    def arguments(self, size: str, *, control: bool = False) -> dict[str, Any]:
-        """The arguments of ``measure`` at ``size``; with ``control``, those that must make it fail."""
-        chosen = dict(self.full if size == "full" else self.quick)
-        return chosen | dict(self.control) if control else chosen
+    def arguments(self, size: str, control: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The arguments of ``measure`` at ``size``; with a ``control``, those that must make it fail."""
+        return {**(self.full if size == "full" else self.quick), **(control or {})}
 
-    def run(self, size: str, run: Run, *, control: bool = False) -> Evidence:
+    def run(self, size: str, run: Run, control: Mapping[str, Any] | None = None) -> Evidence:
         """Measure once."""
-        found = self.measure(run, **self.arguments(size, control=control))
+        found = self.measure(run, **self.arguments(size, control))
         return found if isinstance(found, Evidence) else Evidence(tuple(found))
 
 
@@ -129,15 +128,17 @@ class Paper:
     authors: str
     venue: str
     summary: str
-    #: Rows of the specification that no claim covers, each with the reason.
+    #: Statements that no claim covers, each with the reason.
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def claim(
         self, name: str, statement: str, *, where: str, covers: str, quick: Mapping[str, Any],
-        full: Mapping[str, Any] | None = None, control: Mapping[str, Any], because: str, seconds: tuple[float, float],
-        should: str = "hold", axes: Axes | None = None, needs: str = "",
+        full: Mapping[str, Any] | None = None, control: Mapping[str, Any] | Sequence[Mapping[str, Any]], because: str,
+        seconds: tuple[float, float], should: str = "hold", axes: Axes | None = None, needs: str = "",
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
-        """Enrol the decorated function ``measure(run, **arguments)`` as the claim ``paper/name``."""
+        """Enrol the decorated function ``measure(run, **arguments)`` as the claim ``paper/name``; ``control`` is one
+        control or several.
+        """
         if should not in ("hold", "fail"):
             raise ValueError(f"a claim should 'hold' or 'fail', not {should!r}")
 
@@ -145,10 +146,11 @@ class Paper:
             key = f"{self.key}/{name}"
             known = set(inspect.signature(measure).parameters)
             larger = dict(quick) | dict(full or {})
-            if unknown := (set(larger) | set(control)) - known:
+            controls = (control,) if isinstance(control, Mapping) else tuple(control)
+            if unknown := set(larger).union(*controls) - known:
                 raise TypeError(f"{key}: {measure.__name__}() takes no {', '.join(sorted(unknown))}")
             CLAIMS.add(key, Claim(
-                key, statement, where, tuple(covers.split()), measure, dict(quick), larger, dict(control), because,
+                key, statement, where, tuple(covers.split()), measure, dict(quick), larger, controls, because,
                 seconds, should, axes, needs, inspect.getdoc(measure) or "",
             ))  # fmt: skip
             return measure

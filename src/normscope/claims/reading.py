@@ -13,7 +13,7 @@ STATUSES = ("holds", "undecided", "fails", "error")
 class Reading:
     """``value`` +- ``stderr`` (one standard error, 0 where exact up to rounding), and its band [``low``, ``high``].
 
-    ``expected`` is the value that theory or the specification gives, ``printed`` what the paper prints, where it
+    ``expected`` is the value that theory or a reference run gives, ``printed`` what the paper prints, where it
     prints a number; ``reason`` says where the band comes from. ``k`` standard errors count as the value's own spread.
     ``exact``: an identity (or an inequality of all such numbers) that is checked to rounding, as the ``reason`` says;
     it holds whatever the claim is about, so that no control can make it fail.

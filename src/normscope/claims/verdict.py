@@ -23,8 +23,8 @@ class Verdict(Shown):
     """What one run of a claim said.
 
     ``status``: ``holds``, ``fails`` or ``undecided``; ``rejected`` if the control did not do the opposite, so that the
-    check proves nothing; ``error`` if it raised, or if a reading of it or of its control is NaN. ``expected`` is the
-    status the claim should have.
+    check proves nothing (with several controls: if one of them did not); ``error`` if it raised, or if a reading of it
+    or of its control is NaN. ``expected`` is the status the claim should have.
     """
 
     face = "verdicts"
@@ -116,23 +116,23 @@ def judge(
     verdict = blank(name, size, seed, device, data_dir)
     try:
         found = claim.run(size, run)
-        against = claim.run(size, run, control=True)
+        against = [claim.run(size, run, control) for control in claim.controls]
     except Exception as error:
         text = "".join(traceback.format_exception(error))
         return replace(verdict, seconds=time.perf_counter() - began, error=text)
-    control = worst(against.readings)
-    faults = [r.fault for r in found.readings] + [r.fault and f"in the control {r.fault}" for r in against.readings]
-    return replace(
-        verdict,
-        status=_weighed(claim, worst(found.readings), control),
-        error="; ".join(filter(None, faults)),
-        control=control,
-        readings=found.readings,
-        control_readings=against.readings,
-        curves=(*found.curves, *(replace(c, role="control") for c in against.curves if c.role == "ours")),
-        notes=found.notes,
-        seconds=time.perf_counter() - began,
-    )
+    control = _least([worst(a.readings) for a in against], "fails" if claim.should == "hold" else "holds")
+    broken = tuple(r for a in against for r in a.readings)
+    faults = [r.fault for r in found.readings] + [r.fault and f"in the control {r.fault}" for r in broken]
+    return replace(verdict, status=_weighed(claim, worst(found.readings), control),
+                   error="; ".join(filter(None, faults)), control=control, readings=found.readings,
+                   control_readings=broken,
+                   curves=(*found.curves, *(replace(c, role="control") for c in against[0].curves if c.role == "ours")),
+                   notes=found.notes, seconds=time.perf_counter() - began)  # fmt: skip
+
+
+def _least(statuses: list[str], wanted: str) -> str:
+    """The status that stands for all controls: an error if there is one, else any that is not the ``wanted`` one."""
+    return "error" if "error" in statuses else next((s for s in statuses if s != wanted), wanted)
 
 
 def _weighed(claim: Claim, status: str, control: str) -> str:

@@ -77,19 +77,8 @@ class Verdicts(Shown, Sequence[Verdict]):
         """
         import polars as pl
 
-        shared = (
-            "claim",
-            "size",
-            "seed",
-            "status",
-            "expected",
-            "control",
-            "seconds",
-            "device",
-            "data",
-            "torch",
-            "normscope",
-        )
+        shared = ("claim", "size", "seed", "status", "expected", "control", "seconds", "device", "data", "torch",
+                  "normscope")  # fmt: skip
         rows = []
         for v in self.verdicts:
             at = {name: getattr(v, name) for name in shared}
@@ -135,10 +124,8 @@ class Verdicts(Shown, Sequence[Verdict]):
 
 def tally(verdicts: Iterable[Verdict]) -> str:
     """How many of each status: ``90 hold, 6 fail as they must, 1 fails``."""
-    words = {
-        ("holds", "holds"): "hold", ("fails", "fails"): "fail as they must", ("fails", "holds"): "FAIL",
-        ("holds", "fails"): "HOLD but must not",
-    }  # fmt: skip
+    words = {("holds", "holds"): "hold", ("fails", "fails"): "fail as they must", ("fails", "holds"): "FAIL",
+             ("holds", "fails"): "HOLD but must not"}  # fmt: skip
     counts: dict[str, int] = {}
     for v in verdicts:
         word = words.get((v.status, v.expected), v.status)
@@ -165,19 +152,11 @@ def covered(verdicts: Iterable[Verdict]) -> str:
 
 
 def verify(
-    claims: str | Iterable[str] = "*",
-    size: str = "quick",
-    *,
-    seeds: int | Sequence[int] = 1,
-    store: Any = None,
-    executor: Any = None,
-    workers: int | None = None,
-    device: str = "cpu",
-    data_dir: str | Path | None = None,
-    progress: bool | Callable[[Any], object] = False,
-    timeout: float | None = None,
-    each: Callable[[Verdict], object] | None = None,
-) -> Verdicts:
+    claims: str | Iterable[str] = "*", size: str = "quick", *, seeds: int | Sequence[int] = 1, store: Any = None,
+    executor: Any = None, workers: int | None = None, device: str = "cpu", data_dir: str | Path | None = None,
+    progress: bool | Callable[[Any], object] = False, timeout: float | None = None,
+    each: Callable[[Verdict], object] | None = None
+) -> Verdicts:  # fmt: skip
     """Run claims of the four papers, each with its control, and say which hold.
 
     claims: names or patterns (see `chosen`). size: ``quick`` (all of them in minutes) or ``full`` (the papers' sizes).
@@ -210,10 +189,8 @@ def verify(
         if each is not None:
             each(*_read(rows, size))
 
-    table = sweep(
-        grid, "normscope.claims.verification:cell", store, executor, workers=workers, progress=progress,
-        timeout=timeout, each=tell,
-    )  # fmt: skip
+    table = sweep(grid, "normscope.claims.verification:cell", store, executor, workers=workers, progress=progress,
+                  timeout=timeout, each=tell)  # fmt: skip
     found = {(v.claim, v.seed): v for v in _read(table.lazy().collect(), size)}
     return Verdicts(tuple(found[name, seed] for name in names for seed in which))
 
@@ -239,10 +216,8 @@ def cell(
     load()
     verdict = judge(claim, size, seed, device=device, data_dir=None if data_dir is None else Path(data_dir))
     whole = Record(0, "verdict", float(verdict.as_expected), name=verdict.to_json(), kind=verdict.status, seed=seed)
-    readings = [
-        Record(i, "reading", r.value, name=r.quantity, kind=r.status, stderr=r.stderr, seed=seed)
-        for i, r in enumerate(verdict.readings, 1)
-    ]
+    readings = [Record(i, "reading", r.value, name=r.quantity, kind=r.status, stderr=r.stderr, seed=seed)
+                for i, r in enumerate(verdict.readings, 1)]  # fmt: skip
     return [whole, *readings]
 
 

@@ -84,10 +84,12 @@ def of_verdicts(found: Verdicts | Verdict, brief: bool = False) -> Sheet:
         "way, the check proves nothing and the claim is not counted.",
         "For each reading the tables say whether it turns under its claim's `control`, is `exact` (an identity, "
         "checked to rounding), or has `none`: then nothing shows that it could fail.",
+        "Reference runs are earlier ones of ours, written without this library; a tolerance or bound set beforehand "
+        "was fixed before the claim was first run.",
         "A statement that is wrong as printed is a claim that must fail; the corrected one stands beside it.",
         "In the figures solid lines are ours, dashed ones theory, dotted ones the control (cut off where it would "
-        "dwarf the rest), squares are what the paper, or our specification of it, prints, and triangles points of the "
-        "control. Shades span runs or twice a standard error.",
+        "dwarf the rest), squares are what the paper prints or reference runs gave, triangles points of the control. "
+        "Shades span runs or twice a standard error.",
     ]
     sections = [] if brief else [Section("How to read this", facts=facts, notes=how)]
     parts = [s for key in papers for s in _paper(key, [v for v in verdicts if v.claim.startswith(f"{key}/")])]

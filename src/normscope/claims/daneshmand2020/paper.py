@@ -1,4 +1,4 @@
-"""The paper: what it says in two sentences, and the rows of its specification that no claim covers."""
+"""The paper: what it says in two sentences, and its statements that no claim covers."""
 
 from __future__ import annotations
 

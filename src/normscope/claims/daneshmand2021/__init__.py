@@ -8,24 +8,12 @@ from normscope.claims.daneshmand2021 import (
     figures,
     followups,
     gaussian,
-    orthogonalization,
+    orthogonalization,  # fmt: skip
     stationary,
     theorems,
     training,
 )
 from normscope.claims.daneshmand2021.paper import PAPER
 
-__all__ = [
-    "PAPER",
-    "convolutions",
-    "definitions",
-    "figure5",
-    "figure6",
-    "figures",
-    "followups",
-    "gaussian",
-    "orthogonalization",
-    "stationary",
-    "theorems",
-    "training",
-]
+__all__ = ["PAPER", "convolutions", "definitions", "figure5", "figure6", "figures", "followups", "gaussian",
+           "orthogonalization", "stationary", "theorems", "training"]  # fmt: skip

@@ -36,7 +36,7 @@ PAPER = PAPERS.add(
             "S9": "theorem numbers, constants and appendix of the paper: no readable copy; ours are derived and "
             "checked",
             "7.21.ddp": "distributed data parallel on four ranks: whole-batch lists stand in for replicas",
-            "7.13.cnn": "a convolutional net's frozen statistics: no number in the specification",
+            "7.13.cnn": "a convolutional net's frozen statistics: no reference run of it",
         },
     ),
 )
@@ -59,29 +59,23 @@ RELU, TANH, LINEAR = Kind(), Kind("tanh", 3.0, 0.64), Kind("identity", 1.0, 0.1)
 
 def spec_of(kind: Kind, width: int, outputs: int) -> Spec:
     """The spec of a net of equal widths."""
-    return Spec(
-        depth=kind.layers - 1, width=width, activation=kind.activation, gain=math.sqrt(kind.sw2),
-        bias=math.sqrt(kind.sb2), norm=kind.hidden, outputs=outputs, output_norm=kind.last,
-    )  # fmt: skip
+    return Spec(depth=kind.layers - 1, width=width, activation=kind.activation, gain=math.sqrt(kind.sw2),
+                bias=math.sqrt(kind.sb2), norm=kind.hidden, outputs=outputs, output_norm=kind.last)  # fmt: skip
 
 
 #: Activations and norms by the names of a `Spec`; norms as in the paper, gamma = 1 and beta = 0 held fixed.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity}
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": lambda d: BatchNorm(d, affine=False),
-    "batch_recenter": lambda d: BatchNorm(d, rescale=False, affine=False),
-    "layer": lambda d: nn.LayerNorm(d, elementwise_affine=False),
-}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": lambda d: BatchNorm(d, affine=False),
+            "batch_recenter": lambda d: BatchNorm(d, rescale=False, affine=False),
+            "layer": lambda d: nn.LayerNorm(d, elementwise_affine=False)}  # fmt: skip
 
 
 def net(
     kind: Kind, width: int, outputs: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> nn.Sequential:
     """A net of equal widths; its parameters are weights and biases only, as in the paper."""
-    return plain(
-        (width,) * kind.layers + (outputs,), ACTIVATIONS[kind.activation], kind.sw2, kind.sb2, generator,
-        hidden=NORMS.get(kind.hidden), last=NORMS.get(kind.last), dtype=dtype,
-    )  # fmt: skip
+    return plain((width,) * kind.layers + (outputs,), ACTIVATIONS[kind.activation], kind.sw2, kind.sb2, generator,
+                 hidden=NORMS.get(kind.hidden), last=NORMS.get(kind.last), dtype=dtype)  # fmt: skip
 
 
 def batch(run: Run, samples: int, features: int, stream: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -112,9 +106,8 @@ def grams(
     """
     for r in range(nets):
         at = stream + 10_000 * r + widths[1]
-        model = plain(
-            widths, ACTIVATIONS[kind.activation], kind.sw2, kind.sb2, run.generator(at), dtype=torch.float32
-        ).to(run.device)
+        model = plain(widths, ACTIVATIONS[kind.activation], kind.sw2, kind.sb2, run.generator(at),
+                      dtype=torch.float32).to(run.device)  # fmt: skip
         x = (batch(run, samples, widths[0], at + 500_000) + mean).to(run.device)
         kernel = ntk(model, x).dense().double().cpu().numpy() / samples
         yield kernel, model(x).detach().double().cpu().numpy()
@@ -159,12 +152,14 @@ def largest(kernel: Array) -> float:
     return float(eigsh(kernel, 1, which="LA", tol=1e-5, v0=start, return_eigenvectors=False)[0])
 
 
-def in_place(run: Run, kind: Kind, width: int, outputs: int) -> float:
-    """lambda_max of a net with the norm of its outputs in place, training mode, over that of the projected Gram."""
+def in_place(run: Run, kind: Kind, width: int, outputs: int, projected: str) -> float:
+    """lambda_max of a net with the norm of its outputs in place, training mode, over that of the Gram behind
+    ``projected``.
+    """
     kernel, f = next(grams(run, kind, (width,) * kind.layers + (outputs,), width, 1))
     model = net(kind, width, outputs, run.generator(width))
     found = spectrum(fisher(model, batch(run, width, width, width + 500_000)), tol=1e-4, method="lanczos").largest
-    return found / largest(behind(kernel, f, kind.last))
+    return found / largest(behind(kernel, f, projected))
 
 
 def plain(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -28,21 +27,14 @@ def strict_stability(run: Run, scale: float = 1.0) -> Iterator[Reading]:
     must change by |1-2f|^40, over four decades from f = .9 to 1.02. It proves the whole-batch Fisher to be the right
     Hessian for batch norm in training mode.
     """
-    cases = [
-        ("none", "none"),
-        ("ms", "none"),
-        ("bn", "none"),
-        ("bn+", "none"),
-        ("none", "bn"),
-        ("none", "ln"),
-        ("bn+", "bn+"),
-    ]
+    cases = [("none", "none"), ("ms", "none"), ("bn", "none"), ("bn+", "none"), ("none", "bn"), ("none", "ln"),
+             ("bn+", "bn+")]  # fmt: skip
     x = batch(run, N, WIDTHS[0], 2, torch.float64)
     for last, hidden in cases:
         for f in (0.9, 0.98, 1.02):
             ratio = _amplitude(small(run, last, hidden, nn.Tanh), x, f * scale)
             yield near(f"amplitude over |1-2f|^40, {last}/{hidden}, f = {f:g}", ratio / abs(1 - 2 * f) ** 40, 1.0, 0.01,
-                       reason="the specification's tolerance")  # fmt: skip
+                       reason="tolerance set beforehand")  # fmt: skip
 
 
 def _amplitude(model: nn.Module, x: Tensor, factor: float, steps: int = 40) -> float:
@@ -74,8 +66,8 @@ def critical_rate_claim(
 ) -> Evidence:
     """From initialization, C = 2, N = M, random targets: the largest rate whose loss never exceeds its first value
     within 15 steps. In units of 2/lambda_max it is from 1 to 1.4 without normalization and tends to 1 (1.31, 1.18,
-    1.08, 1.07 in the specification); with mean subtraction it is over 2 (chosen by us), as the top of the bulk carries
-    little of the residual: 3.2 +- .1 in twenty of our nets of s.d. .4, so that the specification's 2.9 from three nets
+    1.08, 1.07 in the reference runs); with mean subtraction it is over 2 (chosen by us), as the top of the bulk
+    carries little of the residual: 3.2 +- .1 in twenty of our nets of s.d. .4, so that the 2.9 of three reference nets
     is +- .2. There the rate at M = 400 is .85 to 1.2 times that at 100.
     """
     rates: dict[str, dict[int, tuple[float, float]]] = {}
@@ -88,25 +80,20 @@ def critical_rate_claim(
             rates[name][m] = mean_and_error([f.rate for f in found])
             units[name][m] = mean_and_error([f.margin for f in found])
     readings = [
-        between(
-            f"eta_c lambda_max / 2, none, M = {m}", value, 1.0, 1.4, stderr=error, reason="the specification's band"
-        )
+        between(f"eta_c lambda_max / 2, none, M = {m}", value, 1.0, 1.4 if m < 400 else 1.12, stderr=error,
+                reason="band set beforehand; it tends to 1: 1.07 at M = 400 there")
         for m, (value, error) in units["none"].items()
         if m >= 100
-    ]
-    (a, ea), (b, eb) = units["none"][100], units["none"][400]
-    readings.append(
-        at_most("the same, M = 400 less M = 100", b - a, 0.0, stderr=math.hypot(ea, eb), reason="it tends to 1")
-    )
+    ]  # fmt: skip
     value, error = ratio_and_error(rates["mean subtraction"][400], rates["mean subtraction"][100])
     readings.append(between("eta_c with mean subtraction, M = 400 over 100", value, 0.85, 1.2, expected=0.654 / 0.634,
-                            stderr=error, reason="the specification's band"))  # fmt: skip
+                            stderr=error, reason="band set beforehand"))  # fmt: skip
     value, error = units["mean subtraction"][400]
     readings.append(at_least("eta_c lambda_max / 2, mean subtraction, M = 400", value, 2, stderr=error,
-                             reason="chosen by us: conservative; 2.6, 3.0, 2.8, 2.9 in the specification"))  # fmt: skip
+                             reason="chosen by us: conservative; 2.6, 3.0, 2.8, 2.9 in reference runs"))  # fmt: skip
     printed = {"none": (0.0491, 0.0266, 0.0158, 0.0077), "mean subtraction": (0.491, 0.634, 0.674, 0.654)}
     curves = [Curve(name, list(widths), [values[m][0] for m in widths]) for name, values in rates.items()]
-    curves += [Curve(f"specification, {name}", (50, 100, 200, 400), v, "printed") for name, v in printed.items()]
+    curves += [Curve(f"reference runs, {name}", (50, 100, 200, 400), v, "printed") for name, v in printed.items()]
     return Evidence(tuple(readings), tuple(curves))
 
 
@@ -119,11 +106,13 @@ def _critical(run: Run, kind: Kind, width: int, r: int) -> CriticalRate:
 @PAPER.claim(
     "fig-b", "The map of losses over width and rate: exploded above the line 2/lambda_max without normalization only.",
     where="slide 40", covers="Fig.B", quick={"widths": (20, 50, 100), "steps": 20},
-    full={"widths": (10, 20, 50, 100, 200, 500, 1000), "steps": 100}, control={"last": "batch_recenter"},
-    because="with mean subtraction far larger rates are stable", seconds=(1, 600),
-    axes=Axes("width M", "rate", True, True),
+    full={"widths": (10, 20, 50, 100, 200, 500, 1000), "steps": 100},
+    control=({"last": "batch_recenter"}, {"times": 10.0}),
+    because="with mean subtraction far larger rates are stable; and ten times the limit is too much",
+    seconds=(3.5, 600),
+    axes=Axes("width M", "rate", True, True)
 )  # fmt: skip
-def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Evidence:
+def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none", times: float = 1.0) -> Evidence:
     """ReLU nets (4, 1), N = M, random targets, full-batch descent at a third, once and six times the theory's
     2/lambda_max. Data, steps and explosion criterion of the paper are unknown: ours is that the loss ever exceeds its
     first value. The paper's lines are .0425 at M = 10 and 4.2e-4 at M = 1000, and .203 with mean subtraction.
@@ -134,17 +123,16 @@ def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Ev
         for r in range(3):
             model = net(kind, m, 1, run.generator(10 * m + r), torch.float64)
             x, y = batch(run, m, m, 7 + 10 * m + r, torch.float64), batch(run, m, 1, 5000 + 10 * m + r, torch.float64)
-            limit = 2 / own.top(m, m)
+            limit = times * 2 / own.top(m, m)
             low, high = descend(model, x, y, "squared_error", rates=[limit / 3, 6 * limit], steps=steps)
             below, above = below + low.exceeded, above + high.exceeded
     count = 3 * len(widths)
     line = [2 / own.top(m, m) for m in widths]
     readings = (
-        at_most(
-            "share exceeding at a third of the limit", below / count, 0.12, reason="none expected; one of nine at most"
-        ),
+        at_most("share exceeding at a third of the limit", below / count, 0.12,
+                reason="none expected; one of nine at most"),
         at_least("share exceeding at six times the limit", above / count, 0.88, reason="all expected"),
-    )
+    )  # fmt: skip
     flat = [2 / (own.k1 - own.k2)] * len(widths)
     return Evidence(readings, (
         Curve("2 / lambda_max", list(widths), line, "theory"), Curve("mean subtraction", list(widths), flat, "theory"),
@@ -155,12 +143,13 @@ def fig_b(run: Run, widths: Sequence[int], steps: int, last: str = "none") -> Ev
 
 @PAPER.claim(
     "optimisers", "Momentum, Nesterov, averaged momentum and weight decay move the limit by known factors.",
-    where="our section 8", covers="S8.rates", quick={}, control={"momentum": 0.5},
-    because="another momentum has other factors", seconds=(3.5, 3.5),
+    where="theory.md (ours)", covers="S8.rates", quick={},
+    control=({"momentum": 0.5, "weight_decay": 0.0}, {"assumed": 6.0}),
+    because="another momentum, decay or curvature has another limit", seconds=(3.5, 3.5),
 )  # fmt: skip
-def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
-    """Largest stable rate on a quadratic of curvature 3, by bisection with torch's optimisers, over the formula: 2,
-    3.8, 1.357 and 38 over the curvature.
+def optimisers(run: Run, momentum: float = 0.9, weight_decay: float = 0.5, assumed: float = 3.0) -> Iterator[Reading]:
+    """Largest stable rate on a quadratic of curvature 3, by torch's optimisers, over the formula: 2, 3.8, 1.357 and 38
+    over the curvature; and the same with weight decay, which adds to it.
     """
     curvature = 3.0
     options: dict[str, dict[str, object]] = {
@@ -171,7 +160,7 @@ def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
     def diverges(rate: float, more: dict[str, object]) -> bool:
         x = torch.ones(1, dtype=torch.float64, requires_grad=True)
         optimiser = torch.optim.SGD([x], lr=rate, **more)  # type: ignore[arg-type]
-        for _ in range(1500):
+        for _ in range(800):
             optimiser.zero_grad()
             (curvature * x.square() / 2).sum().backward()
             optimiser.step()
@@ -179,19 +168,23 @@ def optimisers(run: Run, momentum: float = 0.9) -> Iterator[Reading]:
                 return True
         return False
 
-    for name, limit in stable_rates(curvature, momentum).items():
-        stable, unstable = (not diverges(0.98 * limit, options[name]), diverges(1.02 * limit, options[name]))
-        yield near(f"{name} turns at its limit", float(stable and unstable), 1.0, 0.1, reason="2 % below and above")
+    for decay, words in ((0.0, ""), (weight_decay, ", weight decay")):
+        for name, limit in stable_rates(assumed, momentum, decay).items():
+            options[name]["weight_decay"] = 0.5 if words else 0.0
+            stable, unstable = (not diverges(0.98 * limit, options[name]), diverges(1.02 * limit, options[name]))
+            turns = float(stable and unstable)
+            yield near(f"{name} turns at its limit{words}", turns, 1.0, 0.1, reason="2 % below and above")
 
 
 @PAPER.claim(
     "lazy-training", "During wide training with cross-entropy the Fisher of the squared loss stays, the softmax one "
     "falls.",
     where="PS21, Fig. 5", covers="Fig.F S3.lazy", quick={"width": 300, "samples": 40, "steps": 400},
-    full={"width": 2000, "samples": 100, "steps": 2000}, control={"scale": 0.0}, because="without steps nothing falls",
-    seconds=(1.2, 600), axes=Axes("step", "lambda_max", False, True),
+    full={"width": 2000, "samples": 100, "steps": 2000}, control=({"scale": 0.0}, {"swap": True}),
+    because="without steps nothing falls; and with the losses exchanged so is what stays", seconds=(1.2, 600),
+    axes=Axes("step", "lambda_max", False, True),
 )  # fmt: skip
-def lazy_training(run: Run, width: int, samples: int, steps: int, scale: float = 1.0) -> Evidence:
+def lazy_training(run: Run, width: int, samples: int, steps: int, scale: float = 1.0, swap: bool = False) -> Evidence:
     """Full-batch descent with cross-entropy on labels of a random teacher, two outputs, tanh: lambda_max of the squared
     loss stays within 15 %, that of the cross-entropy falls to a small part of its start, as the softmax saturates.
     """
@@ -204,11 +197,12 @@ def lazy_training(run: Run, width: int, samples: int, steps: int, scale: float =
 
     def note(step: int) -> None:
         at.append(step)
-        whole.append(spectrum(fisher(model, x), tol=1e-2).largest)
-        cross.append(spectrum(fisher(model, x, loss="cross_entropy"), tol=1e-2).largest)
+        tops = [spectrum(fisher(model, x, loss=loss), tol=1e-2).largest for loss in ("squared_error", "cross_entropy")]
+        for series, top in zip((whole, cross), reversed(tops) if swap else tops, strict=True):
+            series.append(top)
 
     note(0)
-    optimiser = torch.optim.SGD(model.parameters(), lr=scale / whole[0])
+    optimiser = torch.optim.SGD(model.parameters(), lr=scale / highest(whole[0], cross[0]))
     for step in range(1, steps + 1):
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(x), labels).backward()

@@ -15,6 +15,7 @@ from normscope.linalg import centred
 from normscope.nn import build
 from normscope.theory import predicted_grams
 
+_OURS = "our own laws against each other, so a test (tests/theory/test_odd_point_laws.py) and no claim: "
 PAPER = PAPERS.add(
     "nachum2024",
     Paper(
@@ -28,6 +29,14 @@ PAPER = PAPERS.add(
         {
             "S0.7": "the paper's own theorems, hypotheses and constants, its sizes and data: no readable copy",
             "S4": "the paper's own figures: none could be seen; the six figures drawn in their place are F1 to F6",
+            "D6": f"{_OURS}the same states and other rates for leaky slopes",
+            "3.2.slopes": f"{_OURS}the same",
+            "3.2.asymptotics": f"{_OURS}what the state becomes for many samples",
+            "3.3.basin": f"{_OURS}the edge of the odd state's basin",
+            "3.3.saddle": f"{_OURS}the one growing deviation of the saddle",
+            "3.5.depth": f"{_OURS}layers until a sample separates",
+            "3.6.heavy": f"{_OURS}heavy samples and their threshold under complete batch norm",
+            "F5a": f"{_OURS}the figure of that threshold",
             "S6.cost": "timings of one machine; a benchmark, not a statement",
             "3.8.d10000": "widths of 10000 (n = 16, 32, 64): the full size of odd-point covers n = 64, d = 10000",
         },

@@ -17,7 +17,7 @@ from normscope.claims.nachum2024._paper import (
     kernel,
     odd_state,
     representations,
-    variance_ratio,
+    variance_ratio,  # fmt: skip
 )
 from normscope.claims.reading import Reading, at_most, near
 from normscope.core.spec import Spec
@@ -26,13 +26,13 @@ from normscope.geometry.metrics import measure
 from normscope.nn import BatchNorm, build
 from normscope.probing.passes import probe
 from normscope.theory import predicted_grams
+from normscope.theory.laws import odd_point
 
 
 @PAPER.claim(
-    "parts", "Batch norm is recentring, then rescaling, of each neuron over the batch.", where="abstract; our section "
-    "1",
-    covers="S0.1 S1", quick={"n": 32, "d": 20}, control={"recenter": False},
-    because="rescaling without recentring divides by the rms and leaves the mean", seconds=(0.1, 0.1),
+    "parts", "Batch norm is recentring, then rescaling, of each neuron over the batch.",
+    where="abstract; odd_point.md 1", covers="S0.1 S1", quick={"n": 32, "d": 20}, control={"recenter": False},
+    because="rescaling without recentring divides by the rms and leaves the mean", seconds=(0.1, 0.1)
 )  # fmt: skip
 def parts(run: Run, n: int, d: int, recenter: bool = True) -> Iterator[Reading]:
     """The paper takes the layer apart into recentring, rescaling and the non-linearity, in this order.
@@ -51,12 +51,11 @@ def parts(run: Run, n: int, d: int, recenter: bool = True) -> Iterator[Reading]:
 
 
 @PAPER.claim(
-    "kernel", "The leaky family has the kernel a T + (1-a)^2 sqrt(T T) f(r), f of the arc-cosine.", where="our section "
-    "2",
-    covers="S2.kernel", quick={"slopes": (0.0, 0.2, 0.5, -1.0)}, control={"factor": 2.0},
-    because="twice f is the kernel at unit output variance (yang2019's J)", seconds=(0.2, 0.2),
+    "kernel", "The leaky family has the kernel a T + (1-a)^2 sqrt(T T) f(r), f of the arc-cosine.", 
+    where="odd_point.md 2", covers="S2.kernel", quick={"slopes": (0.0, 0.2, 0.5, -1.0)}, control={"shift": 0.01},
+    because="a slope steeper by .01 has another kernel", seconds=(0.54, 0.2),
 )  # fmt: skip
-def kernel_formula(run: Run, slopes: Sequence[float], factor: float = 1.0) -> Iterator[Reading]:
+def kernel_formula(run: Run, slopes: Sequence[float], shift: float = 0.0) -> Iterator[Reading]:
     """Moments of two Gaussians through phi(x) = x for x > 0, a x below: the library, and the formula in f.
 
     The oracle is the mean over directions in the plane of the two Gaussians (their length has mean square 2).
@@ -69,17 +68,16 @@ def kernel_formula(run: Run, slopes: Sequence[float], factor: float = 1.0) -> It
             phi_u, phi_v = (np.where(w > 0, w, a * w) for w in (u, v))
             mean = 2 * np.sqrt(q) * float((phi_u * phi_v).mean())
             gram = np.array([[1.0, c * np.sqrt(q)], [c * np.sqrt(q), q]])
-            worst = highest(worst, abs(factor * product_moment(activation_of(a), gram)[0, 1] - mean))
-            formula = highest(formula, abs(factor * np.sqrt(q) * float(kernel(np.array(c), a)) - mean))
+            worst = highest(worst, abs(product_moment(activation_of(a + shift), gram)[0, 1] - mean))
+            formula = highest(formula, abs(np.sqrt(q) * float(kernel(np.array(c), a + shift)) - mean))
         yield at_most(f"library, slope {a:g}", worst, 1e-7, reason="the mean over 400000 directions is good to 1e-9")
         yield at_most(f"formula, slope {a:g}", formula, 1e-7, reason="the mean over 400000 directions is good to 1e-9")
 
 
 @PAPER.claim(
-    "odd-score", "R2 is 1/(1 + n W2/D2): 1 for cluster + odd point, 1/(n-1) for equal angles.", where="our section 2",
-    covers="S2.score", quick={"n": 16}, control={"shift": -1}, because="with n - 1 in the place of n the identity "
-    "fails",
-    seconds=(0.1, 0.1),
+    "odd-score", "R2 is 1/(1 + n W2/D2): 1 for cluster + odd point, 1/(n-1) for equal angles.", where="odd_point.md 2",
+    covers="S2.score", quick={"n": 16}, control={"shift": -1},
+    because="with n - 1 in the place of n the identity fails", seconds=(0.1, 0.1)
 )  # fmt: skip
 def odd_score(run: Run, n: int, shift: int = 0) -> Iterator[Reading]:
     """The share of the centred energy in "one sample against the mean of the others", on batches of known shape."""
@@ -103,7 +101,7 @@ def odd_score(run: Run, n: int, shift: int = 0) -> Iterator[Reading]:
 @PAPER.claim(
     "exact-invariance", "Recentring + ReLU keep a perfect cluster + odd point orthogonal, at any width, for any "
     "weights.",
-    where="our 3.1 (reported theorem b)", covers="D1 3.1.exact S0.5b",
+    where="odd_point.md 3.1 (reported theorem b)", covers="D1 3.1.exact S0.5b",
     quick={"n": 16, "d": 50, "layers": 5}, full={"n": 64, "d": 1000, "layers": 50}, control={"norm": "none"},
     because="without recentring odd point and cluster share active neurons", seconds=(0.1, 2.7),
 )  # fmt: skip
@@ -124,8 +122,8 @@ def exact_invariance(run: Run, n: int, d: int, layers: int, norm: str = "batch_r
 @PAPER.claim(
     "infinite-width-shape", "At infinite width |odd|/|cluster| is n-1, the cosine -2a/(1+a^2), D^2 scales by "
     "((n-1)^2+1)/2n^2.",
-    where="our 3.1", covers="D2 3.1.shape", quick={"sizes": (3, 8, 16, 64), "slopes": (0.0, 0.2, 0.5)},
-    control={"norm": "none"}, because="without recentring the shape moves towards one ray", seconds=(0.2, 0.2),
+    where="odd_point.md 3.1", covers="D2 3.1.shape", quick={"sizes": (3, 8, 16, 64), "slopes": (0.0, 0.2, 0.5)},
+    control={"norm": "none"}, because="without recentring the shape moves towards one ray", seconds=(0.1, 0.2),
 )  # fmt: skip
 def infinite_width_shape(
     run: Run, sizes: Sequence[int], slopes: Sequence[float], norm: str = "batch_recenter"
@@ -141,18 +139,19 @@ def infinite_width_shape(
             odd, one, cross = g[:, 0, 0], g[:, 1, 1], g[:, 0, 1]
             distance = odd + one - 2 * cross
             name = f"n = {n}, slope {a:g}"
-            factor = ((1 + a**2) * ((n - 1) ** 2 + 1) / 2 + 2 * a * (n - 1)) / n**2
-            yield near(f"norm ratio, {name}", float(np.sqrt(odd[3] / one[3])), n - 1, relative=1e-10,
+            law = odd_point.perfect_odd(n, a)
+            yield near(f"norm ratio, {name}", float(np.sqrt(odd[3] / one[3])), law["norm_ratio"], relative=1e-10,
                        exact="the samples sum to 0: rounding")  # fmt: skip
-            yield near(f"distance factor, {name}", float(distance[3] / distance[2]), factor, relative=1e-10)
+            factor = float(distance[3] / distance[2])
+            yield near(f"distance factor, {name}", factor, law["distance_factor"], relative=1e-10)
             cosine = float(cross[3] / np.sqrt(odd[3] * one[3]))
-            yield near(f"cosine, {name}", cosine, -2 * a / (1 + a**2), 1e-6, reason="arccos near -1")
+            yield near(f"cosine, {name}", cosine, law["cosine"], 1e-6, reason="arccos near -1")
 
 
 @PAPER.claim(
-    "two-clusters", "Any split k against n-k is invariant too: orthogonal, norm ratio (n-k)/k.", where="our 3.1",
-    covers="3.1.k", quick={"n": 16, "groups": (2, 3, 8)}, control={"norm": "none"},
-    because="without recentring the clusters are not on opposite sides of zero", seconds=(0.1, 0.1),
+    "two-clusters", "Any split k against n-k is invariant too: orthogonal, norm ratio (n-k)/k.",
+    where="odd_point.md 3.1", covers="3.1.k", quick={"n": 16, "groups": (2, 3, 8)}, control={"norm": "none"},
+    because="without recentring the clusters are not on opposite sides of zero", seconds=(0.1, 0.1)
 )  # fmt: skip
 def two_clusters(run: Run, n: int, groups: Sequence[int], norm: str = "batch_recenter") -> Iterator[Reading]:
     """The invariance holds for clusters of sizes k and n - k; their distance scales by ((n-k)^2 + k^2)/(2n^2)."""
@@ -169,9 +168,9 @@ def two_clusters(run: Run, n: int, groups: Sequence[int], norm: str = "batch_rec
 
 
 @PAPER.claim(
-    "invariant-with-rescaling", "With rescaling too the perfect cluster + odd point maps to itself.", where="our 3.1",
-    covers="3.1.rescaled", quick={"sizes": (4, 8, 16, 32)}, control={"excess": 0.01},
-    because="rescaling blows an imperfect cluster up at once", seconds=(0.2, 0.2),
+    "invariant-with-rescaling", "With rescaling too the perfect cluster + odd point maps to itself.",
+    where="odd_point.md 3.1", covers="3.1.rescaled", quick={"sizes": (4, 8, 16, 32)}, control={"excess": 0.01},
+    because="rescaling blows an imperfect cluster up at once", seconds=(0.1, 0.2)
 )  # fmt: skip
 def invariant_with_rescaling(run: Run, sizes: Sequence[int], excess: float = 0.0) -> Iterator[Reading]:
     """Each row of the perfect state is a sign times (sqrt(n-1), -1/sqrt(n-1), ...), so complete batch norm keeps it, in
@@ -185,7 +184,7 @@ def invariant_with_rescaling(run: Run, sizes: Sequence[int], excess: float = 0.0
 
 @PAPER.claim(
     "leaky-angle", "A cluster + odd point under leaky ReLU has the cosine -2a/(1+a^2), at finite width too.",
-    where="our 3.1", covers="D24 3.1.leaky",
+    where="odd_point.md 3.1", covers="D24 3.1.leaky",
     quick={"n": 32, "d": 400, "layers": 70, "burn": 40, "runs": 4, "slopes": (0.1, 0.5)},
     full={"n": 32, "d": 1000, "layers": 400, "burn": 200, "runs": 4, "slopes": (0.01, 0.1, 0.2, 0.5)},
     control={"norm": "batch"}, because="with rescaling the odd point dissolves", seconds=(6, 120),
@@ -194,7 +193,7 @@ def leaky_angle(
     run: Run, n: int, d: int, layers: int, burn: int, runs: int, slopes: Sequence[float], norm: str = "batch_recenter"
 ) -> Iterator[Reading]:
     """Explicit nets from a planted, slightly blurred cluster + odd point; the cosine of the odd sample and the mean of
-    the others, averaged over the later layers. Printed beside it in the specification: -.0193, -.1969, -.3837, -.7988.
+    the others, averaged over the later layers. Printed beside it in the reference runs: -.0193, -.1969, -.3837, -.7988.
     """
     measured = {0.01: -0.0193, 0.1: -0.1969, 0.2: -0.3837, 0.5: -0.7988}
     for i, a in enumerate(slopes):
@@ -211,15 +210,14 @@ def leaky_angle(
                     kept.append(h[o] @ m / np.linalg.norm(h[o]) / np.linalg.norm(m))
             means.append(np.mean(kept))
         error = float(np.std(means, ddof=1) / np.sqrt(runs))
-        yield near(
-            f"cosine, slope {a:g}", float(np.mean(means)), -2 * a / (1 + a**2), 0.01, stderr=error,
-            reason=f"the specification's tolerance; measured there {measured.get(a, 'nothing')}",
-        )  # fmt: skip
+        yield near(f"cosine, slope {a:g}", float(np.mean(means)), -2 * a / (1 + a**2), 0.01, stderr=error,
+                   reason=f"tolerance set beforehand; measured there {measured.get(a, 'nothing')}")  # fmt: skip
 
 
 @PAPER.claim(
     "rank-grows", "One ReLU layer takes a batch of rank 1 to rank 2 and one of rank 2 to full rank.",
-    where="our 3.9 (reported theorem a)", covers="D29 3.9 S0.5a", quick={"n": 16, "d": 1000}, full={"n": 64, "d": 1000},
+    where="odd_point.md 3.9 (reported theorem a)", covers="D29 3.9 S0.5a", quick={"n": 16, "d": 1000},
+    full={"n": 64, "d": 1000},
     control={"activation": "identity"}, because="a linear layer cannot raise the rank", seconds=(1, 0.4),
 )  # fmt: skip
 def rank_grows(run: Run, n: int, d: int, activation: str = "relu") -> Iterator[Reading]:
@@ -239,9 +237,9 @@ def rank_grows(run: Run, n: int, d: int, activation: str = "relu") -> Iterator[R
 
 
 @PAPER.claim(
-    "odd-rank", "The exact odd state has rank 2, and centred rank 1, for ever.", where="our 3.9", covers="3.9.odd",
-    quick={"n": 16, "layers": 20}, control={"excess": 0.1}, because="a blurred cluster has full rank",
-    seconds=(0.1, 0.1),
+    "odd-rank", "The exact odd state has rank 2, and centred rank 1, for ever.", where="odd_point.md 3.9",
+    covers="3.9.odd", quick={"n": 16, "layers": 20}, control={"excess": 0.1}, because="a blurred cluster has full rank",
+    seconds=(0.1, 0.1)
 )  # fmt: skip
 def odd_rank(run: Run, n: int, layers: int, excess: float = 0.0) -> Iterator[Reading]:
     """Second and third largest eigenvalue shares of the exact state after twenty layers of recentring and ReLU."""
