@@ -1,0 +1,5 @@
+"""Theory of a model's own program: every tensor stands for its law at infinite width."""
+
+from normscope.theory.program.predict import predict_model
+
+__all__ = ["predict_model"]

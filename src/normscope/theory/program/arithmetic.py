@@ -1,0 +1,342 @@
+"""Sums, products, means over features, dropout, and tensors beside each other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope.theory.program.interpreter import Program, rule
+from normscope.theory.program.laws import Field, Known, Law, Pulled, Scores, dtype_of, of_data, uncanonical
+from normscope.theory.program.moves import beside, cross
+from normscope.theory.program.reading import Call, basis, by_feature, law_of
+
+
+def _operands(call: Call) -> tuple[Any, Any]:
+    a, b = call.args[0], call.argument(1, "other")
+    return (b, a) if call.reflected else (a, b)
+
+
+@rule("add", "sub")
+def add(program: Program, call: Call, out: Tensor) -> Law | None:
+    """a + b: second moments add where no source is shared; data and biases of features count as they are."""
+    a, b = _operands(call)
+    alpha = call.kwargs.get("alpha", 1)
+    sign = (-1 if call.name == "sub" else 1) * alpha
+    return combined(program, call, out, a, b, sign)
+
+
+def combined(program: Program, call: Call, out: Tensor, a: Any, b: Any, sign: float) -> Law | None:
+    """a + sign b."""
+    laws = law_of(a), law_of(b)
+    if any(isinstance(x, Scores) for x in laws) or not any(isinstance(x, Field) for x in laws):
+        return None
+    if all(isinstance(x, Field) for x in laws):
+        x, y = laws
+        assert isinstance(x, Field)
+        assert isinstance(y, Field)
+        same = x.base is not None and x.base is y.base and not (x.gaussian and y.gaussian)
+        if same and x.shape == y.shape:
+            return program.pointwise(call, [x, y])
+        x, y = (program.expanded(f, out.shape) for f in (x, y))
+        if x is None or y is None or x.features != y.features:
+            return None
+        return _sum(program, x, y, sign)
+    at = 0 if isinstance(laws[0], Field) else 1
+    field, other, law = laws[at], (a, b)[1 - at], laws[1 - at]
+    assert isinstance(field, Field)
+    own, signs = (1.0, sign) if at == 0 else (sign, 1.0)
+    if isinstance(law, Known):
+        other = law.value
+    if not isinstance(other, Tensor) or other.numel() == 1:
+        return linear_of(program, field, own, signs * float(other))
+    wide = program.expanded(field, out.shape)
+    if wide is None:
+        return None
+    data = other.detach().expand(out.shape)
+    y = Field(
+        out.shape, wide.features, frozenset(), lambda i: data, draws=program.draws, gaussian=True,
+        moments=lambda: of_data(data, wide.features),
+    )  # fmt: skip
+    return _sum(program, wide, y, signs, own)
+
+
+def _sum(program: Program, x: Field, y: Field, sign: float, own: float = 1.0) -> Field:
+    """own x + sign y."""
+
+    def moments() -> tuple[Tensor, Tensor]:
+        (mx, kx), (my, ky) = x.moments, y.moments
+        total = own**2 * kx + sign**2 * ky
+        if x.sources & y.sources or (bool(mx.any()) and bool(my.any())):
+            both = own * sign * cross(x, y)
+            total = total + both + both.T
+        return own * mx + sign * my, total
+
+    def pull(grad: Tensor) -> Pulled:
+        return [(x, own**2 * grad), *([(y, sign**2 * grad)] if y.sources else [])]
+
+    made = Field(
+        x.shape, x.features, x.sources | y.sources, lambda i: own * x.draw(i) + sign * y.draw(i), draws=program.draws,
+        moments=moments, pull=pull,
+    )  # fmt: skip
+    if x.gaussian and y.gaussian:
+        made.gaussian, made.base = True, made
+    return made
+
+
+def linear_of(program: Program, field: Field, scale: float, shift: float = 0.0) -> Field:
+    """scale x + shift, entry by entry."""
+    inner = field.of
+
+    def moments() -> tuple[Tensor, Tensor]:
+        m, k = field.moments
+        moved = scale * shift * (m[:, None] + m[None, :]) + shift**2 if shift else 0.0
+        return scale * m + shift, scale**2 * k + moved
+
+    made = Field(
+        field.shape, field.features, field.sources, lambda i: scale * field.draw(i) + shift, draws=program.draws,
+        moments=moments, pull=lambda grad: [(field, scale**2 * grad)],
+    )  # fmt: skip
+    made.gaussian, made.base = field.gaussian, field.base
+    made.of = lambda x: scale * inner(x) + shift
+    return made
+
+
+@rule("mul", "multiply")
+def mul(program: Program, call: Call, out: Tensor) -> Law | None:
+    """a b: second moments multiply where no source is shared."""
+    return _scaled(program, call, out, *_operands(call))
+
+
+@rule("div", "truediv", "divide")
+def div(program: Program, call: Call, out: Tensor) -> Law | None:
+    """a / b, b without features."""
+    a, b = _operands(call)
+    law = law_of(b)
+    if isinstance(law, Known):
+        b = law.value
+    elif law is not None or call.kwargs.get("rounding_mode"):
+        return None
+    return _scaled(program, call, out, a, 1 / b)
+
+
+def _scaled(program: Program, call: Call, out: Tensor, a: Any, b: Any) -> Law | None:
+    laws = law_of(a), law_of(b)
+    if any(isinstance(x, Scores) for x in laws) or not any(isinstance(x, Field) for x in laws):
+        return None
+    if all(isinstance(x, Field) for x in laws):
+        x, y = laws
+        assert isinstance(x, Field)
+        assert isinstance(y, Field)
+        if x.shape == y.shape and x.base is not None and x.base is y.base:
+            return program.pointwise(call, [x, y])
+        x, y = (program.expanded(f, out.shape) for f in (x, y))
+        if x is None or y is None or x.features != y.features:
+            return None
+        return _product(program, call, out, x, y)
+    at = 0 if isinstance(laws[0], Field) else 1
+    field, other, law = laws[at], (a, b)[1 - at], laws[1 - at]
+    assert isinstance(field, Field)
+    if isinstance(law, Known):
+        other = law.value
+    if not isinstance(other, Tensor) or other.numel() == 1:
+        return linear_of(program, field, float(other))
+    wide = program.expanded(field, out.shape)
+    return None if wide is None else times_data(program, wide, other.detach().expand(out.shape))
+
+
+def times_data(program: Program, field: Field, data: Tensor) -> Field:
+    """Times numbers of each site and feature, as they are."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def of() -> tuple[Tensor, Tensor]:
+        if not found:
+            found.append(of_data(data, field.features))
+        return found[0]
+
+    def moments() -> tuple[Tensor, Tensor]:
+        (m, k), (md, kd) = field.moments, of()
+        return m * md, k * kd
+
+    made = Field(
+        field.shape, field.features, field.sources, lambda i: field.draw(i) * data, draws=program.draws,
+        moments=moments, pull=lambda grad: [(field, grad * of()[1])],
+    )  # fmt: skip
+    rows = field.canonical(data)
+    if field.gaussian and torch.equal(rows, rows[:1].expand_as(rows)) or bool((rows == rows[:, :1]).all()):
+        made.gaussian, made.base = field.gaussian, made if field.gaussian else None
+    return made
+
+
+def _product(program: Program, call: Call, out: Tensor, x: Field, y: Field) -> Field | None:
+    if x.sources & y.sources and not _halves(x, y):
+        return program.sampled(lambda a, b: a * b, [x, y], out, x.features)
+
+    def moments() -> tuple[Tensor, Tensor]:
+        return x.moments[0] * y.moments[0], x.moments[1] * y.moments[1]
+
+    def pull(grad: Tensor) -> Pulled:
+        return [(x, grad * y.moments[1]), (y, grad * x.moments[1])]
+
+    return Field(
+        out.shape, x.features, x.sources | y.sources, lambda i: x.draw(i) * y.draw(i), draws=program.draws,
+        moments=moments, pull=pull,
+    )  # fmt: skip
+
+
+def _halves(x: Field, y: Field) -> bool:
+    """Whether two fields of the same sources are of other features: parts of one output."""
+    a, b = x.canonical(x.draw(0)).double(), y.canonical(y.draw(0)).double()
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(a.norm() * b.norm())
+    return scale > 0 and abs(float((a * b).sum())) / scale < 5 / math.sqrt(a.shape[1])
+
+
+@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout")
+def dropout(program: Program, call: Call, out: Tensor) -> Law | None:
+    """In training mode a site's own square grows by 1 / (1 - p); channels that drop whole, all of a sample's."""
+    field, p, training = law_of(call.args[0]), call.argument(1, "p", 0.5), call.argument(2, "training", True)
+    if not training or not p:
+        return field
+    if not isinstance(field, Field) or call.name == "alpha_dropout":
+        return None
+    if call.name != "dropout":
+        return program.sampled(call.again, [field], out, field.features)
+
+    def grown(k: Tensor) -> Tensor:
+        return k + torch.diag(k.diagonal() * p / (1 - p))
+
+    return Field(
+        out.shape, field.features, field.sources, lambda i: call.again(field.draw(i)), draws=program.draws,
+        moments=lambda: (field.moments[0], grown(field.moments[1])), pull=lambda grad: [(field, grown(grad))],
+    )  # fmt: skip
+
+
+@rule("mean", "sum", "var", "std", "norm", "vector_norm", "linalg_vector_norm", "var_mean", "std_mean")
+def reduced(program: Program, call: Call, out: Tensor) -> Law | None:
+    """Over features: a number of infinite width, from the first two moments; over sites: a map of these."""
+    field = law_of(call.args[0])
+    if not isinstance(field, Field):
+        return None
+    acts = by_feature(call, field, out.dtype)
+    if acts is not None:
+        return program.mixed(call, field, out, acts[0]) if acts[1] else program.sampled(
+            call.again, [field], out, acts[0]
+        )
+    if out.numel() * field.size > 2 * field.shape.numel() or call.name.endswith("_mean"):
+        return None
+    m, k = field.moments
+    spread = (k.diagonal() - m.square()).clamp_min(0).sqrt()
+    signs = torch.ones(field.size, dtype=m.dtype)
+    signs[1::2] = -1
+    # Features with the mean and the spread of the field's.
+    value = call.again(uncanonical(m[:, None] + spread[:, None] * signs, field.shape, field.features).to(out.dtype))
+    return Known(value)
+
+
+@rule("cat", "concat", "concatenate")
+def cat(program: Program, call: Call, out: Tensor) -> Law | None:
+    """Tensors beside each other: along features a mean over all of them, along sites all together."""
+    parts, dim = call.args[0], call.argument(1, "dim", 0) % out.dim()
+    first = next((x for x in map(law_of, parts) if isinstance(x, Field)), None)
+    if first is None or any(isinstance(law_of(x), Scores) for x in parts):
+        return None
+    fields: list[Field] = []
+    for x in parts:
+        law = law_of(x)
+        fields.append(law if isinstance(law, Field) else program.data(x.detach(), first.features))
+    if any(f.features != first.features for f in fields):
+        return None
+    sources = frozenset[int]().union(*[f.sources for f in fields])
+
+    def draw(i: int) -> Tensor:
+        return torch.cat([f.draw(i) for f in fields], dim)
+
+    if dim in first.features:
+        shares = [f.size / sum(g.size for g in fields) for f in fields]
+
+        def mean() -> tuple[Tensor, Tensor]:
+            return _weighted([f.moments[0] for f in fields], shares), _weighted([f.moments[1] for f in fields], shares)
+
+        return Field(
+            out.shape, first.features, sources, draw, draws=program.draws, moments=mean,
+            pull=lambda grad: [(f, s * grad) for f, s in zip(fields, shares, strict=True) if f.sources],
+        )  # fmt: skip
+    order = _site_order(fields, dim)
+    if len(order) > program.most:
+        return None
+    counts = [f.count for f in fields]
+    moments = beside(fields)
+
+    def ordered() -> tuple[Tensor, Tensor]:
+        m, k = moments()
+        return m[order], k[order][:, order]
+
+    def pull(grad: Tensor) -> Pulled:
+        back = torch.empty_like(grad)
+        back[order[:, None], order[None, :]] = grad
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        return [
+            (f, back[s : s + c, s : s + c]) for f, s, c in zip(fields, starts, counts, strict=True) if f.sources
+        ]
+
+    made = Field(out.shape, first.features, sources, draw, draws=program.draws, moments=ordered, pull=pull)
+    if all(f.gaussian or not f.sources for f in fields):
+        made.gaussian, made.base = True, made
+    return made
+
+
+def _weighted(parts: list[Tensor], shares: list[float]) -> Tensor:
+    return sum(s * x for s, x in zip(shares, parts, strict=True))  # type: ignore[return-value]
+
+
+def _site_order(fields: list[Field], dim: int) -> Tensor:
+    """Place among the sites of all fields, one after the other, of each site behind ``cat``."""
+    start, ids = 0, []
+    for f in fields:
+        shape = [1 if i in f.features else f.shape[i] for i in range(len(f.shape))]
+        ids.append(torch.arange(start, start + f.count).reshape(shape))
+        start += f.count
+    return torch.cat(ids, dim).reshape(-1)
+
+
+def by_channel(program: Program, field: Field, gain: Tensor, shift: Tensor) -> Field:
+    """gain x + shift, numbers of each channel of axis 1, as they are."""
+    shape = [-1 if i == 1 else 1 for i in range(len(field.shape))]
+    scaled = times_data(program, field, gain.reshape(shape).expand(field.shape))
+    program.nodes.append(scaled)
+    data = shift.reshape(shape).expand(field.shape)
+    y = Field(
+        field.shape, field.features, frozenset(), lambda i: data, draws=program.draws, gaussian=True,
+        moments=lambda: of_data(data, field.features),
+    )  # fmt: skip
+    return _sum(program, scaled, y, 1.0)
+
+
+def mixed_with_bias(program: Program, call: Call, field: Field, out: Tensor) -> Field | None:
+    """A linear layer along an axis of sites, its weights as they are: the same map for each feature."""
+    new = out.numel() // field.size
+    if max(field.count, new) > program.most:
+        return None
+    like = dtype_of(field.count)
+    leaves = Call(call.func, tuple(x.to(like) if isinstance(x, Tensor) and law_of(x) is None else x for x in call.args), {
+        k: x.to(like) if isinstance(x, Tensor) and law_of(x) is None else x for k, x in call.kwargs.items()
+    })  # fmt: skip
+    zero = leaves.again(torch.zeros(field.shape, dtype=like))
+    shift = zero.movedim(field.features[0], -1).reshape(new, -1)[:, 0]
+    s = basis(leaves, field, field.features, like) - shift[:, None]
+
+    def moments() -> tuple[Tensor, Tensor]:
+        m, k = field.moments
+        u, moved = s @ m, s @ k @ s.T
+        return u + shift, moved + torch.outer(u, shift) + torch.outer(shift, u) + torch.outer(shift, shift)
+
+    made = Field(
+        out.shape, field.features, field.sources, lambda i: call.again(field.draw(i)), draws=program.draws,
+        moments=moments, pull=lambda grad: [(field, s.T @ grad @ s)],
+    )  # fmt: skip
+    if field.gaussian:
+        made.gaussian, made.base = True, made
+    return made

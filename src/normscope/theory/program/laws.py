@@ -1,0 +1,164 @@
+r"""What stands for a tensor of the program: the law of its entries when the width goes to infinity.
+
+A tensor has axes of *sites* (samples, positions) and axes of *features* (neurons, channels, heads). Over the features
+its entries are exchangeable, so its law is that of one neuron over all sites: a mean m (N,) and second moments K (N,
+N). Beside them it can be drawn, as tensors of the shape that the program has, features independent: what has no rule
+in K is done to draws. Backwards the law of the loss gradient is $\Pi$ (N, N), summed over features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope.theory.program.kernels import Scalar
+
+#: (parent, its share of the gradient): moments of a `Field`, cotangents of the draws of `Scores`.
+Pulled = list[tuple["Law", Any]]
+#: Sites up to which moments are kept in float64.
+_DOUBLE = 1024
+
+
+class Law:
+    """A node of the program: a tensor that depends on random weights.
+
+    parents: laws that it comes from; ``pull``: from its gradient to theirs. sources: names of the independent random
+    fields that it is a function of. draw: the i-th draw, of the program's own shape.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], sources: frozenset[int], draw: Callable[[int], Tensor],
+        pull: Callable[[Any], Pulled] | None = None,
+    ) -> None:  # fmt: skip
+        self.shape, self.sources = torch.Size(shape), sources
+        self._draw, self._drawn = draw, dict[int, Tensor]()
+        self.pull = pull or (lambda grad: [])
+
+    def draw(self, i: int) -> Tensor:
+        """The i-th draw; the same one each time."""
+        if i not in self._drawn:
+            self._drawn[i] = self._draw(i)
+        return self._drawn[i]
+
+    def forget(self) -> None:
+        """Draws are made again when they are asked for."""
+        self._drawn.clear()
+
+
+class Known(Law):
+    """A tensor that is the same for all random weights of infinite width: a mean over features, say."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__(value.shape, frozenset(), lambda i: value)
+        self.value = value
+
+
+class Scores(Law):
+    """Random numbers without an axis of features: products of two fields over theirs, heads beside each other."""
+
+
+class Field(Law):
+    """Exchangeable features over sites.
+
+    features: axes of the features. moments: m (N,) and K (N, N), when asked for; ``None``: of the draws. gaussian: is
+    it Gaussian? base, of: it is ``of`` each entry of that Gaussian field (itself: the identity).
+    normed: a batch norm of what is Gaussian in front of it: see `rules`.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], features: tuple[int, ...], sources: frozenset[int], draw: Callable[[int], Tensor],
+        *, draws: int, moments: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        pull: Callable[[Any], Pulled] | None = None, gaussian: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(shape, sources, draw, pull)
+        self.features, self.draws, self.gaussian = features, draws, gaussian
+        self._moments, self._found = moments, None
+        self.sampled = moments is None
+        self.base: Field | None = self if gaussian else None
+        self.of: Scalar = lambda x: x
+        self.normed: Any = None
+
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """The axes of sites."""
+        return tuple(i for i in range(len(self.shape)) if i not in self.features)
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return math.prod(self.shape[i] for i in self.sites)
+
+    @property
+    def size(self) -> int:
+        """How many features a site has."""
+        return math.prod(self.shape[i] for i in self.features)
+
+    def canonical(self, x: Tensor) -> Tensor:
+        """A tensor of this layout as (N, size)."""
+        return canonical(x, self.features)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """m (N,) and K (N, N)."""
+        if self._found is None:
+            self._found = self._moments() if self._moments is not None else of_draws(self)
+        return self._found
+
+    @property
+    def covariance(self) -> Tensor:
+        """K - m m^T."""
+        m, k = self.moments
+        return k - torch.outer(m, m) if bool(m.any()) else k
+
+
+def canonical(x: Tensor, features: tuple[int, ...]) -> Tensor:
+    """(N, size), sites in the order of their axes."""
+    sites = [i for i in range(x.dim()) if i not in features]
+    n = math.prod(x.shape[i] for i in sites)
+    return x.permute(*sites, *features).reshape(n, -1)
+
+
+def uncanonical(x: Tensor, shape: Sequence[int], features: tuple[int, ...]) -> Tensor:
+    """The tensor of that shape whose `canonical` form is ``x``."""
+    order = [i for i in range(len(shape)) if i not in features] + list(features)
+    inverse = [order.index(i) for i in range(len(shape))]
+    return x.reshape([shape[i] for i in order]).permute(inverse)
+
+
+def dtype_of(count: int) -> torch.dtype:
+    """In which moments of so many sites are kept."""
+    return torch.float64 if count <= _DOUBLE else torch.float32
+
+
+def of_data(x: Tensor, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """m and K of numbers as they are: averages over the features."""
+    rows = canonical(x.detach(), features)
+    rows = rows.to(dtype_of(len(rows)))
+    return rows.mean(1), rows @ rows.T / rows.shape[1]
+
+
+def of_draws(field: Field) -> tuple[Tensor, Tensor]:
+    """m and K as averages over all features of all draws."""
+    parts = [of_data(field.draw(i), field.features) for i in range(field.draws)]
+    return sum(m for m, _ in parts) / len(parts), sum(k for _, k in parts) / len(parts)  # type: ignore[return-value]
+
+
+def normals(covariance: Tensor, size: int, generator: torch.Generator, mean: Tensor | None = None) -> Tensor:
+    """(N, size): columns N(mean, covariance)."""
+    z = torch.randn(len(covariance), size, generator=generator, dtype=covariance.dtype)
+    scale = covariance.diagonal().mean()
+    if not scale > 0:
+        return torch.zeros_like(z) if mean is None else mean[:, None].expand(-1, size).clone()
+    jitter = 1e-10 if covariance.dtype == torch.float64 else 1e-5
+    identity = torch.eye(len(covariance), dtype=covariance.dtype)
+    while True:  # what draws have estimated may lack rank
+        lower, info = torch.linalg.cholesky_ex(covariance + jitter * scale * identity)
+        if not info or jitter > 1:
+            break
+        jitter *= 10
+    u = lower @ z
+    return u if mean is None else u + mean[:, None]
