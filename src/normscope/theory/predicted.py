@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from normscope.call.step import Step
 from normscope.core.errors import UsageError, seed_of, whole_number
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
@@ -24,7 +26,7 @@ _REPLICATES = 8
 
 
 def predict(
-    spec: Spec,
+    spec: Spec | nn.Module | Step,
     gram: Any = None,
     *,
     inputs: Any = None,
@@ -32,8 +34,9 @@ def predict(
     gradients: bool = True,
     log2_points: int = 12,
     seed: int = 0,
+    sites: int = 2048,
 ) -> Profile:
-    r"""What a spec does to a batch, layer by layer, when the width goes to infinity first.
+    r"""What a spec, or a model's own program, does to a batch, layer by layer, when the width goes to infinity first.
 
     Forward: $G_{l+1} = E\,h h^T$ (`normscope.theory.grams`): closed forms or quadrature without batch rescaling, a
         one-dimensional integral for batch norm and the leaky family (identity, relu, leaky_relu, abs), averages over
@@ -53,7 +56,19 @@ def predict(
     width the batch-norm recursion stays close at every depth; a plain net drifts away from it after about depth ~
     width layers, and metastable states (cluster + odd point) are reached that this recursion never leaves. Raises
     ``UsageError`` for a spec without such a recursion (`check_wide`).
+
+    **A model** (or a `Step`) in the place of the spec is run once on ``inputs`` (the second argument), in training mode
+        and without a trace, and every tensor of its program stands for its law at infinite width
+        (`normscope.theory.program`; ``docs/theory.md`` has the rules, their approximations and errors). Weights count
+        by their mean squares as they are. The profile has the layers of `probe`; gradients are those of random cotangents
+        on the output. sites: samples x positions up to which a tensor has a law. ``facts["measured"]`` names the layers
+        that have none, ``facts["no_rule"]`` why: their numbers are measured.
     """
+    if not isinstance(spec, Spec):
+        from normscope.theory.program import predict_model
+
+        given = gram if inputs is None else inputs
+        return predict_model(spec, given, metrics=metrics, gradients=gradients, seed=seed, sites=sites)
     began = time.perf_counter()
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_wide(spec)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from normscope.core.errors import UsageError
 from normscope.gaussian import Function
@@ -171,11 +172,7 @@ class BatchNorm(nn.Module):
         over = [i for i in range(x.dim()) if i != 1]
         shape = [1, self.features] + [1] * (x.dim() - 2)
         dtype, x = x.dtype, widened(x)
-        mean, var = self._statistics(x, over)
-        if mean is not None:
-            x = x - mean.reshape(shape)
-        if var is not None:
-            x = x / (var + self.eps).sqrt().reshape(shape)
+        x = standardised(x, *self._statistics(x, over), self.eps)
         if self.weight is not None and self.bias is not None:
             x = x * self.weight.reshape(shape) + self.bias.reshape(shape)
         return x.to(dtype)
@@ -207,6 +204,19 @@ class BatchNorm(nn.Module):
         return (
             f"{self.features}, recenter={self.recenter}, rescale={self.rescale}, affine={self.affine}, eps={self.eps}"
         )
+
+
+def standardised(x: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> Tensor:
+    """Channels of axis 1 minus their ``mean``, over the root of their ``var`` + eps, where these are given.
+
+    Known to torch's modes as one function.
+    """
+    if has_torch_function_unary(x):
+        return handle_torch_function(standardised, (x,), x, mean, var, eps)  # type: ignore[no-any-return]
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    if mean is not None:
+        x = x - mean.reshape(shape)
+    return x if var is None else x / (var + eps).sqrt().reshape(shape)
 
 
 OverBatch("batch", "Batch norm: each feature to mean 0 and mean square 1 over the batch.", True, True, 0).register()

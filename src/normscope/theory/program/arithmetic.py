@@ -112,13 +112,21 @@ def mul(program: Program, call: Call, out: Tensor) -> Law | None:
 
 @rule("div", "truediv", "divide")
 def div(program: Program, call: Call, out: Tensor) -> Law | None:
-    """a / b, b without features."""
+    """a / b; two fields by draws."""
     a, b = _operands(call)
     law = law_of(b)
+    if call.kwargs.get("rounding_mode"):
+        return None
     if isinstance(law, Known):
         b = law.value
-    elif law is not None or call.kwargs.get("rounding_mode"):
-        return None
+    elif law is not None:
+        x, y = law_of(a), law
+        if not isinstance(x, Field) or not isinstance(y, Field) or (x.base is not None and x.base is y.base):
+            return None
+        wide = program.expanded(x, out.shape), program.expanded(y, out.shape)
+        if wide[0] is None or wide[1] is None or wide[0].features != wide[1].features:
+            return None
+        return program.sampled(lambda p, q: p / q, [w for w in wide if w is not None], out, wide[0].features)
     return _scaled(program, call, out, a, 1 / b)
 
 
@@ -165,7 +173,7 @@ def times_data(program: Program, field: Field, data: Tensor) -> Field:
         moments=moments, pull=lambda grad: [(field, grad * of()[1])],
     )  # fmt: skip
     rows = field.canonical(data)
-    if field.gaussian and torch.equal(rows, rows[:1].expand_as(rows)) or bool((rows == rows[:, :1]).all()):
+    if (field.gaussian and torch.equal(rows, rows[:1].expand_as(rows))) or bool((rows == rows[:, :1]).all()):
         made.gaussian, made.base = field.gaussian, made if field.gaussian else None
     return made
 
@@ -197,20 +205,39 @@ def _halves(x: Field, y: Field) -> bool:
 @rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout")
 def dropout(program: Program, call: Call, out: Tensor) -> Law | None:
     """In training mode a site's own square grows by 1 / (1 - p); channels that drop whole, all of a sample's."""
-    field, p, training = law_of(call.args[0]), call.argument(1, "p", 0.5), call.argument(2, "training", True)
+    law, p, training = law_of(call.args[0]), call.argument(1, "p", 0.5), call.argument(2, "training", True)
     if not training or not p:
-        return field
-    if not isinstance(field, Field) or call.name == "alpha_dropout":
+        return law
+    if call.name == "alpha_dropout" or not isinstance(law, Field | Scores):
         return None
-    if call.name != "dropout":
-        return program.sampled(call.again, [field], out, field.features)
+    return dropped(program, law, p, whole=call.name != "dropout")
 
-    def grown(k: Tensor) -> Tensor:
-        return k + torch.diag(k.diagonal() * p / (1 - p))
 
+def dropped(program: Program, law: Field | Scores, p: float, whole: bool = False) -> Law:
+    """Behind dropout; ``whole``: of channels."""
+    seed = program.seed * 1_000_003 + len(program.nodes)
+    axes = 2 if whole else len(law.shape)
+
+    def masked(i: int, x: Tensor) -> Tensor:
+        random = torch.Generator().manual_seed(seed + 7919 * i)
+        shape = [size if at < axes else 1 for at, size in enumerate(x.shape)]
+        return x * (torch.rand(shape, generator=random) >= p) / (1 - p)
+
+    def drawn(i: int) -> Tensor:
+        return masked(i, law.draw(i)).to(law.draw(i).dtype)
+
+    if isinstance(law, Scores):
+        return Scores(
+            law.shape, law.sources, drawn, law.draws, lambda back: [(law, [masked(i, g) for i, g in enumerate(back)])]
+        )
+    same = torch.eye(law.count, dtype=dtype_of(law.count))
+    if whole:
+        sample = torch.arange(law.shape[0]).repeat_interleave(law.count // law.shape[0])
+        same = (sample[:, None] == sample).to(same.dtype)
+    grown = 1 + same * (p / (1 - p))
     return Field(
-        out.shape, field.features, field.sources, lambda i: call.again(field.draw(i)), draws=program.draws,
-        moments=lambda: (field.moments[0], grown(field.moments[1])), pull=lambda grad: [(field, grown(grad))],
+        law.shape, law.features, law.sources, drawn, draws=program.draws,
+        moments=lambda: (law.moments[0], grown * law.moments[1]), pull=lambda grad: [(law, grown * grad)],
     )  # fmt: skip
 
 
@@ -222,8 +249,8 @@ def reduced(program: Program, call: Call, out: Tensor) -> Law | None:
         return None
     acts = by_feature(call, field, out.dtype)
     if acts is not None:
-        return program.mixed(call, field, out, acts[0]) if acts[1] else program.sampled(
-            call.again, [field], out, acts[0]
+        return (
+            program.mixed(call, field, out, acts[0]) if acts[1] else program.sampled(call.again, [field], out, acts[0])
         )
     if out.numel() * field.size > 2 * field.shape.numel() or call.name.endswith("_mean"):
         return None
@@ -239,7 +266,7 @@ def reduced(program: Program, call: Call, out: Tensor) -> Law | None:
 @rule("cat", "concat", "concatenate")
 def cat(program: Program, call: Call, out: Tensor) -> Law | None:
     """Tensors beside each other: along features a mean over all of them, along sites all together."""
-    parts, dim = call.args[0], call.argument(1, "dim", 0) % out.dim()
+    parts, dim = [x for x in call.args[0] if x.numel()], call.argument(1, "dim", 0) % out.dim()
     first = next((x for x in map(law_of, parts) if isinstance(x, Field)), None)
     if first is None or any(isinstance(law_of(x), Scores) for x in parts):
         return None
@@ -252,7 +279,7 @@ def cat(program: Program, call: Call, out: Tensor) -> Law | None:
     sources = frozenset[int]().union(*[f.sources for f in fields])
 
     def draw(i: int) -> Tensor:
-        return torch.cat([f.draw(i) for f in fields], dim)
+        return torch.cat([f.draw(i).to(out.dtype) for f in fields], dim)
 
     if dim in first.features:
         shares = [f.size / sum(g.size for g in fields) for f in fields]
@@ -278,9 +305,7 @@ def cat(program: Program, call: Call, out: Tensor) -> Law | None:
         back = torch.empty_like(grad)
         back[order[:, None], order[None, :]] = grad
         starts = [sum(counts[:i]) for i in range(len(counts))]
-        return [
-            (f, back[s : s + c, s : s + c]) for f, s, c in zip(fields, starts, counts, strict=True) if f.sources
-        ]
+        return [(f, back[s : s + c, s : s + c]) for f, s, c in zip(fields, starts, counts, strict=True) if f.sources]
 
     made = Field(out.shape, first.features, sources, draw, draws=program.draws, moments=ordered, pull=pull)
     if all(f.gaussian or not f.sources for f in fields):
@@ -321,9 +346,11 @@ def mixed_with_bias(program: Program, call: Call, field: Field, out: Tensor) -> 
     if max(field.count, new) > program.most:
         return None
     like = dtype_of(field.count)
-    leaves = Call(call.func, tuple(x.to(like) if isinstance(x, Tensor) and law_of(x) is None else x for x in call.args), {
-        k: x.to(like) if isinstance(x, Tensor) and law_of(x) is None else x for k, x in call.kwargs.items()
-    })  # fmt: skip
+
+    def cast(x: Any) -> Any:
+        return x.to(like) if isinstance(x, Tensor) and law_of(x) is None else x
+
+    leaves = Call(call.func, tuple(map(cast, call.args)), {k: cast(x) for k, x in call.kwargs.items()})
     zero = leaves.again(torch.zeros(field.shape, dtype=like))
     shift = zero.movedim(field.features[0], -1).reshape(new, -1)[:, 0]
     s = basis(leaves, field, field.features, like) - shift[:, None]

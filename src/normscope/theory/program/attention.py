@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normscope.theory.program.arithmetic import dropped
 from normscope.theory.program.interpreter import COMPOSITE, Program, rule
 from normscope.theory.program.laws import Field, Law, Pulled, Scores, dtype_of
-from normscope.theory.program.reading import Call, law_of
+from normscope.theory.program.reading import Call, law_of, places
 
 #: Heads that an average takes at most.
 _HEADS = 32
@@ -38,8 +39,12 @@ def attention(program: Program, call: Call, out: Tensor) -> Law | None:
         return None
     mask, dropout = call.argument(3, "attn_mask"), call.argument(4, "dropout_p", 0.0)
     causal, scale = call.argument(5, "is_causal", False), call.kwargs.get("scale")
-    if law_of(mask) is not None or call.kwargs.get("enable_gqa"):
+    if law_of(mask) is not None:
         return None
+    if call.kwargs.get("enable_gqa"):
+        k, v = (_repeated(program, x, q.shape[1]) for x in (k, v))
+        if k is None or v is None:
+            return None
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
 
     def softmax(q: Tensor, k: Tensor) -> Tensor:
@@ -49,12 +54,23 @@ def attention(program: Program, call: Call, out: Tensor) -> Law | None:
             logits = logits.masked_fill(~keep, -math.inf)
         if mask is not None:
             logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
-        return F.dropout(logits.softmax(-1), dropout)
+        return logits.softmax(-1)
 
     shape = (*q.shape[:-1], k.shape[-2])
-    found = program.scores(softmax, [q, k], torch.empty(shape, device="meta"))
+    found: Law = program.scores(softmax, [q, k], torch.empty(shape, device="meta"))
     program.nodes.append(found)
+    if dropout:
+        found = dropped(program, found, dropout)
+        program.nodes.append(found)
     return attended(program, found, v, out)
+
+
+def _repeated(program: Program, field: Field, heads: int) -> Field | None:
+    """Each of few heads for several queries'."""
+    found = program.moved(field, places(field.shape).repeat_interleave(heads // field.shape[1], 1).long())
+    if found is not None:
+        program.nodes.append(found)
+    return found
 
 
 def attended(program: Program, scores: Law, v: Field, out: Tensor) -> Field | None:
@@ -69,7 +85,7 @@ def attended(program: Program, scores: Law, v: Field, out: Tensor) -> Field | No
 
     def heads() -> list[Tensor]:
         """(n, t, s) of each head that is averaged over."""
-        a = torch.cat([scores.draw(i).reshape(n, -1, t, s) for i in range(program.draws)], 1)[:, :_HEADS]
+        a = torch.cat([scores.draw(i).reshape(n, -1, t, s) for i in range(program.draws.count)], 1)[:, :_HEADS]
         return list(a.to(dtype).unbind(1))
 
     def moments() -> tuple[Tensor, Tensor]:
@@ -87,7 +103,7 @@ def attended(program: Program, scores: Law, v: Field, out: Tensor) -> Field | No
         found = heads()
         values = sum(between(a.mT, grad.to(dtype), a.mT) for a in found) / len(found)
         back = []
-        for i in range(program.draws):
+        for i in range(program.draws.count):
             g = program.cotangent(field, grad, scores.draw(i).dtype)
             back.append(g @ v.draw(i).mT)
         return [(v, values), (scores, back)]
@@ -112,10 +128,8 @@ def multi_head(
     static_v: Any = None, average_attn_weights: bool = True, is_causal: bool = False,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """``F.multi_head_attention_forward`` in the functions that have rules; inputs (t, n, d)."""
-    if in_proj_weight is not None:
-        weights = in_proj_weight.chunk(3)
-    else:
-        weights = (q_proj_weight, k_proj_weight, v_proj_weight)
+    separate = (q_proj_weight, k_proj_weight, v_proj_weight)
+    weights = separate if in_proj_weight is None else in_proj_weight.chunk(3)
     biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
     q, k, v = (
         F.linear(x, w, b).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)

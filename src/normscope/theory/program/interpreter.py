@@ -8,6 +8,8 @@ apart are averaged over draws. The rest is data from there on: its measured numb
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from normscope.core.errors import UsageError
 from normscope.theory.program.kernels import first_moment, second_moments
 from normscope.theory.program.laws import (
+    Draws,
     Field,
     Known,
     Law,
@@ -34,7 +38,6 @@ from normscope.theory.program.reading import (
     basis,
     by_feature,
     is_weight,
-    law_of,
     moved,
     places,
     pointwise,
@@ -62,27 +65,26 @@ def rule(*names: str) -> Callable[[Any], Any]:
 class Program(TorchFunctionMode):
     """A run of a model in which tensors have laws.
 
-    seed: of draws. sites: how many samples x positions a field may have; what has more is measured.
+    seed: of draws. until: when it gives up, by ``time.perf_counter``. sites: how many samples x positions a field may
+    have; what has more is measured.
     nodes: laws in the order in which they were found. unknown: what was measured, by the name of the function, and
     why. noted: approximations that were made.
     """
 
-    def __init__(self, seed: int = 0, sites: int = 2048) -> None:
+    def __init__(self, seed: int = 0, sites: int = 2048, until: float = math.inf) -> None:
         super().__init__()
-        self.seed, self.most, self.draws = seed, sites, _DRAWS
+        self.seed, self.most, self.draws = seed, sites, Draws(_DRAWS)
+        self.until = until
         self.nodes: list[Law] = []
         self.unknown: dict[str, str] = {}
         self.noted: dict[str, None] = {}
         self.random = torch.Generator().manual_seed(seed)
-        self.paused = False
         self._names = itertools.count(1)
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         call = Call(func, args, kwargs or {})
-        if self.paused:
-            return func(*call.args, **call.kwargs)
         special = COMPOSITE.get(call.name)
         if special is not None and (call.at or not all(map(is_weight, call.others()))):
             with self:
@@ -116,6 +118,7 @@ class Program(TorchFunctionMode):
             self.unknown.setdefault("setitem", "entries were written into a tensor")
 
     def _work_out(self, call: Call, tensors: list[Tensor]) -> None:
+        self.in_time()
         found: list[Law | None] = [None] * len(tensors)
         own = RULES.get(call.name)
         law = own(self, call, tensors[0]) if own is not None else None
@@ -157,6 +160,13 @@ class Program(TorchFunctionMode):
             if acts is not None:
                 return [self.sampled(call.again, laws, out, acts[0])]
         return []
+
+    def in_time(self) -> None:
+        """``UsageError`` where it takes too long."""
+        if time.perf_counter() > self.until:
+            raise UsageError(
+                "the laws of this program would take longer than the budget. Pass fewer samples, or call predict()."
+            )
 
     # The ways in which laws are made
 
@@ -216,16 +226,16 @@ class Program(TorchFunctionMode):
             out.gaussian, out.base = True, out
         return out
 
-    def pointwise(self, call: Call, laws: Sequence[Field]) -> Field:
+    def pointwise(self, call: Call, laws: Sequence[Field]) -> Field | None:
         """A function of one entry of a field, or of several that are functions of the same one."""
         first = laws[0]
         base, inner = first.base, [x.of for x in laws]
 
         def of(x: Tensor) -> Tensor:
-            return call.again(*[f(x) for f in inner])  # type: ignore[no-any-return]
+            return call.again(*[f(x) for f in inner])
 
         def draw(i: int) -> Tensor:
-            return call.again(*[x.draw(i) for x in laws])  # type: ignore[no-any-return]
+            return call.again(*[x.draw(i) for x in laws])
 
         sources = frozenset[int]().union(*[x.sources for x in laws])
         if base is None:
@@ -273,7 +283,9 @@ class Program(TorchFunctionMode):
     def scores(self, again: Callable[..., Any], laws: Sequence[Law], out: Tensor) -> Scores:
         """Numbers that are drawn, from other laws."""
         sources = frozenset[int]().union(*[x.sources for x in laws])
-        return Scores(out.shape, sources, lambda i: again(*[x.draw(i) for x in laws]), self._pull(again, laws, None))
+        return Scores(
+            out.shape, sources, lambda i: again(*[x.draw(i) for x in laws]), self.draws, self._pull(again, laws, None)
+        )
 
     def sampled(
         self, again: Callable[..., Any], laws: Sequence[Law], out: Tensor, features: tuple[int, ...]
@@ -300,7 +312,7 @@ class Program(TorchFunctionMode):
         """
 
         def pull(grad: Any) -> Pulled:
-            count = self.draws
+            count = self.draws.count
             totals: list[Any] = [None] * len(laws)
             for i in range(count):
                 with torch.enable_grad():
@@ -344,6 +356,7 @@ class Program(TorchFunctionMode):
         for node in reversed(self.nodes):
             if id(node) not in grads:
                 continue
+            self.in_time()
             for parent, grad in node.pull(grads[id(node)]):
                 add(parent, grad)
             if isinstance(node, Scores):

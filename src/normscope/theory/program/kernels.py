@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,6 +64,16 @@ def slope_of(f: Scalar) -> Scalar:
         return torch.zeros_like(x) if grad is None else grad
 
     return derivative
+
+
+def as_function(f: Scalar) -> Function:
+    """The same for arrays."""
+    slope = slope_of(f)
+
+    def of(g: Scalar) -> Callable[[Any], Any]:
+        return lambda x: g(torch.from_numpy(np.asarray(x, dtype=np.float64))).detach().numpy()
+
+    return Function(name="", phi=of(f), derivative=of(slope))
 
 
 def first_moment(f: Scalar, mean: Tensor, variance: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ in K is done to draws. Backwards the law of the loss gradient is $\Pi$ (N, N), s
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,27 @@ from normscope.theory.program.kernels import Scalar
 #: (parent, its share of the gradient): moments of a `Field`, cotangents of the draws of `Scores`.
 Pulled = list[tuple["Law", Any]]
 #: Sites up to which moments are kept in float64.
-_DOUBLE = 1024
+_DOUBLE = 512
+#: Numbers of draws that are kept, the latest ones.
+_HELD = 2**24
+
+
+class Draws:
+    """How many draws of each law there are, and the latest of them, as many as there is room for."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self._size = count, 0
+        self._kept: OrderedDict[tuple[int, int], tuple[Law, Tensor]] = OrderedDict()
+
+    def of(self, law: Law, i: int, draw: Callable[[int], Tensor]) -> Tensor:
+        """The i-th of a law, kept or made (again: the same numbers)."""
+        found = self._kept.get((id(law), i))
+        if found is None:
+            found = self._kept[id(law), i] = law, draw(i)
+            self._size += found[1].numel()
+            while self._size > _HELD and len(self._kept) > 1:
+                self._size -= self._kept.popitem(last=False)[1][1].numel()
+        return found[1]
 
 
 class Law:
@@ -31,29 +52,22 @@ class Law:
     """
 
     def __init__(
-        self, shape: Sequence[int], sources: frozenset[int], draw: Callable[[int], Tensor],
+        self, shape: Sequence[int], sources: frozenset[int], draw: Callable[[int], Tensor], draws: Draws,
         pull: Callable[[Any], Pulled] | None = None,
     ) -> None:  # fmt: skip
-        self.shape, self.sources = torch.Size(shape), sources
-        self._draw, self._drawn = draw, dict[int, Tensor]()
+        self.shape, self.sources, self.draws, self._draw = torch.Size(shape), sources, draws, draw
         self.pull = pull or (lambda grad: [])
 
     def draw(self, i: int) -> Tensor:
-        """The i-th draw; the same one each time."""
-        if i not in self._drawn:
-            self._drawn[i] = self._draw(i)
-        return self._drawn[i]
-
-    def forget(self) -> None:
-        """Draws are made again when they are asked for."""
-        self._drawn.clear()
+        """The i-th draw; the same one each time: kept for a while, then made again."""
+        return self.draws.of(self, i, self._draw)
 
 
 class Known(Law):
     """A tensor that is the same for all random weights of infinite width: a mean over features, say."""
 
     def __init__(self, value: Tensor) -> None:
-        super().__init__(value.shape, frozenset(), lambda i: value)
+        super().__init__(value.shape, frozenset(), lambda i: value, Draws(1))
         self.value = value
 
 
@@ -71,12 +85,13 @@ class Field(Law):
 
     def __init__(
         self, shape: Sequence[int], features: tuple[int, ...], sources: frozenset[int], draw: Callable[[int], Tensor],
-        *, draws: int, moments: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        *, draws: Draws, moments: Callable[[], tuple[Tensor, Tensor]] | None = None,
         pull: Callable[[Any], Pulled] | None = None, gaussian: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(shape, sources, draw, pull)
-        self.features, self.draws, self.gaussian = features, draws, gaussian
-        self._moments, self._found = moments, None
+        super().__init__(shape, sources, draw, draws, pull)
+        self.features, self.gaussian = features, gaussian
+        self._moments = moments
+        self._found: tuple[Tensor, Tensor] | None = None
         self.sampled = moments is None
         self.base: Field | None = self if gaussian else None
         self.of: Scalar = lambda x: x
@@ -143,7 +158,7 @@ def of_data(x: Tensor, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 def of_draws(field: Field) -> tuple[Tensor, Tensor]:
     """m and K as averages over all features of all draws."""
-    parts = [of_data(field.draw(i), field.features) for i in range(field.draws)]
+    parts = [of_data(field.draw(i), field.features) for i in range(field.draws.count)]
     return sum(m for m, _ in parts) / len(parts), sum(k for _, k in parts) / len(parts)  # type: ignore[return-value]
 
 

@@ -19,6 +19,16 @@ def axes_of(sites: Tensor, features: Tensor) -> tuple[int, ...]:
     return tuple(found)
 
 
+def distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct columns of whole numbers (N, k), and how often each comes: told apart by a random projection."""
+    weights = torch.rand(len(rows), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    keys = (weights[:, None] * rows).sum(0) if rows.numel() < 2**22 else rows.double().T @ weights
+    _, inverse, counts = torch.unique(keys, return_inverse=True, return_counts=True)
+    first = torch.zeros(len(counts), dtype=torch.long)
+    first[inverse.flip(0)] = torch.arange(len(keys) - 1, -1, -1)
+    return rows[:, first], counts
+
+
 class Pattern:
     """Where the sites of a moved field come from.
 
@@ -38,11 +48,9 @@ class Pattern:
         rows = canonical(sites, self.features)
         if bool((rows == rows[:, :1]).all()):
             self.columns, self.shares = rows[:, :1], torch.ones(1)
-            self.kept = rows.shape[1] / field.size
         else:
-            self.columns, counts = torch.unique(rows, dim=1, return_counts=True)
+            self.columns, counts = distinct(rows)
             self.shares = counts / counts.sum()
-            self.kept = 1.0
         self.old = field.count
 
     def forward(self, m: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +83,7 @@ def cross(a: Field, b: Field) -> Tensor:
     """E a b^T over the features (N_a, N_b): products of means where no source is shared, else of the draws."""
     if not a.sources & b.sources:
         return torch.outer(a.moments[0], b.moments[0])
-    pairs = [(a.canonical(a.draw(i)), b.canonical(b.draw(i))) for i in range(a.draws)]
+    pairs = [(a.canonical(a.draw(i)), b.canonical(b.draw(i))) for i in range(a.draws.count)]
     total = sum(x.to(a.moments[1].dtype) @ y.to(a.moments[1].dtype).T / x.shape[1] for x, y in pairs)
     return total / len(pairs)  # type: ignore[return-value]
 

@@ -28,6 +28,8 @@ from normscope.theory.program.weights import offsets
 
 #: Sites up to which a batch norm is taken at its finite size.
 FEW = 192
+#: log2 of the neurons that an average over them takes.
+_POINTS = 12
 
 
 def standardised(
@@ -140,7 +142,7 @@ def batch_norm(program: Program, call: Call, out: Tensor) -> Law | None:
     eps = call.argument(7, "eps", 1e-5)
     if call.argument(5, "training", False) or running[0] is None:
         return over_batch(
-            program, field, out, lambda x: F.batch_norm(x, None, None, w, b, True, 0.0, eps), "batch", eps, w, b
+            program, field, out, lambda x: F.batch_norm(x, None, None, w, b, True, 0.0, eps), NORMS["batch"], eps, w, b
         )
     inverse = (running[1].double() + eps).rsqrt()
     gain = inverse if w is None else inverse * w.detach().double()
@@ -149,17 +151,16 @@ def batch_norm(program: Program, call: Call, out: Tensor) -> Law | None:
 
 
 def over_batch(
-    program: Program, field: Field, out: Tensor, again: Callable[[Tensor], Tensor], name: str, eps: float, w: Any, b: Any
+    program: Program, field: Field, out: Tensor, again: Callable[[Tensor], Tensor], norm: Any, eps: float, w: Any = None,
+    b: Any = None,
 ) -> Field:  # fmt: skip
-    """The norm of that name in `NORMS` (it rescales), over all sites of a field."""
-    norm = NORMS[name]
+    """A norm of `NORMS` that rescales, over all sites of a field."""
     n = field.count
     gain, shift = offsets(w)[1] if w is not None else 1.0, offsets(b)[1]
 
     def centred_moments() -> Tensor:
         k = field.moments[1]
-        k = k if not norm.recenter else k - k.mean(0) - k.mean(1)[:, None] + k.mean()
-        return k
+        return k if not norm.recenter else k - k.mean(0) - k.mean(1)[:, None] + k.mean()
 
     def size() -> float:
         return float(centred_moments().diagonal().mean())
@@ -194,8 +195,8 @@ def over_batch(
         s, pi = centred_moments(), gain * grad
         factor = 1 / (size() + eps)
         if exact(field) and _rank(s) > 2:
-            found = linear_batch_norm_pull(field.moments[1].double().numpy(), pi.double().numpy(), norm.recenter)
-            return [(field, torch.from_numpy(found).to(s.dtype) * (size() * factor))]
+            exactly = linear_batch_norm_pull(field.moments[1].double().numpy(), pi.double().numpy(), norm.recenter)
+            return [(field, torch.from_numpy(exactly).to(s.dtype) * (size() * factor))]
         # One neuron y ~ N(0, K) of mean square 1: J = (P - y y^T / n) / sigma.
         k = plain()
         kp = k @ pi
@@ -212,6 +213,45 @@ def over_batch(
         program.noted["batch norm of what is not Gaussian: its mean size for each neuron"] = None
     made.gaussian, made.base = field.gaussian, made if field.gaussian else None
     made.normed = (field, norm, gain if not shift else None)
+    return made
+
+
+@rule("standardised")
+def standardised_batch(program: Program, call: Call, out: Tensor) -> Law | None:
+    """The statistics of our own batch norms, in their switches (`normscope.nn.norms.batch`)."""
+    field, mean, var, eps = law_of(call.args[0]), *call.args[1:4]
+    if not isinstance(field, Field) or field.features != (1,):
+        return None
+    if any(law_of(x) is None for x in (mean, var) if x is not None):  # running ones
+        one = torch.ones(field.shape[1])
+        gain = one if var is None else (var + eps).rsqrt()
+        return by_channel(program, field, gain.to(out.dtype), (0 * one if mean is None else -mean * gain).to(out.dtype))
+    if var is None:
+        return None if mean is None else _recentred(program, call, field)
+    axes = [i for i in range(len(field.shape)) if i != 1]
+
+    def again(x: Tensor) -> Tensor:
+        m = x.mean(axes, keepdim=True) if mean is not None else torch.zeros(())
+        return (x - m) / ((x - m).square().mean(axes, keepdim=True) + eps).sqrt()
+
+    return over_batch(program, field, out, again, NORMS["batch" if mean is not None else "batch_rescale"], eps)
+
+
+def _recentred(program: Program, call: Call, field: Field) -> Field:
+    def centred(k: Tensor) -> Tensor:
+        return k - k.mean(0) - k.mean(1)[:, None] + k.mean()
+
+    def draw(i: int) -> Tensor:
+        x = field.draw(i)
+        return x - x.mean([i for i in range(x.dim()) if i != 1], keepdim=True)
+
+    made = Field(
+        field.shape, (1,), field.sources, draw, draws=program.draws,
+        moments=lambda: (field.moments[0] - field.moments[0].mean(), centred(field.moments[1])),
+        pull=lambda grad: [(field, centred(grad))],
+    )  # fmt: skip
+    if field.gaussian:
+        made.gaussian, made.base = True, made
     return made
 
 

@@ -24,6 +24,7 @@ from normscope.geometry.statistic import Statistic
 from normscope.theory._values import evaluate
 from normscope.theory.program.interpreter import Program
 from normscope.theory.program.laws import Field, canonical
+from normscope.theory.program.moves import distinct
 from normscope.theory.program.reading import law_of, places
 
 #: Metrics beside those of chains that a model's layers have.
@@ -43,22 +44,26 @@ class Seen:
 
 def predict_model(
     model: nn.Module | Step, inputs: Any = None, *, metrics: str | Sequence[str] | None = None, gradients: bool = True,
-    seed: int = 0, sites: int = 2048, **more: Any,
+    seed: int = 0, sites: int = 2048, budget: float = math.inf, partly: bool = False,
 ) -> Profile:  # fmt: skip
-    """See `normscope.predict`."""
+    """See `normscope.predict`.
+
+    budget: seconds after which it gives up with a ``UsageError``. partly: a model none of whose layers has a theory is
+    no error.
+    """
     import normscope.theory.program.attention
     import normscope.theory.program.norms
     import normscope.theory.program.weights  # noqa: F401  (their rules)
 
     began = time.perf_counter()
     names = metric_names((*CHAINS, *_MORE) if metrics is None else metrics)
-    at = Step.of(model, inputs, mode="train", seed=seed, **more)
+    at = Step.of(model, inputs, mode="train", seed=seed)
     if at.rows.n < 2:
         raise UsageError(f"A prediction compares samples, so it needs a batch of at least 2; got {at.rows.n}.")
-    program = Program(seed, sites)
+    program = Program(seed, sites, began + budget)
     seen, grads = at.run(lambda: _followed(at, program, gradients))
     layers = [s for s in seen if s.tap.layer]
-    if not any(s.law is not None for s in layers):
+    if not partly and not any(s.law is not None for s in layers):
         raise UsageError(
             f"No layer of this model has a theory here: {_said(program) or 'no product of the inputs with weights'}. "
             "Use probe()."
@@ -94,16 +99,13 @@ def _followed(at: Step, program: Program, gradients: bool) -> tuple[list[Seen], 
     seen: list[Seen] = []
 
     def watch(tap: Tap, call: int, x: Tensor) -> None:
-        program.paused = True
-        try:
+        with torch._C.DisableTorchFunction():  # ours are no calls of the model's
             found = _seen(at, tap, call, x)
-        finally:
-            program.paused = False
         if found is not None:
             seen.append(found)
 
     with torch.no_grad():
-        args, kwargs, leaves = at.arguments()
+        args, kwargs, _ = at.arguments()
         entry = next((x for x in tensors((args, kwargs)) if x.is_floating_point()), None)
         first = None if entry is None else _seen(at, Tap("", nn.Identity()), 0, entry)
         seen += [] if first is None else [first]
@@ -131,11 +133,11 @@ def _seen(at: Step, tap: Tap, call: int, x: Tensor) -> Seen | None:
     if marks is None:
         return None
     place = torch.empty(law.shape.numel(), dtype=torch.long)
-    place[canonical(places(law.shape).long() - 1, law.features).reshape(-1)] = torch.arange(law.count).repeat_interleave(
-        law.size
-    )
+    place[canonical(places(law.shape).long() - 1, law.features).reshape(-1)] = torch.arange(
+        law.count
+    ).repeat_interleave(law.size)
     sites = place[marks.long().reshape(len(marks), -1) - 1]
-    columns, counts = torch.unique(sites, dim=1, return_counts=True)
+    columns, counts = distinct(sites)
     k = law.moments[1]
     total = torch.zeros(len(sites), len(sites), dtype=torch.float64)
     for column, count in zip(columns.T, counts.tolist(), strict=True):

@@ -5,7 +5,6 @@ each feature alone, linearly?
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,13 +80,6 @@ def tried(work: Callable[[], Any]) -> Any:
         return None
 
 
-@dataclass(frozen=True)
-class Moved:
-    """Where the entries of a moved tensor come from: ``ids``, 1 + the place of the entry in the old one, or 0: a zero."""
-
-    ids: Tensor
-
-
 def places(shape: Sequence[int]) -> Tensor:
     """1, 2, ... in that shape, as numbers that functions of floats take."""
     size = int(torch.Size(shape).numel())
@@ -95,7 +87,9 @@ def places(shape: Sequence[int]) -> Tensor:
 
 
 def moved(call: Call, shape: Sequence[int]) -> list[Tensor] | None:
-    """Of a call with one law: `Moved.ids` of each tensor that it returns, where it only moves entries."""
+    """Of a call with one law that only moves entries, for each tensor that it returns: 1 + the place where each entry
+    was, or 0 where it is a zero; ``None``: it does more.
+    """
     ids = tried(lambda: call.again(places(shape)))
     noise = torch.randn(tuple(shape), dtype=torch.float64)
     seen = tried(lambda: call.again(noise)) if ids is not None else None
@@ -114,7 +108,9 @@ def moved(call: Call, shape: Sequence[int]) -> list[Tensor] | None:
 
 
 def _tensors(x: Any) -> list[Tensor]:
-    return [x] if isinstance(x, Tensor) else [t for t in x if isinstance(t, Tensor)] if isinstance(x, list | tuple) else []
+    return (
+        [x] if isinstance(x, Tensor) else [t for t in x if isinstance(t, Tensor)] if isinstance(x, list | tuple) else []
+    )
 
 
 def pointwise(call: Call, shape: Sequence[int]) -> bool:
@@ -160,8 +156,9 @@ def by_feature(call: Call, field: Field, like: torch.dtype) -> tuple[tuple[int, 
         if same and torch.allclose(whole.narrow(out, 0, 3), part, atol=1e-5):
             other, both = on(b), on(a + b)
             zero = on(torch.zeros_like(a))
-            linear = other is not None and both is not None and zero is not None and not zero.any()
-            return (out,), bool(linear and torch.allclose(whole + other, both, atol=1e-4, rtol=1e-4))  # type: ignore[operator]
+            if other is None or both is None or zero is None or zero.any():
+                return (out,), False
+            return (out,), torch.allclose(whole + other, both, atol=1e-4, rtol=1e-4)
     return None
 
 

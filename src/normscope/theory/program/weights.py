@@ -1,8 +1,8 @@
 r"""Products with weights: the law of the weights is read from them as they are, and what comes out is Gaussian.
 
 $u = W h$ with i.i.d. entries of mean square $s$ has $E u u^T = s\,d K$, d features of h and K their second moments;
-backwards $\Pi = s\,d\,\Pi_{out}$, both summed over features. Convolutions add over their taps, each with the mean square
-of its weights: exact for the moments between any two positions, since one tap meets both.
+backwards $\Pi = s\,d\,\Pi_{out}$, both summed over features. Convolutions add over their taps, each with the mean
+square of its weights: exact for the moments between any two positions, since one tap meets both.
 """
 
 from __future__ import annotations
@@ -163,5 +163,3 @@ def product(program: Program, call: Call, out: Tensor) -> Law | None:
     if right is not None and isinstance(right, Field) and left is not None:
         return attended(program, left, right, out)
     return None
-
-
