@@ -60,9 +60,9 @@ def predict(
     **A model** (or a `Step`) in the place of the spec is run once on ``inputs`` (the second argument), in training mode
         and without a trace, and every tensor of its program stands for its law at infinite width
         (`normscope.theory.program`; ``docs/theory.md`` has the rules, their approximations and errors). Weights count
-        by their mean squares as they are. The profile has the layers of `probe`; gradients are those of random cotangents
-        on the output. sites: samples x positions up to which a tensor has a law. ``facts["measured"]`` names the layers
-        that have none, ``facts["no_rule"]`` why: their numbers are measured.
+        by their mean squares as they are. The profile has the layers of `probe`; gradients are those of random
+        cotangents on the output. sites: samples x positions up to which a tensor has a law. ``facts["measured"]``
+        names the layers that have none, ``facts["no_rule"]`` why: their numbers are measured.
     """
     if not isinstance(spec, Spec):
         from normscope.theory.program import predict_model

@@ -212,7 +212,7 @@ def standardised(x: Tensor, mean: Tensor | None, var: Tensor | None, eps: float)
     Known to torch's modes as one function.
     """
     if has_torch_function_unary(x):
-        return handle_torch_function(standardised, (x,), x, mean, var, eps)  # type: ignore[no-any-return]
+        return handle_torch_function(standardised, (x,), x, mean, var, eps)
     shape = [1, -1] + [1] * (x.dim() - 2)
     if mean is not None:
         x = x - mean.reshape(shape)

@@ -56,11 +56,7 @@ def combined(program: Program, call: Call, out: Tensor, a: Any, b: Any, sign: fl
     if wide is None:
         return None
     data = other.detach().expand(out.shape)
-    y = Field(
-        out.shape, wide.features, frozenset(), lambda i: data, draws=program.draws, gaussian=True,
-        moments=lambda: of_data(data, wide.features),
-    )  # fmt: skip
-    return _sum(program, wide, y, signs, own)
+    return _sum(program, wide, program.data(data, wide.features), signs, own)
 
 
 def _sum(program: Program, x: Field, y: Field, sign: float, own: float = 1.0) -> Field:
@@ -77,18 +73,15 @@ def _sum(program: Program, x: Field, y: Field, sign: float, own: float = 1.0) ->
     def pull(grad: Tensor) -> Pulled:
         return [(x, own**2 * grad), *([(y, sign**2 * grad)] if y.sources else [])]
 
-    made = Field(
-        x.shape, x.features, x.sources | y.sources, lambda i: own * x.draw(i) + sign * y.draw(i), draws=program.draws,
-        moments=moments, pull=pull,
+    return Field(
+        x.shape, x.features, program.draws, of=(x, y), by=lambda a, b: own * a + sign * b, moments=moments, pull=pull,
+        gaussian=x.gaussian and y.gaussian,
     )  # fmt: skip
-    if x.gaussian and y.gaussian:
-        made.gaussian, made.base = True, made
-    return made
 
 
 def linear_of(program: Program, field: Field, scale: float, shift: float = 0.0) -> Field:
     """scale x + shift, entry by entry."""
-    inner = field.of
+    inner = field.function
 
     def moments() -> tuple[Tensor, Tensor]:
         m, k = field.moments
@@ -96,11 +89,11 @@ def linear_of(program: Program, field: Field, scale: float, shift: float = 0.0) 
         return scale * m + shift, scale**2 * k + moved
 
     made = Field(
-        field.shape, field.features, field.sources, lambda i: scale * field.draw(i) + shift, draws=program.draws,
-        moments=moments, pull=lambda grad: [(field, scale**2 * grad)],
+        field.shape, field.features, program.draws, of=(field,), by=lambda x: scale * x + shift, moments=moments,
+        pull=lambda grad: [(field, scale**2 * grad)], gaussian=field.gaussian,
     )  # fmt: skip
-    made.gaussian, made.base = field.gaussian, field.base
-    made.of = lambda x: scale * inner(x) + shift
+    made.base = field.base
+    made.function = lambda x: scale * inner(x) + shift
     return made
 
 
@@ -168,14 +161,12 @@ def times_data(program: Program, field: Field, data: Tensor) -> Field:
         (m, k), (md, kd) = field.moments, of()
         return m * md, k * kd
 
-    made = Field(
-        field.shape, field.features, field.sources, lambda i: field.draw(i) * data, draws=program.draws,
-        moments=moments, pull=lambda grad: [(field, grad * of()[1])],
-    )  # fmt: skip
     rows = field.canonical(data)
-    if (field.gaussian and torch.equal(rows, rows[:1].expand_as(rows))) or bool((rows == rows[:, :1]).all()):
-        made.gaussian, made.base = field.gaussian, made if field.gaussian else None
-    return made
+    plain = torch.equal(rows, rows[:1].expand_as(rows)) or bool((rows == rows[:, :1]).all())
+    return Field(
+        field.shape, field.features, program.draws, of=(field,), by=lambda x: x * data, moments=moments,
+        pull=lambda grad: [(field, grad * of()[1])], gaussian=field.gaussian and plain,
+    )  # fmt: skip
 
 
 def _product(program: Program, call: Call, out: Tensor, x: Field, y: Field) -> Field | None:
@@ -189,8 +180,7 @@ def _product(program: Program, call: Call, out: Tensor, x: Field, y: Field) -> F
         return [(x, grad * y.moments[1]), (y, grad * x.moments[1])]
 
     return Field(
-        out.shape, x.features, x.sources | y.sources, lambda i: x.draw(i) * y.draw(i), draws=program.draws,
-        moments=moments, pull=pull,
+        out.shape, x.features, program.draws, of=(x, y), by=lambda a, b: a * b, moments=moments, pull=pull,
     )  # fmt: skip
 
 
@@ -213,31 +203,31 @@ def dropout(program: Program, call: Call, out: Tensor) -> Law | None:
     return dropped(program, law, p, whole=call.name != "dropout")
 
 
-def dropped(program: Program, law: Field | Scores, p: float, whole: bool = False) -> Law:
+def dropped(program: Program, law: Law, p: float, whole: bool = False) -> Law:
     """Behind dropout; ``whole``: of channels."""
     seed = program.seed * 1_000_003 + len(program.nodes)
     axes = 2 if whole else len(law.shape)
 
-    def masked(i: int, x: Tensor) -> Tensor:
-        random = torch.Generator().manual_seed(seed + 7919 * i)
-        shape = [size if at < axes else 1 for at, size in enumerate(x.shape)]
-        return x * (torch.rand(shape, generator=random) >= p) / (1 - p)
+    shape = [size if at < axes else 1 for at, size in enumerate(law.shape)]
 
     def drawn(i: int) -> Tensor:
-        return masked(i, law.draw(i)).to(law.draw(i).dtype)
+        random = torch.Generator().manual_seed(seed + 7919 * i)
+        return (torch.rand(shape, generator=random) >= p).to(law.draw(i).dtype) / (1 - p)
+
+    mask = Law(shape, program.draws, draw=drawn)
+    parts: dict[str, Any] = {"of": (law, mask), "by": lambda x, m: x * m}
 
     if isinstance(law, Scores):
-        return Scores(
-            law.shape, law.sources, drawn, law.draws, lambda back: [(law, [masked(i, g) for i, g in enumerate(back)])]
-        )
+        return Scores(law.shape, law.draws, **parts)
+    assert isinstance(law, Field)
     same = torch.eye(law.count, dtype=dtype_of(law.count))
     if whole:
         sample = torch.arange(law.shape[0]).repeat_interleave(law.count // law.shape[0])
         same = (sample[:, None] == sample).to(same.dtype)
     grown = 1 + same * (p / (1 - p))
     return Field(
-        law.shape, law.features, law.sources, drawn, draws=program.draws,
-        moments=lambda: (law.moments[0], grown * law.moments[1]), pull=lambda grad: [(law, grown * grad)],
+        law.shape, law.features, program.draws, moments=lambda: (law.moments[0], grown * law.moments[1]),
+        pull=lambda grad: [(law, grown * grad)], **parts,
     )  # fmt: skip
 
 
@@ -276,10 +266,7 @@ def cat(program: Program, call: Call, out: Tensor) -> Law | None:
         fields.append(law if isinstance(law, Field) else program.data(x.detach(), first.features))
     if any(f.features != first.features for f in fields):
         return None
-    sources = frozenset[int]().union(*[f.sources for f in fields])
-
-    def draw(i: int) -> Tensor:
-        return torch.cat([f.draw(i).to(out.dtype) for f in fields], dim)
+    parts_of: dict[str, Any] = {"of": fields, "by": lambda *x: torch.cat([a.to(out.dtype) for a in x], dim)}
 
     if dim in first.features:
         shares = [f.size / sum(g.size for g in fields) for f in fields]
@@ -288,7 +275,7 @@ def cat(program: Program, call: Call, out: Tensor) -> Law | None:
             return _weighted([f.moments[0] for f in fields], shares), _weighted([f.moments[1] for f in fields], shares)
 
         return Field(
-            out.shape, first.features, sources, draw, draws=program.draws, moments=mean,
+            out.shape, first.features, program.draws, moments=mean, **parts_of,
             pull=lambda grad: [(f, s * grad) for f, s in zip(fields, shares, strict=True) if f.sources],
         )  # fmt: skip
     order = _site_order(fields, dim)
@@ -307,10 +294,8 @@ def cat(program: Program, call: Call, out: Tensor) -> Law | None:
         starts = [sum(counts[:i]) for i in range(len(counts))]
         return [(f, back[s : s + c, s : s + c]) for f, s, c in zip(fields, starts, counts, strict=True) if f.sources]
 
-    made = Field(out.shape, first.features, sources, draw, draws=program.draws, moments=ordered, pull=pull)
-    if all(f.gaussian or not f.sources for f in fields):
-        made.gaussian, made.base = True, made
-    return made
+    gaussian = all(f.gaussian for f in fields)
+    return Field(out.shape, first.features, program.draws, moments=ordered, pull=pull, gaussian=gaussian, **parts_of)
 
 
 def _weighted(parts: list[Tensor], shares: list[float]) -> Tensor:
@@ -333,11 +318,7 @@ def by_channel(program: Program, field: Field, gain: Tensor, shift: Tensor) -> F
     scaled = times_data(program, field, gain.reshape(shape).expand(field.shape))
     program.nodes.append(scaled)
     data = shift.reshape(shape).expand(field.shape)
-    y = Field(
-        field.shape, field.features, frozenset(), lambda i: data, draws=program.draws, gaussian=True,
-        moments=lambda: of_data(data, field.features),
-    )  # fmt: skip
-    return _sum(program, scaled, y, 1.0)
+    return _sum(program, scaled, program.data(data, field.features), 1.0)
 
 
 def mixed_with_bias(program: Program, call: Call, field: Field, out: Tensor) -> Field | None:
@@ -360,10 +341,7 @@ def mixed_with_bias(program: Program, call: Call, field: Field, out: Tensor) -> 
         u, moved = s @ m, s @ k @ s.T
         return u + shift, moved + torch.outer(u, shift) + torch.outer(shift, u) + torch.outer(shift, shift)
 
-    made = Field(
-        out.shape, field.features, field.sources, lambda i: call.again(field.draw(i)), draws=program.draws,
-        moments=moments, pull=lambda grad: [(field, s.T @ grad @ s)],
+    return Field(
+        out.shape, field.features, program.draws, of=(field,), by=call.again, moments=moments,
+        pull=lambda grad: [(field, s.T @ grad @ s)], gaussian=field.gaussian,
     )  # fmt: skip
-    if field.gaussian:
-        made.gaussian, made.base = True, made
-    return made

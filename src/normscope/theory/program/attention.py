@@ -94,18 +94,12 @@ def attended(program: Program, scores: Law, v: Field, out: Tensor) -> Field | No
         mean = sum(torch.einsum("nts,ns->nt", a, m.reshape(n, s)).reshape(-1) for a in found) / len(found)
         return mean, sum(between(a, k, a) for a in found) / len(found)  # type: ignore[return-value]
 
-    def draw(i: int) -> Tensor:
-        return scores.draw(i) @ v.draw(i)
-
-    field = Field(out.shape, v.features, scores.sources | v.sources, draw, draws=program.draws, moments=moments)
+    field = Field(out.shape, v.features, program.draws, of=(scores, v), by=lambda a, x: a @ x, moments=moments)
 
     def pull(grad: Tensor) -> Pulled:
         found = heads()
         values = sum(between(a.mT, grad.to(dtype), a.mT) for a in found) / len(found)
-        back = []
-        for i in range(program.draws.count):
-            g = program.cotangent(field, grad, scores.draw(i).dtype)
-            back.append(g @ v.draw(i).mT)
+        back = [g @ v.draw(i).mT for i, g in enumerate(program.cotangents(field, grad))]
         return [(v, values), (scores, back)]
 
     field.pull = pull

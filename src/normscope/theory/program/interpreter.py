@@ -132,7 +132,7 @@ class Program(TorchFunctionMode):
             if law is not None:
                 if not isinstance(law, Known) and law not in call.laws:
                     self.nodes.append(law)
-            elif call.at and x.is_floating_point():
+            elif call.at and x.is_floating_point() and not (call.in_place and 0 not in call.at):
                 self.unknown.setdefault(call.name, "no rule")
 
     def _by_what_it_does(self, call: Call, tensors: list[Tensor]) -> Sequence[Law | None]:
@@ -144,13 +144,12 @@ class Program(TorchFunctionMode):
             return [Known(v) for v in (value if isinstance(value, list | tuple) else [value])]
         if not all(isinstance(x, Field) for x in laws):
             return []
-        same = all(x is laws[0] for x in laws)
         if len(laws) == 1:
             ids = moved(call, laws[0].shape)
             if ids is not None and len(ids) == len(tensors):
                 return [self.moved(laws[0], i) for i in ids]
         if all(x.shape == out.shape for x in laws) and pointwise(call, out.shape):
-            if same or len({id(x.base) for x in laws}) == 1:
+            if len({id(x.base) for x in laws}) == 1:
                 return [self.pointwise(call, laws)]
             return [self.sampled(call.again, laws, out, laws[0].features)]
         if len(laws) == 1:
@@ -170,41 +169,38 @@ class Program(TorchFunctionMode):
 
     # The ways in which laws are made
 
-    def gaussian(
+    def fresh(
         self, out: Tensor, features: tuple[int, ...], moments: Callable[[], tuple[Tensor, Tensor]],
-        pull: Callable[[Any], Pulled], fresh: bool = True, sources: frozenset[int] = frozenset(),
-        draw: Callable[[int], Tensor] | None = None,
+        pull: Callable[[Any], Pulled],
     ) -> Field:  # fmt: skip
-        """A Gaussian field; ``fresh``: independent of all others, and drawn from its moments."""
-        name = next(self._names)
-        seed, dtype = (self.seed * 1_000_003 + 7919 * name) % 2**31, out.dtype
+        """A Gaussian field that is independent of all others, drawn from its moments."""
+        name, dtype = next(self._names), out.dtype
+        seed = (self.seed * 1_000_003 + 7919 * name) % 2**31
 
         def drawn(i: int) -> Tensor:
-            m, _ = field.moments
-            u = normals(field.covariance, field.size, torch.Generator().manual_seed(seed + i), m)
+            random = torch.Generator().manual_seed(seed + i)
+            u = normals(field.covariance, field.size, random, field.moments[0])
             return uncanonical(u.to(dtype), field.shape, field.features)
 
-        sources = frozenset({name}) if fresh else sources
         field = Field(
-            out.shape, features, sources, draw or drawn, draws=self.draws, moments=moments, pull=pull, gaussian=True
+            out.shape, features, self.draws, draw=drawn, source=name, moments=moments, pull=pull, gaussian=True
         )
         return field
+
+    def data(self, x: Tensor, features: tuple[int, ...]) -> Field:
+        """Numbers as they are, for a field: what they are averages over their features, taken for Gaussian."""
+        return Field(
+            x.shape, features, self.draws, draw=lambda _: x, moments=lambda: of_data(x, features), gaussian=True
+        )
 
     def expanded(self, field: Field, shape: torch.Size) -> Field | None:
         """A field repeated along axes where it has one place, as torch broadcasts."""
         if field.shape == shape:
             return field
-        ids = places(field.shape).expand(shape).long()
-        found = self.moved(field, ids)
+        found = self.moved(field, places(field.shape).expand(shape).long())
         if found is not None:
             self.nodes.append(found)
         return found
-
-    def data(self, x: Tensor, features: tuple[int, ...]) -> Field:
-        """Numbers as they are, for a field: what they are averages over their features."""
-        return Field(
-            x.shape, features, frozenset(), lambda i: x, draws=self.draws, moments=lambda: of_data(x, features)
-        )
 
     def moved(self, field: Field, ids: Tensor) -> Field | None:
         """A field whose entries are elsewhere."""
@@ -212,55 +208,43 @@ class Program(TorchFunctionMode):
             return None
         pattern = Pattern(ids, field)
 
-        def draw(i: int) -> Tensor:
-            flat = torch.cat([field.draw(i).new_zeros(1), field.draw(i).reshape(-1)])
-            return flat[ids]
+        def by(x: Tensor) -> Tensor:
+            return torch.cat([x.new_zeros(1), x.reshape(-1)])[ids]
 
-        out = Field(
-            ids.shape, pattern.features, field.sources, draw, draws=self.draws, gaussian=False,
+        found = Field(
+            ids.shape, pattern.features, self.draws, of=(field,), by=by, gaussian=field.gaussian,
             moments=lambda: pattern.forward(*field.moments), pull=lambda grad: [(field, pattern.backward(grad))],
         )  # fmt: skip
-        if out.count > self.most:
-            return None
-        if field.gaussian:
-            out.gaussian, out.base = True, out
-        return out
+        return found if found.count <= self.most else None
 
     def pointwise(self, call: Call, laws: Sequence[Field]) -> Field | None:
         """A function of one entry of a field, or of several that are functions of the same one."""
         first = laws[0]
-        base, inner = first.base, [x.of for x in laws]
-
-        def of(x: Tensor) -> Tensor:
-            return call.again(*[f(x) for f in inner])
-
-        def draw(i: int) -> Tensor:
-            return call.again(*[x.draw(i) for x in laws])
-
-        sources = frozenset[int]().union(*[x.sources for x in laws])
+        base, inner = first.base, [x.function for x in laws]
         if base is None:
             return self.sampled(call.again, laws, first.draw(0), first.features)
-        from normscope.theory.program.norms import through_norm
+
+        def function(x: Tensor) -> Tensor:
+            return call.again(*[f(x) for f in inner])
 
         def moments() -> tuple[Tensor, Tensor]:
-            fused = through_norm(base, of)
-            if fused is not None:
-                return fused
-            m, _ = base.moments
-            c = base.covariance
-            return first_moment(of, m.double(), c.diagonal()).to(c.dtype), second_moments(of, m, c)
+            for special in SPECIAL:
+                found = special(base, function)
+                if found is not None:
+                    return found
+            m, c = base.moments[0], base.covariance
+            return first_moment(function, m.double(), c.diagonal()).to(c.dtype), second_moments(function, m, c)
 
         def pull(grad: Tensor) -> Pulled:
-            return [(base, grad * second_moments(of, base.moments[0], base.covariance, derivative=True))]
+            return [(base, grad * second_moments(function, base.moments[0], base.covariance, derivative=True))]
 
-        field = Field(first.shape, first.features, sources, draw, draws=self.draws, moments=moments, pull=pull)
-        field.base, field.of = base, of
+        field = Field(first.shape, first.features, self.draws, of=laws, by=call.again, moments=moments, pull=pull)
+        field.base, field.function = base, function
         return field
 
     def mixed(self, call: Call, field: Field, out: Tensor, features: tuple[int, ...]) -> Field | None:
         """A linear map of the sites, the same for each feature."""
-        new = canonical(out, features).shape[0]
-        if max(field.count, new) > self.most:
+        if max(field.count, canonical(out, features).shape[0]) > self.most:
             return None
         s = basis(call, field, features, dtype_of(field.count))
 
@@ -268,102 +252,97 @@ class Program(TorchFunctionMode):
             m, k = field.moments
             return s @ m, s @ k @ s.T
 
-        def pull(grad: Tensor) -> Pulled:
-            return [(field, s.T @ grad.to(s.dtype) @ s)]
-
-        def draw(i: int) -> Tensor:
-            found = call.again(field.draw(i))
-            return found[0] if isinstance(found, tuple) else found
-
-        made = Field(out.shape, features, field.sources, draw, draws=self.draws, moments=moments, pull=pull)
-        if field.gaussian:
-            made.gaussian, made.base = True, made
-        return made
+        return Field(
+            out.shape, features, self.draws, of=(field,), by=_first(call.again), moments=moments,
+            pull=lambda grad: [(field, s.T @ grad.to(s.dtype) @ s)], gaussian=field.gaussian,
+        )  # fmt: skip
 
     def scores(self, again: Callable[..., Any], laws: Sequence[Law], out: Tensor) -> Scores:
         """Numbers that are drawn, from other laws."""
-        sources = frozenset[int]().union(*[x.sources for x in laws])
-        return Scores(
-            out.shape, sources, lambda i: again(*[x.draw(i) for x in laws]), self.draws, self._pull(again, laws, None)
-        )
+        return Scores(out.shape, self.draws, of=laws, by=again)
 
     def sampled(
         self, again: Callable[..., Any], laws: Sequence[Law], out: Tensor, features: tuple[int, ...]
     ) -> Field | None:
         """A field known by draws alone."""
-        sources = frozenset[int]().union(*[x.sources for x in laws])
+        field = Field(out.shape, features, self.draws, of=laws, by=_first(again))
+        return field if field.count <= self.most else None
 
-        def first(*tensors: Tensor) -> Tensor:
-            found = again(*tensors)
-            return found[0] if isinstance(found, list | tuple) else found
+    def cotangents(self, field: Field, outer: Tensor) -> list[Tensor]:
+        """Tensors of the field's shape whose products over sites, summed over features, have the mean ``outer``."""
+        found = []
+        for i in range(self.draws.count):
+            u = normals(outer / field.size, field.size, self.random)
+            found.append(uncanonical(u.to(field.draw(i).dtype), field.shape, field.features))
+        return found
 
-        field = Field(
-            out.shape, features, sources, lambda i: first(*[x.draw(i) for x in laws]), draws=self.draws,
-            pull=None,
-        )  # fmt: skip
-        if field.count > self.most:
-            return None
-        field.pull = self._pull(first, laws, field)
-        return field
+    def backward(self, law: Law, outer: Tensor) -> dict[int, float]:
+        """Squared gradient norms by the ``id`` of the law, from the moments of one law's gradient.
 
-    def _pull(self, again: Callable[..., Any], laws: Sequence[Law], field: Field | None) -> Callable[[Any], Pulled]:
-        """Backwards through draws: cotangents of the gradient's law (or those that came, of scores) go through the
-        function itself.
+        What comes from weights comes as moments; through functions of one neuron that is not Gaussian it goes as
+        cotangents of the draws, so that a neuron that is alive stays the same neuron on its way back.
         """
+        moments: dict[int, Tensor] = {id(law): outer}
+        drawn: dict[int, list[Tensor]] = {}
+        sizes: dict[int, float] = {}
 
-        def pull(grad: Any) -> Pulled:
-            count = self.draws.count
-            totals: list[Any] = [None] * len(laws)
-            for i in range(count):
-                with torch.enable_grad():
-                    inputs = [x.draw(i).detach().clone().requires_grad_() for x in laws]
-                    out = again(*inputs)
-                    back = grad[i] if field is None else self.cotangent(field, grad, out.dtype)
-                    found = torch.autograd.grad(out, inputs, back, allow_unused=True)
-                for at, (law, g) in enumerate(zip(laws, found, strict=True)):
-                    if g is None or isinstance(law, Known):
-                        continue
-                    if isinstance(law, Field):
-                        rows = law.canonical(g).to(dtype_of(law.count))
-                        part = rows @ rows.T / count
-                        totals[at] = part if totals[at] is None else totals[at] + part
-                    else:
-                        totals[at] = [*(totals[at] or []), g]
-            return [(law, t) for law, t in zip(laws, totals, strict=True) if t is not None]
-
-        return pull
-
-    def cotangent(self, field: Field, outer: Tensor, dtype: torch.dtype) -> Tensor:
-        """A tensor of the field's shape whose products over sites, summed over features, have the mean ``outer``."""
-        u = normals(outer / field.size, field.size, self.random)
-        return uncanonical(u.to(dtype), field.shape, field.features)
-
-    def backward(self, starts: Sequence[tuple[Law, Any]]) -> dict[int, Any]:
-        """Gradients by the ``id`` of the law, from those of some: the walk back through the nodes."""
-        grads: dict[int, Any] = {}
-
-        def add(law: Law, grad: Any) -> None:
-            have = grads.get(id(law))
-            if have is None:
-                grads[id(law)] = grad
-            elif isinstance(grad, list):
-                grads[id(law)] = [a + b for a, b in zip(have, grad, strict=True)]
+        def add(parent: Law, grad: Any) -> None:
+            key = id(parent)
+            if isinstance(grad, list):
+                have = drawn.get(key)
+                drawn[key] = grad if have is None else [a + b for a, b in zip(have, grad, strict=True)]
             else:
-                grads[id(law)] = have + grad
+                moments[key] = moments[key] + grad if key in moments else grad
 
-        for law, grad in starts:
-            add(law, grad)
         for node in reversed(self.nodes):
-            if id(node) not in grads:
-                continue
             self.in_time()
-            for parent, grad in node.pull(grads[id(node)]):
+            moment, back = moments.pop(id(node), None), drawn.pop(id(node), None)
+            if moment is None and back is None:
+                continue
+            sizes[id(node)] = _size(moment, back)
+            if isinstance(node, Field) and back is not None and node.by is None:
+                rows = [node.canonical(g).to(dtype_of(node.count)) for g in back]
+                total = torch.stack([r @ r.T for r in rows]).mean(0)
+                moment, back = total if moment is None else moment + total, None
+            if isinstance(node, Field) and node.sampled and moment is not None:
+                more = self.cotangents(node, moment)
+                moment, back = None, more if back is None else [a + b for a, b in zip(more, back, strict=True)]
+            for parent, grad in node.pull(moment) if moment is not None else ():
                 add(parent, grad)
-            if isinstance(node, Scores):
-                del grads[id(node)]
-        return grads
+            if back is not None:
+                for parent, grads in _through(node, back):
+                    add(parent, grads)
+        return sizes
+
+
+def _first(again: Callable[..., Any]) -> Callable[..., Tensor]:
+    def first(*tensors: Tensor) -> Tensor:
+        found = again(*tensors)
+        return found[0] if isinstance(found, list | tuple) else found
+
+    return first
+
+
+def _size(moment: Tensor | None, back: list[Tensor] | None) -> float:
+    total = 0.0 if moment is None else float(moment.diagonal().sum())
+    return total + (0.0 if back is None else sum(float(g.double().square().sum()) for g in back) / len(back))
+
+
+def _through(node: Law, back: list[Tensor]) -> Pulled:
+    """Cotangents of the draws, through the function that made them."""
+    assert node.by is not None
+    found: list[list[Tensor]] = [[] for _ in node.of]
+    for i, g in enumerate(back):
+        with torch.enable_grad():
+            inputs = [x.draw(i).detach().clone().requires_grad_() for x in node.of]
+            grads = torch.autograd.grad(node.by(*inputs), inputs, g, allow_unused=True)
+        for kept, grad, x in zip(found, grads, inputs, strict=True):
+            kept.append(torch.zeros_like(x) if grad is None else grad)
+    return [(law, kept) for law, kept in zip(node.of, found, strict=True) if law.sources]
 
 
 #: Functions in which weights meet data; and those that are done as several others: name -> the others. Filled beside.
 PRODUCTS: set[str] = set()
 COMPOSITE: dict[str, Callable[..., Any]] = {}
+#: Moments of a function of a Gaussian field that is no ordinary one: from the field and the function, or ``None``.
+SPECIAL: list[Callable[[Field, Callable[[Tensor], Tensor]], tuple[Tensor, Tensor] | None]] = []

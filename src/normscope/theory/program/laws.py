@@ -18,7 +18,7 @@ from torch import Tensor
 
 from normscope.theory.program.kernels import Scalar
 
-#: (parent, its share of the gradient): moments of a `Field`, cotangents of the draws of `Scores`.
+#: (parent, its share of the gradient): the moments of a `Field`'s, or cotangents of the draws.
 Pulled = list[tuple["Law", Any]]
 #: Sites up to which moments are kept in float64.
 _DOUBLE = 512
@@ -47,27 +47,36 @@ class Draws:
 class Law:
     """A node of the program: a tensor that depends on random weights.
 
-    parents: laws that it comes from; ``pull``: from its gradient to theirs. sources: names of the independent random
-    fields that it is a function of. draw: the i-th draw, of the program's own shape.
+    of, by: it is ``by`` of these laws' tensors; with no ``by`` it is drawn by itself, ``draw`` its i-th draw.
+    sources: names of the independent random fields that it is a function of. pull: from its gradient to theirs.
     """
 
     def __init__(
-        self, shape: Sequence[int], sources: frozenset[int], draw: Callable[[int], Tensor], draws: Draws,
+        self, shape: Sequence[int], draws: Draws, *, of: Sequence[Law] = (), by: Callable[..., Tensor] | None = None,
+        draw: Callable[[int], Tensor] | None = None, source: int | None = None,
         pull: Callable[[Any], Pulled] | None = None,
     ) -> None:  # fmt: skip
-        self.shape, self.sources, self.draws, self._draw = torch.Size(shape), sources, draws, draw
+        self.shape, self.draws, self.of, self.by, self._draw = torch.Size(shape), draws, tuple(of), by, draw
+        own = frozenset[int]() if source is None else frozenset({source})
+        self.sources: frozenset[int] = own.union(*[x.sources for x in of])
         self.pull = pull or (lambda grad: [])
 
     def draw(self, i: int) -> Tensor:
-        """The i-th draw; the same one each time: kept for a while, then made again."""
-        return self.draws.of(self, i, self._draw)
+        """The i-th draw, a tensor of its shape; the same one each time: kept for a while, then made again."""
+        return self.draws.of(self, i, self._made)
+
+    def _made(self, i: int) -> Tensor:
+        if self.by is not None:
+            return self.by(*[x.draw(i) for x in self.of])
+        assert self._draw is not None
+        return self._draw(i)
 
 
 class Known(Law):
     """A tensor that is the same for all random weights of infinite width: a mean over features, say."""
 
     def __init__(self, value: Tensor) -> None:
-        super().__init__(value.shape, frozenset(), lambda i: value, Draws(1))
+        super().__init__(value.shape, Draws(1), draw=lambda _: value)
         self.value = value
 
 
@@ -79,23 +88,22 @@ class Field(Law):
     """Exchangeable features over sites.
 
     features: axes of the features. moments: m (N,) and K (N, N), when asked for; ``None``: of the draws. gaussian: is
-    it Gaussian? base, of: it is ``of`` each entry of that Gaussian field (itself: the identity).
-    normed: a batch norm of what is Gaussian in front of it: see `rules`.
+    it Gaussian? base, function: it is ``function`` of each entry of that Gaussian field (itself: the identity).
+    normed: the field, the norm and the gain of a batch norm that made it; see `norms`.
     """
 
     def __init__(
-        self, shape: Sequence[int], features: tuple[int, ...], sources: frozenset[int], draw: Callable[[int], Tensor],
-        *, draws: Draws, moments: Callable[[], tuple[Tensor, Tensor]] | None = None,
-        pull: Callable[[Any], Pulled] | None = None, gaussian: bool = False,
+        self, shape: Sequence[int], features: tuple[int, ...], draws: Draws, *,
+        moments: Callable[[], tuple[Tensor, Tensor]] | None = None, gaussian: bool = False, **more: Any,
     ) -> None:  # fmt: skip
-        super().__init__(shape, sources, draw, draws, pull)
+        super().__init__(shape, draws, **more)
         self.features, self.gaussian = features, gaussian
         self._moments = moments
         self._found: tuple[Tensor, Tensor] | None = None
         self.sampled = moments is None
         self.base: Field | None = self if gaussian else None
-        self.of: Scalar = lambda x: x
-        self.normed: Any = None
+        self.function: Scalar = lambda x: x
+        self.normed: tuple[Field, Any, float | None] | None = None
 
     @property
     def sites(self) -> tuple[int, ...]:

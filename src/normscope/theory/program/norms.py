@@ -19,9 +19,10 @@ from torch import Tensor
 
 from normscope.core.spec import ACTIVATIONS, NORMS
 from normscope.nn.norms.integrals import batch_norm_gram, linear_batch_norm_pull
+from normscope.theory.grams import quasi_normals
 from normscope.theory.program.arithmetic import by_channel
-from normscope.theory.program.interpreter import Program, rule
-from normscope.theory.program.kernels import Scalar, first_moment, recognised
+from normscope.theory.program.interpreter import SPECIAL, Program, rule
+from normscope.theory.program.kernels import Scalar, as_function, first_moment, recognised
 from normscope.theory.program.laws import Field, Law, Pulled, uncanonical
 from normscope.theory.program.reading import Call, law_of
 from normscope.theory.program.weights import offsets
@@ -55,9 +56,9 @@ def standardised(
         k = k - torch.outer(mean, m) - torch.outer(m, mean) + torch.outer(mean, mean)
         return affine((m - mean) * inverse, k * torch.outer(inverse, inverse), w, b)
 
-    def draw(i: int) -> Tensor:
+    def by(x: Tensor) -> Tensor:
         mean, inverse = statistics()
-        x = field.canonical(field.draw(i))
+        x = field.canonical(x)
         y = uncanonical((x - mean[:, None].to(x.dtype)) * inverse[:, None].to(x.dtype), field.shape, field.features)
         axis = field.features[0]
         shape = [-1 if i == axis else 1 for i in range(y.dim())]
@@ -68,10 +69,10 @@ def standardised(
         _, inverse = statistics()
         return [(field, gain * grad * torch.outer(inverse, inverse))]
 
-    made = Field(out.shape, field.features, field.sources, draw, draws=program.draws, moments=moments, pull=pull)
-    if field.gaussian:
-        made.gaussian, made.base = True, made
-    return made
+    return Field(
+        out.shape, field.features, program.draws, of=(field,), by=by, moments=moments, pull=pull,
+        gaussian=field.gaussian,
+    )  # fmt: skip
 
 
 def affine(m: Tensor, k: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -151,8 +152,8 @@ def batch_norm(program: Program, call: Call, out: Tensor) -> Law | None:
 
 
 def over_batch(
-    program: Program, field: Field, out: Tensor, again: Callable[[Tensor], Tensor], norm: Any, eps: float, w: Any = None,
-    b: Any = None,
+    program: Program, field: Field, out: Tensor, again: Callable[[Tensor], Tensor], norm: Any, eps: float,
+    w: Any = None, b: Any = None,
 ) -> Field:  # fmt: skip
     """A norm of `NORMS` that rescales, over all sites of a field."""
     n = field.count
@@ -206,14 +207,42 @@ def over_batch(
         return [(field, factor * found)]
 
     made = Field(
-        out.shape, field.features, field.sources, lambda i: again(field.draw(i)), draws=program.draws, moments=moments,
-        pull=pull,
+        out.shape, field.features, program.draws, of=(field,), by=again, moments=moments, pull=pull,
+        gaussian=field.gaussian,
     )  # fmt: skip
     if not field.gaussian:
         program.noted["batch norm of what is not Gaussian: its mean size for each neuron"] = None
-    made.gaussian, made.base = field.gaussian, made if field.gaussian else None
     made.normed = (field, norm, gain if not shift else None)
     return made
+
+
+def exact(field: Field) -> bool:
+    """Is a batch norm over this field taken at its finite size?"""
+    return field.gaussian and field.count <= FEW
+
+
+def _rank(s: Tensor) -> int:
+    return int(np.linalg.matrix_rank(s.double().numpy(), tol=1e-12 * float(s.diagonal().sum()), hermitian=True))
+
+
+def through_norm(base: Field, of: Scalar) -> tuple[Tensor, Tensor] | None:
+    """Moments of a function of a batch-normed Gaussian field, at the finite size of the batch; ``None``: not here."""
+    if base.normed is None:
+        return None
+    field, norm, gain = base.normed
+    if gain is None or not exact(field):
+        return None
+    known = recognised(of)
+    phi, scale = as_function(lambda x: of(math.sqrt(gain) * x)), 1.0
+    if known is not None and known.function.slope is not None:
+        phi, scale = ACTIVATIONS["leaky_relu"].of_slope(known.function.slope), known.scale * math.sqrt(gain)
+    points = quasi_normals(field.count, _POINTS, 1, 0)[0] if norm.samples(phi, True)[0] else None
+    found = torch.from_numpy(norm.forward(field.moments[1].double().numpy(), phi, True, points)) * scale**2
+    variance = torch.full((field.count,), gain, dtype=torch.float64)
+    return first_moment(of, torch.zeros_like(variance), variance), found
+
+
+SPECIAL.append(through_norm)
 
 
 @rule("standardised")
@@ -241,42 +270,11 @@ def _recentred(program: Program, call: Call, field: Field) -> Field:
     def centred(k: Tensor) -> Tensor:
         return k - k.mean(0) - k.mean(1)[:, None] + k.mean()
 
-    def draw(i: int) -> Tensor:
-        x = field.draw(i)
+    def by(x: Tensor) -> Tensor:
         return x - x.mean([i for i in range(x.dim()) if i != 1], keepdim=True)
 
-    made = Field(
-        field.shape, (1,), field.sources, draw, draws=program.draws,
+    return Field(
+        field.shape, (1,), program.draws, of=(field,), by=by,
         moments=lambda: (field.moments[0] - field.moments[0].mean(), centred(field.moments[1])),
-        pull=lambda grad: [(field, centred(grad))],
+        pull=lambda grad: [(field, centred(grad))], gaussian=field.gaussian,
     )  # fmt: skip
-    if field.gaussian:
-        made.gaussian, made.base = True, made
-    return made
-
-
-def exact(field: Field) -> bool:
-    """Is a batch norm over this field taken at its finite size?"""
-    return field.gaussian and field.count <= FEW
-
-
-def _rank(s: Tensor) -> int:
-    return int(np.linalg.matrix_rank(s.double().numpy(), tol=1e-12 * float(s.diagonal().sum()), hermitian=True))
-
-
-def through_norm(base: Field, of: Scalar) -> tuple[Tensor, Tensor] | None:
-    """Moments of a function of a batch-normed Gaussian field, at the finite size of the batch; ``None``: not here."""
-    if base.normed is None:
-        return None
-    field, norm, gain = base.normed
-    if gain is None or not exact(field):
-        return None
-    known = recognised(of)
-    if known is None or known.function.slope is None:
-        return None
-    phi = ACTIVATIONS["leaky_relu"].of_slope(known.function.slope)
-    k = norm.forward(field.moments[1].double().numpy(), phi, True, None)
-    scale = known.scale * math.sqrt(gain)
-    found = torch.from_numpy(k).to(field.moments[1].dtype) * scale**2
-    variance = torch.full((field.count,), gain, dtype=torch.float64)
-    return first_moment(of, torch.zeros_like(variance), variance).to(found.dtype), found

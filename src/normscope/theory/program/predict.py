@@ -115,9 +115,7 @@ def _followed(at: Step, program: Program, gradients: bool) -> tuple[list[Seen], 
         if not gradients or not isinstance(law, Field):
             return seen, {}
         outer = torch.eye(law.count, dtype=law.moments[1].dtype) / law.count
-        found = program.backward([(law, outer)])
-        sizes = {key: float(grad.diagonal().sum()) for key, grad in found.items() if isinstance(grad, Tensor)}
-    return seen, sizes
+        return seen, program.backward(law, outer)
 
 
 def _seen(at: Step, tap: Tap, call: int, x: Tensor) -> Seen | None:

@@ -44,7 +44,9 @@ class Call:
         self.leaves, self._spec = tree_flatten((self.args, self.kwargs))
         self.at = [i for i, x in enumerate(self.leaves) if law_of(x) is not None]
         self.laws: list[Any] = [law_of(self.leaves[i]) for i in self.at]
-        self.name: str = getattr(func, "__name__", "").strip("_")
+        name = getattr(func, "__name__", "")
+        self.in_place = name.endswith("_") and not name.endswith("__")
+        self.name: str = name.strip("_")
         if self.name == "get":  # a property
             self.name = getattr(getattr(func, "__self__", None), "__name__", "")
         if self.name[:1] in "ri" and self.name[1:] in _ARITHMETIC:

@@ -67,7 +67,7 @@ def dense(program: Program, call: Call, x: Tensor, w: Tensor, b: Tensor | None, 
     def pull(grad: Tensor) -> Pulled:
         return [(field, scale * grad)]
 
-    return program.gaussian(out, field.features, moments, pull)
+    return program.fresh(out, field.features, moments, pull)
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -117,7 +117,7 @@ def convolution(program: Program, call: Call, out: Tensor) -> Law | None:
 
     if w.shape[1] < 8 and law_of(x) is not None and w.shape[1] != x.shape[1]:
         program.noted["few channels a group: what comes out is taken as Gaussian"] = None
-    return program.gaussian(out, (1,), moments, pull)
+    return program.fresh(out, (1,), moments, pull)
 
 
 def squares(program: Program, w: Tensor) -> float:
