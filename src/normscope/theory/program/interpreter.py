@@ -180,6 +180,7 @@ class Program(TorchFunctionMode):
         def drawn(i: int) -> Tensor:
             random = torch.Generator().manual_seed(seed + i)
             u = normals(field.covariance, field.size, random, field.moments[0])
+            u = u if field.gains is None else u * field.gains.sqrt()
             return uncanonical(u.to(dtype), field.shape, field.features)
 
         field = Field(
@@ -215,6 +216,7 @@ class Program(TorchFunctionMode):
             ids.shape, pattern.features, self.draws, of=(field,), by=by, gaussian=field.gaussian,
             moments=lambda: pattern.forward(*field.moments), pull=lambda grad: [(field, pattern.backward(grad))],
         )  # fmt: skip
+        found.gains = pattern.gains
         return found if found.count <= self.most else None
 
     def pointwise(self, call: Call, laws: Sequence[Field]) -> Field | None:

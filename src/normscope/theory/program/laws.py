@@ -89,6 +89,7 @@ class Field(Law):
 
     features: axes of the features. moments: m (N,) and K (N, N), when asked for; ``None``: of the draws. gaussian: is
     it Gaussian? base, function: it is ``function`` of each entry of that Gaussian field (itself: the identity).
+    gains: (size,) mean squares of the features over their mean, where they differ: rows of a weight of several scales.
     normed: the field, the norm and the gain of a batch norm that made it; see `norms`.
     """
 
@@ -103,6 +104,7 @@ class Field(Law):
         self.sampled = moments is None
         self.base: Field | None = self if gaussian else None
         self.function: Scalar = lambda x: x
+        self.gains: Tensor | None = None
         self.normed: tuple[Field, Any, float | None] | None = None
 
     @property

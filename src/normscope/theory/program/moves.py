@@ -45,6 +45,11 @@ class Pattern:
         sites = torch.where(entry < 0, 0, entry // field.size + 1)
         which = torch.where(entry < 0, -1, entry % field.size)
         self.features = axes_of(sites, which)
+        self.gain, self.gains = 1.0, None
+        if field.gains is not None:
+            kept = canonical(which, self.features)[0]
+            self.gain = float(field.gains[kept].mean())
+            self.gains = field.gains[kept] / self.gain
         rows = canonical(sites, self.features)
         if bool((rows == rows[:, :1]).all()):
             self.columns, self.shares = rows[:, :1], torch.ones(1)
@@ -62,7 +67,7 @@ class Pattern:
         columns = self.columns if pad else self.columns - 1
         if len(self.shares) == 1:
             at = columns[:, 0]
-            return m[at], k[at][:, at]
+            return m[at], self.gain * k[at][:, at]
         n = len(columns)
         mean, out = torch.zeros(n, dtype=m.dtype), torch.zeros(n, n, dtype=k.dtype)
         for at, share in zip(columns.T, self.shares.tolist(), strict=True):
@@ -76,7 +81,7 @@ class Pattern:
         for at, share in zip(self.columns.T, self.shares.tolist(), strict=True):
             rows = torch.zeros(self.old + 1, len(at), dtype=outer.dtype).index_add_(0, at, outer * share)
             out.index_add_(1, at, rows)
-        return out[1:, 1:]
+        return self.gain * out[1:, 1:]
 
 
 def cross(a: Field, b: Field) -> Tensor:

@@ -67,7 +67,11 @@ def dense(program: Program, call: Call, x: Tensor, w: Tensor, b: Tensor | None, 
     def pull(grad: Tensor) -> Pulled:
         return [(field, scale * grad)]
 
-    return program.fresh(out, field.features, moments, pull)
+    made = program.fresh(out, field.features, moments, pull)
+    rows = w.detach().double().square().mean(0)
+    if rows.var() > 6 / len(w) * rows.mean() ** 2 > 0 and made.size == len(rows):  # more than i.i.d. entries scatter
+        made.gains = rows / rows.mean()
+    return made
 
 
 @rule("conv1d", "conv2d", "conv3d")
