@@ -14,7 +14,7 @@ from normscope.gaussian import product_moment
 from normscope.nn import make_norm
 from normscope.theory.program.interpreter import Program
 from normscope.theory.program.kernels import first_moment, recognised, second_moments
-from normscope.theory.program.laws import Field, canonical
+from normscope.theory.program.laws import Field, canonical, of_draws
 from normscope.theory.program.predict import predict_model  # noqa: F401  (enrols the rules)
 from normscope.theory.program.reading import law_of
 
@@ -167,6 +167,31 @@ def test_attention_written_out_is_attention():
     x = torch.randn(4, 5, 64)
     a, b = (law(lambda how=how: Attention(64, 8, how=how), x) for how in ("sdpa", "written out"))
     assert torch.allclose(a.moments[1], b.moments[1], rtol=1e-4)
+
+
+NETS = {
+    "conv": (chain(conv(b=64, padding=1), lambda: nn.BatchNorm2d(64), nn.ELU, lambda: nn.AvgPool2d(2),
+                   conv(64, 64, padding=1), nn.Dropout), IMAGES),
+    "attention": (lambda: Attention(256, 8), torch.randn(4, 5, 256, generator=torch.Generator().manual_seed(0))),
+    "vectors": (lambda: Function(lambda x, a, n, b: b(torch.cat([n(a(x)), a(x).tanh()[:, :64]], 1)) * 0.5,
+                                 nn.Linear(20, 256), nn.LayerNorm(256), nn.Linear(320, 256)), X),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_draws_have_the_moments_of_the_rules(name):
+    make, x = NETS[name]
+    torch.manual_seed(0)
+    program = Program(0)
+    net = make().train()
+    with torch.no_grad(), program:
+        net(x)
+    for field in program.nodes:
+        if isinstance(field, Field) and not field.sampled:
+            (m, k), (drawn, other) = field.moments, of_draws(field)
+            size, neurons = k.diagonal().mean(), field.size * field.draws.count
+            assert ((k - other).square().mean().sqrt() / size) < 4 / math.sqrt(neurons)
+            assert (m - drawn).abs().mean() < 4 * math.sqrt(size / neurons)
 
 
 def test_weights_along_positions_are_taken_as_they_are():

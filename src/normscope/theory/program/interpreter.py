@@ -68,7 +68,7 @@ class Program(TorchFunctionMode):
     seed: of draws. until: when it gives up, by ``time.perf_counter``. sites: how many samples x positions a field may
     have; what has more is measured.
     nodes: laws in the order in which they were found. unknown: what was measured, by the name of the function, and
-    why. noted: approximations that were made.
+    why. noted: approximations that were made. weights: where those of so many entries, this sum and mean square are.
     """
 
     def __init__(self, seed: int = 0, sites: int = 2048, until: float = math.inf) -> None:
@@ -77,6 +77,7 @@ class Program(TorchFunctionMode):
         self.until = until
         self.nodes: list[Law] = []
         self.unknown: dict[str, str] = {}
+        self.weights: dict[tuple[int, float, float], int] = {}
         self.noted: dict[str, None] = {}
         self.random = torch.Generator().manual_seed(seed)
         self._names = itertools.count(1)

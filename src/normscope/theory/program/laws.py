@@ -178,12 +178,20 @@ def normals(covariance: Tensor, size: int, generator: torch.Generator, mean: Ten
     scale = covariance.diagonal().mean()
     if not scale > 0:
         return torch.zeros_like(z) if mean is None else mean[:, None].expand(-1, size).clone()
-    jitter = 1e-10 if covariance.dtype == torch.float64 else 1e-5
-    identity = torch.eye(len(covariance), dtype=covariance.dtype)
-    while True:  # what draws have estimated may lack rank
-        lower, info = torch.linalg.cholesky_ex(covariance + jitter * scale * identity)
-        if not info or jitter > 1:
-            break
-        jitter *= 10
-    u = lower @ z
+    u = _root(covariance, scale) @ z
     return u if mean is None else u + mean[:, None]
+
+
+def _root(covariance: Tensor, scale: Tensor) -> Tensor:
+    """R with R R^T = covariance; sums of moments and averages over draws may be a little less than positive: then of
+    what is positive in it, with the variances as they are.
+    """
+    identity = torch.eye(len(covariance), dtype=covariance.dtype)
+    for jitter in (1e-10, 1e-6, 1e-4) if covariance.dtype == torch.float64 else (1e-5, 1e-4):
+        lower, info = torch.linalg.cholesky_ex(covariance + jitter * scale * identity)
+        if not info:
+            return lower
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp_min(0).sqrt()
+    found, wanted = root.square().sum(1), covariance.diagonal().clamp_min(0)
+    return root * torch.where(found > 0, wanted / found, 0).sqrt()[:, None]

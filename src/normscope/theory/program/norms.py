@@ -1,9 +1,9 @@
 r"""Norms: over features (each site divided by what its features have at infinite width) and over the batch.
 
-A batch norm over few sites is the integral or the average over neurons that `normscope.nn.norms` has, the activation
-behind it included; over more than `FEW` sites, with S the centred covariance and N sites,
-$K = N [S / \mathrm{tr} S (1 + 2 t) - 2 S^2 / (\mathrm{tr} S)^2]$, $t = \mathrm{tr} S^2 / (\mathrm{tr} S)^2$: the first
-order in t, one over the effective number of sites, and what follows sees a Gaussian.
+A batch norm over up to `SPECTRAL` sites is the integral that `normscope.nn.norms` has, over up to `FEW` the activation
+behind it included (an average over neurons outside the leaky family). Over more, with S the centred covariance, N sites
+and $t = \mathrm{tr} S^2 / (\mathrm{tr} S)^2$, $K = N [S / \mathrm{tr} S (1 + 2 t) - 2 S^2 / (\mathrm{tr} S)^2]$: the
+first order in t, one over the effective number of sites, and what follows sees a Gaussian.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normscope.core.spec import ACTIVATIONS, NORMS
-from normscope.nn.norms.integrals import batch_norm_gram, linear_batch_norm_pull
+from normscope.nn.norms.integrals import linear_batch_norm_pull, rescaled_spectrum
 from normscope.theory.grams import quasi_normals
 from normscope.theory.program.arithmetic import by_channel
 from normscope.theory.program.interpreter import SPECIAL, Program, rule
@@ -27,8 +27,8 @@ from normscope.theory.program.laws import Field, Law, Pulled, uncanonical
 from normscope.theory.program.reading import Call, law_of
 from normscope.theory.program.weights import offsets
 
-#: Sites up to which a batch norm is taken at its finite size.
-FEW = 192
+#: Sites up to which a batch norm is taken at its finite size: with the activation behind it, and alone.
+FEW, SPECTRAL = 192, 768
 #: log2 of the neurons that an average over them takes.
 _POINTS = 12
 
@@ -172,11 +172,12 @@ def over_batch(
         shrink = size() / (size() + eps)
         if not size() > 0:
             return torch.zeros_like(s)
-        if exact(field):
-            return torch.from_numpy(batch_norm_gram(s.double().numpy(), 1.0, norm.recenter)).to(s.dtype) * shrink
-        trace = s.diagonal().sum()
-        square = s @ s
-        t = square.diagonal().sum() / trace**2
+        if field.gaussian and n <= SPECTRAL:
+            values, vectors = np.linalg.eigh(s.double().numpy())
+            exactly = (vectors * rescaled_spectrum(values.clip(0))) @ vectors.T
+            return torch.from_numpy(exactly).to(s.dtype) * shrink
+        trace, square = s.diagonal().sum(), s @ s
+        t = share(s)
         return n * shrink * (s / trace * (1 + 2 * t) - 2 * square / trace**2)
 
     kept: list[Tensor] = []
@@ -195,11 +196,11 @@ def over_batch(
     def pull(grad: Tensor) -> Pulled:
         s, pi = centred_moments(), gain * grad
         factor = 1 / (size() + eps)
-        if exact(field) and _rank(s) > 2:
+        if field.gaussian and n <= SPECTRAL and _rank(s) > 2:
             exactly = linear_batch_norm_pull(field.moments[1].double().numpy(), pi.double().numpy(), norm.recenter)
             return [(field, torch.from_numpy(exactly).to(s.dtype) * (size() * factor))]
-        # One neuron y ~ N(0, K) of mean square 1: J = (P - y y^T / n) / sigma.
-        k = plain()
+        # One neuron y ~ N(0, K) of mean square 1: J = (P - y y^T / n) / sigma, sigma^2 of a Gamma law of its variance.
+        factor, k = factor / max(1 - 2 * share(s), 0.2), plain()
         kp = k @ pi
         found = pi - (kp + kp.mT) / n + (k * kp.diagonal().sum() + 2 * kp @ k) / n**2
         if norm.recenter:
@@ -219,6 +220,11 @@ def over_batch(
 def exact(field: Field) -> bool:
     """Is a batch norm over this field taken at its finite size?"""
     return field.gaussian and field.count <= FEW
+
+
+def share(s: Tensor) -> float:
+    """tr S^2 / (tr S)^2: one over the effective number of sites."""
+    return float(s.square().sum() / s.diagonal().sum() ** 2)
 
 
 def _rank(s: Tensor) -> int:

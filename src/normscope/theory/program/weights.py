@@ -125,9 +125,12 @@ def convolution(program: Program, call: Call, out: Tensor) -> Law | None:
 
 
 def squares(program: Program, w: Tensor) -> float:
-    """The mean square of a weight; a mean that is no rounding is noted."""
+    """The mean square of a weight; a mean that is no rounding is noted, and weights that are equal elsewhere."""
+    place = w.data_ptr()
     w = w.detach().double()
     found = float(w.square().mean())
+    if found and program.weights.setdefault((w.numel(), float(w.sum()), found), place) != place:
+        program.noted["layers whose weights are copies of each other, taken for independent"] = None
     if abs(float(w.mean())) > 5 * math.sqrt(found / w.numel()):
         program.noted["weights with a mean: taken as without"] = None
     return found
