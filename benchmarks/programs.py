@@ -201,7 +201,8 @@ NETS: dict[str, Net] = {
     "plain conv, BN, ELU": Net(
         lambda: nn.Sequential(
             nn.Conv2d(3, 256, 3, 2, 1), nn.BatchNorm2d(256), nn.ELU(),
-            nn.Conv2d(256, 256, 3, 1, 1), nn.BatchNorm2d(256), nn.ELU(), nn.AvgPool2d(2), nn.Conv2d(256, 256, 3, 1, 1), nn.GroupNorm(8, 256), nn.ELU(),
+            nn.Conv2d(256, 256, 3, 1, 1), nn.BatchNorm2d(256), nn.ELU(), nn.AvgPool2d(2),
+            nn.Conv2d(256, 256, 3, 1, 1), nn.GroupNorm(8, 256), nn.ELU(),
         ), images(),
     ),
     "ResNet, BN": Net(resnet, images()),

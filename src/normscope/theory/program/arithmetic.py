@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ def combined(program: Program, call: Call, out: Tensor, a: Any, b: Any, sign: fl
     if wide is None:
         return None
     data = other.detach().expand(out.shape)
+    if own == 1 and _same(wide.canonical(data)):
+        return _per_feature(program, wide, 1.0, signs * data, lambda x: x + signs * data)
     return _sum(program, wide, program.data(data, wide.features), signs, own)
 
 
@@ -90,7 +93,7 @@ def linear_of(program: Program, field: Field, scale: float, shift: float = 0.0) 
 
     made = Field(
         field.shape, field.features, program.draws, of=(field,), by=lambda x: scale * x + shift, moments=moments,
-        pull=lambda grad: [(field, scale**2 * grad)], gaussian=field.gaussian,
+        pull=lambda grad: [(field, scale**2 * grad)], gaussian=field.gaussian, kept=False,
     )  # fmt: skip
     made.base = field.base
     made.function = lambda x: scale * inner(x) + shift
@@ -150,6 +153,9 @@ def _scaled(program: Program, call: Call, out: Tensor, a: Any, b: Any) -> Law | 
 
 def times_data(program: Program, field: Field, data: Tensor) -> Field:
     """Times numbers of each site and feature, as they are."""
+    rows = field.canonical(data)
+    if _same(rows):
+        return _per_feature(program, field, data, 0.0, lambda x: x * data)
     found: list[tuple[Tensor, Tensor]] = []
 
     def of() -> tuple[Tensor, Tensor]:
@@ -161,11 +167,39 @@ def times_data(program: Program, field: Field, data: Tensor) -> Field:
         (m, k), (md, kd) = field.moments, of()
         return m * md, k * kd
 
-    rows = field.canonical(data)
-    plain = torch.equal(rows, rows[:1].expand_as(rows)) or bool((rows == rows[:, :1]).all())
+    plain = bool((rows == rows[:, :1]).all())
     return Field(
         field.shape, field.features, program.draws, of=(field,), by=lambda x: x * data, moments=moments,
         pull=lambda grad: [(field, grad * of()[1])], gaussian=field.gaussian and plain,
+    )  # fmt: skip
+
+
+def affine(m: Tensor, k: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Behind a gain and a bias of each feature, as they are."""
+    if w is None and b is None:
+        return m, k
+    one = torch.ones(1, dtype=torch.float64)
+    w = one if w is None else w.detach().double().reshape(-1)
+    b = torch.zeros_like(w) if b is None else b.detach().double().reshape(-1)
+    ww, wb, bb = (float((x * y).mean()) for x, y in ((w, w), (w, b), (b, b)))
+    shifted = wb * (m[:, None] + m[None, :]) + bb if wb or bb else 0.0
+    return float(w.mean()) * m + float(b.mean()), ww * k + shifted
+
+
+def _same(rows: Tensor) -> bool:
+    """Are these numbers (N, size) the same for all sites?"""
+    return torch.equal(rows, rows[:1].expand_as(rows))
+
+
+def _per_feature(program: Program, field: Field, gain: Any, shift: Any, by: Callable[[Tensor], Tensor]) -> Field:
+    """gain x + shift with numbers that each feature has for all sites, tensors of the field's shape."""
+    w, b = (
+        field.canonical(x)[0].double() if isinstance(x, Tensor) else torch.tensor([x]).double() for x in (gain, shift)
+    )
+    size = float(w.square().mean())
+    return Field(
+        field.shape, field.features, program.draws, of=(field,), by=by, gaussian=field.gaussian, kept=False,
+        moments=lambda: affine(*field.moments, w, b), pull=lambda grad: [(field, size * grad)],
     )  # fmt: skip
 
 

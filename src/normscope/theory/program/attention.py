@@ -67,7 +67,9 @@ def attention(program: Program, call: Call, out: Tensor) -> Law | None:
 
 def _repeated(program: Program, field: Field, heads: int) -> Field | None:
     """Each of few heads for several queries'."""
-    found = program.moved(field, places(field.shape).repeat_interleave(heads // field.shape[1], 1).long())
+    times = heads // field.shape[1]
+    ids = places(field.shape).repeat_interleave(times, 1).long()
+    found = program.moved(field, ids, lambda x: x.repeat_interleave(times, 1))
     if found is not None:
         program.nodes.append(found)
     return found

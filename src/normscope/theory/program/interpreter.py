@@ -110,6 +110,7 @@ class Program(TorchFunctionMode):
             return out
         with torch.no_grad():
             self._work_out(call, tensors)
+        call.release()
         return out
 
     def _set_items(self, call: Call) -> None:
@@ -148,7 +149,7 @@ class Program(TorchFunctionMode):
         if len(laws) == 1:
             ids = moved(call, laws[0].shape)
             if ids is not None and len(ids) == len(tensors):
-                return [self.moved(laws[0], i) for i in ids]
+                return [self.moved(laws[0], i, _nth(call.again, at)) for at, i in enumerate(ids)]
         if all(x.shape == out.shape for x in laws) and pointwise(call, out.shape):
             if len({id(x.base) for x in laws}) == 1:
                 return [self.pointwise(call, laws)]
@@ -172,7 +173,7 @@ class Program(TorchFunctionMode):
 
     def fresh(
         self, out: Tensor, features: tuple[int, ...], moments: Callable[[], tuple[Tensor, Tensor]],
-        pull: Callable[[Any], Pulled],
+        pull: Callable[[Any], Pulled], kept: bool = True,
     ) -> Field:  # fmt: skip
         """A Gaussian field that is independent of all others, drawn from its moments."""
         name, dtype = next(self._names), out.dtype
@@ -185,7 +186,15 @@ class Program(TorchFunctionMode):
             return uncanonical(u.to(dtype), field.shape, field.features)
 
         field = Field(
-            out.shape, features, self.draws, draw=drawn, source=name, moments=moments, pull=pull, gaussian=True
+            out.shape,
+            features,
+            self.draws,
+            draw=drawn,
+            source=name,
+            moments=moments,
+            pull=pull,
+            gaussian=True,
+            kept=kept,
         )
         return field
 
@@ -199,22 +208,19 @@ class Program(TorchFunctionMode):
         """A field repeated along axes where it has one place, as torch broadcasts."""
         if field.shape == shape:
             return field
-        found = self.moved(field, places(field.shape).expand(shape).long())
+        found = self.moved(field, places(field.shape).expand(shape).long(), lambda x: x.expand(shape))
         if found is not None:
             self.nodes.append(found)
         return found
 
-    def moved(self, field: Field, ids: Tensor) -> Field | None:
-        """A field whose entries are elsewhere."""
+    def moved(self, field: Field, ids: Tensor, by: Callable[[Tensor], Tensor]) -> Field | None:
+        """A field whose entries are elsewhere: the ``ids`` as of `reading.moved`, and what moves a tensor."""
         if field.count > 4 * self.most or ids.numel() == 0:
             return None
         pattern = Pattern(ids, field)
 
-        def by(x: Tensor) -> Tensor:
-            return torch.cat([x.new_zeros(1), x.reshape(-1)])[ids]
-
         found = Field(
-            ids.shape, pattern.features, self.draws, of=(field,), by=by, gaussian=field.gaussian,
+            ids.shape, pattern.features, self.draws, of=(field,), by=by, gaussian=field.gaussian, kept=False,
             moments=lambda: pattern.forward(*field.moments), pull=lambda grad: [(field, pattern.backward(grad))],
         )  # fmt: skip
         found.gains = pattern.gains
@@ -256,7 +262,7 @@ class Program(TorchFunctionMode):
             return s @ m, s @ k @ s.T
 
         return Field(
-            out.shape, features, self.draws, of=(field,), by=_first(call.again), moments=moments,
+            out.shape, features, self.draws, of=(field,), by=_nth(call.again, 0), moments=moments,
             pull=lambda grad: [(field, s.T @ grad.to(s.dtype) @ s)], gaussian=field.gaussian,
         )  # fmt: skip
 
@@ -268,7 +274,7 @@ class Program(TorchFunctionMode):
         self, again: Callable[..., Any], laws: Sequence[Law], out: Tensor, features: tuple[int, ...]
     ) -> Field | None:
         """A field known by draws alone."""
-        field = Field(out.shape, features, self.draws, of=laws, by=_first(again))
+        field = Field(out.shape, features, self.draws, of=laws, by=_nth(again, 0))
         return field if field.count <= self.most else None
 
     def cotangents(self, field: Field, outer: Tensor) -> list[Tensor]:
@@ -318,12 +324,14 @@ class Program(TorchFunctionMode):
         return sizes
 
 
-def _first(again: Callable[..., Any]) -> Callable[..., Tensor]:
-    def first(*tensors: Tensor) -> Tensor:
-        found = again(*tensors)
-        return found[0] if isinstance(found, list | tuple) else found
+def _nth(again: Callable[..., Any], at: int) -> Callable[..., Tensor]:
+    """The same for functions that return several tensors: one of these."""
 
-    return first
+    def nth(*tensors: Tensor) -> Tensor:
+        found = again(*tensors)
+        return [x for x in found if isinstance(x, Tensor)][at] if isinstance(found, list | tuple) else found
+
+    return nth
 
 
 def _size(moment: Tensor | None, back: list[Tensor] | None) -> float:

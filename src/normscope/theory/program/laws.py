@@ -88,18 +88,20 @@ class Field(Law):
     """Exchangeable features over sites.
 
     features: axes of the features. moments: m (N,) and K (N, N), when asked for; ``None``: of the draws. gaussian: is
-    it Gaussian? base, function: it is ``function`` of each entry of that Gaussian field (itself: the identity).
+    it Gaussian? kept: are its moments kept, or cheaper to find again?
+    base, function: it is ``function`` of each entry of that Gaussian field (itself: the identity).
     gains: (size,) mean squares of the features over their mean, where they differ: rows of a weight of several scales.
     normed: the field, the norm and the gain of a batch norm that made it; see `norms`.
     """
 
     def __init__(
         self, shape: Sequence[int], features: tuple[int, ...], draws: Draws, *,
-        moments: Callable[[], tuple[Tensor, Tensor]] | None = None, gaussian: bool = False, **more: Any,
+        moments: Callable[[], tuple[Tensor, Tensor]] | None = None, gaussian: bool = False, kept: bool = True,
+        **more: Any,
     ) -> None:  # fmt: skip
         super().__init__(shape, draws, **more)
         self.features, self.gaussian = features, gaussian
-        self._moments = moments
+        self._moments, self._kept = moments, kept
         self._found: tuple[Tensor, Tensor] | None = None
         self.sampled = moments is None
         self.base: Field | None = self if gaussian else None
@@ -129,9 +131,12 @@ class Field(Law):
     @property
     def moments(self) -> tuple[Tensor, Tensor]:
         """m (N,) and K (N, N)."""
-        if self._found is None:
-            self._found = self._moments() if self._moments is not None else of_draws(self)
-        return self._found
+        if self._found is not None:
+            return self._found
+        found = self._moments() if self._moments is not None else of_draws(self)
+        if self._kept:
+            self._found = found
+        return found
 
     @property
     def covariance(self) -> Tensor:

@@ -52,7 +52,7 @@ class Pattern:
             self.gains = field.gains[kept] / self.gain
         rows = canonical(sites, self.features)
         if bool((rows == rows[:, :1]).all()):
-            self.columns, self.shares = rows[:, :1], torch.ones(1)
+            self.columns, self.shares = rows[:, :1].clone(), torch.ones(1)
         else:
             self.columns, counts = distinct(rows)
             self.shares = counts / counts.sum()

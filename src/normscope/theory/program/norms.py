@@ -20,7 +20,7 @@ from torch import Tensor
 from normscope.core.spec import ACTIVATIONS, NORMS
 from normscope.nn.norms.integrals import linear_batch_norm_pull, rescaled_spectrum
 from normscope.theory.grams import quasi_normals
-from normscope.theory.program.arithmetic import by_channel
+from normscope.theory.program.arithmetic import affine, by_channel
 from normscope.theory.program.interpreter import SPECIAL, Program, rule
 from normscope.theory.program.kernels import Scalar, as_function, first_moment, recognised
 from normscope.theory.program.laws import Field, Law, Pulled, uncanonical
@@ -71,20 +71,8 @@ def standardised(
 
     return Field(
         out.shape, field.features, program.draws, of=(field,), by=by, moments=moments, pull=pull,
-        gaussian=field.gaussian,
+        gaussian=field.gaussian, kept=False,
     )  # fmt: skip
-
-
-def affine(m: Tensor, k: Tensor, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Behind a gain and a bias of each feature, as they are."""
-    if w is None and b is None:
-        return m, k
-    one = torch.ones(1, dtype=torch.float64)
-    w = one if w is None else w.detach().double().reshape(-1)
-    b = torch.zeros_like(w) if b is None else b.detach().double().reshape(-1)
-    ww, wb, bb = (float((x * y).mean()) for x, y in ((w, w), (w, b), (b, b)))
-    shifted = wb * (m[:, None] + m[None, :]) + bb if wb or bb else 0.0
-    return float(w.mean()) * m + float(b.mean()), ww * k + shifted
 
 
 def _averaged(x: Tensor, group: Tensor) -> Tensor:
@@ -180,18 +168,11 @@ def over_batch(
         t = share(s)
         return n * shrink * (s / trace * (1 + 2 * t) - 2 * square / trace**2)
 
-    kept: list[Tensor] = []
-
-    def plain() -> Tensor:
-        if not kept:
-            kept.append(behind())
-        return kept[0]
-
     def moments() -> tuple[Tensor, Tensor]:
         m = torch.zeros(n, dtype=field.moments[1].dtype)
         if not norm.recenter:
             m = field.moments[0] / math.sqrt(size() + eps)
-        return affine(m, plain(), w, b)
+        return affine(m, behind(), w, b)
 
     def pull(grad: Tensor) -> Pulled:
         s, pi = centred_moments(), gain * grad
@@ -200,7 +181,7 @@ def over_batch(
             exactly = linear_batch_norm_pull(field.moments[1].double().numpy(), pi.double().numpy(), norm.recenter)
             return [(field, torch.from_numpy(exactly).to(s.dtype) * (size() * factor))]
         # One neuron y ~ N(0, K) of mean square 1: J = (P - y y^T / n) / sigma, sigma^2 of a Gamma law of its variance.
-        factor, k = factor / max(1 - 2 * share(s), 0.2), plain()
+        factor, k = factor / max(1 - 2 * share(s), 0.2), (made.moments[1] - shift) / gain if gain else behind()
         kp = k @ pi
         found = pi - (kp + kp.mT) / n + (k * kp.diagonal().sum() + 2 * kp @ k) / n**2
         if norm.recenter:

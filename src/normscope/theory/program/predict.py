@@ -33,12 +33,11 @@ _MORE = ("mean_cosine", "rms")
 
 @dataclass
 class Seen:
-    """A layer as it ran: its Gram over the samples, and its law, where it has one."""
+    """A layer as it ran: its numbers, and its law, where it has one."""
 
     tap: Tap
     call: int
-    gram: Tensor
-    features: int
+    values: dict[str, float]
     law: Field | None
 
 
@@ -61,14 +60,14 @@ def predict_model(
     if at.rows.n < 2:
         raise UsageError(f"A prediction compares samples, so it needs a batch of at least 2; got {at.rows.n}.")
     program = Program(seed, sites, began + budget)
-    seen, grads = at.run(lambda: _followed(at, program, gradients))
+    seen, grads = at.run(lambda: _followed(at, program, names, gradients))
     layers = [s for s in seen if s.tap.layer]
     if not partly and not any(s.law is not None for s in layers):
         raise UsageError(
             f"No layer of this model has a theory here: {_said(program) or 'no product of the inputs with weights'}. "
             "Use probe()."
         )
-    records = [r for s in seen for r in _of(s, names, at.rows.n)]
+    records = [r for s in seen for r in _of(s)]
     if gradients:
         records += _growth([(s, grads[id(s.law)]) for s in layers if s.law is not None and id(s.law) in grads])
     measured = [s.tap.name for s in layers if s.law is None]
@@ -94,20 +93,20 @@ def _said(program: Program) -> str:
     return ", ".join(f"{name}: {why}" for name, why in program.unknown.items())
 
 
-def _followed(at: Step, program: Program, gradients: bool) -> tuple[list[Seen], dict[int, float]]:
+def _followed(at: Step, program: Program, names: Sequence[str], gradients: bool) -> tuple[list[Seen], dict[int, float]]:
     """The pass itself; and the squared gradient norms by the ``id`` of the law."""
     seen: list[Seen] = []
 
     def watch(tap: Tap, call: int, x: Tensor) -> None:
         with torch._C.DisableTorchFunction():  # ours are no calls of the model's
-            found = _seen(at, tap, call, x)
+            found = _seen(at, tap, call, x, names)
         if found is not None:
             seen.append(found)
 
     with torch.no_grad():
         args, kwargs, _ = at.arguments()
         entry = next((x for x in tensors((args, kwargs)) if x.is_floating_point()), None)
-        first = None if entry is None else _seen(at, Tap("", nn.Identity()), 0, entry)
+        first = None if entry is None else _seen(at, Tap("", nn.Identity()), 0, entry, names)
         seen += [] if first is None else [first]
         with program, observed(find_taps(at.root), watch, at.root):
             whole = at.whole(args, kwargs)
@@ -118,7 +117,7 @@ def _followed(at: Step, program: Program, gradients: bool) -> tuple[list[Seen], 
         return seen, program.backward(law, outer)
 
 
-def _seen(at: Step, tap: Tap, call: int, x: Tensor) -> Seen | None:
+def _seen(at: Step, tap: Tap, call: int, x: Tensor, names: Sequence[str]) -> Seen | None:
     """What a layer returned, as a probe reads it."""
     law = law_of(x)
     if not isinstance(law, Field):
@@ -126,7 +125,8 @@ def _seen(at: Step, tap: Tap, call: int, x: Tensor) -> Seen | None:
         if rows is None or not rows.is_floating_point():
             return None
         statistic = Statistic.of(rows, spectrum=False)
-        return Seen(tap, call, statistic.gram / statistic.features, statistic.features, None)
+        gram, features = statistic.gram / statistic.features, statistic.features
+        return Seen(tap, call, _values(tap, gram, features, names), None)
     marks = at.rows.of(places(law.shape), tap.module)
     if marks is None:
         return None
@@ -140,20 +140,21 @@ def _seen(at: Step, tap: Tap, call: int, x: Tensor) -> Seen | None:
     total = torch.zeros(len(sites), len(sites), dtype=torch.float64)
     for column, count in zip(columns.T, counts.tolist(), strict=True):
         total += count * k[column][:, column].double()
-    return Seen(tap, call, total / sites.shape[1], sites.shape[1], law)
+    return Seen(tap, call, _values(tap, total / sites.shape[1], sites.shape[1], names), law)
 
 
-def _of(seen: Seen, names: Sequence[str], n: int) -> list[Record]:
-    gram = seen.gram.double().numpy()
-    if not np.isfinite(gram).all():
-        raise UsageError(f"The moments overflow at {seen.tap.name!r}; lower the scale of the weights.")
-    values = evaluate(names, gram[None], samples=len(gram), features=seen.features)
-    kind = seen.tap.kind if seen.tap.layer else "input"
-    return [
-        Record(seen.tap.layer, name, float(values[name][0]), "activation", seen.tap.name, seen.call, kind,
-               stderr=0.0 if seen.law is None or not seen.law.sampled else math.nan, source="predicted")
-        for name in names
-    ]  # fmt: skip
+def _values(tap: Tap, gram: Tensor, features: int, names: Sequence[str]) -> dict[str, float]:
+    found = gram.double().numpy()
+    if not np.isfinite(found).all():
+        raise UsageError(f"The moments overflow at {tap.name!r}; lower the scale of the weights.")
+    return {k: float(v[0]) for k, v in evaluate(names, found[None], samples=len(found), features=features).items()}
+
+
+def _of(seen: Seen) -> list[Record]:
+    tap = seen.tap
+    here = Record(tap.layer, "", 0.0, "activation", tap.name, seen.call, tap.kind if tap.layer else "input")
+    error = 0.0 if seen.law is None or not seen.law.sampled else math.nan
+    return [here._replace(metric=k, value=v, stderr=error, source="predicted") for k, v in seen.values.items()]
 
 
 def _growth(sizes: list[tuple[Seen, float]]) -> list[Record]:

@@ -62,6 +62,12 @@ class Call:
         args, kwargs = tree_unflatten(leaves, self._spec)
         return self.func(*args, **kwargs)
 
+    def release(self) -> None:
+        """Hold on to no tensor of the program: `again` works still."""
+        for i in self.at:
+            self.leaves[i] = None
+        self.args, self.kwargs = (), {}
+
     def others(self) -> list[Tensor]:
         """The tensors without a law."""
         return [x for i, x in enumerate(self.leaves) if isinstance(x, Tensor) and i not in self.at]

@@ -67,7 +67,7 @@ def dense(program: Program, call: Call, x: Tensor, w: Tensor, b: Tensor | None, 
     def pull(grad: Tensor) -> Pulled:
         return [(field, scale * grad)]
 
-    made = program.fresh(out, field.features, moments, pull)
+    made = program.fresh(out, field.features, moments, pull, kept=False)
     rows = w.detach().double().square().mean(0)
     if rows.var() > 6 / len(w) * rows.mean() ** 2 > 0 and made.size == len(rows):  # more than i.i.d. entries scatter
         made.gains = rows / rows.mean()
@@ -97,10 +97,10 @@ def convolution(program: Program, call: Call, out: Tensor) -> Law | None:
     shares = w.detach().double().square().mean((0, 1)).reshape(-1) * w.shape[1]
     squares(program, w)
     shift = offsets(call.argument(2, "bias"))
-    dtype = dtype_of(len(index))
+    dtype, given = dtype_of(len(index)), law_of(x) is None
 
     def moments() -> tuple[Tensor, Tensor]:
-        if law_of(x) is None:  # data: never the moments of all their positions
+        if given:  # data: never the moments of all their positions
             rows = F.pad(field.canonical(x).to(dtype), (0, 0, 1, 0))
             parts = (rows[at] for at in index.T)
             k = sum(float(s) / rows.shape[1] * (r @ r.T) for s, r in zip(shares, parts, strict=True))
@@ -111,7 +111,7 @@ def convolution(program: Program, call: Call, out: Tensor) -> Law | None:
         return torch.full((len(k),), shift[0], dtype=dtype), k + shift[1]
 
     def pull(grad: Tensor) -> Pulled:
-        if law_of(x) is None:
+        if given:
             return []
         total = torch.zeros(field.count + 1, field.count + 1, dtype=grad.dtype)
         for s, at in zip(shares, index.T, strict=True):
@@ -119,7 +119,7 @@ def convolution(program: Program, call: Call, out: Tensor) -> Law | None:
             total.index_add_(1, at, rows, alpha=float(s))
         return [(field, total[1:, 1:].to(dtype_of(field.count)))]
 
-    if w.shape[1] < 8 and law_of(x) is not None and w.shape[1] != x.shape[1]:
+    if w.shape[1] < 8 and not given and w.shape[1] != x.shape[1]:
         program.noted["few channels a group: what comes out is taken as Gaussian"] = None
     return program.fresh(out, (1,), moments, pull)
 
