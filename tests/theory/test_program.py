@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import normscope as ns
-from normscope import Spec, UsageError, build, predict, probe
+from normscope import Spec, UsageError, build, predict, probe, simulate
 from normscope.theory import program_overlay
 
 
@@ -223,3 +223,34 @@ def test_the_command_line_predicts_a_model(tmp_path):
     refused = subprocess.run([*command, "--simulate", "2"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "--simulate are for a spec" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Spec(depth=5, width=400, norm="batch", skip=0.7),
+        Spec(depth=5, width=400, norm="layer", activation="gelu", skip=1.0),
+        Spec(depth=5, width=400, activation="tanh", skip=0.5, bias=0.1),
+        Spec(depth=5, width=400, norm="batch_rescale", activation="silu", skip=0.5, norm_first=False),
+    ],
+    ids=str,
+)
+def test_skips_around_any_nonlinearity_are_those_of_simulated_chains(spec):
+    x = np.random.default_rng(0).standard_normal((10, 400)) + 0.5
+    metrics = ["participation_rank", "rms", "mean_abs_cosine"]
+    theory, chains = predict(spec, inputs=x, metrics=metrics), simulate(spec, inputs=x, seeds=10, metrics=metrics)
+    for metric in metrics:
+        ours, theirs = theory.series(metric), chains.series(metric)
+        assert set(ours) == set(theirs)
+        assert all(abs(ours[at] / theirs[at] - 1) < 0.06 for at in ours), (metric, ours, theirs)
+    assert set(theory.series("gradient_growth", "gradient")) == set(range(1, spec.depth))
+    assert theory.parameters == chains.parameters
+
+
+def test_the_gradient_of_a_skip_is_that_of_nets():
+    spec = Spec(depth=5, width=400, norm="batch", skip=0.7)
+    x = torch.randn(12, 400, generator=torch.Generator().manual_seed(0))
+    found = predict(spec, inputs=x.numpy()).series("gradient_growth", "gradient")
+    runs = [probe(build(spec, seed=s), x, backward=True).series("gradient_growth", "gradient") for s in range(4)]
+    for at in range(1, spec.depth):
+        assert found[at] == pytest.approx(np.mean([r[at] for r in runs]), rel=0.04)

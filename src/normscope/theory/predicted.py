@@ -19,7 +19,7 @@ from normscope.nn.maps import LayerMap
 from normscope.nn.norms.integrals import rescaled_spectrum
 from normscope.theory._start import Start, check_samples, checked_spec, read_start
 from normscope.theory._values import chosen_metrics, evaluate
-from normscope.theory.grams import WideLayer, check_wide, quasi_normals
+from normscope.theory.grams import WideLayer, check_weights, check_wide, closes, quasi_normals
 
 #: Independent sets of quasi-random points: their spread is the standard error.
 _REPLICATES = 8
@@ -55,7 +55,10 @@ def predict(
     the next layer (its square is the factor of the papers). stderr is 0 for closed forms and quadrature. At finite
     width the batch-norm recursion stays close at every depth; a plain net drifts away from it after about depth ~
     width layers, and metastable states (cluster + odd point) are reached that this recursion never leaves. Raises
-    ``UsageError`` for a spec without such a recursion (`check_wide`).
+    ``UsageError`` for a spec without such a recursion (`check_weights`).
+
+    With a skip connection around a nonlinearity or a norm of the batch no recursion closes on Gram matrices: then it
+        goes by the program of the net that is built, at ``spec.width``, sums that are not Gaussian averaged over draws.
 
     **A model** (or a `Step`) in the place of the spec is run once on ``inputs`` (the second argument), in training mode
         and without a trace, and every tensor of its program stands for its law at infinite width
@@ -71,9 +74,13 @@ def predict(
         return predict_model(spec, given, metrics=metrics, gradients=gradients, seed=seed, sites=sites)
     began = time.perf_counter()
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
-    check_wide(spec)
+    check_weights(spec)
     check_samples(spec, start)
     names = chosen_metrics(metrics)
+    if not closes(spec):
+        from normscope.theory.program import predict_spec
+
+        return predict_spec(spec, start, names, gradients, seed_of(seed))
     log2_points, seed = _options(log2_points, seed)
     through = LayerMap.of(spec)
     n, (sampled, back) = start.samples, through.samples

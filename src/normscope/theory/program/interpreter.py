@@ -49,7 +49,7 @@ from normscope.theory.program.reading import (
 #: ``None``: this call has none. Filled by the modules beside this one.
 RULES: dict[str, Callable[[Program, Call, Tensor], Law | None]] = {}
 #: Gaussian fields drawn at a time: with 256 features 1024 neurons.
-_DRAWS = 4
+DRAWS = 4
 
 
 def rule(*names: str) -> Callable[[Any], Any]:
@@ -65,15 +65,17 @@ def rule(*names: str) -> Callable[[Any], Any]:
 class Program(TorchFunctionMode):
     """A run of a model in which tensors have laws.
 
-    seed: of draws. until: when it gives up, by ``time.perf_counter``. sites: how many samples x positions a field may
-    have; what has more is measured.
+    seed, draws: of the draws, and how many. until: when it gives up, by ``time.perf_counter``. sites: how many samples x
+    positions a field may have; what has more is measured.
     nodes: laws in the order in which they were found. unknown: what was measured, by the name of the function, and
     why. noted: approximations that were made. weights: where those of so many entries, this sum and mean square are.
     """
 
-    def __init__(self, seed: int = 0, sites: int = 2048, until: float = math.inf) -> None:
+    def __init__(
+        self, seed: int = 0, sites: int = 2048, until: float = math.inf, draws: int = DRAWS
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.seed, self.most, self.draws = seed, sites, Draws(_DRAWS)
+        self.seed, self.most, self.draws = seed, sites, Draws(draws)
         self.until = until
         self.nodes: list[Law] = []
         self.unknown: dict[str, str] = {}

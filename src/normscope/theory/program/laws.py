@@ -109,6 +109,11 @@ class Field(Law):
         self.gains: Tensor | None = None
         self.normed: tuple[Field, Any, float | None] | None = None
 
+    def with_moments(self, moments: Callable[[], tuple[Tensor, Tensor]]) -> Field:
+        """Itself, its moments better known than of its draws; gradients go through these."""
+        self._moments = moments
+        return self
+
     @property
     def sites(self) -> tuple[int, ...]:
         """The axes of sites."""

@@ -23,7 +23,7 @@ from normscope.theory.grams import quasi_normals
 from normscope.theory.program.arithmetic import affine, by_channel
 from normscope.theory.program.interpreter import SPECIAL, Program, rule
 from normscope.theory.program.kernels import Scalar, as_function, first_moment, recognised
-from normscope.theory.program.laws import Field, Law, Pulled, uncanonical
+from normscope.theory.program.laws import Field, Law, Pulled, of_draws, uncanonical
 from normscope.theory.program.reading import Call, law_of
 from normscope.theory.program.weights import offsets
 
@@ -192,10 +192,32 @@ def over_batch(
         out.shape, field.features, program.draws, of=(field,), by=again, moments=moments, pull=pull,
         gaussian=field.gaussian,
     )  # fmt: skip
+    if not field.gaussian and n <= FEW:
+        return _of_function(program, field, out, again, norm, gain, shift)
     if not field.gaussian:
         program.noted["batch norm of what is not Gaussian: its mean size for each neuron"] = None
     made.normed = (field, norm, gain if not shift else None)
     return made
+
+
+def _of_function(
+    program: Program, field: Field, out: Tensor, again: Callable[[Tensor], Tensor], norm: Any, gain: float, shift: float
+) -> Field:
+    """Few sites of what is not Gaussian: of a function of a Gaussian an average over neurons, else by draws."""
+    made = Field(out.shape, field.features, program.draws, of=(field,), by=again)
+    base = field.base
+    if base is None or base.normed is not None or shift or bool(base.moments[0].any()):
+        return made
+
+    def moments() -> tuple[Tensor, Tensor]:
+        assert base is not None
+        covariance = base.moments[1].double().numpy()
+        points = quasi_normals(field.count, _POINTS, 1, 0)[0]
+        k = torch.from_numpy(norm.forward(covariance, as_function(field.function), False, points))
+        mean = torch.zeros(len(k), dtype=k.dtype) if norm.recenter else of_draws(made)[0].to(k.dtype)
+        return mean, gain * k
+
+    return made.with_moments(moments)
 
 
 def exact(field: Field) -> bool:

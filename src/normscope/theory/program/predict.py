@@ -22,7 +22,7 @@ from normscope.core.records import Profile, Record
 from normscope.geometry.metrics import metric_names
 from normscope.geometry.statistic import Statistic
 from normscope.theory._values import evaluate
-from normscope.theory.program.interpreter import Program
+from normscope.theory.program.interpreter import DRAWS, Program
 from normscope.theory.program.laws import Field, canonical
 from normscope.theory.program.moves import distinct
 from normscope.theory.program.reading import law_of, places
@@ -44,11 +44,12 @@ class Seen:
 def predict_model(
     model: nn.Module | Step, inputs: Any = None, *, metrics: str | Sequence[str] | None = None, gradients: bool = True,
     seed: int = 0, sites: int = 2048, budget: float = math.inf, partly: bool = False,
+    draws: int = DRAWS,
 ) -> Profile:  # fmt: skip
     """See `normscope.predict`.
 
     budget: seconds after which it gives up with a ``UsageError``. partly: a model none of whose layers has a theory is
-    no error.
+    no error. draws: of fields that have no moments in closed form, tensors of the program's own shapes.
     """
     import normscope.theory.program.attention
     import normscope.theory.program.norms
@@ -59,7 +60,7 @@ def predict_model(
     at = Step.of(model, inputs, mode="train", seed=seed)
     if at.rows.n < 2:
         raise UsageError(f"A prediction compares samples, so it needs a batch of at least 2; got {at.rows.n}.")
-    program = Program(seed, sites, began + budget)
+    program = Program(seed, sites, began + budget, draws)
     seen, grads = at.run(lambda: _followed(at, program, names, gradients))
     layers = [s for s in seen if s.tap.layer]
     if not partly and not any(s.law is not None for s in layers):
