@@ -75,6 +75,12 @@ class WideLayer:
         skip = self.spec.skip
         return np.asarray(inner * (self.gain**2 if skip is None else 1 + (skip * self.gain) ** 2))
 
+    def push(self, gram: Array, kernel: Array, own: Array) -> Array:
+        """The tangent kernel behind the layer, from the one before it and that of its ``own`` weights."""
+        skip = self.spec.skip
+        inner = self.gain**2 * kernel + own if skip is None else kernel + skip**2 * (self.gain**2 * kernel + own)
+        return self.map.push(self.covariance(gram), inner, self.points)
+
 
 def check_weights(spec: Spec) -> None:
     """Raise ``UsageError`` for weights that are not random with mean zero."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from normscope.core.errors import UsageError
-from normscope.gaussian import Function
+from normscope.gaussian import Function, product_moment
 from normscope.linalg import Array, centred
 from normscope.nn.norms.integrals import batch_norm_gram, linear_batch_norm_pull
 from normscope.nn.norms.norm import EPS, Norm, reciprocal_root, widened
@@ -80,6 +80,45 @@ class OverBatch(Norm):
         if phi.linear:
             return linear_batch_norm_pull(covariance, outer, self.recenter)
         return self._pull_rows(self._neurons(covariance, phi, first, points), outer, phi, first)
+
+    def push(self, covariance: Array, inner: Array, phi: Function, first: bool, points: Array | None) -> Array:
+        """The other way round: norm and activation do not commute."""
+        if not self.rescale:
+            slopes = product_moment(phi, self.gram(covariance) if first else covariance, derivative=True)
+            return self.gram(inner) * slopes if first else self.gram(inner * slopes)
+        if (
+            phi.linear
+            or np.linalg.matrix_rank(
+                centred(covariance) if self.recenter else covariance, tol=1e-12 * np.trace(covariance), hermitian=True
+            )
+            <= 2
+        ):
+            return self.backward(covariance, inner, phi, first, points)
+        return self._push_rows(self._neurons(covariance, phi, first, points), inner, phi, first)
+
+    def _push_rows(self, u: Array, inner: Array, phi: Function, first: bool) -> Array:
+        """E J inner J^T over neurons u (m, n): A = (P - y y^T / n) / sigma of the norm, D of the activation."""
+        n = u.shape[1]
+        x = u if first else phi.phi(u)
+        if self.recenter:
+            x = x - x.mean(1, keepdims=True)
+        root = np.sqrt(np.square(x).mean(1, keepdims=True))
+        inverse = np.divide(1, root, out=np.zeros_like(root), where=root > 0)
+        y = x * inverse
+        if not first:  # A D inner D A
+            e = phi.derivative(u) * inverse
+            z = e * ((e * y) @ inner)  # rows of D inner D y / sigma^2
+            whole = inner * (e.T @ e)
+            if self.recenter:
+                whole, z = len(u) * centred(whole / len(u)), z - z.mean(1, keepdims=True)
+            moment = whole - (y.T @ z + z.T @ y) / n + (y * np.sum(y * z, 1, keepdims=True)).T @ y / n**2
+            return np.asarray(moment / len(u))
+        s = centred(inner) if self.recenter else inner
+        e = phi.derivative(y) * inverse
+        z = y @ s
+        f, g = e * y, e * z
+        moment = s * (e.T @ e) - (f.T @ g + g.T @ f) / n + (f * np.sum(y * z, 1, keepdims=True)).T @ f / n**2
+        return np.asarray(moment / len(u))
 
     def _neurons(self, covariance: Array, phi: Function, first: bool, points: Array | None) -> Array:
         """Pre-activations of m neurons, (m, n), quasi-random; recentred where that comes first."""

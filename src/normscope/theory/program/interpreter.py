@@ -65,8 +65,8 @@ def rule(*names: str) -> Callable[[Any], Any]:
 class Program(TorchFunctionMode):
     """A run of a model in which tensors have laws.
 
-    seed, draws: of the draws, and how many. until: when it gives up, by ``time.perf_counter``. sites: how many samples x
-    positions a field may have; what has more is measured.
+    seed, draws: of the draws, and how many. until: when it gives up, by ``time.perf_counter``. sites: samples x
+    positions that a field may have; what has more is measured.
     nodes: laws in the order in which they were found. unknown: what was measured, by the name of the function, and
     why. noted: approximations that were made. weights: where those of so many entries, this sum and mean square are.
     """
