@@ -169,6 +169,7 @@ def test_more_sites_than_allowed_are_measured():
     net, x = NETS["conv"][0](), IMAGES
     found = predict(net, x, sites=60)
     assert found.facts["measured"][:2] == ["0", "1"]
+    assert "more than 60 samples x positions" in found.facts["no_rule"]["conv2d"]
     assert "7" not in found.facts["measured"]
 
 

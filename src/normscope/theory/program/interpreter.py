@@ -171,6 +171,10 @@ class Program(TorchFunctionMode):
                 "the laws of this program would take longer than the budget. Pass fewer samples, or call predict()."
             )
 
+    def too_many(self, name: str) -> None:
+        """Note that a call has more sites than this program takes."""
+        self.unknown[name] = f"more than {self.most} samples x positions (pass fewer samples)"
+
     # The ways in which laws are made
 
     def fresh(
