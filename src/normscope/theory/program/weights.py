@@ -53,7 +53,8 @@ def dense(program: Program, call: Call, x: Tensor, w: Tensor, b: Tensor | None, 
     if axis not in field.features:
         return mixed_with_bias(program, call, field, out)
     if out.numel() // out.shape[-1] > program.most * math.prod(field.shape[i] for i in field.features[:-1]):
-        return program.too_many("linear")
+        program.too_many("linear")
+        return None
     scale = x.shape[-1] * squares(program, w)
     eye = _identity(w)
     if eye is not None and b is None:
@@ -84,7 +85,8 @@ def convolution(program: Program, call: Call, out: Tensor) -> Law | None:
     if not isinstance(field, Field) or field.features != (1,):
         return None
     if out.numel() // out.shape[1] > program.most or (law_of(x) is not None and field.count > 4 * program.most):
-        return program.too_many(call.name)
+        program.too_many(call.name)
+        return None
     taps = math.prod(w.shape[2:])
     hot = torch.eye(taps, dtype=torch.float64).reshape(taps, 1, *w.shape[2:])
     sites = [i for i in range(x.dim()) if i != 1]
