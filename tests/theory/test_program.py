@@ -148,6 +148,24 @@ def test_nothing_is_left_behind():
     assert predict(net, IMAGES).records == predict(net, IMAGES).records
 
 
+class Keeps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(20, 64)
+
+    def forward(self, x):
+        self.last = torch.relu(self.linear(x) + getattr(self, "last", 0))
+        return self.last
+
+
+def test_tensors_that_a_model_keeps_have_no_law():
+    net, x = Keeps(), torch.randn(8, 20)
+    predict(net, x)
+    assert isinstance(net.last, torch.Tensor)
+    assert not [name for name in vars(net.last) if "normscope" in name]
+    assert predict(net, x).facts["no_rule"] == {}
+
+
 class Sorts(nn.Module):
     def __init__(self):
         super().__init__()

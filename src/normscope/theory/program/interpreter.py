@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from normscope.theory.program.reading import (
     Call,
     basis,
     by_feature,
+    forget,
     is_weight,
     moved,
     places,
@@ -83,6 +85,7 @@ class Program(TorchFunctionMode):
         self.noted: dict[str, None] = {}
         self.random = torch.Generator().manual_seed(seed)
         self._names = itertools.count(1)
+        self._said: list[weakref.ref[Tensor]] = []
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -103,22 +106,33 @@ class Program(TorchFunctionMode):
                 for x in tensors:
                     if not is_weight(x):
                         set_weight(x)
+                        self._said.append(weakref.ref(x))
                 return out
             if call.name not in PRODUCTS or not any(is_weight(x) and x.dim() > 1 for x in given):
                 return out
         if not all(x.is_floating_point() for x in tensors[:1]):
             for x in tensors:
-                set_law(x, None)
+                self._say(x, None)
             return out
         with torch.no_grad():
             self._work_out(call, tensors)
         call.release()
         return out
 
+    def _say(self, x: Tensor, law: Law | None) -> None:
+        set_law(x, law)
+        self._said.append(weakref.ref(x))
+
+    def forget(self) -> None:
+        """Take the laws off all tensors: a model may keep some of its pass."""
+        for mark in self._said:
+            forget(mark())
+        self._said.clear()
+
     def _set_items(self, call: Call) -> None:
         """A tensor that was written into."""
         if call.name == "setitem" and call.at and isinstance(call.args[0], Tensor):
-            set_law(call.args[0], None)
+            self._say(call.args[0], None)
             self.unknown.setdefault("setitem", "entries were written into a tensor")
 
     def _work_out(self, call: Call, tensors: list[Tensor]) -> None:
@@ -132,7 +146,7 @@ class Program(TorchFunctionMode):
             laws = self._by_what_it_does(call, tensors)
             found[: len(laws)] = laws
         for x, law in zip(tensors, found, strict=True):
-            set_law(x, law)
+            self._say(x, law)
             if law is not None:
                 if not isinstance(law, Known) and law not in call.laws:
                     self.nodes.append(law)

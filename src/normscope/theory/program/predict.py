@@ -109,9 +109,12 @@ def _followed(at: Step, program: Program, names: Sequence[str], gradients: bool)
         entry = next((x for x in tensors((args, kwargs)) if x.is_floating_point()), None)
         first = None if entry is None else _seen(at, Tap("", nn.Identity()), 0, entry, names)
         seen += [] if first is None else [first]
-        with program, observed(find_taps(at.root), watch, at.root):
-            whole = at.whole(args, kwargs)
-        law = law_of(first_tensor(whole))
+        try:
+            with program, observed(find_taps(at.root), watch, at.root):
+                whole = at.whole(args, kwargs)
+            law = law_of(first_tensor(whole))
+        finally:
+            program.forget()
         if not gradients or not isinstance(law, Field):
             return seen, {}
         outer = torch.eye(law.count, dtype=law.moments[1].dtype) / law.count

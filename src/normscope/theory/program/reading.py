@@ -36,6 +36,13 @@ def set_weight(x: Tensor) -> None:
     setattr(x, _WEIGHT, True)
 
 
+def forget(x: Tensor | None) -> None:
+    """Take off what was said of a tensor."""
+    for name in (_LAW, _WEIGHT):
+        if x is not None and name in vars(x):
+            delattr(x, name)
+
+
 class Call:
     """A call in the program, to be done again with other tensors in the place of those that have a law."""
 
