@@ -247,7 +247,10 @@ def stable(model: nn.Module, task: Task, x: Tensor, y: Tensor) -> float:
 
 
 def long(net: str, recipe: str, largest: dict[str, float]) -> dict[str, float]:
-    """The best of rates a factor 2 apart after 200 steps, the mean of the last ten losses, by optimizer."""
+    """The best of rates a factor 2 apart after 200 steps, the mean of the last ten losses, by optimizer.
+
+    Beside it ``horizon best``, of `rates` with that horizon, where there are fresh batches on others.
+    """
     del recipe
     model, task = NETS[net].make(0)
     count = LONG + 1 if fresh(net) else 1
@@ -263,6 +266,11 @@ def long(net: str, recipe: str, largest: dict[str, float]) -> dict[str, float]:
             losses, whole = course(model, task, optimizer, batches, LONG, lambda seen, most=most: not seen[-1] <= most)
             ends[rate] = statistics.fmean(losses[-10:]) if whole else math.inf
         told |= {f"{name} best {LONG}": min(ends, key=lambda r: ends[r])}
+        model.load_state_dict(state)
+        given = [task.batch(BATCH, 1000 + i) for i in range(count)]
+        where = {"data": given} if fresh(net) else {"inputs": given[0][0], "targets": given[0][1]}
+        found = ns.rates(model, loss=task.loss, optimizer=name, horizon=LONG, **where)  # type: ignore[arg-type]
+        told |= {f"{name} horizon best": found.best, f"{name} horizon cost": found.cost}
         told |= {f"{name} end {k}": v for k, v in enumerate(ends.values())}
     return told
 
@@ -299,7 +307,7 @@ def main() -> None:
 
 def measure_long(mine: list[Net], args: argparse.Namespace) -> None:
     """Adds the columns of 200 steps to the csv."""
-    known = pl.read_csv(args.csv).drop(polars.selectors.contains(" best 200"), polars.selectors.contains(" end "))
+    known = pl.read_csv(args.csv).drop(polars.selectors.contains(" best 200", " end ", " horizon "))
     rows = {row["net"]: row for row in known.iter_rows(named=True)}
     some = [mine[i * len(mine) // args.long] for i in range(args.long)]
     cells = [

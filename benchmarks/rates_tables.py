@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
+LONG = 200
 Row = dict[str, Any]
 
 
@@ -93,6 +94,7 @@ def best(rows: list[Row]) -> str:
     lines = ["\n| best rate | nets | within 2 x, after 20 | nets | within 2 x, after 200 |", "|---|---|---|---|---|"]
     for o in OPTIMIZERS:
         ways = {"`rates`": (f"{o} best", 1.0), "finder, steepest": (f"{o} finder slope", 1.0)}
+        ways |= {f"`rates(horizon={LONG})`": (f"{o} horizon best", 1.0)}
         ways |= {"finder, a tenth of the least": (f"{o} finder min", 0.1)}
         for name, (said, times) in ways.items():
             cells = []

@@ -512,13 +512,19 @@ def test_a_model_that_does_not_take_the_data_is_told_alike_by_every_command(run,
     assert err.rstrip().endswith("a file, or file.py:fn that returns (inputs, targets).")
 
 
-def test_what_is_unexpected_is_a_traceback_one_message_and_exit_code_3(run, monkeypatch):
+def test_what_is_unexpected_is_one_message_that_says_where_the_traceback_is(run, monkeypatch, tmp_path):
     import importlib
+    import tempfile
 
-    monkeypatch.setattr(importlib.import_module("normscope.cli._shared"), "check_lr", lambda lr: [][0])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(importlib.import_module("normscope.cli._shared"), "check_lr", [].index)
     code, out, err = run("diagnose", SMALL)
-    assert (code, out, "Traceback" in err) == (3, "", True)
-    assert err.splitlines()[-1].startswith("error: Something unexpected happened in normscope: IndexError.")
+    (kept,) = tmp_path.glob("*/traceback.txt")
+    assert (code, out, len(err.splitlines())) == (3, "", 1)
+    assert err.startswith("error: Something unexpected happened in normscope: ValueError: ")
+    assert str(kept) in err
+    assert "Traceback" in kept.read_text()
+    assert kept.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_pickle_with_code_is_not_run(run, bad_files):

@@ -17,8 +17,21 @@ import torch
 
 import normscope
 from normscope.cli._outputs import attempt, check_outputs
+from normscope.core import memory
 from normscope.core.errors import UsageError
-from normscope.core.files import Damaged, left_overs, put, read, set_aside, write
+from normscope.core.files import (
+    Damaged,
+    check_bytes,
+    drop_private_folders,
+    expanded,
+    left_overs,
+    private_folder,
+    put,
+    read,
+    set_aside,
+    whole,
+    write,
+)  # fmt: skip
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
@@ -182,7 +195,7 @@ def test_what_cannot_be_read_is_damaged_and_can_be_set_aside(tmp_path: Path) -> 
 
 
 def test_what_cannot_be_opened_is_not_damaged(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"must be readable.*Is a directory"):
+    with pytest.raises(UsageError, match=r"regular file.*is a folder"):
         read(tmp_path, json.load)
 
 
@@ -197,6 +210,69 @@ def test_what_a_killed_writer_left_is_found_by_its_name(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
     (found,) = left_overs(tmp_path / "a[1].npz")
     assert found.name.startswith(".a[1].npz.")
+    write("whole", tmp_path / "a[1].npz")
+    assert list(left_overs(tmp_path / "a[1].npz")) == []
+    assert len(list(left_overs(tmp_path / "b.npz"))) == 1
+
+
+def test_what_lives_writers_write_is_left_alone(tmp_path: Path) -> None:
+    half = tmp_path / ".a.csv.0-1-2.tmp"
+    half.touch()
+    write("whole", tmp_path / "a.csv")
+    assert half.exists()
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A folder with what must not be opened."""
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "loop.py").symlink_to("loop.py")
+    (tmp_path / "zero.py").symlink_to("/dev/zero")
+    with open(tmp_path / "large.py", "wb") as file:
+        file.truncate(1 << 33)  # sparse: it takes no room
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["pipe.py", "zero.py", "large.py", "."])
+def test_what_must_not_be_read_is_refused_before_it_is_opened(odd: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"regular file|at most"):
+        whole(odd / name)
+
+
+@pytest.mark.parametrize("path", ["loop.py", "x" * 5000, "a\0b", "~nobody_of_this_name/a.csv"])
+def test_no_path_is_told_as_such(odd: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(odd)
+    with pytest.raises(UsageError):
+        write("x", path)
+    if path != "loop.py":
+        with pytest.raises(UsageError, match="such a path"):
+            expanded(path)
+
+
+def test_what_does_not_fit_is_refused_and_the_bound_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMSCOPE_MEMORY", "1GB")
+    with pytest.raises(UsageError, match=r"A Gram must fit in memory; it takes about 2 GB, and 1 GB are free\. Cut it"):
+        memory.check_room(2e9, "A Gram", "Cut it.")
+    monkeypatch.setenv("NORMSCOPE_MEMORY", "3GB")
+    memory.check_room(2e9, "A Gram", "Cut it.")
+    monkeypatch.setenv("NORMSCOPE_MAX_FILE", "1kB")
+    with pytest.raises(UsageError, match="at most 1 kB; it has, or promises, 2 kB"):
+        check_bytes(2000, "a.npz")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no users")
+def test_a_private_folder_is_its_users_and_goes_with_its_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = private_folder("test")
+    assert mine.stat().st_mode & 0o777 == 0o700
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / f"normscope-test-{ended.pid}-x").mkdir()
+    (tmp_path / f"normscope-test-{ended.pid}-y").symlink_to(mine)
+    drop_private_folders("test")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mine.name, f"normscope-test-{ended.pid}-y"])
 
 
 ROOT = Path(normscope.__file__).parent

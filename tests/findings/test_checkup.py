@@ -27,7 +27,7 @@ from normscope.findings import RULES
 
 BROKEN = {}
 #: Rules of these modules each have a broken set-up here.
-CHECKED_HERE = ("sight", "axes", "updates", "wiring", "steps", "objective", "targets", "batches")
+CHECKED_HERE = ("sight", "axes", "updates", "wiring", "steps", "objective", "targets", "answers", "batches")
 
 
 def broken(code, module="", severity=None):

@@ -758,3 +758,13 @@ def test_the_size_of_a_batch_with_nan_is_nan(metric):
     x = normal(8, 5)
     x[3, 2] = math.nan
     assert math.isnan(measure(x, [metric])[metric])
+
+
+@pytest.mark.parametrize("x", [torch.randn(4, 3, dtype=torch.complex64), torch.eye(4).double() * 1e-160])
+def test_numbers_that_would_be_measured_wrongly_are_refused(x):
+    with pytest.raises(UsageError, match=r"real ones|whose squares float64 can hold"):
+        measure(x)
+
+
+def test_a_sample_of_zeros_among_others_is_measured():
+    assert measure(torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)))["rms"] > 0

@@ -649,3 +649,30 @@ def test_the_example_runs(capsys):
     said = capsys.readouterr().out
     assert "every=10: 50 steps seen, 5 measured, 49 layers" in said
     assert "least rank of a layer" in said
+
+
+def test_a_row_that_does_not_fit_is_taken_off_again(tmp_path, monkeypatch):
+    import polars as pl
+
+    from normscope.probing.writers import CsvWriter
+
+    writer = CsvWriter(tmp_path / "a.csv")
+    writer(pl.DataFrame({"step": [1], "name": ["=1+1"], "value": [-0.5]}))
+    before = (tmp_path / "a.csv").read_bytes()
+    assert before == b"step,name,value\n1,'=1+1,-0.5\n"
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    writer._flushed = -100.0
+    with pytest.raises(OSError, match="No space"):
+        writer(pl.DataFrame({"step": [2], "name": ["b"], "value": [1.0]}))
+    assert (tmp_path / "a.csv").read_bytes() == before
+
+
+def test_texts_that_a_spreadsheet_would_run_are_no_formulas_and_numbers_stay(tmp_path):
+    import polars as pl
+
+    from normscope.core.records import csv
+
+    table = pl.DataFrame({"a": ["=x", "+x", "-x", "@x", "-1.5e-3", "+inf", "x=1", None], "b": [-1.0] * 8})
+    assert csv(table, header=False).splitlines() == [
+        "'=x,-1.0", "'+x,-1.0", "'-x,-1.0", "'@x,-1.0", "-1.5e-3,-1.0", "+inf,-1.0", "x=1,-1.0", ",-1.0",
+    ]  # fmt: skip

@@ -22,12 +22,28 @@ P = ParamSpec("P")
 _LOCK = threading.RLock()
 
 
+#: Seconds that a fork waits for a run of another thread.
+FORK = 10.0
+_waited: list[bool] = []
+
+
+def _wait() -> None:
+    _waited.append(_LOCK.acquire(timeout=FORK))
+
+
+def _go_on() -> None:
+    if _waited.pop():
+        _LOCK.release()
+
+
 def _new_lock() -> None:
     global _LOCK
     _LOCK = threading.RLock()
+    _waited.clear()
 
 
-os.register_at_fork(after_in_child=_new_lock)  # a child must not wait for a thread that it does not have
+# A child must not wait for a thread that it does not have, nor for a lock of torch's that such a thread holds.
+os.register_at_fork(before=_wait, after_in_parent=_go_on, after_in_child=_new_lock)
 
 
 def alone(verb: Callable[P, T]) -> Callable[P, T]:

@@ -14,7 +14,7 @@ from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Claim
 from normscope.claims.verdict import Verdict, blank, judge
 from normscope.core.errors import UsageError, unknown
 from normscope.core.faces import Shown, pictured, show
-from normscope.core.files import write
+from normscope.core.files import expanded, whole, write
 from normscope.core.records import Record
 
 if TYPE_CHECKING:
@@ -115,8 +115,15 @@ class Verdicts(Shown, Sequence[Verdict]):
 
     @classmethod
     def load(cls, path: str | Path) -> Verdicts:
-        """What `save` wrote."""
-        return cls(tuple(Verdict.from_json(line) for line in Path(path).read_text("utf-8").splitlines()))
+        """What `save` wrote. Raises ``UsageError`` for anything else."""
+        try:
+            return cls(tuple(Verdict.from_json(line) for line in whole(path).decode().splitlines()))
+        except UsageError:
+            raise
+        except Exception as error:  # no such file, no text, no JSON, other fields
+            raise UsageError(
+                f"{path} must be a file that Verdicts.save wrote; reading it gave {type(error).__name__}: {error}."
+            ) from None
 
     def to_html(self, path: str | Path) -> Path:
         """Write the report: per paper its verdicts, and its figures drawn from these numbers."""
@@ -188,7 +195,7 @@ def verify(
 
     if size not in SIZES:
         raise UsageError(f"The size of a claim must be {' or '.join(SIZES)}; got {size!r}.")
-    if data_dir is not None and not Path(data_dir).is_dir():
+    if data_dir is not None and not expanded(data_dir).is_dir():
         raise UsageError(f"The folder of the data must exist; there is no {str(data_dir)!r}.")
     which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not which:

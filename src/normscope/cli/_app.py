@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import sys
 from typing import Annotated, Any
 
@@ -18,18 +16,21 @@ from typer.core import TyperGroup
 CRASHED, INTERRUPTED, BROKEN_PIPE = 3, 130, 141
 
 
+class Ended(Exception):
+    """Carries what ended a command past typer, which would make something of its own of it."""
+
+
 class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """By name: in which order they were enrolled is of no meaning."""
         return sorted(self.commands)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for; older versions of typer end Ctrl-C with exit code 1."""
+        """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            say_stopped(stop)
-            raise typer.Exit(INTERRUPTED) from None
+        except (OSError, EOFError, KeyboardInterrupt, SystemExit) as stop:
+            raise Ended from stop
 
 
 app = typer.Typer(
@@ -74,17 +75,6 @@ def say_stopped(stop: KeyboardInterrupt) -> None:
     """What Ctrl-C left behind, by the notes of the interrupt."""
     told = " ".join(["stopped.", *getattr(stop, "__notes__", [])])
     errors.print(told, markup=False, highlight=False, soft_wrap=True)
-
-
-def is_broken_pipe(stop: BaseException) -> bool:
-    """Whether nobody reads standard output any more: typer and rich make an exit of it, with code 1."""
-    return isinstance(stop, BrokenPipeError) or isinstance(stop.__context__, BrokenPipeError)
-
-
-def let_go() -> None:
-    """What is still in the buffer of standard output goes nowhere, quietly."""
-    with contextlib.suppress(OSError, ValueError):  # no real file behind it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
 
 
 def print_json(data: Any) -> None:

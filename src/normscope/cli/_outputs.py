@@ -15,6 +15,7 @@ from normscope.cli._app import console
 from normscope.core.errors import UsageError
 from normscope.core.faces import Shown, show
 from normscope.core.files import check, write
+from normscope.core.records import csv as csv_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -118,7 +119,7 @@ def attempt(outputs: Mapping[Path | None, Writer]) -> tuple[list[Path], UsageErr
 
 def tables(table: pl.DataFrame, csv: Path | None, parquet: Path | None) -> dict[Path | None, Writer]:
     """Writers of a table, for `attempt`."""
-    return {csv: lambda path: write(table.write_csv, path), parquet: lambda path: write(table.write_parquet, path)}
+    return {csv: lambda path: write(csv_of(table), path), parquet: lambda path: write(table.write_parquet, path)}
 
 
 def say_written(paths: Iterable[Path]) -> None:

@@ -13,10 +13,11 @@ import torch
 
 from normscope.call.arguments import mapped, tensors
 from normscope.call.losses import LOSSES
-from normscope.call.step import Step
+from normscope.call.step import MODES, Step
 from normscope.call.targets import what
-from normscope.core.errors import DoesNotRun, UsageError, unknown
+from normscope.core.errors import DoesNotRun, UsageError, seed_of, unknown, whole_number
 from normscope.core.load import Crashed, call_object, load_object, origin, user_error
+from normscope.core.memory import does_not_fit
 from normscope.core.spec import FAMILIES
 from normscope.core.tensors import device_of
 from normscope.data.datasets import Batch, load
@@ -55,7 +56,9 @@ class Given:
 
     def step(self, name: str) -> tuple[Step, str]:
         """The step of a MODEL, what it brings replaced by what was given; and the name of its data."""
-        where, dtype, loss = device_of(self.device, "--device"), dtype_named(self.dtype), loss_named(self.loss)
+        where, dtype = device_of(self.device, "--device"), dtype_named(self.dtype)
+        self._check()
+        loss = loss_named(self.loss)
         batch, parts = self._loaded(name)
         model = parts["model"] = parts["model"].to(device=where, dtype=dtype)
         if loss is not None and "step" in parts:
@@ -79,6 +82,16 @@ class Given:
         source = OWN if batch is None else batch.name
         with running(name, source, parts):
             return Step(**parts) if batch is None else _made(parts), source
+
+    def _check(self) -> None:
+        """What can be told before a file of the user's runs."""
+        seed_of(self.seed, "--seed")
+        if self.n is not None:
+            whole_number("--batch", self.n, 1)
+        if self.mode not in (None, *MODES):
+            raise unknown("mode", self.mode, MODES)
+        if self.data is not None and self.data.partition(":")[0] in ("random", "tokens"):
+            synthetic(self.data, n=1)
 
     def _loaded(self, name: str) -> tuple[Batch | None, dict[str, Any]]:
         """The batch that was named or that fits, ``None`` where the step brings its own; and the fields of the step."""
@@ -136,9 +149,11 @@ def running(name: str, data: str, parts: Step | Mapping[str, Any], fits: str = F
         raise UsageError(f"{name} does not run on {data}. {error} {advice[0].upper()}{advice[1:]}") from error
     except UsageError:
         raise
-    except MemoryError as error:
-        raise UsageError(f"{name} on {data} must fit in memory; it does not. Take fewer samples: --batch.") from error
     except Exception as error:
+        if does_not_fit(error):
+            raise UsageError(
+                f"{name} on {data} must fit in memory; it does not. Take fewer samples: --batch."
+            ) from error
         whose, source = origin(error), name.partition(":")[0]
         if whose == "ours" or (whose == "package" and source in FAMILIES):
             raise

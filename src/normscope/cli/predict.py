@@ -12,8 +12,9 @@ import typer
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, print_json
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
-from normscope.core.errors import UsageError
+from normscope.core.errors import MANY, UsageError, seed_of, whole_number
 from normscope.core.favourites import PREDICTED
+from normscope.core.memory import check_room
 from normscope.core.spec import Spec, parse
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ def predict(
     chain = spec.partition(":")[0] == "mlp"
     described = parse(spec) if chain else None
     pages.check(csv=csv)
-    if simulate < 0:
-        raise UsageError(f"--simulate takes a number of chains >= 0; got {simulate}.")
+    whole_number("--simulate", simulate, do="It is a number of chains.", most=MANY)
+    whole_number("--every", every, 1)
+    seed_of(seed, "--seed")
     if described is not None:
         start = _start(described, n, cosine, data, data_dir, seed)
         profiles = [run(described, **start, seed=seed)]
@@ -87,8 +89,7 @@ def _start(
 ) -> dict[str, Any]:
     import numpy as np
 
-    if n < 2:
-        raise UsageError(f"--batch must be at least 2: one sample has no geometry; got {n}.")
+    whole_number("--batch", n, 2, "One sample has no geometry.")
     if cosine is not None and data is not None:
         raise UsageError("Give --cosine or --data, not both.")
     if data is not None:
@@ -98,7 +99,9 @@ def _start(
     if cosine is not None:
         if not -1 / (n - 1) <= cosine <= 1:
             raise UsageError(f"{n} samples can share a cosine from {-1 / (n - 1):.3g} to 1; got {cosine}.")
+        check_room(32 * n**2, f"A Gram matrix of {n} samples", "Take fewer: -n.")
         return {"gram": (1 - cosine) * np.eye(n) + cosine}
+    check_room(16 * n * min(spec.width, 4096), f"{n} samples", "Take fewer: -n.")
     return {"inputs": np.random.default_rng(seed).standard_normal((n, min(spec.width, 4096)))}
 
 

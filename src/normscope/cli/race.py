@@ -11,7 +11,7 @@ import typer
 from normscope.cli import _options as option
 from normscope.cli._app import INTERRUPTED, app, console, print_json
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, seeds_of, unknown
 
 
 @app.command()
@@ -71,8 +71,14 @@ def race(
     from normscope.core.tensors import device_of
     from normscope.racing import Bar, Interrupted, Race, Watcher
     from normscope.racing import race as run
+    from normscope.training import Recipe
 
     pages.check(csv=csv, parquet=parquet)
+    seeds_of(seeds)
+    Recipe(
+        epochs=epochs, batch=batch, optimiser=optimiser, momentum=momentum, nesterov=nesterov,
+        weight_decay=weight_decay, warmup=warmup,
+    )  # fmt: skip
     if target_loss is not None and not 0 < target_loss < math.inf:
         raise UsageError(f"--target-loss must be a loss above 0; got {target_loss}. Leave it out for half way down.")
     where, kind, criterion = device_of(device, "--device"), dtype_named(dtype), loss_named(loss)

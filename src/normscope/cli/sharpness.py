@@ -15,7 +15,7 @@ from rich.progress import Progress as RichProgress
 from normscope.cli import _options as option
 from normscope.cli._app import app, console, errors, print_json
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, with_pages
-from normscope.core.errors import UsageError
+from normscope.core.errors import MANY, UsageError, finite_number, whole_number
 
 if TYPE_CHECKING:
     from normscope.call.step import Step
@@ -69,8 +69,10 @@ def sharpness(
     check_lr(lr)
     pages.check()
     stable_rates(1.0, momentum, weight_decay)  # refuses what it cannot use before the solve, not after
-    if descent < 0:
-        raise UsageError(f"--descent must be a number of steps >= 0; got {descent}. 0 leaves the check out.")
+    whole_number("--descent", descent, do="It counts steps; 0 leaves the check out.", most=MANY)
+    finite_number("--tol", tol, above=0, below=1, do="It is a relative error; the default is 1e-3.")
+    if budget != math.inf:
+        finite_number("--budget", budget, least=0, do="It is in seconds; inf for everything.")
     step, source = Given(data, data_dir, n, loss, samples, mode, seed, device, dtype).step(model)
     if step.step is not None:
         raise UsageError(

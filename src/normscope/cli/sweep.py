@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normscope.cli import _options as option
-from normscope.cli._app import INTERRUPTED, app, console, errors, print_json, say_stopped
+from normscope.cli._app import app, console, errors, print_json
 from normscope.cli._index import index
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
 from normscope.core.errors import UsageError
+from normscope.core.memory import size
 from normscope.core.words import duration
 
 if TYPE_CHECKING:
@@ -71,9 +72,12 @@ def sweep(
     Exit code 0: fine, 1: cells failed or the sweep stopped, 2: misuse, 130: Ctrl-C (run it again to go on).
     """
     from normscope.sweeping import Store, plan
+    from normscope.sweeping.run import check_options
     from normscope.sweeping.task import Task
 
     pages.check(csv=csv)
+    check_options(retries=retries or 0, timeout=timeout, workers=workers, memory=size(memory))
+    plan.checked_plot(plan.Plot(kind=kind or "auto"))
     drawn = tuple(m.strip() for m in metrics.split(",")) if metrics else None
     planned = _planned(
         task, words or [], seeds=plan.checked_seeds(seeds), store=store,
@@ -175,7 +179,7 @@ def _cores() -> int:
 
 
 def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool) -> pl.DataFrame:
-    from normscope.sweeping import SweepStopped, executors, plan
+    from normscope.sweeping import SweepStopped, executors
     from normscope.sweeping import sweep as run
     from normscope.sweeping.run import state
 
@@ -202,11 +206,8 @@ def _run(planned: Plan, grid: Grid, kept: Store, retry_failed: bool, json: bool)
 
                 found = run(
                     grid, planned.task, kept, executor, workers=e.workers, in_flight=e.in_flight, retries=e.retries,
-                    timeout=e.timeout, memory=plan.size(e.memory), retry_failed=retry_failed, progress=tell,
+                    timeout=e.timeout, memory=size(e.memory), retry_failed=retry_failed, progress=tell,
                 )  # fmt: skip
-        except KeyboardInterrupt as stop:
-            say_stopped(stop)
-            raise typer.Exit(INTERRUPTED) from None
         except SweepStopped as stop:
             errors.print(str(stop), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
@@ -260,14 +261,19 @@ def _cell(value: tuple[float, float, int] | None) -> str:
 def _write(
     table: pl.DataFrame, grid: Grid, planned: Plan, pages: Pages, csv: Path | None
 ) -> tuple[list[Path], UsageError | None]:
+    from normscope.report import sweeps
+
     plot: Plot = planned.plot
 
-    def made() -> Any:
-        from normscope.report import sweeps
-
-        return sweeps.sheet_of(sweeps.Sweep(
+    def swept() -> Any:
+        return sweeps.Sweep(
             table, tuple(grid.names), planned.task, x=plot.x, y=plot.y, metrics=plot.metrics, colour=plot.colour,
             facet=plot.facet, kind=plot.kind, title=plot.title, log=plot.log,
-        ))  # fmt: skip
+        )  # fmt: skip
 
-    return attempt({**pages.writers(made), **tables(table, csv, None)})
+    written, lost = attempt({**pages.writers(lambda: sweeps.sheet_of(swept())), **tables(table, csv, None)})
+    try:
+        swept()  # a metric to draw that is in no cell is told, drawn or not
+    except UsageError as error:
+        lost = lost or error
+    return written, lost

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from normscope.cli import _options as option
-from normscope.cli._app import INTERRUPTED, app, console, errors, print_json, say, say_stopped
+from normscope.cli._app import app, console, errors, print_json, say
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, tables, with_pages
-from normscope.core.errors import UsageError
+from normscope.core.errors import MANY, UsageError, whole_number
 
 
 @app.command()
@@ -47,8 +47,12 @@ def transfer(
     from normscope.learning_rates.transfer import transfer as run
     from normscope.sweeping import SweepStopped
     from normscope.sweeping.ranges import axis
+    from normscope.sweeping.run import check_options
 
     pages.check(csv=csv)
+    whole_number("--seeds", seeds, 1, most=MANY)
+    whole_number("--steps", steps, 2)
+    check_options(workers=workers)
     widths, depths = axis(width, "--width"), axis(depth, "--depth")
     large = _size(to) if to is not None else None
     small = f"{model}{'' if model.endswith(':') else ','}width={min(widths)},depth={min(depths)}"
@@ -58,9 +62,6 @@ def transfer(
             model, step.inputs, step.targets, step.loss, optimizer, widths=widths, depths=depths, to=large, seeds=seeds,
             steps=steps, store=store, workers=workers, progress=errors.is_terminal and not json,
         )  # fmt: skip
-    except KeyboardInterrupt as stop:
-        say_stopped(stop)
-        raise typer.Exit(INTERRUPTED) from None
     except SweepStopped as stop:
         errors.print(str(stop), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None

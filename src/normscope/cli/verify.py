@@ -12,7 +12,7 @@ from rich.markup import escape
 from normscope.cli import _options as option
 from normscope.cli._app import INTERRUPTED, app, console, print_json
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, with_pages
-from normscope.core.errors import UsageError
+from normscope.core.errors import MANY, UsageError, seed_of, whole_number
 from normscope.core.files import write
 
 if TYPE_CHECKING:
@@ -61,9 +61,11 @@ def verify(
     from normscope.claims.verification import covered, summary, tally
     from normscope.core.tensors import device_of
     from normscope.core.words import duration
+    from normscope.sweeping.run import check_options
 
-    if seeds < 1:
-        raise UsageError(f"--seeds must be at least 1; got {seeds}.")
+    whole_number("--seeds", seeds, 1, most=MANY)
+    seed_of(first_seed, "--first-seed")
+    check_options(workers=workers, timeout=timeout)
     names = claims or ["*"]
     if size not in science.SIZES:
         raise UsageError(f"--size must be {' or '.join(science.SIZES)}; got {size!r}.")

@@ -73,10 +73,10 @@ def why(
     if json:
         told = {"script": script, "ended": found.ended, "crash": found.crash, "missing": found.missing}
         print_json(told | {"models": [d.to_dict() for d in diagnoses]})
-    for reason in found.missing:
-        say(f"A training step must be seen; {reason}. Let the script get to optimizer.step(), or raise --max-seconds.")
+    if reasons := "" if found.crash else "; ".join(found.missing):
+        say(f"A training step must be seen; {reasons}. Let the script get to optimizer.step(), or raise --max-seconds.")
     if found.crash:
-        say(f"The script crashed. {found.crash}")
+        say(f"The script crashed{'' if diagnoses else ' before a training step was seen'}. {found.crash}")
     if lost is not None:
         raise lost
     if found.crash:

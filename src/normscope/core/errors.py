@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import numbers
 import operator
@@ -23,35 +24,37 @@ class DoesNotRun(UsageError, RuntimeError):
 
 #: Names that a message lists.
 MOST = 40
+#: Seeds, and values of one axis, at most: more are a slip of the pen.
+MANY = 100_000
 _HOLDS = {">=": operator.ge, ">": operator.gt, "<": operator.lt}
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     """``UsageError`` for a name that is not registered, with the nearest known name."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    names, name = sorted(map(str, known)), brief(name, 80)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     more = f", and {len(names) - MOST} more" if len(names) > MOST else ""
-    return UsageError(f"There is no {kind} {str(name)!r}.{hint} Known: {', '.join(names[:MOST])}{more}.")
+    return UsageError(f"There is no {kind} {name!r}.{hint} Known: {', '.join(names[:MOST])}{more}.")
 
 
-def whole_number(name: str, value: Any, least: int = 0, do: str = "Leave it out for the default.") -> int:
-    """``value`` as an ``int``, numpy's too; ``UsageError`` for what is no whole number (``True``, 2.0) or below
-    ``least``.
+def whole_number(
+    name: str, value: Any, least: int = 0, do: str = "Leave it out for the default.", *, most: int = 2**63 - 1
+) -> int:
+    """``value`` as an ``int``, numpy's too; ``UsageError`` for what is no whole number (``True``, 2.0), below
+    ``least`` or above ``most``.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise UsageError(f"{name} must be a whole number >= {least}; got {shown(value)}. {do}")
-    return operator.index(value)
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    number = operator.index(value) if whole else least
+    if not whole or not least <= number <= most:
+        bound = f"from {least} to {most}" if number > most else f">= {least}"
+        raise UsageError(f"{name} must be a whole number {bound}; got {shown(value)}. {do}")
+    return number
 
 
 def seed_of(value: Any, name: str = "seed") -> int:
     """A seed as an ``int``: of those that torch's and numpy's generators both take."""
-    seed = whole_number(name, value)
-    if seed >= 2**64:
-        raise UsageError(
-            f"{name} must be below 2**64, which is as much as a generator takes; got {seed}. Leave it out for 0."
-        )
-    return seed
+    return whole_number(name, value, do="A generator takes no other; leave it out for 0.", most=2**64 - 1)
 
 
 def seeds_of(value: Any) -> tuple[int, ...]:
@@ -61,8 +64,10 @@ def seeds_of(value: Any) -> tuple[int, ...]:
         raise UsageError(
             f"seeds must be a whole number >= 1, or the seeds themselves; got {shown(value)}. Pass seeds=3 or [0, 1]."
         )
-    given = range(whole_number("seeds", value, 1)) if many else value
-    found = tuple(seed_of(seed, "Each of the seeds") for seed in given)
+    given = range(whole_number("seeds", value, 1, most=MANY)) if many else value
+    found = tuple(seed_of(seed, "Each of the seeds") for seed in itertools.islice(given, MANY + 1))
+    if len(found) > MANY:
+        raise UsageError(f"seeds must be at most {MANY}; got {shown(value)}. Take fewer.")
     if not found or len(set(found)) < len(found):
         raise UsageError(f"seeds must be at least one, and different ones; got {shown(value)}. Pass seeds=3 or [0, 1].")
     return found
@@ -81,7 +86,30 @@ def finite_number(
     return value if isinstance(value, int | float) else float(value)
 
 
+def flag(name: str, value: Any) -> bool:
+    """``value`` as a ``bool``; ``UsageError`` for what is neither that nor 0 or 1."""
+    if isinstance(value, bool | int | type(None)) and value in (True, False, None):
+        return bool(value)
+    raise UsageError(f"{name} must be True or False; got {shown(value)}. Leave it out for the default.")
+
+
+def function_of(name: str, value: Any) -> Any:
+    """``value``, a function or ``None``; ``UsageError`` for what cannot be called."""
+    if value is None or callable(value):
+        return value
+    raise UsageError(f"{name} must be a function; got {shown(value)}. Leave it out for none.")
+
+
 def shown(value: object) -> str:
     """A value in a message: as it is written, or its type where that is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # somebody else's object, or a number of more digits than Python writes
+        return f"a {type(value).__name__}"
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def brief(text: object, most: int = 300) -> str:
+    """A text from elsewhere on one line, its middle left out where it is long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most * 2 // 3]} ... {line[-most // 3 :]}"

@@ -8,18 +8,28 @@ import glob
 import io
 import os
 import secrets
+import shutil
+import socket
+import stat
+import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
-from normscope.core.errors import UsageError
+from normscope.core import memory
+from normscope.core.errors import UsageError, brief, shown
 
 T = TypeVar("T")
+#: Bytes of a file of text (Python, TOML, JSON), at most.
+TEXT = 1 << 24
 #: Text (written as UTF-8), bytes, or what writes them to a binary file, as ``frame.write_parquet`` does.
 Content: TypeAlias = str | bytes | Callable[[BinaryIO], object]
 
 #: End of the names of files that are not whole yet; a writer that is killed leaves one behind.
 TEMPORARY = ".tmp"
+#: Stands in these names: who lives is known of this machine's processes alone.
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 class Damaged(ValueError):
@@ -37,6 +47,11 @@ def write(content: Content, path: str | os.PathLike[str]) -> Path:
     check(path)
     target = Path(os.path.realpath(path))
     data = _bytes(content)
+    for half in left_overs(target):  # of a writer on this machine that was killed
+        host, _, rest = half.name.split(".")[-2].partition("-")
+        process = rest.partition("-")[0]
+        if host == _HOST and process.isdecimal() and not _lives(int(process)):
+            half.unlink(missing_ok=True)
     try:
         put(data, target)
     except OSError as error:
@@ -57,7 +72,8 @@ def put(data: bytes | memoryview, target: Path, *, durable: bool = True) -> None
 
     durable: on the disk when this returns; without it a power cut may lose the file, but still not tear it.
     """
-    temporary = target.with_name(f".{target.name[:32]}.{secrets.token_hex(6)}{TEMPORARY}")
+    mark = f"{_HOST}-{os.getpid()}-{secrets.token_hex(6)}"
+    temporary = target.with_name(f".{target.name[:32]}.{mark}{TEMPORARY}")
     try:
         with open(temporary, "xb") as file:  # a new file: its permissions are the umask's
             file.write(data)
@@ -100,6 +116,17 @@ def _bytes(content: Content) -> bytes | memoryview:
 
 def check(path: str | os.PathLike[str]) -> None:
     """Raise the ``UsageError`` that `write` would raise, before the work is done; writes nothing."""
+    try:
+        os.stat(path_text(path))
+    except FileNotFoundError:
+        pass
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:  # a loop of links, a name that is too long, a NUL in it
+        raise UsageError(
+            f"The output path must be one that can be written; {brief(path)!r} is not "
+            f"({getattr(error, 'strerror', None) or error}). Choose another path."
+        ) from error
     target = Path(os.path.realpath(path) if os.path.islink(path) else path)
     if target.is_dir():
         raise UsageError(f"The output path must be a file; {str(target)!r} is a folder. Give a file name in it.")
@@ -116,12 +143,63 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"The folder of the output must exist; there is no {str(folder)!r}. Create it first.")
 
 
+def path_text(path: Any, name: str = "A path") -> str:
+    """A path as text; ``UsageError`` for what is none."""
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise UsageError(f"{name} must be a path or a name; got {shown(path)}. Pass a string.") from None
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path of the user's, its ``~`` read; ``UsageError`` for the home of nobody, and for what no path can be."""
+    try:
+        found = Path(path_text(path)).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.lstat(found)
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise UsageError(f"There must be such a path; {brief(path)!r} is none ({reason}). Name another.") from None
+    return found
+
+
+def check_readable(path: str | os.PathLike[str], most: int | None = None) -> None:
+    """``UsageError`` unless a file is a regular one of at most ``most`` bytes (`check_bytes`), before it is opened.
+
+    A pipe would be waited for, a device has no end. Raises the ``OSError`` of a path that is not there.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kind = "folder" if stat.S_ISDIR(found.st_mode) else "pipe, a socket or a device"
+        raise UsageError(f"What is read must be a regular file; {os.fspath(path)} is a {kind}. Name a file.")
+    check_bytes(found.st_size, path, most)
+
+
+def check_bytes(count: int, path: object, most: int | None = None) -> None:
+    """``UsageError`` for a file that takes or promises more than ``most`` bytes; default: `memory.largest_file`."""
+    if count > (bound := memory.largest_file() if most is None else most):
+        cure = "Take a part of it" + ("" if most else f", or set {memory.FILE}=64GB, if there is the memory")
+        raise UsageError(
+            f"{path} must hold at most {memory.shown(bound)}; it has, or promises, {memory.shown(count)}. {cure}."
+        )
+
+
+def whole(path: str | os.PathLike[str], most: int = TEXT) -> bytes:
+    """All of a regular file of at most ``most`` bytes. Raises ``OSError`` where it cannot be read."""
+    check_readable(path, most)
+    with open(path, "rb") as file:
+        return file.read(most + 1)
+
+
 def read(path: str | os.PathLike[str], parse: Callable[[BinaryIO], T]) -> T | None:
     """What ``parse`` makes of the open file; ``None`` if there is no file.
 
     Raises `Damaged` if ``parse`` raises anything, and ``UsageError`` if the file cannot be opened.
     """
     try:
+        check_readable(path, 1 << 62)  # our own: as large as the state of a model
         file = open(path, "rb")  # noqa: SIM115  (what opening raises and what parsing raises mean different things)
     except FileNotFoundError:
         return None
@@ -135,6 +213,34 @@ def read(path: str | os.PathLike[str], parse: Callable[[BinaryIO], T]) -> T | No
             return parse(file)
         except Exception as error:  # a damaged archive raises anything
             raise Damaged(str(error) or type(error).__name__) from error
+
+
+def private_folder(kind: str) -> Path:
+    """A new folder among the temporary files that no other user can read, write or have put there before."""
+    return Path(tempfile.mkdtemp(prefix=f"normscope-{kind}-{os.getpid()}-"))
+
+
+def drop_private_folders(kind: str) -> None:
+    """Remove what processes of this user that live no more left of their private folders of a kind."""
+    for folder in Path(tempfile.gettempdir()).glob(f"normscope-{kind}-*-*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            about = folder.lstat()
+            if (
+                stat.S_ISDIR(about.st_mode)
+                and about.st_uid == os.getuid()
+                and not _lives(int(folder.name.split("-")[2]))
+            ):
+                shutil.rmtree(folder)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    return True
 
 
 def set_aside(path: Path) -> Path:

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, brief
+from normscope.core.files import expanded, whole
 
 #: A file is executed once for each content it has had: ``{path: (content, module)}``.
 _FILES: dict[Path, tuple[bytes, ModuleType]] = {}
@@ -131,7 +132,7 @@ def user_error(doing: str, error: BaseException, advice: str = "") -> UsageError
     frames = [f for f in _frames(error) if not f[0].startswith(_OURS)]
     own = [f for f in frames if not _foreign(f[0])] or frames
     where = f" at {own[-1][0]}:{own[-1][1]}" if own else ""
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = f"{type(error).__name__}: {brief(error)}" if str(error) else type(error).__name__
     notes = [n.removeprefix("normscope: ") for n in getattr(error, "__notes__", [])]
     more = [f"{n[:1].upper()}{n[1:].rstrip('.')}." for n in (*notes, advice) if n]
     told = f"{doing} failed{where} with {said}"
@@ -172,7 +173,7 @@ def _parts(name: str) -> tuple[str, list[str]]:
 
 
 def _folder(target: str) -> Path:
-    return Path(target).expanduser().absolute().parent if target.endswith(".py") else Path.cwd()
+    return expanded(target).absolute().parent if target.endswith(".py") else Path.cwd()
 
 
 @contextmanager
@@ -218,9 +219,9 @@ def _take(names: set[str]) -> dict[str, ModuleType]:
 
 
 def _from_file(path: Path) -> ModuleType:
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     try:
-        source = path.read_bytes()
+        source = whole(path)
     except OSError as error:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""

@@ -102,6 +102,22 @@ def flat(parameters: Mapping[str, Any]) -> dict[str, str | int | float | bool | 
     return {k: v if isinstance(v, plain) else repr(v) for k, v in parameters.items()}
 
 
+#: A number that is written with its sign.
+_SIGNED = r"(?i)^[+-](inf|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)$"
+
+
+def csv(table: polars.DataFrame, header: bool = True) -> str:
+    """A table as CSV. A text that a spreadsheet would take for a formula (it begins with = + - @) gets an apostrophe
+    in front; numbers stay as they are.
+    """
+    import polars as pl
+
+    texts = pl.selectors.string()
+    formula = texts.str.contains(r"^[=+\-@\t\r]") & ~texts.str.contains(_SIGNED)
+    safe = pl.when(formula).then(pl.lit("'") + texts).otherwise(texts)
+    return table.with_columns(safe.name.keep()).write_csv(include_header=header)
+
+
 def concat(profiles: Iterable[Profile]) -> polars.DataFrame:
     """One table from several profiles; parameters that a profile lacks are null."""
     import polars as pl

@@ -28,6 +28,8 @@ WEIGHTS = {
     "identity": "gain times the identity: the control of every orthogonality claim",
 }
 FAMILIES = ("mlp", "vgg", "resnet")
+#: Layers and sizes at most: chosen by us; what is built must fit in memory besides.
+MOST = {"depth": 1_000_000, "width": 10_000_000, "outputs": 10_000_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Spec:
     def __post_init__(self) -> None:
         for field in ("depth", "width", "outputs"):
             if (value := getattr(self, field)) is not None or field != "outputs":
-                object.__setattr__(self, field, whole_number(f"Spec.{field}", value, 1))  # numpy's become Python's
+                object.__setattr__(self, field, whole_number(f"Spec.{field}", value, 1, most=MOST[field]))
         for field, known in (("norm", NORMS), ("output_norm", NORMS), ("weights", WEIGHTS), ("family", FAMILIES)):
             value = getattr(self, field)
             if not isinstance(value, str) or value not in known:

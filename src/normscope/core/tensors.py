@@ -48,6 +48,13 @@ def device_of(name: str | torch.device, option: str = "device") -> torch.device:
     return device
 
 
+def checked_generator(value: Any) -> torch.Generator:
+    """``value``; ``UsageError`` for what is no generator of torch's."""
+    if not isinstance(value, torch.Generator):
+        raise UsageError(f"generator must be a torch.Generator; got {shown(value)}. Leave it out, and pass seed=.")
+    return value
+
+
 def rms(x: Tensor) -> float:
     """Root mean square entry, summed in float64."""
     return float(x.detach().double().square().mean().sqrt())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from normscope.core.memory import check_room
 from normscope.core.spec import POINTWISE
 from normscope.curvature._batch import Batch
 
@@ -83,6 +84,7 @@ def _gram(f: Batch, modules: list[nn.Module]) -> Float[Tensor, "m m"]:
             h = out.detach()
             tape.append((module, before, slope))
     n, c = f.n, f.c
+    check_room(8 * (n * c) ** 2, f"The kernel of {n} samples x {c} outputs", "Take fewer samples or outputs.")
     delta = torch.eye(c, dtype=f.dtype, device=f.device).expand(n, c, c)
     total = torch.zeros(n, c, n, c, dtype=f.dtype, device=f.device)
     for module, before, gain in reversed(tape):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, flag, shown, unknown
+from normscope.core.memory import available
 
 ROUTES = ("auto", "linearize", "jvp", "double_vjp")
 Outputs = Sequence[int] | slice | Callable[[Any], Tensor] | None
@@ -29,24 +29,26 @@ class Options:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        flag("checkpoint", self.checkpoint)
         picked = self.outputs
         numbers = (
             isinstance(picked, Iterable) and not isinstance(picked, str) and all(isinstance(i, int) for i in picked)
         )
         if not (picked is None or callable(picked) or isinstance(picked, slice) or numbers):
             raise UsageError(
-                f"outputs must be column numbers, a slice, or a function of what the model returns; got {picked!r}. "
-                "Pass [0]."
+                "outputs must be column numbers, a slice, or a function of what the model returns; got "
+                f"{shown(picked)}. Pass [0]."
             )
         if self.route not in ROUTES:
             raise unknown("route", self.route, ROUTES)
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise UsageError(
-                f"dtype must be a floating torch dtype; got {self.dtype!r}. Use torch.float64 or torch.float32."
+                f"dtype must be a floating torch dtype; got {shown(self.dtype)}. Use torch.float64 or torch.float32."
             )
         if self.memory is not None and not (isinstance(self.memory, int | float) and self.memory >= 0):
             raise UsageError(
-                f"memory must be a number of bytes >= 0; got {self.memory!r}. Leave it out for half of what is free."
+                f"memory must be a number of bytes >= 0; got {shown(self.memory)}. Leave it out for half of what is "
+                "free."
             )
 
 
@@ -79,14 +81,4 @@ def memory_budget(given: float | None, device: torch.device) -> float:
         return float(given)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 1e9
-    try:  # a container's own limit
-        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
-        free = min(free, max(int(limit) - int(used), 0))
-    except (OSError, ValueError):  # none, or "max"
-        pass
-    return free / 2
+    return available() / 2

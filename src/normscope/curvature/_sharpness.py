@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.call.traceless import alone
-from normscope.core.errors import UsageError, finite_number, whole_number
+from normscope.core.errors import MANY, UsageError, finite_number, flag, whole_number
 from normscope.core.faces import Shown
 from normscope.curvature._budget import Budget
 from normscope.curvature._compare import other_modes, variants
@@ -161,7 +161,8 @@ def sharpness(
     """
     finite_number("tol", tol, above=0, below=1, do="It is a relative error; the default is 1e-3.")
     whole_number("probes", probes)
-    whole_number("descent", descent, do="It counts steps; 0 leaves the check out.")
+    compare_modes, what_if = flag("compare_modes", compare_modes), flag("what_if", what_if)
+    whole_number("descent", descent, do="It counts steps; 0 leaves the check out.", most=MANY)
     if budget != math.inf:
         finite_number("budget", budget, least=0, do="It is in seconds; use math.inf for everything.")
     step = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples)

@@ -15,10 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, seed_of, unknown, whole_number
+from normscope.core.files import expanded, path_text, whole
 from normscope.core.load import call_object
 from normscope.core.registry import Registry
-from normscope.data.formats import FILES, as_tensor, cifar_binary, cifar_pickle, members, read_idx, read_npz, reading
+from normscope.data.formats import (
+    FILES,
+    as_tensor,
+    check_tree,
+    cifar_binary,
+    cifar_pickle,
+    members,
+    read_idx,
+    read_npz,
+    reading,
+)
 
 SPLITS = ("train", "test")
 #: Published MD5 of the distributed files. MNIST and Fashion-MNIST: their authors' pages; CIFAR: cs.toronto.edu/~kriz.
@@ -102,11 +113,13 @@ def load(
     checksum; a pickle with more than arrays in it (refused, nothing executed); n < 1 or more than there are; no
     samples, or not one target a sample; an exception in the user's callable. NaNs in the data are not looked for.
     """
-    name = os.fspath(name)
+    name = path_text(name, "name")
+    whole_number("samples, the axis of the inputs that runs over samples,", samples)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
         raise UsageError(f"n must be a whole number of samples >= 1, or None for all; got {n!r}.")
+    seed_of(seed)
     batch, called = _found(name, data_dir, split, check)
     total = _count(batch, samples, ragged=called and n is None)
     inputs, targets = batch.inputs, batch.targets
@@ -233,7 +246,7 @@ def cifar10(source: Source, split: str) -> Batch:
         else:
             binary = path.suffix == ".bin" or "binary" in path.name
             wanted = [f"{stem}.bin" if binary else stem for stem in stems]
-            raw = members(path, wanted) if path.suffix == ".gz" else [path.with_name(w).read_bytes() for w in wanted]
+            raw = members(path, wanted) if path.suffix == ".gz" else [whole(path.with_name(w), 1 << 28) for w in wanted]
             pairs = [cifar_binary(r) if binary else cifar_pickle(r) for r in raw]
             images, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         return Batch(images, _labels(labels), source.name, 10)
@@ -257,13 +270,15 @@ def _idx_set(source: Source, split: str, folders: Iterable[str], origin: str) ->
 
 def _found(name: str, data_dir: str | os.PathLike[str] | None, split: str, check: bool) -> tuple[Batch, bool]:
     """The whole split as stored, and whether a callable of the user's gave it."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if (known := name.lower().replace("_", "-")) in DATASETS:
-        folder = None if data_dir is None else Path(data_dir).expanduser()
+        folder = None if data_dir is None else expanded(data_dir)
         return DATASETS[known](Source(known, folder, check), split), False
     if (read := FILES.get(path.suffix.lower())) is not None:
         with reading(path):
-            return _batch(read(path), split, name), False
+            content = read(path)
+            check_tree(content, path)
+            return _batch(content, split, name), False
     if ":" in name:
         result = call_object(name)
         return result if isinstance(result, Batch) else _batch(result, split, name), True

@@ -9,6 +9,7 @@ import pickle
 import re
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -18,20 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import MANY, UsageError, brief
+from normscope.core.files import check_bytes, check_readable
+from normscope.core.tensors import check_plain
 
 
 def read_idx(path: Path, axes: int) -> Tensor:
     """The uint8 array of an idx file: bytes 0, 0, 8, axes; the big-endian uint32 sizes; the values, row-major."""
-    raw = path.read_bytes()
-    raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    head = 4 + 4 * axes
-    if raw[:4] != bytes((0, 0, 8, axes)) or len(raw) < head:
-        raise ValueError(f"it does not start as an idx file of unsigned bytes with {axes} axes")
-    sizes = np.frombuffer(raw, ">u4", axes, 4).tolist()
-    if len(raw) - head != math.prod(sizes):
-        raise ValueError(f"the header promises {math.prod(sizes)} values of shape {sizes}, there are {len(raw) - head}")
-    return as_tensor(np.frombuffer(raw, np.uint8, offset=head).reshape(sizes))
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        head = file.read(4 + 4 * axes)
+        if head[:4] != bytes((0, 0, 8, axes)) or len(head) < 4 + 4 * axes:
+            raise ValueError(f"it does not start as an idx file of unsigned bytes with {axes} axes")
+        sizes = np.frombuffer(head, ">u4", axes, 4).tolist()
+        check_bytes(math.prod(sizes), path)
+        raw = file.read(math.prod(sizes) + 1)
+    if len(raw) != math.prod(sizes):
+        there = "more" if len(raw) > math.prod(sizes) else len(raw)
+        raise ValueError(f"the header promises {math.prod(sizes)} values of shape {sizes}, there are {there}")
+    return as_tensor(np.frombuffer(raw, np.uint8).reshape(sizes))
 
 
 def members(archive: Path, wanted: list[str]) -> list[bytes]:
@@ -39,10 +44,11 @@ def members(archive: Path, wanted: list[str]) -> list[bytes]:
     found = {}
     with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in tar:
+            check_bytes(stream.tell() + member.size, archive)
             if member.isfile() and (name := PurePosixPath(member.name).name) in wanted:
                 found[name] = tar.extractfile(member).read()  # type: ignore[union-attr]
         while stream.read(1 << 20):  # to the end: gzip's own checksum stands there
-            pass
+            check_bytes(stream.tell(), archive)
     return [found[name] for name in wanted]
 
 
@@ -93,10 +99,17 @@ class _Refused(Exception):
 
 def read_npz(path: Path) -> Mapping[str, Any]:
     """The arrays of an npz archive, read as they are asked for; no pickles."""
-    content = np.load(path, allow_pickle=False)
-    if not isinstance(content, np.lib.npyio.NpzFile):
-        raise ValueError("it is a single array, not an npz archive")
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no npz archive")
+    _check_unpacked(path)
+    content: Mapping[str, Any] = np.load(path, allow_pickle=False)
     return content
+
+
+def _check_unpacked(path: Path) -> None:
+    """A zip may promise a thousand times its own size; what it promises is what is read of it at most."""
+    with zipfile.ZipFile(path) as archive:
+        check_bytes(sum(member.file_size for member in archive.infolist()), path)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -108,6 +121,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_torch(path: Path) -> Any:
     """What ``torch.save`` wrote, if it is nothing but tensors and containers."""
+    if zipfile.is_zipfile(path):
+        _check_unpacked(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the protocol of a pickle that is then refused
@@ -115,6 +130,27 @@ def read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise _Refused(asked[1] if asked else "something other than tensors") from None
+
+
+def check_tree(content: Any, path: Path) -> None:
+    """What a file of tensors holds: dense ones, no larger than a file may be, in containers of a usual size.
+
+    One number can stand for many (``expand``), and a container in itself: neither shows in the size of the file.
+    """
+    if isinstance(content, np.lib.npyio.NpzFile):
+        return
+    stack, nodes = [content], 0
+    while stack:
+        x, nodes = stack.pop(), nodes + 1
+        if nodes > MANY:
+            raise UsageError(f"{path} must hold at most {MANY} things; there are more. Save plain tensors.")
+        if isinstance(x, Tensor):
+            check_plain(f"What {path} holds", x)
+            check_bytes(x.numel() * x.element_size(), path)
+        elif isinstance(x, Mapping):
+            stack.extend(x.values())
+        elif isinstance(x, list | tuple):
+            stack.extend(x)
 
 
 #: suffix -> reader of a file of tensors.
@@ -128,8 +164,9 @@ FILES: dict[str, Callable[[Path], Any]] = {
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with bytes from outside becomes one error that names the file."""
+    """Whatever goes wrong with bytes from outside is one error that names the file, which is looked at first."""
     try:
+        check_readable(path)
         yield
     except UsageError:
         raise
@@ -141,7 +178,7 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UsageError(f"There must be a file {error.filename or path}; there is none.") from None
     except Exception as error:  # readers of damaged files raise anything
-        said = f"{type(error).__name__}: {error}".strip(": .")
+        said = f"{type(error).__name__}: {brief(error)}".strip(": .")
         what = f"{path} must be a complete, readable file; reading it gave {said}."
         raise UsageError(f"{what} Copy or download it again.") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -14,8 +15,9 @@ from torch import nn
 
 from normscope.call.step import Step
 from normscope.core import spec as _spec
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, brief, seed_of, unknown
 from normscope.core.load import arguments_of, call_object, callable_object, load_object, split_arguments
+from normscope.core.memory import check_room
 from normscope.core.registry import Registry
 from normscope.data.datasets import Batch
 from normscope.nn import build
@@ -109,6 +111,7 @@ def _source(name: str) -> tuple[str, str]:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Torch's global stream starts from ``seed``, and is put back."""
+    seed = seed_of(seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every CUDA device too
         yield
@@ -228,7 +231,7 @@ def _transformers_config(rest: str) -> tuple[Any, Any]:
     except OSError as error:
         raise UsageError(f"There is no transformers config at {name!r}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # values that the config refuses
-        raise UsageError(f"transformers:{rest} is no config: {type(error).__name__}: {error}") from error
+        raise UsageError(f"transformers:{rest} is no config: {type(error).__name__}: {brief(error)}") from error
     return hub, config
 
 
@@ -247,7 +250,9 @@ def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
             try:
                 return kind.from_config(config).train()
             except Exception as error:
-                raise UsageError(f"transformers:{rest} cannot be built: {type(error).__name__}: {error}") from error
+                raise UsageError(
+                    f"transformers:{rest} cannot be built: {type(error).__name__}: {brief(error)}"
+                ) from error
     raise UsageError(f"transformers has no model class for the config {type(config).__name__}.")
 
 
@@ -269,7 +274,7 @@ def synthetic(name: str, *, n: int, seed: int = 0) -> Batch:
     ``tokens:32x50257`` (length x vocabulary: uniform token ids, a tensor (n, length)).
     """
     kind, _, rest = name.partition(":")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     try:
         sizes = [int(s) for s in rest.lower().split("x")]
         if not all(s > 0 for s in sizes) or (kind == "tokens" and len(sizes) != 2):
@@ -281,7 +286,11 @@ def synthetic(name: str, *, n: int, seed: int = 0) -> Batch:
         ) from None
     if n < 1:
         raise UsageError(f"A batch needs at least one sample; got n = {n}.")
+    count = n * (sizes[0] if kind == "tokens" else math.prod(sizes))
+    check_room(8 * count, f"{n} samples of {name}", "Take fewer: -n.")
     if kind == "tokens":
+        if sizes[1] >= 2**63:
+            raise UsageError(f"A vocabulary has fewer than 2**63 tokens; got {name!r}. Take a smaller one.")
         ids = torch.randint(sizes[1], (n, sizes[0]), generator=generator)
         return Batch(ids, None, name, None)
     try:

@@ -154,7 +154,7 @@ def _in_the_light_of(trial: Mapping[str, Any], f: Finding) -> Finding:
     """
     if "sgd" not in trial or f.severity == "info":
         return f
-    races = [trial[name]["trains"] for name in ("sgd", "adam")]
+    races = [trial[name].get("slow") or trial[name]["trains"] for name in ("sgd", "adam")]
     own = trial.get("own", {}).get("trains")
     if f.code.startswith(RATES):
         return replace(f, severity="info", evidence=f"{f.evidence} (yet its own trial trained)") if own else f

@@ -41,7 +41,7 @@ def reshaped(view: View) -> Iterator[Hit]:
 )
 def softmax(view: View) -> Iterator[Hit]:
     """What a softmax gave is multiplied into another tensor, and the product sums over another axis than the softmax
-    did.
+    did; or the loss takes its softmax over another axis than the one on which the last layer put the classes.
     """
     c = view.section("calls").get("softmax")
     if c:
@@ -51,6 +51,14 @@ def softmax(view: View) -> Iterator[Hit]:
             "wrong axis"
         )
         yield Hit(None, "axes", 1.0, 0.0, text, name=c["module"])
+    loss = view.section("loss")
+    if loss.get("other_classes"):
+        text = (
+            f"the loss takes axis 1 of the outputs {tuple(loss['outputs'])} for the classes (cross entropy's class "
+            f"dimension is dim 1), and {loss['last']} put its features on the last one; the axes are of one length, so "
+            "that nothing complains: outputs.transpose(1, 2)"
+        )
+        yield Hit(None, "axes", 1.0, 0.0, text, name=loss["last"])
 
 
 @rule(

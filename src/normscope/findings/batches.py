@@ -153,7 +153,11 @@ def target_scale(view: View) -> Iterator[Hit]:
     source="chosen by us: 60 % of the batches equal an earlier one",
 )
 def repeated(view: View) -> Iterator[Hit]:
-    """Of the batches after the first, 60 % or more are equal to an earlier one, to the last bit."""
+    """Of the batches after the first, 60 % or more are equal to an earlier one, to the last bit.
+
+    Not where one batch is all there is: the validation data have the same inputs (nodes of one graph), the model holds
+    a matrix of all pairs of rows, or the optimizer takes all data at once (a closure).
+    """
     r = view.section("data").get("repeated", 0.0)
     few, every = view.section("data").get("distinct", [1, 1])
     if r < 0.6 and few <= min(64, every / 10):
@@ -162,7 +166,7 @@ def repeated(view: View) -> Iterator[Hit]:
             "few indices only (one weight a class instead of one a sample?), duplicated rows"
         )
         yield Hit(None, "distinct", few, every / 10, text)
-    if r >= 0.6 and not view.section("data").get("closure"):
+    if r >= 0.6 and not view.section("data").get("closure") and not view.section("data").get("all_at_once"):
         yield Hit(
             None,
             "repeated",

@@ -21,10 +21,10 @@ from normscope.findings.readings import Reading, read
 from normscope.init import CURES, Cure, Treatment
 from normscope.init.wrappers import off_centre
 
-#: What ``auto`` tries, the quick ones first. `haar` is there as a control and is never chosen.
-CANDIDATES = (
-    "none", "zero-branches", "identity", "orthogonal", "lsuv", "delta-orthogonal", "he", "xavier", "haar", "rank",
-)  # fmt: skip
+#: What ``auto`` tries, the quick ones first; controls among them are never chosen.
+CANDIDATES = tuple(sorted((name for name, c in CURES.items() if c.auto), key=lambda name: CURES[name].auto))
+#: What treats activations or branches, and is tried behind the best of the cures that draw weights too.
+JOINED = ("shape", "branch-scale")
 #: A cure must beat the model as it is by this much (decades, a factor of 2): chosen by us, because redrawing the
 #: weights of one law moves the cost by about as much.
 LEAST_GAIN = 0.3
@@ -165,7 +165,8 @@ def rank_cures(
 
     model, inputs, targets, loss: a batch as in `cure`.
     fresh: (inputs, targets) to measure on, better than the batch that the cures have seen.
-    candidates: names as for `cure`. The best of them is tried together with ``center-outputs`` as well.
+    candidates: names as for `cure`. The best that draws weights is also tried with each of `JOINED` that can be
+        applied, and the best of all with ``center-outputs``.
     seconds: start no further candidate after that long. curvature: measure lambda_max too.
 
     Of nets that had an error finding at initialization none trained (docs/findings.md), so these come last; then
@@ -189,6 +190,10 @@ def rank_cures(
 
     for name in candidates:
         attempt(name)
+    drawn = [t for t in trials if t.reading and not t.control and t.name not in (*JOINED, "none", "zero-branches")]
+    for name in JOINED if drawn else ():
+        if any(t.name == name and t.reading for t in trials):
+            attempt(f"{min(drawn, key=lambda t: t.key).name}+{name}")
     best = min(trials, key=lambda t: t.key)
     sharp = best.reading is not None and best.reading.terms["sharpness"] > 0
     if sharp and "center-outputs" not in best.name and not off_centre(at.targets):

@@ -17,7 +17,7 @@ from normscope.call.graph import NoGradient
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.core import favourites
-from normscope.core.errors import UsageError, whole_number
+from normscope.core.errors import UsageError, flag, shown, whole_number
 from normscope.core.faces import Shown, show
 from normscope.core.records import Profile
 from normscope.core.words import version
@@ -84,8 +84,9 @@ class Diagnosis(Shown):
 
     @property
     def trains(self) -> dict[str, bool | None]:
-        """Whether the trial lowered the loss below chance: ``sgd`` and ``adam`` at the best of several rates, ``own``
-        with the optimizer and loop as given; ``None`` where that did not run.
+        """Whether the trial lowered the loss far below chance: ``sgd`` and ``adam`` at the best of several rates (what
+        needs 200 steps on one batch does not count as trained, or only just), ``own`` with the optimizer and loop as
+        given; ``None`` where that did not run.
         """
         trial = self.profile.facts.get("checkup", {}).get("trial", {})
         return {k: trial[k]["trains"] if k in trial else None for k in ("sgd", "adam", "own")}
@@ -97,10 +98,12 @@ class Diagnosis(Shown):
             return ""
         trained = [name for name, key in (("SGD", "sgd"), ("Adam", "adam")) if trial[key]["trains"]]
         unknown = any(trial[key]["trains"] is None for key in ("sgd", "adam"))
-        whom = " and ".join(trained) or (
-            "neither SGD nor Adam, too few steps to tell" if unknown else "neither SGD nor Adam"
+        slow = [n for n, key in (("SGD", "sgd"), ("Adam", "adam")) if trial[key].get("slow") and n not in trained]
+        later = f"{' and ' if trained else ''}slowly with {' and '.join(slow)}" if slow else ""
+        whom = (f"with {' and '.join(trained)} " if trained else "") + later or (
+            "with neither SGD nor Adam, too few steps to tell" if unknown else "with neither SGD nor Adam"
         )
-        words = f" In a trial of {trial['steps']} steps the loss fell with {whom}"
+        words = f" In a trial of {trial['steps']} steps the loss fell {whom.strip()}"
         if "own" in trial:
             own = trial["own"]
             end = "diverged" if own["blown"] else f"went from {own['start']:.3g} to {own['end']:.3g}"
@@ -218,6 +221,9 @@ def diagnose(
     """
     if lr is not None and not (isinstance(lr, int | float) and not isinstance(lr, bool) and 0 < lr < math.inf):
         raise UsageError(f"lr must be a positive number; got {lr!r}. Leave it out to judge no rate.")
+    theory, tokens, curvature = flag("theory", theory), flag("tokens", tokens), flag("curvature", curvature)
+    if observed is not None and not isinstance(observed, Mapping):
+        raise UsageError(f"observed must be a mapping of what was seen; got {shown(observed)}. Leave it out.")
     trial, asked = _trial(trial), wanted(rates)
     if not isinstance(model, Step):
         mode = "train" if mode is None else mode

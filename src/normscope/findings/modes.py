@@ -157,3 +157,26 @@ def gains(view: View) -> Iterator[Hit]:
             "(normal_, xavier) overwrote the ones"
         )
         yield Hit(None, "gains", len(names), 0, text, name=names[0])
+
+
+@rule(
+    "NS507",
+    "one norm for unlike inputs",
+    severity="warning",
+    meaning="A batch norm that is called on inputs of different scales keeps one running mean for all: in training "
+    "each call has its own statistics, in eval mode all have a mixture that is right for none.",
+    cure="Give each input its own norm: self.norm_a(a), self.norm_b(b).",
+    source="chosen by us: statistics of two calls 3 standard deviations or a factor 3 apart, the median over channels",
+)
+def mixed(view: View) -> Iterator[Hit]:
+    """One batch norm in training mode is called two to four times in a forward pass, on inputs whose means are three
+    standard deviations apart, or whose standard deviations a factor three.
+    """
+    for name, apart in view.section("wiring").get("mixed_norms", []):
+        if apart > 3:
+            text = (
+                f"{name} is shared: it is called several times in one pass on inputs whose means or scales are "
+                f"{apart:.3g} standard deviations (a factor) apart; its running statistics mix them, and eval mode is "
+                "another function"
+            )
+            yield Hit(None, "apart", apart, 3.0, text, name=name)

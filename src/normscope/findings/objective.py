@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from normscope.findings._rules import Hit, View, inside, listed, rule
 
 FLOOR = 0.1
+#: Share of pairs, one pulled together and one pushed apart, that are in the wrong order (chosen by us; chance: a half).
+WRONG = 0.65
 
 
 @rule(
@@ -168,10 +170,18 @@ def blind(view: View) -> Iterator[Hit]:
 )
 def sign(view: View) -> Iterator[Hit]:
     """The loss rises when the outputs are moved to the targets: the right class raised, or the outputs set to the
-    targets.
+    targets. Or, of pairs of inputs, it pulls together those that are less alike and pushes the others apart.
     """
     s = view.section("loss")
-    if s.get("wrong_sign"):
+    wrong = view.section("pairs").get("pulled_apart", 0.0)
+    if wrong > WRONG:
+        text = (
+            f"of a pair that the loss pulls together and one that it pushes apart (contrastive), in {wrong:.0%} the "
+            "first is the less alike in the inputs: the labels are swapped, 1 for same and 1 for different are two "
+            "conventions; the sign is flipped"
+        )
+        yield Hit(None, "pulled_apart", wrong, WRONG, text, "warning")
+    if s.get("wrong_sign") and "pulled_apart" not in view.section("pairs"):
         text = (
             f"the loss rises from {s['value']:.3g} to {s['right_answer']:.3g} when the outputs move to the "
             "right answer: its sign is flipped"

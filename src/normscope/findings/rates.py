@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from normscope.call.step import Step
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, flag
 from normscope.core.records import Profile
 from normscope.findings._rules import at_fault, find
 from normscope.learning_rates import Rates, of_kinds
@@ -19,9 +19,7 @@ SECONDS, PASSES = 20.0, 200
 
 def wanted(rates: Any) -> bool | str:
     """What ``rates`` says: ``False``, ``True`` or "auto"."""
-    if rates not in (False, True, None, "auto"):
-        raise UsageError(f"rates must be True, False or 'auto'; got {rates!r}. Leave it out to try none.")
-    return rates or False
+    return rates if isinstance(rates, str) and rates == "auto" else flag("rates, where it is not 'auto',", rates)
 
 
 def tried(at: Step, rates: bool | str, profile: Profile) -> tuple[tuple[Rates, ...], str]:

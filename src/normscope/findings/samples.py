@@ -254,8 +254,17 @@ def worn(view: View) -> Iterator[Hit]:
 def one_by_one(view: View) -> Iterator[Hit]:
     """Every sample of the inputs, or each of its series, has mean zero and one and the same standard deviation. Usual
     for images; a warning where nothing that is learnt carries over to other batches (NS426): the answer may have been
-    in what was removed.
+    in what was removed. Or the model's own norm does so, and the targets go with the size of the samples.
     """
+    lost = view.section("mixing").get("size_lost", 0.0)
+    if lost:
+        norm = view.section("wiring").get("first_norm", "")
+        text = (
+            f"the targets go with the size (amplitude) of the samples (correlation {lost:.2f}), and the outputs do not "
+            f"change when a sample is doubled: {norm or 'a norm'} removes it, each sample normalized by itself "
+            "(instance norm, layer norm on the inputs)"
+        )
+        yield Hit(None, "size", lost, 0.5, text, "warning", norm)
     if view.section("data").get("alone"):
         t = view.section("trial")
         lost = t.get("own", {}).get("trains") is False and t.get("stream", {}).get("progress", 1.0) < 0.1

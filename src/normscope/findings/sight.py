@@ -31,7 +31,8 @@ def mixing(view: View) -> Iterator[Hit]:
     (attention, recurrent) runs along the batch, it is named; or another sample's output changes at least a third as
     much as that of the sample that was exchanged, as when ``view`` cuts rows out of a transposed tensor. A batch
     statistic moves the others by 1/n of it, and is silent here. Inputs of two axes are judged by sequence layers only:
-    rows may be nodes of a graph. Nor may an output depend on the place of its sample in the batch.
+    rows may be nodes of a graph. Nor may an output depend on the place of its sample in the batch, nor the number of
+    outputs be that of the batch by chance only.
     """
     along = view.section("mixing").get("along_batch")
     if along:
@@ -40,6 +41,15 @@ def mixing(view: View) -> Iterator[Hit]:
             "(length, samples, width): it runs over the samples of the batch (batch_first=True is missing)"
         )
         yield Hit(None, "along_batch", 1.0, 0.0, text, name=along["module"])
+        return
+    rows = view.section("mixing").get("rows")
+    if rows:
+        text = (
+            f"the outputs have {rows[0]} rows also where {rows[1]} of the {rows[0]} samples go in: their first axis is "
+            "not that of the samples but another of the same length (time), so the loss pairs answers with targets "
+            "across the batch dimension; out[:, -1] for the last step of (batch, time, features), not out[-1]"
+        )
+        yield Hit(None, "rows", rows[0], rows[1], text)
         return
     m = view.section("mixing").get("mixes", {})
     cut = view.section("calls").get("sliced")

@@ -16,8 +16,9 @@ BEHIND, AHEAD = 0.01, 0.3
 ABOVE = 0.1
 #: Progress beyond which a training did not end too soon.
 HALF = 0.5
-#: A rise of the loss, in shares of chance, that is no detour (of some losses the first steps go up).
-RISES = 0.5
+#: A rise of the loss, in shares of chance, that is no detour; of several outputs, which may move apart at first (a
+#: codebook and its encoder).
+RISES, RISES_OF_PARTS = 0.5, 2.0
 #: Share of chance below which the loss of unseen batches falls once where anything carries over.
 FOLLOWS = 0.99
 FALLING = 0.15
@@ -76,7 +77,12 @@ def only_adam(view: View) -> Iterator[Hit]:
     given its own trial counts.
     """
     t = view.section("trial")
-    if "sgd" not in t or t["sgd"]["trains"] is not False or not t["adam"]["trains"] or t["sgd"]["progress"] >= LITTLE:
+    if (
+        "sgd" not in t
+        or t["sgd"]["trains"] is not False
+        or not (t["adam"]["trains"] or t["adam"].get("slow"))
+        or t["sgd"]["progress"] >= LITTLE
+    ):
         return
     yield Hit(None, "progress", t["sgd"]["progress"], LITTLE, _races(t))
 
@@ -117,9 +123,11 @@ def own_step(view: View) -> Iterator[Hit]:
     k = min(own["steps"], len(race["losses"]))
     there = sum(race["losses"][max(k - 5, 0) : k]) / min(k, 5)  # the race after as many steps
     fall, theirs = own["start"] - own.get("again", math.inf), own["start"] - there
-    rises = own["blown"] or fall < -RISES * abs(t["chance"])
+    several = view.section("loss").get("parts", 1) > 2
+    rises = own["blown"] or fall < -(RISES_OF_PARTS if several else RISES) * abs(t["chance"])
+    stands = abs(fall) < BEHIND * theirs if several else fall < BEHIND * theirs
     bounded = abs(race["end"]) <= abs(t["start"])
-    if race["progress"] < AHEAD or not (rises or (bounded and fall < BEHIND * theirs)):
+    if race["progress"] < AHEAD or not (rises or (bounded and stands)):
         return
     u = view.section("update")
     kind = f"{u['class']} at learning rate {u['lr']:.2g}" if u else "the optimizer as given"
@@ -151,7 +159,8 @@ def validation(view: View) -> Iterator[Hit]:
     above.
 
     If the loss of the *training* batches is high in eval mode too, it is the modes that differ (batch norm's running
-    statistics, dropout); else the validation data are others than the training data, or few samples were memorized.
+    statistics, dropout), unless it is not once the statistics have caught up with the weights, which run ahead of them
+    in the first steps; else the validation data are others than the training data, or few samples were memorized.
     Where no constant answer is known, as of a critic, only the modes are compared.
     """
     t = view.section("trial")
@@ -244,7 +253,7 @@ def by_heart(view: View) -> Iterator[Hit]:
         f"{t['stream']['end']:.3g} in {t['stream']['steps']} steps: labels or data do not fit together, or it begins "
         "slowly"
     )
-    rises = own.get("valid_after", math.nan) > own["valid_before"]
+    rises = own.get("valid_after", math.nan) > own["valid_before"] and view.section("loss").get("parts", 1) < 3
     yield Hit(None, "progress", t["stream"]["progress"], 0.1 * AHEAD, text, "" if rises else "info")
 
 

@@ -193,7 +193,11 @@ def schedule(view: View) -> Iterator[Hit]:
     if max(rates) == 0:
         text = f"the learning rate is 0 in all of the first {len(rates)} steps: the schedule (warm-up) never raises it"
         yield Hit(None, "learning_rate", 0.0, 0.0, text)
-    elif rates[-1] > 1.5 * rates[0] and (late := _still_warming(rates, steps, view.section("update").get("lr", 0.0))):
+    elif (
+        rates[-1] > 1.5 * rates[0]
+        and not own.get("trains")
+        and (late := _still_warming(rates, steps, view.section("update").get("lr", 0.0)))
+    ):
         text = (
             f"the learning rate warms up from {rates[0]:.2g}, and after {len(rates)} steps is {rates[-1]:.2g} of "
             f"{view.section('update')['lr']:.2g}: at this pace the warm-up takes {late:.0f} steps, "

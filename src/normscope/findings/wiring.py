@@ -79,7 +79,14 @@ def unregistered(view: View) -> Iterator[Hit]:
     if names:
         known = [n for n in names if n]
         text = f"{len(names)} tensor(s) behind the outputs are not registered as parameters: "
-        text += f"{listed(known)} (a plain list or dict instead of nn.ModuleList)" if known else "no module holds them"
+        anew = view.section("wiring").get("remade", [])
+        if anew and not known:
+            known = [anew[0].rpartition(".")[0]]
+            text += f"{listed(anew)} are created in the forward pass, a new layer at each call: never in the optimizer"
+        else:
+            text += (
+                f"{listed(known)} (a plain list or dict instead of nn.ModuleList)" if known else "no module holds them"
+            )
         yield Hit(None, "unregistered", len(names), 0, text, name=known[0] if known else "")
     zero = view.section("wiring").get("plain_zero", [])
     if zero and view.section("wiring").get("asleep"):

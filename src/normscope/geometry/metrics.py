@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
+#: Below this the square of a number has fewer digits than float64's: it is subnormal below 1.5e-154.
+SMALLEST = 1e-146
+
+
 def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = None) -> dict[str, float]:
     """Metrics of one representation.
 
@@ -36,16 +40,16 @@ def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = Non
     Returns name -> value, in float64, NaN where the value is undefined (a batch of one has no pairs).
     Raises ``UsageError`` for an empty batch, what is no dense tensor of numbers, or an unknown name.
     """
-    x = _read(x)
+    x = representation(x)
     names = [m.name for m in METRICS.values() if m.signal == "activation"] if metrics is None else metric_names(metrics)
     chosen = [METRICS[name] for name in names]
     statistic = Statistic.of(x, exact=True, units=unit_axis(x), sequences=x)
     return evaluate([statistic], chosen)[0]
 
 
-def _read(x: Any) -> Tensor:
+def representation(x: Any, what: str = "measure") -> Tensor:
     """A representation, (n, ...): a tensor, an array, or lists of numbers."""
-    needs = "measure() needs a tensor of numbers of shape (n, ...), batch first"
+    needs = f"{what}() needs a tensor of numbers of shape (n, ...), batch first"
     if not isinstance(x, Tensor):
         try:
             x = torch.as_tensor(x)
@@ -54,9 +58,19 @@ def _read(x: Any) -> Tensor:
             raise UsageError(
                 f"{needs}; got a {type(x).__name__} (torch: {said}). Pass an array, or rows of equal length."
             ) from None
-    check_plain("What measure() takes", x)
+    check_plain(f"What {what}() takes", x)
     if x.dim() == 0:
         raise UsageError(f"{needs}; got a scalar. Give it an axis of samples.")
+    if x.is_complex():
+        raise UsageError(f"{needs}, real ones; got {x.dtype}. Pass torch.view_as_real(x): the parts as features.")
+    if x.dtype == torch.float64 and x.numel() and len(x):
+        longest = x.detach().abs().flatten(1).amax(1) if x.dim() > 1 else x.detach().abs()
+        small = (longest > 0) & (longest < SMALLEST)
+        if small.any():
+            raise UsageError(
+                f"{needs} whose squares float64 can hold; the largest entry of a sample is "
+                f"{float(longest[small].min()):.1e}. Scale them: x / x.abs().max()."
+            )
     return x
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from normscope.geometry.metrics import representation
 from normscope.geometry.odd import OddPoint, contrast_shares, odd_point
 from normscope.geometry.statistic import Statistic
 
@@ -42,7 +43,7 @@ def configuration(x: Float[Tensor, "n ..."] | Statistic) -> Configuration:
     Rules and calibration are our own, for the phenomenon of nachum2024: rates of false ``odd`` on Gaussian,
     equiangular and two-cluster batches of 7 to 64 samples are 0 (n <= 6 is never called ``odd``).
     """
-    s = x if isinstance(x, Statistic) else Statistic.of(x, exact=True)
+    s = x if isinstance(x, Statistic) else Statistic.of(representation(x, "configuration"), exact=True)
     odd, shares, cosines = odd_point(s), contrast_shares(s), _cosines(s)
     cosine = cosines.mean().item()
     differ = not shares.isnan().any()

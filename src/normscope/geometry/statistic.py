@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from normscope.core.errors import UsageError
+from normscope.core.memory import check_room
 from normscope.geometry import pairs, spectra
 from normscope.geometry.tokens import token_cosine
 
@@ -87,6 +88,8 @@ class Statistic:
             x = x.to(torch.float64) if not x.is_complex() else torch.view_as_real(x)
         flat = x.reshape(len(x), -1)
         n, d = flat.shape
+        if d >= n:  # of fewer features a factor does
+            check_room(24 * n * n, f"The comparison of {n} samples with each other", "Take fewer: -n, rows=.")
         saturated = _saturated(x, bounds)
         alike = math.nan if sequences is None else token_cosine(sequences)
         if d <= COPY * n:

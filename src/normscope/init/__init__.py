@@ -8,20 +8,26 @@ was done to which layer, and why not to the others.
 
 from normscope.init._cures import CURES, Cure
 from normscope.init._layers import Treatment
-from normscope.init.branches import zero_branches_
+from normscope.init.branches import branch_scale_, zero_branches_
+from normscope.init.centering import center_weights_
+from normscope.init.folding import fold_batch_norm_
 from normscope.init.identity import identity_
 from normscope.init.laws import break_batch_norm_, delta_orthogonal_, he_, lower_rank_, torch_default_, xavier_
 from normscope.init.lsuv import lsuv_
 from normscope.init.orthogonal import haar_, orthogonal_representations_
 from normscope.init.rank import raise_rank_
+from normscope.init.shape import shape_
 from normscope.init.wrappers import off_centre
 
 __all__ = [
     "CURES",
     "Cure",
     "Treatment",
+    "branch_scale_",
     "break_batch_norm_",
+    "center_weights_",
     "delta_orthogonal_",
+    "fold_batch_norm_",
     "haar_",
     "he_",
     "identity_",
@@ -30,6 +36,7 @@ __all__ = [
     "off_centre",
     "orthogonal_representations_",
     "raise_rank_",
+    "shape_",
     "torch_default_",
     "xavier_",
     "zero_branches_",

@@ -23,7 +23,8 @@ class Cure:
     """A named treatment. ``apply(model, inputs, targets, generator)`` changes the model and returns a `Treatment`.
 
     ``needs_inputs``: looks at the batch; ``wraps``: changes the module tree, so the treatment's model may be another
-    object and the keys of its state dict change; ``control``: there to be compared with, not to be used.
+    object and the keys of its state dict change; ``control``: there to be compared with, not to be used; ``auto``:
+    whether ``--how auto`` tries it, "quick" or "slow" (those last), "" if not.
     """
 
     name: str
@@ -32,13 +33,16 @@ class Cure:
     needs_inputs: bool
     wraps: bool
     control: bool
+    auto: str
     apply: Callable[[nn.Module, Any, Any, torch.Generator | None], Treatment]
 
 
 CURES: Registry[Cure] = Registry("cure")
 
 
-def register(name: str, source: str, *, doc: str = "", wraps: bool = False, control: bool = False) -> Callable[[F], F]:
+def register(
+    name: str, source: str, *, doc: str = "", wraps: bool = False, control: bool = False, auto: str = ""
+) -> Callable[[F], F]:
     """Decorator: enrol a function of the model and of what it names of ``inputs``, ``targets`` and ``generator``.
 
     It returns a `Treatment`. doc: the line shown; default the first paragraph of its docstring.
@@ -52,7 +56,7 @@ def register(name: str, source: str, *, doc: str = "", wraps: bool = False, cont
             given = {"inputs": inputs, "targets": targets, "generator": generator}
             return function(model, **{k: value for k, value in given.items() if k in takes})
 
-        CURES.add(name, Cure(name, line, source, "inputs" in takes, wraps, control, apply))
+        CURES.add(name, Cure(name, line, source, "inputs" in takes, wraps, control, auto, apply))
         return function
 
     return enrol
@@ -71,7 +75,7 @@ def in_place(account: Callable[P, Treatment], name: str) -> Callable[P, nn.Modul
     return changed
 
 
-@register("none", "-")
+@register("none", "-", auto="quick")
 def none(model: nn.Module) -> Treatment:
     """The model as it is."""
     return Treatment(model_of(model))

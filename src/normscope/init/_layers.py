@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import first_tensor
 from normscope.call.step import Step, check_model, unwrap
 from normscope.core.errors import UsageError
+from normscope.core.tensors import checked_generator
 
 Treatable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 TREATABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -226,6 +227,46 @@ def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, se
     return ran
 
 
+def takers(
+    step: Step,
+    makers: Iterable[nn.Module],
+    candidates: Iterable[nn.Module],
+    see: Callable[[nn.Module, Tensor], None] | None = None,
+) -> list[tuple[nn.Module, nn.Module]]:
+    """(maker, taker) in the order of one forward pass in training mode: modules whose very output another one takes.
+
+    A container passes on to what it holds: of several that take an output the last one to be entered counts.
+    ``see(taker, output)`` is called at each.
+    """
+    made: dict[int, nn.Module] = {}
+    keep: list[Any] = []  # alive, so that no other tensor gets the same identity
+    found: dict[int, tuple[nn.Module, nn.Module]] = {}
+
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        keep.append(output)
+        made[id(output)] = module
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and id(args[0]) in made:
+            found[id(args[0])] = made[id(args[0])], module
+            if see is not None:
+                see(module, args[0])
+
+    def work() -> None:
+        handles = [m.register_forward_hook(after) for m in makers]
+        handles += [m.register_forward_pre_hook(before) for m in candidates]
+        try:
+            with torch.no_grad():
+                args, kwargs, _ = step.arguments()
+                step.whole(args, kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    step.run(work)
+    return list(found.values())
+
+
 def in_order(
     model: nn.Module, inputs: Any, generator: torch.Generator
 ) -> tuple[nn.Module, list[Layer], dict[str, str], int]:
@@ -258,7 +299,7 @@ def all_or_nothing(layers: list[Layer]) -> Iterator[None]:
 
 def generator_of(generator: torch.Generator | None) -> torch.Generator:
     """The generator, or a new one of seed 0."""
-    return torch.Generator().manual_seed(0) if generator is None else generator
+    return torch.Generator().manual_seed(0) if generator is None else checked_generator(generator)
 
 
 def normal(*shape: int, generator: torch.Generator) -> Tensor:

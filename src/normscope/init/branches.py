@@ -1,4 +1,4 @@
-"""Residual branches that start at zero: a residual net that begins as its trunk."""
+"""Residual branches that start at zero or small: a residual net that begins as its trunk, or near it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from normscope.init._cures import in_place, register
 from normscope.init._layers import (
     Layer,
     Treatment,
-    all_or_nothing,
     generator_of,
     in_order,
     kept,
     require,
     step_of,
+    takers,
 )
 
 #: Samples that the passes look at (chosen by us: where a gradient goes is a matter of the net's structure).
@@ -29,7 +29,7 @@ SEEN = 16
 
 
 @register(
-    "zero-branches", "goyal2017, zhang2019, de2020",
+    "zero-branches", "goyal2017, zhang2019, de2020", auto="quick",
     doc="The last layer of every residual branch starts at zero: a residual net begins as its trunk.",
 )  # fmt: skip
 def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> Treatment:
@@ -50,47 +50,95 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
     who scale the branch by a learned number that starts at 0 and show that this is what batch norm does for deep
     residual nets.
     """
+    found = _branches(model, inputs, generator)
+    for end in found.ends:
+        _fill(end.parameters, [torch.zeros_like(p) for p in end.parameters])
+    return found.treatment
+
+
+zero_branches_ = in_place(zero_branches, "zero_branches_")
+
+
+@register("branch-scale", "he2020, bordelon2023", auto="quick")
+def branch_scale(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> Treatment:
+    r"""Each of L residual branches scaled by 1 / sqrt(L): the sum of all is as large as one, at any depth.
+
+    The last layer of the branch, weight and bias, or the norm with weights behind it, is multiplied, in place; what
+    ends a branch is found as for `zero_branches`. Then the trunk grows by a factor e at most, angles between samples
+    and between tokens stay away from collapse, and the best learning rate of SGD hardly depends on depth.
+
+    Misleads: where the norm behind the sum (post-norm) rescales it again, the branches matter less than they seem.
+    Source: Bordelon, Noci et al. 2023, arXiv 2309.16620; Hayou et al. 2021, arXiv 2010.12859; for tokens Noci et al.
+    2022, arXiv 2206.03126.
+    """
+    found = _branches(model, inputs, generator)
+    scale = len(found.ends) ** -0.5
+    for end in found.ends:
+        _fill(end.parameters, [p * scale for p in end.parameters])
+    return found.treatment
+
+
+branch_scale_ = in_place(branch_scale, "branch_scale_")
+
+
+@dataclass(frozen=True)
+class _End:
+    """What ends a branch: a layer or the norm behind it; the parameters that scale what it returns."""
+
+    name: str
+    parameters: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Branches:
+    ends: list[_End]
+    treatment: Treatment
+
+
+def _branches(model: nn.Module, inputs: Any, generator: torch.Generator | None) -> _Branches:
+    """The ends of all residual branches, found by zeros that are put there and taken away again."""
     model, order, left, seed = in_order(model, inputs, generator_of(generator))
     require(order, left)
-    done: list[str] = []
+    ends: list[_End] = []
     names = {m: n for n, m in model.named_modules()}
     step = step_of(model, inputs, seed)
     look = _Look(step, order, SEEN)
+    norms = look.norms()
+    zeroed: list[tuple[list[Tensor], list[Tensor]]] = []
     try:
-        norms = look.norms()
-    except Exception:  # a part of the batch is not always one, as where other inputs index the samples
-        look = replace(look, samples=step.rows.n)
-        norms = look.norms()
-    with all_or_nothing(order), all_or_nothing([Layer(names[m], m) for m in norms.values()]):  # type: ignore[arg-type]
-        reached = look.reached()
+        try:
+            reached = look.reached()
+        except Exception:  # a part of the batch is not always one, as where other inputs index the samples
+            look = replace(look, samples=step.rows.n)
+            reached = look.reached()
         for i, layer in reversed(list(enumerate(order))):
             if not reached.layers[i]:
-                left[layer.name] = "inside a branch that starts at zero"
+                left[layer.name] = "inside a branch that ends later"
                 continue
             module: nn.Module = norms.get(layer.module, layer.module)
-            zeroed = [p for p in (module.weight, module.bias) if isinstance(p, Tensor) and p.requires_grad]
-            kept = [p.detach().clone() for p in zeroed]
-            _fill(zeroed, [torch.zeros_like(p) for p in zeroed])
-            now = look.reached(zeroed[0])
+            own = [p for p in (module.weight, module.bias) if isinstance(p, Tensor) and p.requires_grad]
+            zeroed.append((own, [p.detach().clone() for p in own]))
+            _fill(own, [torch.zeros_like(p) for p in own])
+            now = look.reached(own[0])
             dead = [was and not has for was, has in zip(reached.layers[:i], now.layers[:i], strict=True)]
             if now.inputs and now.zeros and any(dead):
                 upstream = look.reached(at=layer).layers
                 if any(up and gone for up, gone in zip(upstream, dead, strict=False)):
                     reached = now
-                    done.append(names[module])
+                    ends.append(_End(names[module], own))
                     continue
-            _fill(zeroed, kept)
-            left[layer.name] = "no end of a residual branch that could start at zero"
-        if not done:
-            raise UsageError(
-                "There must be a residual branch (x + f(x), f of two layers or more) to start at zero; no skip "
-                "connection was found around any layer. Choose another cure: normscope list cures."
-            )
-    done.reverse()
-    return Treatment(model, tuple(done), left)
-
-
-zero_branches_ = in_place(zero_branches, "zero_branches_")
+            _fill(*zeroed.pop())
+            left[layer.name] = "no end of a residual branch"
+    finally:
+        for parameters, values in zeroed:
+            _fill(parameters, values)
+    if not ends:
+        raise UsageError(
+            "There must be a residual branch (x + f(x), f of two layers or more); no skip connection was found around "
+            "any layer. Choose another cure: normscope list cures."
+        )
+    ends.reverse()
+    return _Branches(ends, Treatment(model, tuple(end.name for end in ends), left))
 
 
 def _fill(parameters: list[Tensor], values: list[Tensor]) -> None:
@@ -118,29 +166,12 @@ class _Look:
 
     def norms(self) -> dict[nn.Module, nn.Module]:
         """Layer to the norm with weights that takes its very output."""
-        made: dict[int, nn.Module] = {}
-        keep: list[Any] = []  # alive, so that no other tensor gets the same identity
-        found: dict[nn.Module, nn.Module] = {}
-
-        def after(module: nn.Module, _: Any, output: Any) -> None:
-            keep.append(output)
-            made[id(output)] = module
-
-        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and id(args[0]) in made:
-                found.setdefault(made[id(args[0])], module)
-
         kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-        handles = [layer.module.register_forward_hook(after) for layer in self.order]
-        for module in self.step.root.modules():
-            if isinstance(module, kinds) and isinstance(module.weight, Tensor) and module.weight.requires_grad:
-                handles.append(module.register_forward_pre_hook(before))
-        try:
-            self._run(None)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found
+        norms = [
+            m for m in self.step.root.modules()
+            if isinstance(m, kinds) and isinstance(m.weight, Tensor) and m.weight.requires_grad
+        ]  # fmt: skip
+        return dict(takers(self.step, [layer.module for layer in self.order], norms))
 
     def reached(self, zeros: Tensor | None = None, at: Layer | None = None) -> _Reached:
         """From a random direction of the outputs, or of the input of the layer ``at``."""

@@ -42,7 +42,7 @@ def _uniform(layer: Layer, low: float, high: float, generator: torch.Generator) 
     return low + (high - low) * unit
 
 
-@register("xavier", "glorot2010", doc="U(-a, a), a = sqrt(6 / (fan_in + fan_out)), zero biases.")
+@register("xavier", "glorot2010", auto="quick", doc="U(-a, a), a = sqrt(6 / (fan_in + fan_out)), zero biases.")
 def xavier(model: nn.Module, *, gain: float = 1.0, generator: torch.Generator | None = None) -> Treatment:
     r"""$W \sim U(-a, a)$, $a = g\sqrt{6/(fan_{in}+fan_{out})}$, biases 0 (Glorot and Bengio 2010); in place.
 
@@ -60,7 +60,7 @@ def xavier(model: nn.Module, *, gain: float = 1.0, generator: torch.Generator | 
 xavier_ = in_place(xavier, "xavier_")
 
 
-@register("he", "he2015", doc="N(0, 2 / fan_in), zero biases: keeps the scale of ReLU nets.")
+@register("he", "he2015", auto="quick", doc="N(0, 2 / fan_in), zero biases: keeps the scale of ReLU nets.")
 def he(model: nn.Module, *, generator: torch.Generator | None = None) -> Treatment:
     r"""$W \sim N(0, 2/fan_{in})$, biases 0 (He et al. 2015): ReLU layers keep their mean square on average; in place.
 
@@ -142,7 +142,7 @@ def delta_orthogonal(model: nn.Module, *, gain: float = 1.0, generator: torch.Ge
 delta_orthogonal_ = in_place(delta_orthogonal, "delta_orthogonal_")
 
 
-@register("delta-orthogonal", "xiao2018")
+@register("delta-orthogonal", "xiao2018", auto="quick")
 def scaled_delta_orthogonal(model: nn.Module, generator: torch.Generator | None = None) -> Treatment:
     """Random isometries, at the centre of convolution kernels; gain sqrt(2) where the model has ReLU modules."""
     rectified = any(isinstance(m, nn.ReLU | nn.LeakyReLU | nn.GELU | nn.SiLU) for m in model.modules())

@@ -20,7 +20,7 @@ from normscope.init._layers import (
 )
 
 
-@register("lsuv", "mishkin2016", doc="Orthogonal weights scaled to unit variance on this batch.")
+@register("lsuv", "mishkin2016", auto="quick", doc="Orthogonal weights scaled to unit variance on this batch.")
 def lsuv(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> Treatment:
     r"""Orthogonal weights, scaled layer by layer until the output on this batch has variance 1; in place.
 

@@ -41,7 +41,7 @@ Progress = Callable[[int, int, int, float], None]
 
 
 @register(
-    "rank", "daneshmand2020, figure 6",
+    "rank", "daneshmand2020, figure 6", auto="slow",
     doc="Gradient steps that raise the participation rank layer by layer; scale kept at 1.",
 )  # fmt: skip
 def rank(

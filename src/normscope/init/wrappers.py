@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from normscope.call.taps import normalizers
 from normscope.core.errors import UsageError
 from normscope.init._cures import register
-from normscope.init._layers import Treatment, model_of, require, step_of, survey, walk
+from normscope.init._layers import Treatment, model_of, require, step_of, survey, takers, walk
 from normscope.nn import CenterOutputs, NormalizeOutputs
 
 _NORMS: dict[type, type[nn.Module]] = {
@@ -114,7 +114,9 @@ def insert_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
     require(layers, left)
     dims: dict[str, int] = {}
     ran = walk(model, inputs, layers, lambda layer, x: dims.__setitem__(layer.name, x.dim()), seed=0)
-    followed = _followed(model, inputs)
+    norms = {m for _, m in normalizers(model)}
+    leaves = [m for m in model.modules() if m not in norms and not any(True for _ in m.children())]
+    followed = {maker for maker, _ in takers(step_of(model, inputs), leaves, norms)}
     for layer in layers:
         if layer not in ran:
             left[layer.name] = "never called in the forward pass"
@@ -150,24 +152,3 @@ def insert_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
             "put the norms in by hand, where the module calls its layers."
         ) from error
     return Treatment(model, tuple(layer.name for layer in chosen), left)
-
-
-def _followed(model: nn.Module, inputs: Any) -> set[nn.Module]:
-    """Modules whose output is the next thing that a norm over the batch takes."""
-    norms = {m for _, m in normalizers(model)}
-    source: dict[int, tuple[nn.Module, Tensor]] = {}
-    found: set[nn.Module] = set()
-
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        if module in norms and args and id(args[0]) in source:
-            found.add(source[id(args[0])][0])
-        elif module not in norms and isinstance(output, Tensor) and not any(True for _ in module.children()):
-            source[id(output)] = module, output  # the tensor is kept, so that its id stays its own
-
-    handles = [m.register_forward_hook(hook) for m in model.modules()]
-    try:
-        _run(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -26,8 +26,13 @@ UP = 8
 #: Below the bracket, rates are tried at most this far apart down to the first whose run is calm, this far down at a
 #: time.
 APART, DOWN = 1.15, 1.4
+#: The largest rate that is told, of the largest that was seen to train: between two that were tried a gap is not seen,
+#: and a rate that is too large costs more than one that is too small (chosen on nets that are not reported on).
+MARGIN = 0.95
 #: What the bracket is widened by below, where a gap may have been missed, and above (chosen by us).
 BELOW, ABOVE = 1.25, 1.05
+#: Losses that are averaged at the end of a long run.
+END = 10
 #: A rate is as good as the best where its loss has fallen by this share of the best one's fall.
 AS_GOOD = 0.9
 
@@ -40,14 +45,15 @@ KINDS = ("sgd", "momentum", "adam")
 class Rates(Shown):
     r"""What short runs of one optimizer said of its learning rate. Print it, or read the fields.
 
-    largest: the largest rate that trains, see `rates`; ``largest_interval`` (lower, upper): it lies between, the upper
-    end ``inf`` where nothing that was tried makes the loss rise. NaN where no rate trains.
-    best: the rate with the least loss at the end of as many steps; ``best_interval``: those that were as good.
+    largest: the largest rate that trains, see `rates`, less a margin of 5 %; ``largest_interval`` (lower, upper): it
+    lies between, the upper end ``inf`` where nothing that was tried makes the loss rise. NaN where no rate trains.
+    best: the rate with the least loss at the end of as many steps, with a horizon after that many; ``best_interval``:
+    those that were as good.
     start, noise: the mean loss of the batches at the start, and by how much one may rise.
-    runs: (rate, losses, stayed) of all that was tried, in order. cost: forward and backward passes; a forward pass
-    alone counts a third. reason: why there is no rate, or what is not known; "" where all is.
-    own: the rate of the optimizer that was given, the largest of its groups; stability: where linearised full-batch
-    descent turns unstable, 2 / lambda_max for SGD. Both NaN where they are not known.
+    runs: (rate, losses, stayed) of all that was tried, in order; ends: (rate, loss) after ``horizon`` steps. cost:
+    forward and backward passes; a forward pass alone counts a third. reason: why there is no rate, or what is not
+    known; "" where all is. own: the rate of the optimizer that was given, the largest of its groups; stability: where
+    linearised full-batch descent turns unstable, 2 / lambda_max for SGD. Both NaN where they are not known.
     """
 
     face = "rates"
@@ -65,6 +71,8 @@ class Rates(Shown):
     runs: tuple[Run, ...] = field(default=(), repr=False)
     own: float = math.nan
     stability: float = math.nan
+    horizon: int = 0
+    ends: tuple[tuple[float, float], ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, strings and lists."""
@@ -74,8 +82,10 @@ class Rates(Shown):
         if math.isnan(self.largest):
             return f"{self.optimizer}: no rate, {self.reason}"
         low, high = self.largest_interval
-        text = f"{self.optimizer}: largest rate {self.largest:.3g} ({low:.3g} to {high:.3g}), best {self.best:.3g} "
-        text += "({:.3g} to {:.3g})".format(*self.best_interval) + f" over {self.steps} steps; {self.cost} passes"
+        best = f"best {self.best:.3g} ({self.best_interval[0]:.3g} to {self.best_interval[1]:.3g})"
+        over, passes = f"over {self.steps} steps", f"{self.cost} passes"
+        text = f"{self.optimizer}: largest rate {self.largest:.3g} ({low:.3g} to {high:.3g})"
+        text += f" {over}, {best} after {self.horizon}; {passes}" if self.horizon else f", {best} {over}; {passes}"
         return text + (f"; {self.reason}" if self.reason else "")
 
 
@@ -90,6 +100,7 @@ def rates(
     data: Any = None,
     steps: int = 20,
     budget: int = 200,
+    horizon: int | None = None,
     mode: str | None = None,
     samples: int | None = None,
     seed: int = 0,
@@ -110,8 +121,10 @@ def rates(
 
     optimizer: "sgd" (the default), "momentum" and "nesterov" (.9), "adam", "adamw", or a ``torch.optim`` instance,
         whose settings, groups and state count (rates of its groups keep their ratios).
-    budget: forward and backward passes at most (a run that rises ends early). model, inputs, targets, loss, data, mode,
-        samples, seed: as in `diagnose`. Nothing is left behind.
+    budget: forward and backward passes at most (a run that rises ends early).
+    horizon: after how many steps the best rate is to be the best, by whole runs at rates a factor 2 apart (about seven
+        of them, beside the budget): the best of 20 steps is seldom that of 200.
+    model, inputs, targets, loss, data, mode, samples, seed: as in `diagnose`. Nothing is left behind.
     Raises ``UsageError`` for an unknown optimizer, a loss without targets, steps < 2 or a budget below three runs.
     """
     begun = time.perf_counter()
@@ -119,18 +132,46 @@ def rates(
     whole_number("budget", budget, 3 * steps, "It is in forward and backward passes; the usual number is 200.")
     if not isinstance(model, Step):
         mode = "train" if mode is None else mode
+    if horizon is not None:
+        whole_number("horizon", horizon, steps, f"It is in updates, at least the {steps} over which a rate trains.")
     own = None if isinstance(optimizer, str) else optimizer
     at = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, samples=samples, data=data, optimizer=own)
     name = optimizer if isinstance(optimizer, str) else "sgd" if at.optimizer is None else type(at.optimizer).__name__
-    given = [] if at.data is None else pull(at.data, steps + 1)
+    given = [] if at.data is None else pull(at.data, max(steps + 1, horizon or 0))
     batches = [(b, None) if at.step is not None else read_batch(b) for b in given]
-    return tried(Trials(at, ShortRuns(at, batches), name, steps), budget, begun)
+    trials = Trials(at, ShortRuns(at, batches), name, steps)
+    found = tried(trials, budget, begun)
+    return found if horizon is None or math.isnan(found.best) else _farther(found, trials, horizon, begun)
 
 
 def tried(trials: Trials, budget: int, begun: float) -> Rates:
     """What the search of `rates` says of trials that have not begun; ``begun``: when, by ``perf_counter``."""
     reason = _search(trials, budget)
     return _told(trials, reason, time.perf_counter() - begun)
+
+
+def _farther(found: Rates, trials: Trials, horizon: int, begun: float) -> Rates:
+    """The best rate after ``horizon`` steps: rates a factor 4 apart around that of a few steps, on until the best has
+    neighbours on both sides, then those halfway."""
+    ends: dict[float, float] = {}
+
+    def end(rate: float) -> float:
+        if rate not in ends:
+            course = trials.course(rate, horizon)
+            trials.cost += len(course.losses)
+            ends[rate] = course.end(END / horizon)
+        return ends[rate]
+
+    best = min((found.best * 4.0**k for k in (0, -1, 1)), key=end)
+    for ratio in (4.0, 2.0):
+        while LEAST < (rate := min((best / ratio, best * ratio), key=end)) < MOST and end(rate) < end(best):
+            best = rate
+    enough = found.start - AS_GOOD * (found.start - end(best))
+    good = [rate for rate in ends if end(rate) <= max(enough, end(best))]
+    return replace(
+        found, best=best, best_interval=(min(good), max(good)), horizon=horizon, ends=tuple(sorted(ends.items())),
+        cost=math.ceil(trials.cost), seconds=time.perf_counter() - begun,
+    )  # fmt: skip
 
 
 def of_kinds(at: Step) -> list[Rates]:
@@ -170,13 +211,13 @@ def _next(trials: Trials) -> float | None:
     if high > low * COARSE:
         return math.sqrt(low * high)
     good, best = sorted(trials.ends(low), reverse=True), trials.best(low)
-    if good[-1] > best / 2 and best > 3 * LEAST:
-        return best / 3
     for rate, below in zip(good, [*good[1:], 0.0], strict=True):
         if trials.calm(rate):
             break  # what is slower is calmer still
         if rate > below * APART:  # one between them may rise, and would end the window
             return max(math.sqrt(rate * below), rate / DOWN)
+    if good[-1] > best / 2 and best > 3 * LEAST:
+        return best / 3
     for rate in (best / 1.7, best * 1.7):
         if rate < low and not any(rate / 1.3 < x < rate * 1.3 for x in good):
             return rate
@@ -188,7 +229,7 @@ def _told(trials: Trials, reason: str, seconds: float) -> Rates:
     low, high = trials.bracket if trials.runs else (0.0, 0.0)
     best, largest, interval, near = math.nan, math.nan, (math.nan, math.nan), (math.nan, math.nan)
     if low > 0:
-        largest, interval = low, (low / BELOW, high * ABOVE)
+        largest, interval = MARGIN * low, (low / BELOW, high * ABOVE)
         ends = trials.ends(low)
         best = trials.best(low)
         least = ends[best]

@@ -16,7 +16,7 @@ from torch import nn
 from normscope.call.arguments import tensors
 from normscope.call.batches import pull
 from normscope.call.losses import LossLike
-from normscope.core.errors import UsageError, whole_number
+from normscope.core.errors import UsageError, shown, whole_number
 from normscope.core.faces import Shown
 from normscope.core.spec import Spec
 from normscope.data.datasets import Batch
@@ -123,6 +123,8 @@ def transfer(
     one size, and what `rates` cannot use.
     """
     widths, depths = _axis("widths", widths), _axis("depths", depths)
+    if to is not None and not (isinstance(to, Sequence) and not isinstance(to, str) and len(to) == 2):
+        raise UsageError(f"to must be (width, depth) of the large net; got {shown(to)}. Pass to=(512, 32).")
     width, depth = (WIDER * max(widths), DEEPER * max(depths)) if to is None else to
     whole_number("The width that to= asks for", width, 1), whole_number("The depth that to= asks for", depth, 1)
     whole_number("seeds", seeds, 1, "The usual number is 3.")

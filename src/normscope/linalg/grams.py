@@ -56,7 +56,7 @@ def _numbers(value: Any, name: str) -> Array:
         raise UsageError(f"{name} must be real numbers; got complex ones. Pass real and imaginary parts side by side.")
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, MemoryError):
         raise UsageError(f"{name} must be an array of numbers; got {type(value).__name__}.") from None
     if not np.isfinite(array).all():
         raise UsageError(f"{name} must be finite; it contains NaN or infinity.")

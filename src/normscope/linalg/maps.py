@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from normscope.core.errors import UsageError
+from normscope.core.memory import check_room
 
 Product = Callable[[Tensor], Tensor]
 
@@ -108,12 +109,17 @@ class LinearMap:
 
         A map with a factor A is written down as A A^T, or as A's ``outer``.
         """
+        rows, columns = self.shape
+        check_room(
+            2 * rows * columns * self.dtype.itemsize,
+            f"A matrix of {rows} x {columns}",
+            "Take fewer samples or outputs.",
+        )
         if self.factor is not None and self.factor.outer is not None:
             return self.factor.outer()
         if self.factor is not None:
             a = self.factor.dense(chunk)
             return a @ a.T
-        rows, columns = self.shape
         flip = rows < columns
         source, count = (self.T, rows) if flip else (self, columns)
         parts = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from normscope.core.errors import UsageError, finite_number, seed_of, unknown, whole_number
+from normscope.core.errors import UsageError, finite_number, seed_of, shown, unknown, whole_number
 from normscope.core.faces import Shown
 from normscope.linalg.eigen import EXPECTED, Progress, Ritz, from_directions, lanczos, orthonormalise
 from normscope.linalg.maps import LinearMap, gram
@@ -155,6 +155,8 @@ def spectrum(
     finite_number("tol", tol, least=0, below=1, do="It is a relative error; the default is 1e-3.")
     generator = torch.Generator().manual_seed(seed_of(seed))
     g, side = smaller_side(a)
+    if start is not None and (not isinstance(start, Tensor) or start.numel() % g.shape[0] or not start.numel()):
+        raise UsageError(f"start must be vectors of {g.shape[0]} numbers; got {shown(start)}. Leave it out.")
     size, null = g.shape[0], 1 - g.shape[0] / a.shape[0]
     chosen = _choose(g, method, k, start, largest)
     if chosen == "dense":

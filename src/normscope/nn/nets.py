@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from normscope.core.errors import UsageError, seed_of, shown, whole_number
+from normscope.core.memory import check_room
 from normscope.core.spec import Spec
-from normscope.core.tensors import floating_dtype
+from normscope.core.tensors import checked_generator, floating_dtype
 from normscope.nn.activations import make_activation
 from normscope.nn.norms import make_norm
 
@@ -144,6 +145,10 @@ def _readout(spec: Spec, features: int) -> nn.Module:
     return nn.Sequential(readout, make_norm(spec.output_norm, spec.outputs))
 
 
+#: Bytes that a layer's modules take beside their weights, about.
+MODULE = 10_000
+
+
 def build(
     spec: Spec,
     inputs: int | Sequence[int] | None = None,
@@ -165,11 +170,15 @@ def build(
     seed = seed_of(seed)
     if spec.family == "mlp":
         make, features = MLP, math.prod(shape) if shape else spec.width
+        weights = features * spec.width + (spec.depth - 1) * spec.width**2
     else:
+        weights = 9 * spec.depth * spec.width**2  # or more: stages are wider
         make, features = (VGG if spec.family == "vgg" else ResNet), shape[0] if shape else 3  # type: ignore[assignment]
         if shape and len(shape) != 3:
             raise UsageError(f"A {spec.family} needs images (channels, height, width); the samples have shape {shape}.")
-    generator = generator if generator is not None else torch.Generator().manual_seed(seed)
+    do = "Take a smaller depth or width."
+    check_room(weights * dtype.itemsize + MODULE * spec.depth, f"The weights of {spec}", do)
+    generator = torch.Generator().manual_seed(seed) if generator is None else checked_generator(generator)
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the global stream
         model = make(spec, features)
     model.to(dtype)

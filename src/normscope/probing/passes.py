@@ -20,7 +20,7 @@ from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.call.taps import Tap, find_taps, normalizers, observed, untrained_statistics
 from normscope.call.traceless import alone
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, flag
 from normscope.core.records import Profile, Record
 from normscope.geometry.metrics import METRICS, Metric
 from normscope.geometry.shapes import configuration
@@ -92,7 +92,8 @@ def probe(
     ``mode="eval"`` asks for it.
     """
     start = time.perf_counter()
-    picked = chosen(metrics)
+    picked, tokens = chosen(metrics), flag("tokens", tokens)
+    backward = None if backward is None else flag("backward", backward)
     at = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, step=step, samples=samples)
     root, n, mode = at.root, at.rows.n, at.mode
     if n < 2:

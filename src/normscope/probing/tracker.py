@@ -19,12 +19,14 @@ from normscope.call.arguments import tensors
 from normscope.call.samples import Samples
 from normscope.call.step import Step, check_model, unwrap
 from normscope.call.taps import find_taps
+from normscope.core import files
 from normscope.core.errors import UsageError, shown, whole_number
 from normscope.core.faces import Shown
 from normscope.core.favourites import TRACKED
+from normscope.core.records import csv
 from normscope.probing import measurement
 from normscope.probing.measurement import Measurement
-from normscope.probing.writers import Writer, as_writers, write_whole
+from normscope.probing.writers import Writer, as_writers
 
 if TYPE_CHECKING:
     import polars
@@ -204,11 +206,11 @@ class Tracker(Shown):
 
     def to_csv(self, path: str | Path) -> None:
         """Write the table; whole, or not at all."""
-        write_whole(path, self.frame().write_csv)
+        files.write(csv(self.frame()), path)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the table; whole, or not at all."""
-        write_whole(path, self.frame().write_parquet)
+        files.write(self.frame().write_parquet, path)
 
     def close(self) -> None:
         """Take the hooks off and close the writers. The table stays."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from normscope.core import files
 from normscope.core.errors import UsageError
+from normscope.core.records import csv
 
 if TYPE_CHECKING:
     import polars
 
+#: Seconds after which what was written is put to the disk itself; bytes of a file that are looked at at a time.
+FLUSH, BLOCK = 5.0, 1 << 16
 #: Called with the table of one measured step; may have a ``close()``.
 Writer: TypeAlias = Callable[["polars.DataFrame"], object]
 
@@ -21,24 +26,32 @@ class CsvWriter:
     """Appends every measured step to one CSV file, which is there, complete to the last step, at any moment.
 
     append: go on with the file of an earlier run; without it a file that is there is refused, never overwritten.
+    A step is there whole or not at all, on a full disk too; a power cut loses at most the last `FLUSH` seconds.
     """
 
     def __init__(self, path: str | Path, *, append: bool = False) -> None:
-        self.path = Path(path)
+        self.path = files.expanded(path)
         if self.path.exists() and not append:
             raise _taken(self.path, "CsvWriter")
         files.check(self.path)
+        self._flushed = 0.0
         if self.path.exists():
             _cut_torn_line(self.path)
 
     def __call__(self, frame: polars.DataFrame) -> None:
         """Write one measured step."""
-        fresh = not self.path.exists() or self.path.stat().st_size == 0
-        text = frame.write_csv(include_header=fresh)
-        with self.path.open("ab") as file:  # one write: a kill before it leaves the file as it was
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with self.path.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            text = csv(frame, header=before == 0).encode()
+            try:
+                if file.write(text) != len(text):  # one write: a kill before it leaves the file as it was
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                if time.monotonic() - self._flushed > FLUSH:
+                    os.fsync(file.fileno())
+                    self._flushed = time.monotonic()
+            except OSError:
+                file.truncate(before)
+                raise
 
 
 class ParquetWriter:
@@ -49,7 +62,7 @@ class ParquetWriter:
     """
 
     def __init__(self, folder: str | Path, *, append: bool = False) -> None:
-        self.folder = Path(folder)
+        self.folder = files.expanded(folder)
         if self.folder.is_file():
             raise UsageError(f"A ParquetWriter writes parts into a folder; {self.folder} is a file. Name a folder.")
         parts = sorted(self.folder.glob("part-*.parquet"))
@@ -109,6 +122,11 @@ def _taken(path: Path, writer: str) -> UsageError:
 
 def _cut_torn_line(path: Path) -> None:
     """Take off what follows the last line end: the row that was being written when a machine went down."""
-    text = path.read_bytes()
-    if text and not text.endswith(b"\n"):
-        os.truncate(path, text.rfind(b"\n") + 1)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for start in range(max(size - BLOCK, 0), -BLOCK, -BLOCK):  # from the end
+            file.seek(max(start, 0))
+            if (end := file.read(BLOCK).rfind(b"\n")) >= 0 or start <= 0:
+                break
+    if (whole := max(start, 0) + end + 1) < size:
+        os.truncate(path, whole)

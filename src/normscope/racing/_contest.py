@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,8 @@ from torch import nn
 from normscope.call.losses import OWN, Loss, LossLike
 from normscope.call.step import check_model, copied
 from normscope.call.traceless import Kept
-from normscope.core.errors import UsageError, finite_number, seeds_of, unknown, whole_number
+from normscope.core.errors import UsageError, finite_number, flag, seeds_of, unknown, whole_number
+from normscope.core.files import expanded
 from normscope.core.load import user_error
 from normscope.core.tensors import device_of, floating_dtype
 from normscope.data.datasets import Batch
@@ -122,8 +122,8 @@ def race(
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."), "data": train.fingerprint(),
         "test": None if tested is None else tested.fingerprint(),
     }  # fmt: skip
-    watcher = progress if isinstance(progress, Watcher) else Bar() if progress else Watcher()
-    rates, folder = rules(lr, names), None if out is None else Folder(Path(out))
+    watcher = progress if isinstance(progress, Watcher) else Bar() if flag("progress", progress) else Watcher()
+    rates, folder = rules(lr, names), None if out is None else Folder(expanded(out))
     facts = {"baseline": baseline or names[0], "target_loss": target_loss}
     kept = Kept(*(v for v in variants.values() if isinstance(v, nn.Module)))
     with kept, kept, torch.inference_mode(False), torch.enable_grad(), closing(watcher):

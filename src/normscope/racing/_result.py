@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from normscope.core.errors import UsageError
 from normscope.core.faces import Shown, pictured, show
-from normscope.core.files import write
+from normscope.core.files import check_bytes, check_readable, write
 from normscope.racing._statistics import Line, default_target, summarise
 
 if TYPE_CHECKING:
@@ -93,11 +93,15 @@ class Race(Shown):
         import polars as pl
 
         try:
+            check_readable(path)
             with zipfile.ZipFile(path) as archive:
+                check_bytes(sum(member.file_size for member in archive.infolist()), path)
                 table = pl.read_parquet(io.BytesIO(archive.read("table.parquet")))
                 return cls(table, json.loads(archive.read("facts.json")))
         except FileNotFoundError:
             raise UsageError(f"There must be a file {path}; there is none.") from None
+        except UsageError:
+            raise
         except Exception as error:  # a damaged file makes each reader raise its own
             raise UsageError(
                 f"{path} must be a file that Race.save wrote; reading it gave {type(error).__name__}: {error}."

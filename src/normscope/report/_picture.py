@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from normscope.core import memory
 from normscope.core.errors import UsageError, unknown
 from normscope.core.extra import needs_extra
 from normscope.report import _theme
@@ -19,11 +20,21 @@ _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 WIDTH, HEIGHT = 420, 210
 
 
-def picture(sheet: Sheet, kind: str, *, scale: float = 2.0, **how: Any) -> str | bytes:
-    """The main charts side by side, with one legend: ``png``, ``svg`` or ``pdf``."""
+def _converter() -> Any:
+    """vl_convert; its engine reserves some 70 GB of addresses, and ends the process that may not have them."""
     with needs_extra():
         import vl_convert
+    if (limit := memory.addresses()) < 10**11:
+        raise UsageError(
+            "Drawing a picture needs 100 GB of addresses (not of memory); this process may have "
+            f"{memory.shown(limit)}. Raise ulimit -v, or write .html, which the browser draws."
+        )
+    return vl_convert
 
+
+def picture(sheet: Sheet, kind: str, *, scale: float = 2.0, **how: Any) -> str | bytes:
+    """The main charts side by side, with one legend: ``png``, ``svg`` or ``pdf``."""
+    vl_convert = _converter()
     spec = json.dumps(standing(sheet, **how))
     if kind == "svg":
         return str(vl_convert.vegalite_to_svg(spec))
@@ -33,9 +44,7 @@ def picture(sheet: Sheet, kind: str, *, scale: float = 2.0, **how: Any) -> str |
 
 def still(sheet: Sheet, chart: Chart) -> str:
     """One chart as SVG without a background, readable on light and on dark, in base64."""
-    with needs_extra():
-        import vl_convert
-
+    vl_convert = _converter()
     spec = _view(chart, 300, 200) | {"config": {**_theme.config("neutral", _FONT), "aria": False}}
     spec |= _params([chart]) | {"datasets": {"layers": list(sheet.rows)}}
     if "facet" not in spec:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 from normscope.core.errors import UsageError
-from normscope.core.files import put
+from normscope.core.files import expanded, path_text, put
 
 
 class Files(Protocol):
@@ -43,7 +42,7 @@ class Folder:
     """A folder on a local disk: a file is written under a temporary name beside its own and renamed."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = expanded(root).absolute()
         self.where = str(self.root)
         if self.root.exists() and not self.root.is_dir():
             raise UsageError(f"A store must be a folder; {self.where!r} is a file. Choose another path.")
@@ -63,7 +62,9 @@ class Folder:
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(path)
                 else:
-                    found.append(path)
+                    with contextlib.suppress(OSError):  # a loop of links
+                        if entry.is_file():  # a pipe would be waited for
+                            found.append(path)
         return found
 
     def read(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -210,7 +211,7 @@ class Held:
 
 def files_at(where: str | os.PathLike[str]) -> Files:
     """The files of a store's address: a path, ``file://...``, or any other ``protocol://...`` of fsspec."""
-    text = os.fspath(where)
+    text = path_text(where, "A store")
     if text.startswith("file://"):
         return Folder(text.removeprefix("file://"))
     return Remote(text) if "://" in text else Folder(text)

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -46,6 +45,8 @@ class Job:
     attempt: int = 1
     timeout: float | None = None
     memory: int | None = None
+    #: The driver's private folder, for what is told of cells that take their process with them.
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,13 @@ class Done:
 
 
 def work(job: Job) -> Done:
-    """Run a cell. Whatever it raises becomes a failure with its traceback; nothing is raised but KeyboardInterrupt."""
+    """Run a cell. Whatever it raises becomes a failure with its traceback; nothing is raised but Ctrl-C of a driver."""
     prepare()
     began = time.perf_counter()
     error: str | None = None
     found: list[Any] = []
     try:
-        with limited(job.timeout, job.key), bounded(job.memory):
+        with limited(job.timeout, seen_in(job)), bounded(job.memory):
             found = _rows.records(job.task(job.parameters, job.seed), f"the task {job.task.name}")
     except CellTimeout:
         error = f"CellTimeout: the cell took longer than {job.timeout:g} s. It was here:\n{_shown()}"
@@ -73,8 +74,11 @@ def work(job: Job) -> Done:
         error = f"MemoryError: {_limit(job)}\n{_shown()}"
     except UsageError as problem:  # its message is the whole story
         error = f"UsageError: {problem}\n{_shown()}"
-    except (Exception, SystemExit):
-        error = _shown()
+    except BaseException as problem:
+        main = threading.current_thread() is threading.main_thread() and multiprocessing.parent_process() is None
+        if isinstance(problem, KeyboardInterrupt) and main:
+            raise
+        error = _shown()  # SystemExit too: a cell ends nothing but itself
     seconds = time.perf_counter() - began
     seed = job.parameters.get("seed", job.seed)
     data = _rows.encode(
@@ -97,6 +101,8 @@ def lost(job: Job, why: str, seconds: float = 0.0) -> Done:
 def start_worker() -> None:
     """Of a local worker process: Ctrl-C is the driver's, and without the driver there is nothing to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked while it started
     parent = multiprocessing.parent_process()
     if parent is not None:
         from multiprocessing.connection import wait
@@ -142,17 +148,21 @@ def one_thread() -> None:
 
 
 @contextmanager
-def limited(seconds: float | None, key: str = "") -> Iterator[None]:
+def limited(seconds: float | None, seen_in: str = "") -> Iterator[None]:
     """Raise `CellTimeout` inside when the time is up.
 
     In the main thread an alarm, which also ends sleeps and locks; in another thread at the next step of Python. Code
-    that never comes back to Python ends with its process, ``grace(seconds)`` later, where that is a worker process.
+    that never comes back to Python ends with its process, ``grace(seconds)`` later, where that is a worker process; the
+    file ``seen_in`` tells then where it was.
     """
     if not seconds:
         yield
         return
     doomed = multiprocessing.parent_process() is not None
-    seen = open(_seen(key), "w") if doomed else None  # noqa: SIM115  (the dump needs it open)
+    seen = None
+    if doomed:
+        here = bool(seen_in) and os.path.isdir(os.path.dirname(seen_in))  # or the driver is on another machine
+        seen = open(seen_in if here else os.devnull, "w")  # noqa: SIM115  (the dump needs it open)
     if seen is not None:
         faulthandler.dump_traceback_later(seconds + grace(seconds), exit=True, file=seen)
     try:
@@ -165,20 +175,22 @@ def limited(seconds: float | None, key: str = "") -> Iterator[None]:
         if seen is not None:
             faulthandler.cancel_dump_traceback_later()
             seen.close()
-            with suppress(OSError):
-                os.unlink(seen.name)
+            if seen.name != os.devnull:
+                with suppress(OSError):
+                    os.unlink(seen.name)
 
 
-def _seen(key: str) -> str:
-    return os.path.join(tempfile.gettempdir(), f"normscope-{key}.txt")
+def seen_in(job: Job) -> str:
+    """The file that tells where a cell was when it took its process with it."""
+    return os.path.join(job.folder, f"{job.key}.txt") if job.folder else ""
 
 
-def last_seen(key: str) -> str:
+def last_seen(job: Job) -> str:
     """Where a cell was when it took its process with it, if that was on this machine."""
     try:
-        with open(_seen(key)) as file:
+        with open(seen_in(job)) as file:
             text = file.read()
-        os.unlink(_seen(key))
+        os.unlink(seen_in(job))
     except OSError:
         return ""
     threads = [t for t in text.split("\n\n") if __file__ in t and "in work" in t]

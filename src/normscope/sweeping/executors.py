@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -15,6 +17,8 @@ from urllib.request import ProxyHandler, build_opener
 from normscope.core.errors import UsageError
 from normscope.sweeping import _work
 
+#: A cluster of this machine listens here alone: whoever reaches a scheduler can run code on it.
+LOOPBACK = "127.0.0.1"
 MISSING_DASK = "{} needs Dask, which is not installed ({}). Run: pip install 'normscope[dask]'"
 
 
@@ -68,11 +72,26 @@ def local(workers: int | None = None) -> Pool:
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload([*_work.NEEDED])
+        _start_fork_server()
 
     def make() -> Executor:
         return ProcessPoolExecutor(count, mp_context=context, initializer=_work.start_worker)
 
     return Pool(None, make, count)
+
+
+def _start_fork_server() -> None:
+    """Start what the workers are forked from with Ctrl-C blocked, which it and they inherit: it is for the driver, and
+    they would tell of it while they import.
+    """
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # where it does not run yet, it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def pool_of(executor: Any, workers: int | None = None) -> Pool:
@@ -118,7 +137,12 @@ def dask(scheduler: str | None = None, workers: int | None = None) -> Iterator[A
         _environment(_work.ONE_THREAD),
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
         LocalCluster(
-            n_workers=workers or cores(), threads_per_worker=1, dashboard_address=":0", silence_logs=50
+            n_workers=workers or cores(),
+            threads_per_worker=1,
+            host=LOOPBACK,
+            dashboard_address=f"{LOOPBACK}:0",
+            worker_dashboard_address=f"{LOOPBACK}:0",
+            silence_logs=50,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -180,6 +204,9 @@ def _started(make: Callable[[], Executor] | None) -> Executor:
             'if __name__ == "__main__":'
         )
     executor = make()
+    if not (hasattr(executor, "submit") and hasattr(executor, "shutdown")):
+        raise UsageError(f"A function for executor= must return an executor; it returned a {type(executor).__name__}.")
+    server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
     try:
         executor.submit(_work.alive).result(timeout=300)
     except BrokenExecutor as error:
@@ -187,6 +214,11 @@ def _started(make: Callable[[], Executor] | None) -> Executor:
             "The worker processes must start; they end at once (their message is above). A script that calls sweep() "
             'needs if __name__ == "__main__": around the call.'
         ) from error
+    except BaseException:  # Ctrl-C: the server would fork for a driver that is gone; the next sweep starts another
+        if pid := getattr(server, "_forkserver_pid", None):
+            os.kill(pid, signal.SIGKILL)
+        kill(executor)
+        raise
     return executor
 
 

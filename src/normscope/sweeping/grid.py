@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import MANY, UsageError
 from normscope.core.records import COLUMNS
 
 #: Columns of the table that a parameter cannot be; ``seed`` is a parameter and a column at once.
 RESERVED = (*(c for c in COLUMNS if c != "seed"), "error")
 #: Whole floats up to here are exact, and equal to their integer.
 _EXACT = 2**53
+#: Cells of one grid, at most: each is an object and a file.
+MOST_CELLS = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,7 @@ class Grid:
             raise UsageError("Explicit cells are a list of dicts; got one dict. For a product of axes: Grid(**axes).")
         if axes:
             values = {name: _axis(name, values) for name, values in axes.items()}
+            _check_count(math.prod(map(len, values.values())))
             cells = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
         self._cells = tuple(dict.fromkeys(_cell(c) for c in cells))
 
@@ -99,6 +102,7 @@ class Grid:
             raise UsageError(
                 f"Grids that multiply must have different parameters; both have {', '.join(sorted(both))}."
             )
+        _check_count(len(self) * len(other))
         return Grid([{**a.parameters, **b.parameters} for a in self for b in other])
 
     def __add__(self, other: Grid) -> Grid:
@@ -183,7 +187,15 @@ def _axis(name: str, values: Any) -> list[Any]:
 
 
 def _plain_axis(name: str, values: Any) -> list[Any]:
-    return [plain(v, name) for v in values]
+    listed = list(itertools.islice(values, MANY + 1))  # a generator may never end
+    if len(listed) > MANY:
+        raise UsageError(f"An axis has at most {MANY} values; {name} has more.")
+    return [plain(v, name) for v in listed]
+
+
+def _check_count(cells: int) -> None:
+    if cells > MOST_CELLS:
+        raise UsageError(f"A grid has at most {MOST_CELLS} cells; this one has {cells}. Sweep it in parts.")
 
 
 def _cell(parameters: Mapping[str, Any]) -> Cell:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from normscope.core.errors import UsageError, unknown, whole_number
+from normscope.core.errors import MANY, UsageError, brief, unknown, whole_number
+from normscope.core.files import expanded, whole
 from normscope.sweeping.grid import Grid
 from normscope.sweeping.ranges import axis
 from normscope.sweeping.task import Task
@@ -81,17 +82,19 @@ _TOP = {"task", "grid", "zip", "cells", "seeds", "store", "executor", "plot"}
 
 def read(path: str | Path) -> Plan:
     """The plan in a TOML file. Raises ``UsageError``: no such file, no TOML, an unknown key (the nearest is named)."""
-    file = Path(path)
+    file = expanded(path)
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
+        content = tomllib.loads(whole(file).decode("utf-8"))
+    except UsageError:
+        raise
     except FileNotFoundError:
         raise UsageError(
             f"There is no file {str(path)!r}. A sweep is a TOML file, or --task with --PARAMETER ..."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"The sweep must be a TOML file; {str(path)!r} cannot be read ({error}).") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}.") from error
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, lists in lists
+        raise UsageError(f"{path} is not TOML: {brief(error)}.") from error
     for key in content:
         if key not in _TOP:
             raise unknown(f"key of {file.name}", key, _TOP)
@@ -144,7 +147,7 @@ def kinds_of(task: str) -> dict[str, str]:
 
 def checked_seeds(seeds: Any) -> int | None:
     """A number of seeds >= 1."""
-    return None if seeds is None else whole_number("seeds", seeds, 1, "It is how many there are.")
+    return None if seeds is None else whole_number("seeds", seeds, 1, "It is how many there are.", most=MANY)
 
 
 def checked_plot(plot: Plot) -> Plot:
@@ -152,19 +155,6 @@ def checked_plot(plot: Plot) -> Plot:
     if plot.kind not in KINDS:
         raise unknown("kind of plot", plot.kind, KINDS)
     return plot
-
-
-def size(memory: str | int | None) -> int | None:
-    """Bytes, also written ``2GB`` or ``500MB`` (powers of ten)."""
-    if memory is None or (isinstance(memory, int) and not isinstance(memory, bool)):
-        return memory
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-    text = str(memory).strip().lower().removesuffix("b").removesuffix("i")
-    number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "")
-    try:
-        return int(float(number) * units[unit])
-    except ValueError:
-        raise UsageError(f"memory is written 500MB or 2GB; got {memory!r}.") from None
 
 
 def _values(name: str, value: Any, kinds: Mapping[str, str]) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from normscope.core.errors import flag
 from normscope.core.words import duration
 
 
@@ -57,7 +58,7 @@ def shown(progress: bool | Callable[[Progress], object]) -> Iterator[Callable[[P
     if callable(progress):
         yield progress
         return
-    if not progress:
+    if not flag("progress, where it is no function,", progress):
         yield lambda _: None
         return
     from rich.console import Console

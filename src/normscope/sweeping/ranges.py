@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import MANY, UsageError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf", re.I)
-#: More values than this on one axis are a slip of the pen.
-MOST = 100_000
 HELP = "a,b,c; lo:hi (whole numbers, both ends); lo:hi:step; lo:hi:log2 (or log10, x3: times 2, 10, 3 each)"
 
 
@@ -21,7 +19,7 @@ def axis(text: str, name: str = "axis", kind: str = "") -> list[Any]:
     3. Ranges and values may be mixed with commas. kind: the annotation of the parameter: a ``str`` is never a number or
     a range, and ``none`` means None only where the annotation has it.
 
-    Raises ``UsageError``: an empty item, a range that is none, that runs the wrong way, or of more than `MOST` values.
+    Raises ``UsageError``: an empty item, a range that is none, that runs the wrong way, or of more than `MANY` values.
     """
     words = "str" in kind
     values: list[Any] = []
@@ -30,8 +28,8 @@ def axis(text: str, name: str = "axis", kind: str = "") -> list[Any]:
         if not item:
             raise UsageError(f"{name} must be {HELP}; got {text!r}, which has an empty item.")
         values += [_word(item, kind)] if words or not _is_range(item) else _range(item, name)
-    if len(values) > MOST:
-        raise UsageError(f"An axis has at most {MOST} values; {name} = {text!r} has {len(values)}.")
+    if len(values) > MANY:
+        raise UsageError(f"An axis has at most {MANY} values; {name} = {text!r} has {len(values)}.")
     return values
 
 
@@ -67,11 +65,18 @@ def _range(item: str, name: str) -> list[Any]:
 
 def _steps(lo: float, hi: float, name: str, item: str, at: Any) -> list[Any]:
     values: list[Any] = []
-    while (value := at(len(values))) <= hi * (1 + 1e-12) + 1e-300:
+
+    def reached() -> Any:
+        try:
+            return at(len(values))
+        except OverflowError:
+            return float("inf")
+
+    while (value := reached()) <= hi * (1 + 1e-12) + 1e-300:
         # 3 * 0.1 is not 0.3: a range says the number that one would write.
         values.append(value if isinstance(value, int) else float(f"{value:.12g}"))
-        if len(values) > MOST:
-            raise UsageError(f"An axis has at most {MOST} values; {name} = {item!r} has more.")
+        if len(values) > MANY:
+            raise UsageError(f"An axis has at most {MANY} values; {name} = {item!r} has more.")
     return values
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from normscope.core.errors import UsageError, finite_number, whole_number
+from normscope.core.errors import UsageError, finite_number, function_of, whole_number
+from normscope.core.files import drop_private_folders, private_folder
 from normscope.sweeping import _rows, _work
 from normscope.sweeping._files import Held
 from normscope.sweeping._work import Done, Job
-from normscope.sweeping.executors import Pool, pinned, pool_of
+from normscope.sweeping.executors import Pool, cores, pinned, pool_of
 from normscope.sweeping.grid import Cell, Grid
 from normscope.sweeping.progress import Progress, shown
 from normscope.sweeping.store import Store, as_store
@@ -78,7 +81,8 @@ def sweep(
         raise UsageError(
             f"sweep() needs a Grid; got a {type(grid).__name__}. Grid(depth=[1, 2], norm=['none', 'batch'])"
         )
-    _check(retries=retries, timeout=timeout, workers=workers, in_flight=in_flight, memory=memory)
+    check_options(retries=retries, timeout=timeout, workers=workers, in_flight=in_flight, memory=memory)
+    function_of("each", each)
     travelling = Task.of(task)
     travelling.check(grid)
     kept = as_store(store)
@@ -94,14 +98,15 @@ def sweep(
     return table.collect() if store is None else table
 
 
-def _check(**options: Any) -> None:
+def check_options(**options: Any) -> None:
+    """``UsageError`` for what is no number of retries, workers, cells in flight, seconds or bytes."""
     for name, value in options.items():
         if name == "retries":
             whole_number(name, value, 0)
         elif name == "timeout" and value is not None:
-            finite_number(name, value, above=0, do="It is in seconds; leave it out for no limit.")
+            finite_number(name, value, above=0, below=1e8, do="It is in seconds; leave it out for no limit.")
         elif value is not None:
-            whole_number(name, value, 1)
+            whole_number(name, value, 1, most=max(256, 8 * cores()) if name == "workers" else 2**63 - 1)
 
 
 def _prepare(store: Store) -> None:
@@ -155,7 +160,7 @@ class _Run:
             random.shuffle(todo)  # of two runs on one store, each takes what the other has not: no locks needed
         self.queue.extend(todo)
         self.tell(self.progress)
-        with pinned():
+        with self._private(), pinned():
             pool = pool_of(executor, workers)
             most = in_flight or 2 * pool.workers
             try:
@@ -171,6 +176,20 @@ class _Run:
                 pool.stop()
         if len(self.store.files.names("cells")) >= COMPACT_FROM and not isinstance(self.store.files, Held):
             self._write(self.store.compact)
+
+    @contextmanager
+    def _private(self) -> Iterator[None]:
+        """A folder for what cells whose time is up leave, and away with it; those of killed drivers too."""
+        if self.timeout is None:
+            yield
+            return
+        drop_private_folders("sweep")
+        folder = str(private_folder("sweep"))
+        self.queue = deque(replace(job, folder=folder) for job in self.queue)
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _fill(self, pool: Pool, most: int) -> None:
         """Hand out cells: any, up to the bound; or one suspect, when nothing else flies, and nothing beside it."""
@@ -240,7 +259,7 @@ class _Run:
         if flight.alone:
             by_dask = type(error).__name__ == "KilledWorker"  # which has tried often enough when it says so
             self.deaths[job.key] = self.deaths.get(job.key, 0) + (DEATHS if by_dask else 1)
-            seen = _work.last_seen(job.key)
+            seen = _work.last_seen(job)
             if job.timeout and (seen or (took >= job.timeout and not by_dask)):
                 why = (
                     f"CellTimeout: the cell took longer than {job.timeout:g} s, and only ended with its worker process."

@@ -59,7 +59,12 @@ class Store:
     def __init__(self, where: str | os.PathLike[str] | None = None) -> None:
         self.files: Files = Held() if where is None else files_at(where)
         self._keys: dict[str, frozenset[str]] = {}
-        self._open()
+        try:
+            self._open()
+        except OSError as error:
+            raise UsageError(
+                f"A store must be readable; {self.where} is not ({error.strerror or error}). Choose another folder."
+            ) from error
 
     @property
     def where(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from normscope.core.errors import UsageError
+from normscope.core.memory import check_room
 from normscope.core.spec import NORMS, Spec
 from normscope.linalg import Array, checked_gram, checked_inputs, gram_factor, input_factor, looks_like_gram
 
@@ -49,6 +50,7 @@ def read_start(gram: Any = None, inputs: Any = None, what: str = "simulate") -> 
             return Start(gram_factor(checked_gram(gram)))
         inputs = gram
     x = checked_inputs(inputs)
+    check_room(24 * len(x) ** 2, f"Gram matrices of {len(x)} samples", "Take fewer.")
     return Start(input_factor(x), x)
 
 
@@ -61,7 +63,9 @@ def checked_spec(spec: Any, what: str) -> Spec:
     return spec
 
 
-def check_samples(spec: Spec, start: Start) -> None:
-    """``UsageError`` where a batch is too small for the spec's norm."""
+def check_samples(spec: Spec, start: Start, grams: int = 3) -> None:
+    """``UsageError`` where a batch is too small for the spec's norm, or so large that ``grams`` of it do not fit."""
+    n = start.samples
+    check_room(8 * grams * n**2, f"Gram matrices of {n} samples", "Take fewer samples, or a smaller depth.")
     if NORMS[spec.norm].over == "batch" and start.samples < 2:
         raise UsageError("Batch norm needs at least 2 samples; got 1.")

@@ -11,7 +11,8 @@ import numpy as np
 from torch import nn
 
 from normscope.call.step import Step
-from normscope.core.errors import UsageError, seed_of, whole_number
+from normscope.core.errors import UsageError, flag, seed_of, whole_number
+from normscope.core.memory import check_room
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
 from normscope.linalg import Array, contrasts
@@ -23,6 +24,9 @@ from normscope.theory.grams import WideLayer, check_weights, check_wide, closes,
 
 #: Independent sets of quasi-random points: their spread is the standard error.
 _REPLICATES = 8
+
+#: Bytes that the records of one layer take, about.
+ROW = 10_000
 
 
 def predict(
@@ -67,7 +71,7 @@ def predict(
         cotangents on the output. sites: samples x positions up to which a tensor has a law. ``facts["measured"]``
         names the layers that have none, ``facts["no_rule"]`` why: their numbers are measured.
     """
-    if not isinstance(spec, Spec):
+    if isinstance(spec, nn.Module | Step):
         from normscope.theory.program import predict_model
 
         given = gram if inputs is None else inputs
@@ -75,7 +79,9 @@ def predict(
     began = time.perf_counter()
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_weights(spec)
-    check_samples(spec, start)
+    gradients = flag("gradients", gradients)
+    check_samples(spec, start, spec.depth + 3 if gradients else 3)
+    check_room(ROW * spec.depth, f"The records of {spec.depth} layers", "Take a smaller depth.")
     names = chosen_metrics(metrics)
     if not closes(spec):
         from normscope.theory.program import predict_spec
@@ -115,6 +121,7 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
     """The Grams of the recursion themselves, (depth + 1, n, n), Gram = X X^T / features; averages over replicates."""
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
     check_wide(spec)
+    check_samples(spec, start, 2 * spec.depth + 3)
     log2_points, seed = _options(log2_points, seed)
     layers = _layers(spec, start.samples, log2_points, seed, LayerMap.of(spec).samples[0])
     chains = [[gram for gram, _ in _forward(spec, start, layer)] for layer in layers]
@@ -123,7 +130,7 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
 
 def _options(log2_points: int, seed: int) -> tuple[int, int]:
     do = "2**log2_points neurons are averaged; the default is 12."
-    return whole_number("log2_points", log2_points, 0, do), seed_of(seed)
+    return whole_number("log2_points", log2_points, 0, do, most=24), seed_of(seed)
 
 
 def _layers(spec: Spec, samples: int, log2_points: int, seed: int, sampled: bool) -> list[WideLayer]:

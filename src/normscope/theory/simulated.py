@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from normscope.core.errors import UsageError, finite_number, seed_of, seeds_of, shown, whole_number
+from normscope.core.errors import UsageError, finite_number, function_of, seed_of, seeds_of, shown, whole_number
+from normscope.core.files import expanded
 from normscope.core.records import Profile, Record, flat
 from normscope.core.spec import Spec
+from normscope.core.tensors import checked_generator
 from normscope.linalg import Array
 from normscope.theory import _checkpoint
 from normscope.theory._chain import Group, is_spectral
@@ -83,8 +85,10 @@ def simulate(
     if normals not in ("float64", "float32"):
         raise UsageError(f"normals must be 'float64' or 'float32'; got {shown(normals)}. Leave it out for 'float64'.")
     check_samples(spec, start)
+    function_of("progress", progress)
+    checkpoint = None if checkpoint is None else expanded(checkpoint)
     if generator is not None:
-        seed = int(torch.randint(2**31, (), generator=generator))
+        seed = int(torch.randint(2**31, (), generator=checked_generator(generator)))
     turned = spectral(names)
     groups = [
         Group(spec, start, part, entropy=seed, dtype=np.dtype(normals).type, eps=eps, spectral=turned)

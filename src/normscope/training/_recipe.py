@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from normscope.call.losses import LossLike
-from normscope.core.errors import UsageError, finite_number, seed_of, whole_number
+from normscope.core.errors import UsageError, finite_number, flag, seed_of, whole_number
 from normscope.core.registry import Registry
 
 Parameters = Iterable[nn.Parameter]
@@ -47,6 +47,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _ = OPTIMISERS[self.optimiser]
+        flag("nesterov", self.nesterov)
         least = {"epochs": 1, "batch": 1, "warmup": 0, "patience": 1}
         within: dict[str, dict[str, Any]] = {
             "lr": {"above": 0}, "momentum": {"least": 0, "below": 1}, "weight_decay": {"least": 0},

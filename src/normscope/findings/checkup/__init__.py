@@ -18,6 +18,7 @@ from normscope.findings.checkup.free import of_free
 from normscope.findings.checkup.loop import of_loop
 from normscope.findings.checkup.loss import of_loss
 from normscope.findings.checkup.mixing import of_mixing
+from normscope.findings.checkup.pairs import of_pairs
 from normscope.findings.checkup.places import of_places
 from normscope.findings.checkup.pull import of_pull
 from normscope.findings.checkup.scene import watch
@@ -73,6 +74,7 @@ def check_up(
     every("mixing", lambda: of_mixing(scene))
     every("places", lambda: of_places(scene))
     every("pull", lambda: of_pull(scene))
+    every("pairs", lambda: of_pairs(scene))
     every("flags", lambda: of_flags(scene))
     every("backward", lambda: of_backward(scene))
     every("update", lambda: of_update(scene))

@@ -140,6 +140,8 @@ def of_data(
     found: dict[str, Any] = {"batches": len(batches)}
     found |= _first_layer(scene)
     found |= _repeats(batches)
+    if found.get("repeated") == 1:
+        found["all_at_once"] = _all_at_once(scene, batches[0], valid)
     found |= _tokens(scene) | _one_id(scene)
     found["small_norm"] = _norm_counts(scene, batches)
     own = first_tensor(list(tensors((scene.at.args, scene.at.kwargs))))
@@ -221,9 +223,21 @@ def _repeats(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
     found: dict[str, Any] = {"repeated": again / (len(batches) - 1)}
     rows = [x.double().flatten(1) for x, _ in batches if x.is_floating_point() and x.dim() > 1 and x[0].numel() >= 4]
     if sum(map(len, rows)) >= 200 and any(bool((x != x.round()).any()) for x in rows):
-        sums = torch.cat([torch.stack([x.sum(1), x.square().sum(1)], 1) for x in rows])
+        at = torch.Generator().manual_seed(0)
+        mixed = {x.shape[1]: torch.rand(x.shape[1], generator=at, dtype=x.dtype) for x in rows}
+        sums = torch.cat([torch.stack([x @ mixed[x.shape[1]].to(x), x.square().sum(1)], 1) for x in rows])
         found["distinct"] = [len(sums.unique(dim=0)), len(sums)]
     return found
+
+
+def _all_at_once(scene: Scene, batch: tuple[Tensor, Tensor | None], valid: list[tuple[Tensor, Tensor | None]]) -> bool:
+    """Whether the one batch is all there is, as the nodes of a graph are: the validation data are the same inputs with
+    other targets, or the model holds something of each pair of its rows, or the optimizer is for whole gradients.
+    """
+    x, n = batch[0], len(batch[0])
+    pairs = [b for b in scene.at.root.buffers() if b.shape[-2:] == (n, n)]
+    whole = isinstance(scene.at.optimizer, torch.optim.Rprop)  # signs of whole gradients: all data at once
+    return whole or bool(pairs) or any(v.shape == x.shape and torch.equal(v, x) for v, _ in valid)
 
 
 def _tokens(scene: Scene) -> dict[str, Any]:

@@ -24,19 +24,18 @@ def of_loss(scene: Scene) -> dict[str, Any]:
         return found
     o, t = scene.output, scene.targets
     found |= {"outputs": list(o.shape), "targets": list(t.shape), "name": scene.loss.name}
+    found["parts"] = sum(x.is_floating_point() and x.dim() > 0 for x in tensors(scene.whole))
     g = _gradient(scene, o, t)
     if g is None:
         return found
     found["reaches_weights"] = any(w is not None and bool((w != 0).any()) for w in scene.grads.values())
     found["zero_gradient"] = not bool((g != 0).any())
-    found["moves"] = value(o + o.std().clamp_min(1.0) * _noise(o), t) != scene.value
+    moved = o + o.std().clamp_min(1.0) * _noise(o)  # outputs that are all alike tell nothing
+    found["moves"] = (there := value(moved, t)) != scene.value
     classes = _classes(o, t)
-    if (
-        classes is not None
-        and not t.is_floating_point()
-        and value(o, (t + 1) % classes.shape[class_axis(o, t)]) == scene.value
-    ):
-        classes = None  # targets for form's sake
+    if classes is not None and not t.is_floating_point():
+        other = (t + 1) % classes.shape[class_axis(o, t)]
+        classes = None if value(moved, other) == there else classes  # targets for form's sake
     found["task"] = (
         "classes" if classes is not None else "regression" if _regression(scene, value, o,
             t) else "binary" if _binary(o, t)
@@ -64,11 +63,25 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     last = list(scene.at.root.get_submodule(found["last_weight"]).parameters(recurse=False))
     found["last_frozen"] = bool(last) and not any(p.requires_grad for p in last)
     found |= next_token(scene, o, g)
+    found["other_classes"] = _other_classes(scene, value, o, t)
     reach = reach_of(scene)
     if reach is not None:
         found |= floor(value, o, t, g, classes, reach, found)
     found |= unbounded(scene, o, t, g, found)
     return found
+
+
+def _other_classes(scene: Scene, value: Any, o: Tensor, t: Tensor) -> bool:
+    """Whether the loss takes axis 1 of outputs (n, k, k) for classes, where the last Linear layer put its features on
+    the last one.
+    """
+    last = scene.calls[-1].module if scene.calls else None
+    square = o.dim() == 3 and o.shape[1] == o.shape[2] > 1 and o.stride(-1) == 1 and t.shape == o.shape[:2]
+    if not square or t.is_floating_point() or not isinstance(last, nn.Linear) or last.out_features != o.shape[2]:
+        return False
+    shift, there = _noise(o), value(o, t)
+    same, other = (abs(value(o + x, t) - there) for x in (shift[:, :1], shift[:, :, :1]))
+    return same <= 1e-5 * abs(there) < 0.01 * other
 
 
 def _last_weight(scene: Scene) -> str:

@@ -17,10 +17,14 @@ from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.call.samples import SEQUENCE, Samples
 from normscope.findings.checkup.scene import Call, Rerun, Scene
 
+#: Correlation of targets with the samples' size that is worth a look (chosen by us).
+SIZE = 0.5
+
 
 def of_mixing(scene: Scene) -> dict[str, Any]:
     """Numbers about who sees whom; see NS106 to NS112."""
     found: dict[str, Any] = _constant(scene) | {"along_batch": _along_batch(scene)}
+    found["size_lost"] = _size_lost(scene)
     again = Rerun.of(scene.at)
     if again is None:
         return found
@@ -29,6 +33,10 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
     def work() -> None:
         base = again.output()
         if not bool(torch.isfinite(base).all()):
+            return
+        whole, n = scene.output, scene.at.rows.n
+        if whole is not None and whole.dim() > 1 and len(whole) == len(base) == n != again.samples.n:
+            found["rows"] = [n, again.samples.n]
             return
         found.update(_mixes(again, base, inputs))
         alone = len(inputs) == 1 and inputs[0].is_floating_point()
@@ -139,6 +147,34 @@ def _order(again: Rerun, base: Tensor, inputs: list[Tensor]) -> dict[str, Any]:
         return {}
     along = base[:, order] if base.dim() > 2 and base.shape[1] == length else base
     return {"order": float((shuffled - along).abs().max()) / spread}
+
+
+def _size_lost(scene: Scene) -> float:
+    """How closely targets go with the size of each sample (the correlation's amount), where the outputs do not depend
+    on it; 0 elsewhere.
+    """
+    x, t = first_tensor([*scene.at.args, *scene.at.kwargs.values()]), scene.targets
+    norms = [c for c in scene.calls if "norm" in type(c.module).__name__.lower()]
+    if x is None or not isinstance(t, Tensor) or not norms or len(x) < 32 or t.numel() != len(x) or x.dim() < 2:
+        return 0.0
+    size = x.double().flatten(1).square().mean(1).clamp_min(1e-30).log()
+    t = t.flatten().double().to(size)
+    r = float(torch.corrcoef(torch.stack([size, t]))[0, 1].abs().nan_to_num(0.0)) if bool(size.std() > 0.05) else 0.0
+    again = Rerun.of(scene.at, 16) if r > SIZE else None
+    if again is None:
+        return 0.0
+
+    def blind() -> bool:
+        base, larger = again.output(), again.output(*again.alter(_second_half_larger))
+        return float((base - larger).abs().max()) < 1e-3 * float(base.std())
+
+    return r if again.run(blind, None) else 0.0
+
+
+def _second_half_larger(x: Tensor) -> Tensor:
+    if x.is_floating_point():
+        x[len(x) // 2 :] *= 2
+    return x
 
 
 def _constant(scene: Scene) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Columns from which on they are taken for pixels, all of one kind (chosen by us).
+MANY = 64
+
 
 def alone(x: Tensor | None) -> bool:
     """Whether each sample has mean 0 and standard deviation 1 by itself, over all its entries or over its time axis."""
@@ -37,8 +40,12 @@ def sentinel(pooled: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
             wide = (rest - middle).abs().nan_to_num(0.0).amax(0)
             far = (end - middle).abs() > 10 * wide.clamp_min(1e-12)
             hit = (often >= max(2 / len(table), 0.002)) & (often < 0.5) & far & (wide > 0)
+            if table.shape[1] > MANY:  # pixels, of which one is nearly always the same: no value that others have
+                hit &= (end == table.max()) | (end == table.min())
             if bool(hit.any()):
                 j = int(hit.long().argmax())
+                if len(table[there[:, j]].unique(dim=0)) < 2:  # one sample, drawn again
+                    continue
                 return {
                     "what": what,
                     "column": j,

@@ -87,6 +87,10 @@ class Scene:
     grads: dict[str, Tensor | None] = field(default_factory=dict)
     #: Names of leaves behind the outputs that are no registered parameters; "" where no module holds it.
     unregistered: list[tuple[str, int]] = field(default_factory=list)
+    #: Names of parameters that the forward pass made anew.
+    remade: list[str] = field(default_factory=list)
+    #: Mean and variance, a channel, of what each batch norm got, call by call.
+    normed: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     #: Names of parameters that outputs depend on, whatever the loss reads.
     reached: set[str] = field(default_factory=set)
 
@@ -129,6 +133,8 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
     with functions.inside(at.root), _observed(scene, at.root, at.rows), functions:
         scene.whole = whole = at.whole(args, kwargs)
     functions.batch = []
+    own = {id(p) for p in scene.copies.values()}
+    scene.remade = [n for n, p in at.root.named_parameters() if id(p) not in own]
     scene.targets = at.own_targets()
     scene.loss = at.settled(whole)
     scene.output = None if at.step is not None else first_tensor(whole)
@@ -185,6 +191,9 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
         )  # fmt: skip
         if not type(module).__module__.startswith("torch.nn") and handwritten(y, x):
             scene.custom.append((call.name, module, x.detach()))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and x.numel() > x.shape[1]:
+            axes = [d for d in range(x.dim()) if d != 1]
+            scene.normed.setdefault(call.name, []).append((x.detach().mean(axes), x.detach().var(axes)))
         if isinstance(module, nn.Linear):
             before = linear.get(id(x))
             same = before is not None and before[3] == x._version  # no activation in place between them

@@ -30,6 +30,8 @@ def next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
     same = float((wanted == x)[seen].float().mean())
     following = float((wanted[:, :-1] == x[:, 1:])[seen[:, :-1]].float().mean())
     after = float((wanted[:, :-2] == x[:, 2:])[seen[:, :-2]].float().mean())
+    if same > 0.9 and (hidden := _one_token(x, ~seen)) is not None:
+        return {"visible_only": {"share": float(seen.float().mean()), "token": hidden}}
     if after > 0.9 > max(same, following):
         return {"two_ahead": after}
     again = Rerun.of(scene.at, 8)
@@ -48,6 +50,17 @@ def next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
     if looks is None:
         return {}
     return {"copied_inputs": same if looks < 1e-5 else 0.0, "sees_ahead": looks if following > 0.9 else 0.0}
+
+
+def _one_token(x: Tensor, where: Tensor) -> int | None:
+    """The id that stands at nearly all of these positions, in between others, and nowhere else: a mask, not padding."""
+    if not 0.02 < float(where.float().mean()) < 0.9:
+        return None
+    token = int(x[where].mode().values)
+    inside = where[:, :-1] & ~where[:, 1:]  # another position follows
+    often = float((x[where] == token).float().mean())
+    padding = float(inside.any(1).float().mean()) < 0.3
+    return None if often < 0.75 or padding or bool((x[~where] == token).any()) else token
 
 
 def _fed_answers(scene: Scene, x: Tensor, g: Tensor) -> dict[str, Any]:

@@ -29,6 +29,11 @@ RACES: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[float, ...]]]
 #: A net trains where its loss falls below chance by this share of it (cross-validated: docs/findings.md); a loss
 #: without a known chance, and the user's own few steps, by the second share.
 TRAINS, FALLS = 0.6, 0.1
+#: The first share of a race that took more than ``STEPS`` steps (cross-validated too): of the nets with which Adam
+#: learns one batch, but only then, hardly one learns from fresh batches in as many steps.
+LATE = {"sgd": 0.65, "adam": math.inf}
+#: Where eval mode is worse by this share, so many passes without updates let running statistics catch up.
+SETTLED, PASSES = 0.5, 30
 #: A race ends early at this share of chance; one that has not got there goes on for so many times as long.
 DONE, LONGER = 0.05, 4
 #: Progress of the user's own steps below which a race over all batches is run as well.
@@ -84,7 +89,7 @@ def of_trial(
         best = min(RACES, key=lambda name: found[name]["end"])
         n = trial.longer(trial.steps, trial.second)
         found["stream"] = trial.told(trial.course(trial.stream, best, found[best]["rate"], n))
-        if found[best]["trains"]:
+        if found[best]["trains"] or found[best].get("slow"):
             found["stream"]["unseen"] = trial.unseen(best, found[best]["rate"], n)
     found["seconds"] = time.perf_counter() - trial.begun
     return found
@@ -153,6 +158,8 @@ class _Trial:
         more = self.longer(self.steps, best.fastest)
         if not outcome["trains"] and not best.blown and more > self.steps:
             outcome = self.told(self.course(self.one, name, rate, more))
+            if outcome["trains"] and outcome["steps"] > STEPS and math.isfinite(self.constant):
+                outcome |= {"trains": outcome["progress"] > LATE[name], "slow": True}
         return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in finals], **outcome}
 
     def unseen(self, name: str, rate: float, n: int) -> float:
@@ -214,7 +221,13 @@ class _Trial:
             spread[1] = _spread(as_left)
             still.extend(n for n, b in at.root.named_buffers() if n in moving and torch.equal(b, moving[n]))
             again = level(as_left, None)()
-            return again, level(runs, False)(), level(checks, False)() if valid else math.nan
+            seen = level(runs, False)()
+            if seen > again + SETTLED * abs(again):
+                with torch.no_grad():
+                    for i in range(PASSES):  # the statistics catch up with the weights
+                        as_left.value(*as_left.batch(i))
+                seen = min(seen, level(runs, False)())
+            return again, seen, level(checks, False)() if valid else math.nan
 
         mine = Own(at)
 

@@ -53,6 +53,20 @@ def _random_gains(scene: Scene) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _mixed_norms(scene: Scene) -> list[tuple[str, float]]:
+    """Batch norms that are called two to four times in a pass on inputs of different statistics; how far these are
+    apart, the median over channels: means in standard deviations, or standard deviations by their ratio.
+    """
+    found = []
+    for name, seen in scene.normed.items():
+        if 2 <= len(seen) <= 4:
+            means, variances = (torch.stack(x) for x in zip(*seen, strict=True))
+            spread = (means.amax(0) - means.amin(0)) / variances.mean(0).sqrt().clamp_min(1e-12)
+            ratio = (variances.amax(0) / variances.amin(0).clamp_min(1e-12)).sqrt()
+            found.append((name, float(torch.maximum(spread, ratio).median())))
+    return found
+
+
 def _slow_norms(root: nn.Module) -> list[tuple[str, float]]:
     """Batch norms in training mode whose running statistics hardly move, and their momentum."""
     return [
@@ -117,6 +131,9 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
         if not any(bool((p != 0).any()) for p in c.module.parameters(recurse=False) if p.dim() > 1)
         and any(p.dim() > 1 for p in c.module.parameters(recurse=False))
     ]  # fmt: skip
+    found["remade"] = scene.remade
+    found["first_norm"] = next((c.name for c in scene.calls if "norm" in type(c.module).__name__.lower()), "")
+    found["mixed_norms"] = _mixed_norms(scene)
     found["random_gains"] = _random_gains(scene)
     found["slow_norms"] = _slow_norms(root)
     found["equal_units"] = _equal_units(scene)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from normscope.call.traceless import Kept
-from normscope.core.errors import UsageError, finite_number, whole_number
+from normscope.core.errors import UsageError, finite_number, shown, whole_number
+from normscope.core.files import expanded, path_text
 from normscope.findings.diagnosis import Diagnosis, diagnose
 from normscope.findings.why.made import Seen, Unclear, seen
 from normscope.findings.why.watch import Enough, Pair, Watch
@@ -66,7 +67,11 @@ def run(
     """As `why`, with everything that was seen."""
     whole_number("steps", steps, 1, "The usual number is 20.")
     finite_number("max_seconds", max_seconds, above=0, do="The usual limit is 300.")
-    path = os.fspath(script)
+    path = path_text(script, "script")
+    if not module:
+        expanded(path)
+    if isinstance(args, str) or not isinstance(args, Sequence) or not all(isinstance(a, str) for a in args):
+        raise UsageError(f"args must be a list of strings, the script's arguments; got {shown(args)}. Pass ['--lr'].")
     if not module and not Path(path).is_file():
         raise UsageError(
             f"why takes a Python script; {path!r} is no file. Give its path; a module's name goes with -m "

@@ -1,0 +1,200 @@
+"""More set-ups that are broken in one way, each beside its mended twin: pairs, masks, shared norms, lost sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_checkup_healthy import mlp, setup, tokens
+from torch import Tensor, nn
+
+from normscope import diagnose
+
+Setup = dict[str, Any]
+KINDS: dict[str, tuple[Callable[[bool], Setup], str, str]] = {}
+
+
+def kind(code: str, module: str = "") -> Callable[[Callable[[bool], Setup]], Callable[[bool], Setup]]:
+    def add(make: Callable[[bool], Setup]) -> Callable[[bool], Setup]:
+        KINDS[make.__name__] = (make, code, module)
+        return make
+
+    return add
+
+
+class Distance(nn.Module):
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.encoder, self.both = mlp(12, 32, 8), both
+
+    def forward(self, x: Tensor) -> Any:
+        one, other = self.encoder(x[:, 0]), self.encoder(x[:, 1])
+        return (one, other) if self.both else (one - other).square().sum(1)
+
+
+def couples(broken: bool, both: bool) -> Setup:
+    centres = 2 * torch.randn(6, 12)
+    of = torch.randint(6, (448, 2))
+    of[::2, 1] = of[::2, 0]
+    same = (of[:, 0] == of[:, 1]).float()
+
+    def loss(out: Any, y: Tensor) -> Tensor:
+        d = (out[0] - out[1]).square().sum(1) if both else out
+        y = 1 - y if broken else y
+        return (y * d + (1 - y) * F.relu(4 - d)).mean()
+
+    return setup(Distance(both), centres[of] + 0.3 * torch.randn(448, 2, 12), same, loss)
+
+
+@kind("NS705")
+def distances_of_swapped_labels(broken: bool) -> Setup:
+    return couples(broken, False)
+
+
+@kind("NS705")
+def embeddings_of_swapped_labels(broken: bool) -> Setup:
+    return couples(broken, True)
+
+
+@kind("NS120", "2")
+def classes_on_the_wrong_axis(broken: bool) -> Setup:
+    x = tokens(40, 6)
+    loss = nn.CrossEntropyLoss() if broken else lambda o, t: F.cross_entropy(o.transpose(1, 2), t)
+    return setup(nn.Sequential(nn.Embedding(40, 16), nn.ReLU(), nn.Linear(16, 6)), x, x % 6, loss)
+
+
+class Reads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn = nn.Embedding(41, 16), nn.GRU(16, 16, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(32, 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(self.embed(x))[0])
+
+
+@kind("NS712")
+def the_mask_of_the_labels_inverted(broken: bool) -> Setup:
+    x = tokens(40, 12)
+    hidden = torch.rand(x.shape) < 0.2
+    wanted = torch.where(hidden != broken, x, -100)
+    loss = lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten())  # noqa: E731
+    return setup(Reads(), torch.where(hidden, 40, x), wanted, loss)
+
+
+class LastStep(nn.Module):
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.rnn, self.head, self.broken = nn.GRU(4, 16, batch_first=True), nn.Linear(16, 3), broken
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.rnn(x)[0]
+        return self.head(out[-1] if self.broken else out[:, -1])
+
+
+@kind("NS111")
+def the_last_step_of_the_wrong_axis(broken: bool) -> Setup:
+    x = torch.randn(7 * 64, 64, 4)
+    return setup(LastStep(broken), x, (x.mean((1, 2)) > 0).long(), nn.CrossEntropyLoss())
+
+
+class Sensors(nn.Module):
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        self.second = self.norm if shared else nn.BatchNorm1d(6)
+        self.body = mlp(12, 32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(torch.cat([self.norm(x[:, 0]), self.second(x[:, 1])], 1))
+
+
+@kind("NS507", "norm")
+def one_norm_for_two_sensors(broken: bool) -> Setup:
+    x = torch.randn(448, 2, 6)
+    t = (x[:, 0, 0] + x[:, 1, 1] > 0).long()
+    return setup(Sensors(broken), x * torch.tensor([0.5, 4.0])[:, None] + torch.tensor([0.0, 9.0])[:, None], t,
+                 nn.CrossEntropyLoss())  # fmt: skip
+
+
+@kind("NS815", "0")
+def loudness_behind_an_instance_norm(broken: bool) -> Setup:
+    loud = 0.3 + 1.6 * torch.rand(448, 1, 1)
+    x = loud * torch.sin(torch.arange(32) * (0.3 + 0.4 * torch.rand(448, 1, 1)) + 6.28 * torch.rand(448, 1, 1))
+    body = [nn.Conv1d(1, 8, 5), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 1)]
+    model = nn.Sequential(nn.InstanceNorm1d(1) if broken else nn.Identity(), *body)
+    return setup(model, x, loud.flatten(1) - 1.1, nn.MSELoss())
+
+
+class Anew(nn.Module):
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.broken, self.proj, self.head = broken, nn.Linear(12, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.broken:
+            self.proj = nn.Linear(12, 16)
+        return self.head(self.proj(x).relu())
+
+
+@kind("NS603", "proj")
+def a_layer_made_in_forward(broken: bool) -> Setup:
+    x = torch.randn(448, 12)
+    return setup(Anew(broken), x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_kind_is_named_and_its_twin_is_quiet(name: str, broken: bool) -> None:
+    make, code, module = KINDS[name]
+    torch.manual_seed(3)
+    found = diagnose(**make(broken), trial=False).findings
+    if broken:
+        hits = [f for f in found[:3] if f.code == code and f.severity != "info"]
+        assert hits, [(f.code, f.evidence) for f in found]
+        assert hits[0].name.startswith(module)
+    else:
+        assert not [f for f in found if f.severity != "info"]
+
+
+class Graph(nn.Module):
+    def __init__(self, a: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("a", a)
+        self.one, self.two = nn.Linear(12, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a @ self.two((self.a @ self.one(x)).relu())
+
+
+def test_the_nodes_of_a_graph_are_one_batch_again_and_again() -> None:
+    torch.manual_seed(0)
+    x, t = torch.randn(64, 12), torch.randint(3, (64,))
+    given = {"optimizer": torch.optim.Adam(Graph(torch.eye(64)).parameters()), "data": [(x, t)] * 8, "trial": False}
+    model = Graph(torch.eye(64))
+    given["optimizer"] = torch.optim.Adam(model.parameters())
+    assert "NS806" not in {f.code for f in diagnose(model, x, t, nn.CrossEntropyLoss(), **given).findings}
+    plain = mlp(12, 16, 3)
+    given["optimizer"] = torch.optim.Adam(plain.parameters())
+    assert "NS806" in {f.code for f in diagnose(plain, x, t, nn.CrossEntropyLoss(), **given).findings}
+
+
+def test_rows_of_equal_sums_are_no_repetition() -> None:
+    torch.manual_seed(0)
+    x = torch.zeros(448, 60).scatter_(1, torch.randint(60, (448, 8)), 1.0)
+    x = x / x.sum(1, keepdim=True).sqrt()
+    found = diagnose(**setup(mlp(60, 16, 3), x, torch.randint(3, (448,)), nn.CrossEntropyLoss()), trial=False).findings
+    assert "NS806" not in {f.code for f in found}
+
+
+def test_a_constant_answer_is_known_where_all_outputs_are_alike() -> None:
+    model = mlp(12, 16, 4)
+    nn.init.zeros_(model[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(model[-1].bias)  # type: ignore[arg-type]
+    x, t = torch.randn(64, 12), torch.arange(64) % 4
+    loss = diagnose(model, x, t, nn.CrossEntropyLoss(), trial=False).profile.facts["checkup"]["loss"]
+    assert loss["task"] == "classes"
+    assert loss["constant"] == pytest.approx(1.3863, abs=1e-3)

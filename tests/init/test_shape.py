@@ -1,0 +1,158 @@
+"""Cures by a law of depth: shaped activations, scaled branches, centred weights, folded batch norm."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from normscope import UsageError, diagnose
+from normscope.findings.cures import rank_cures, treat
+from normscope.theory.laws import growth as law
+
+X = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(10, (64,), generator=torch.Generator().manual_seed(1))
+
+
+def net(depth: int, act: type[nn.Module], width: int = 64, **options: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    parts: list[nn.Module] = []
+    for i in range(depth):
+        parts += [nn.Linear(width if i else 32, width, bias=False), nn.BatchNorm1d(width, **options), act()]
+    return nn.Sequential(*parts, nn.Linear(width, 10))
+
+
+def log_growth(model: nn.Module, x: Tensor = X) -> float:
+    """Log of the gradient at the second layer's weight over that at the last hidden one's."""
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    slopes = torch.autograd.grad(nn.functional.cross_entropy(model(x), Y[: len(x)]), weights)
+    return float(torch.log(slopes[1].norm() / slopes[-2].norm()))
+
+
+@pytest.mark.parametrize(("name", "act"), [("tanh", nn.Tanh), ("relu", nn.ReLU), ("gelu", nn.GELU)])
+def test_the_law_of_growth_is_what_wide_orthogonal_nets_do(name: str, act: type[nn.Module]) -> None:
+    depth, width = 30, 200
+    torch.manual_seed(3)
+    x = torch.randn(200, 32)
+    model = treat(net(depth, act, width), "delta-orthogonal", x).model
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    out = model(x)
+    slopes = torch.autograd.grad(out, weights, torch.randn_like(out))
+    measured = float(torch.log(slopes[1].norm() / slopes[-2].norm()))
+    wanted = law.total_growth(name, [1.0] * (depth - 2))
+    assert measured == pytest.approx(wanted, rel=0.12, abs=0.3)
+
+
+def test_slopes_and_gains_keep_the_budget() -> None:
+    for layers, slope in ((50, 0.592), (200, 0.776), (1000, 0.894)):
+        assert law.leaky_slope(layers) == pytest.approx(slope, abs=5e-4)
+        assert law.total_growth(f"leaky_relu({law.leaky_slope(layers)})", [1.0] * layers) == pytest.approx(1, rel=1e-6)
+    assert law.leaky_slope(2, 5.0) == 0
+    gains = law.shaped_gains("tanh", 1000)
+    assert gains[0] == pytest.approx(2**-0.4)
+    assert law.total_growth("tanh", gains) == pytest.approx(0.36, abs=0.01)
+    for name in ("gelu", "silu", "softplus", "elu", "sin"):
+        assert law.total_growth(name, law.shaped_gains(name, 300)) <= 1
+    assert law.growth("identity") == 0
+    with pytest.raises(UsageError, match="homogeneous"):
+        law.shaped_gains("relu", 10)
+    with pytest.raises(UsageError, match="budget"):
+        law.leaky_slope(10, math.nan)
+
+
+@pytest.mark.parametrize("act", [nn.Tanh, nn.ReLU])
+def test_shaped_nets_do_not_explode(act: type[nn.Module]) -> None:
+    plain = net(40, act)
+    before = copy.deepcopy(plain.state_dict())
+    assert log_growth(plain) > 2
+    shaped = treat(plain, "shape", X)
+    assert shaped.model is plain
+    assert len(shaped.treated) == 40
+    assert abs(log_growth(plain)) < 2
+    changed = [k for k, v in plain.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed == ([f"{3 * i + 1}.weight" for i in range(40)] if act is nn.Tanh else [])
+    if act is nn.ReLU:
+        slopes = {m.negative_slope for m in plain.modules() if isinstance(m, nn.LeakyReLU)}
+        assert slopes == {law.leaky_slope(40)}
+
+
+def test_one_activation_for_all_layers_is_replaced_once_and_counted_each_time() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(20))
+            self.norms = nn.ModuleList(nn.BatchNorm1d(32) for _ in range(20))
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer, norm in zip(self.layers, self.norms, strict=True):
+                x = self.act(norm(layer(x)))
+            return x
+
+    found = treat(Shared(), "shape", X)
+    assert found.treated == ("act",)
+    assert found.model.get_submodule("act").negative_slope == law.leaky_slope(20)  # type: ignore[union-attr]
+
+
+def test_what_cannot_be_shaped_is_said() -> None:
+    with pytest.raises(UsageError, match=r"batch norm with an activation module behind it"):
+        treat(nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 10)), "shape", X)
+    model = net(2, nn.Tanh, affine=False)
+    with pytest.raises(UsageError, match=r"1: it has no weight"):
+        treat(model, "shape", X)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+def test_branches_are_scaled_by_one_over_the_root_of_their_number() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Block() for _ in range(9)), nn.Linear(32, 10))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = treat(model, "branch-scale", X)
+    assert found.treated == tuple(f"{i}.down" for i in range(9))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name] / 3 if ".down." in name else before[name])
+
+
+def test_centred_rows_keep_their_length() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10), nn.Linear(10, 1))
+    lengths = [m.weight.flatten(1).norm(dim=1).clone() for m in model if hasattr(m, "weight")]
+    treat(model, "weight-centering", torch.randn(4, 3, 8, 8))
+    for m, was in zip([m for m in model if hasattr(m, "weight")], lengths, strict=True):
+        assert m.weight.flatten(1).mean(1).abs().max() < 1e-7
+        torch.testing.assert_close(m.weight.flatten(1).norm(dim=1), was)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_folded_batch_norm_changes_nothing_on_its_batch(bias: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=bias), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10, bias=bias),
+        nn.BatchNorm1d(10, affine=False), nn.Tanh(),
+    )  # fmt: skip
+    nn.init.uniform_(model[1].weight)  # type: ignore[arg-type]
+    x = 3 + torch.randn(16, 3, 8, 8)
+    wanted = copy.deepcopy(model)(x)
+    found = treat(model, "fold-batch-norm", x)
+    assert found.treated == ("1", "5")
+    torch.testing.assert_close(model(x), wanted, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(model(x[:1]), wanted[:1], atol=2e-5, rtol=1e-4)  # samples no longer see each other
+
+
+def test_auto_shapes_a_deep_tanh_net_with_batch_norm() -> None:
+    model = net(60, nn.Tanh, 32)
+    ranked = rank_cures(model, X, Y, candidates=("none", "he", "shape"), curvature=False)
+    assert "shape" in ranked[0].name
+    assert diagnose(model, X, Y).profile is not None
