@@ -187,7 +187,7 @@ def _legendre(nodes: int) -> tuple[Array, Array]:
 
 
 @functools.cache
-def _normal_rule(nodes: int) -> tuple[Array, Array]:
+def normal_rule(nodes: int) -> tuple[Array, Array]:
     """Nodes z and weights for E f(z), f smooth on each half line; squaring crowds the nodes towards the cut."""
     x, w = _legendre(nodes)
     z, w = _REACH * x**2, _REACH * 2 * x * w
@@ -195,9 +195,20 @@ def _normal_rule(nodes: int) -> tuple[Array, Array]:
     return z, w * normal_pdf(z)
 
 
+@functools.cache
+def hermite(nodes: int, terms: int) -> Array:
+    """The normalised Hermite polynomials he_0 ... at the nodes of that rule, (terms, nodes)."""
+    z, _ = normal_rule(nodes)
+    he = np.empty((terms, len(z)))
+    he[0], he[1] = 1, z
+    for k in range(1, terms - 1):
+        he[k + 1] = (z * he[k] - np.sqrt(k) * he[k - 1]) / np.sqrt(k + 1)
+    return he
+
+
 def one_dimensional(f: Callable[[Any], Any], q: Array, nodes: int = 160) -> Array:
     r"""$E f(\sqrt q z)$ for variances q of any shape, by the rule of ``nodes`` points."""
-    z, w = _normal_rule(nodes)
+    z, w = normal_rule(nodes)
     return np.asarray(f(np.sqrt(q)[..., None] * z) @ w)
 
 
@@ -217,7 +228,7 @@ def _pair_block(f: Callable[[Any], Any], qi: Array, qj: Array, g: Array, nodes: 
     scale = np.sqrt(qi * qj)
     c = np.clip(np.divide(g, scale, out=np.zeros_like(g), where=scale > 0), -1, 1)[:, None]
     s = np.sqrt((1 - c) * (1 + c))
-    z, w = _normal_rule(nodes)
+    z, w = normal_rule(nodes)
     x, wx = _legendre(nodes)
     with np.errstate(divide="ignore", invalid="ignore"):
         cut = np.where(s > 0, -c * z / s, np.sign(-c * z) * _REACH)  # v = sqrt(qj) (c z + s y) is 0 at y = cut
@@ -244,11 +255,8 @@ def _series(f: Callable[[Any], Any], q: Array, g: Array) -> tuple[Array, Array]:
     leave is at most $|c|^{64} \sqrt{t_i t_j}$, t the rest of that sum: nothing for smooth activations, or away from |c|
     = 1.
     """
-    z, w = _normal_rule(160)
-    he = np.empty((_TERMS, len(z)))
-    he[0], he[1] = 1, z
-    for k in range(1, _TERMS - 1):
-        he[k + 1] = (z * he[k] - np.sqrt(k) * he[k - 1]) / np.sqrt(k + 1)
+    z, w = normal_rule(160)
+    he = hermite(160, _TERMS)
     values = f(np.sqrt(q)[..., None] * z)
     total = np.square(values) @ w
     a = (values * w) @ he.T

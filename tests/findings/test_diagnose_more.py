@@ -83,11 +83,13 @@ def test_the_prediction_of_a_plain_mlp_is_what_its_seeds_average_to():
         assert abs(values.mean().item() - predicted[layer]) < 4 * standard_error
 
 
-def test_another_net_gets_none():
+def test_another_net_gets_that_of_its_program():
     model = torch.nn.Sequential(torch.nn.Conv1d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(56, 4))
     x, y = batch()
     found = ns.diagnose(model, x[:, None], y, trial=False)
-    assert {r.source for r in found.profile.records} == {"measured"}
+    predicted = {(r.layer, r.name) for r in found.profile.records if r.source == "predicted"}
+    assert predicted == {(1, "0"), (2, "1"), (3, "3")}
+    assert found.findings == find(found.profile)
 
 
 def test_predictions_change_no_finding():

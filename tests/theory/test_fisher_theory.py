@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from normscope import Spec, UsageError
+from normscope import Spec, UsageError, build, ntk
 from normscope.theory.fisher import fisher_statistics, order_parameters, softmax_outliers, wide_ntk
 
 # name, L, sigma_w^2, sigma_b^2, hidden norm, alpha kappa_1, alpha kappa_2, q_1^L - q_2^L
@@ -94,8 +95,28 @@ def test_ntk_of_a_batch_is_the_mean_of_explicit_nets():
     assert off == pytest.approx(theory[0, 1], rel=0.05)
     order = order_parameters(spec, readout_gain=math.sqrt(2))
     assert (theory[0, 0], theory[0, 1]) == pytest.approx(order.kernels)
-    with pytest.raises(UsageError, match="couples"):
-        wide_ntk(dataclasses.replace(spec, norm="batch"), np.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("norm", "activation", "first"),
+    [
+        ("batch", "relu", True), ("batch", "identity", True), ("batch_rescale", "tanh", True),
+        ("batch_recenter", "relu", True), ("batch_recenter", "relu", False), ("batch", "tanh", False),
+        ("layer", "gelu", True),
+    ],
+)  # fmt: skip
+def test_ntk_of_norms_is_the_mean_of_built_nets(norm, activation, first):
+    spec = Spec(depth=3, width=256, norm=norm, activation=activation, norm_first=first, bias=0.1, outputs=1)
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.3
+    nets = []
+    for seed in range(16):
+        net = build(spec, 64, seed=seed, dtype=torch.float64)
+        nets.append((ntk(net, x) @ torch.eye(8, dtype=torch.float64)).numpy())
+    mean, theory = np.mean(nets, 0), wide_ntk(spec, inputs=x.numpy(), log2_points=11)
+    scatter = np.linalg.norm(np.std(nets, 0, ddof=1)) / math.sqrt(len(nets))
+    assert np.linalg.norm(mean - theory) < 3 * scatter + 0.05 * np.linalg.norm(theory)
+    # Of the mean: single nets spread eigenvalues that are nearly equal.
+    assert np.linalg.eigvalsh(theory)[-1] == pytest.approx(np.linalg.eigvalsh(mean)[-1], rel=0.12)
 
 
 def test_published_predictions():

@@ -214,7 +214,6 @@ def test_centred_linear_batch_norm_keeps_its_lost_direction_lost():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (Spec(norm="batch", skip=0.5), "skip"),
         (Spec(weights="positive"), "mean zero"),
         (Spec(family="resnet", depth=3), "mlp"),
         (Spec(depth=2000, activation="softplus", gain=4.0), "overflows"),

@@ -136,7 +136,12 @@ def test_the_command_writes_json_csv_and_html(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("mlp:norm=batchh",), ("mlp:depth=3", "-n", "1"), ("mlp:depth=3", "--cosine", "2"), ("mlp:norm=batch,skip=1",)],
+    [
+        ("mlp:norm=batchh",),
+        ("mlp:depth=3", "-n", "1"),
+        ("mlp:depth=3", "--cosine", "2"),
+        ("mlp:norm=batch,weights=positive",),
+    ],
 )
 def test_misuse_is_exit_code_two(arguments, capsys):
     assert run(*arguments) == 2

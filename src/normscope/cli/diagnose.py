@@ -30,7 +30,9 @@ def diagnose(
     mode: option.Mode = None,
     layers: Annotated[list[str] | None, typer.Option(help="Glob pattern of module paths; may be repeated.")] = None,
     tokens: Annotated[bool, typer.Option(help="Count the tokens of sequences as samples.")] = False,
-    theory: Annotated[bool, typer.Option(help="Draw the infinite-width prediction beside a plain MLP.")] = True,
+    theory: Annotated[
+        bool, typer.Option(help="Draw the infinite-width prediction beside the layers that have one.")
+    ] = True,
     curvature: Annotated[
         bool, typer.Option("--sharpness", help="Measure lambda_max and the largest stable learning rate too.")
     ] = False,

@@ -1,4 +1,4 @@
-"""``normscope predict``: what theory says of a spec, and random chains of finite width beside it."""
+"""``normscope predict``: what theory says of a spec or a model; random chains of finite width beside a spec."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _ROWS, _CELL = 24, 17
 @app.command()
 @with_pages
 def predict(
-    spec: Annotated[str, typer.Argument(help="mlp:depth=32,width=256,norm=batch,activation=relu ...", metavar="SPEC")],
+    spec: Annotated[str, typer.Argument(help=f"mlp:depth=32,width=256,norm=batch ..., or a model: {option.MODEL_HELP}",
+                                        metavar="SPEC")],
     n: Annotated[int, typer.Option("--batch", "-n", help="Samples in the batch.")] = 16,
     cosine: Annotated[float | None, typer.Option(help="Start from samples with this cosine to one another.")] = None,
     data: Annotated[str | None, typer.Option(help="Start from data: digits, or a file (see diagnose).")] = None,
@@ -37,32 +38,50 @@ def predict(
     pages: Pages = NO_PAGES,
     csv: option.Csv = None,
     json: option.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Follow a batch through infinitely wide layers, forwards and backwards; chains of finite width beside it.
 
-    Default start: standard Gaussian samples of the spec's width. Exit code 0: fine, 2: misuse.
+    Of a spec the default start is standard Gaussian samples of its width; of a model its own batch or data that fits.
+    Exit code 0: fine, 2: misuse.
     """
     from normscope.theory.predicted import predict as run
     from normscope.theory.simulated import simulate as chains
 
-    described = parse(spec)
+    chain = spec.partition(":")[0] == "mlp"
+    described = parse(spec) if chain else None
     pages.check(csv=csv)
     whole_number("--simulate", simulate, do="It is a number of chains.", most=MANY)
     whole_number("--every", every, 1)
     seed_of(seed, "--seed")
-    start = _start(described, n, cosine, data, data_dir, seed)
-    predicted = run(described, **start, seed=seed)
-    profiles = [predicted]
-    if simulate:
-        profiles.append(chains(described, **start, seeds=simulate, seed=seed, every=every))
-    written, lost = _write(described, profiles, pages, csv)
-    if json:
-        print_json(_document(described, profiles))
+    if described is not None:
+        start = _start(described, n, cosine, data, data_dir, seed)
+        profiles = [run(described, **start, seed=seed)]
+        if simulate:
+            profiles.append(chains(described, **start, seeds=simulate, seed=seed, every=every))
     else:
-        _print(described, profiles)
+        profiles = [_of_model(spec, n, cosine, data, data_dir, simulate, seed)]
+    label = str(described) if chain else spec
+    written, lost = _write(label, profiles, pages, csv)
+    if json:
+        print_json(_document(label, described, profiles))
+    else:
+        _print(label, described, profiles)
         say_written(written)
     if lost is not None:
         raise lost
+
+
+def _of_model(
+    name: str, n: int, cosine: float | None, data: str | None, data_dir: Path | None, simulate: int, seed: int
+) -> Profile:
+    from normscope.cli._shared import Given, running
+    from normscope.theory.predicted import predict as run
+
+    if cosine is not None or simulate:
+        raise UsageError("--cosine and --simulate are for a spec (mlp:...); a model is predicted on data. Use --data.")
+    step, source = Given(data, data_dir, None if data is None else n, seed=seed).step(name)
+    with running(name, source, step):
+        return run(step, seed=seed)
 
 
 def _start(
@@ -86,18 +105,22 @@ def _start(
     return {"inputs": np.random.default_rng(seed).standard_normal((n, min(spec.width, 4096)))}
 
 
-def _print(spec: Spec, profiles: list[Profile]) -> None:
+def _print(label: str, spec: Spec | None, profiles: list[Profile]) -> None:
     from rich.table import Table
 
     predicted = profiles[0]
-    table = Table(title=str(spec), title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(title=label, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("layer", justify="right")
-    shown = dict(list(PREDICTED.items())[: max(3, (console.width - 7) // _CELL)])
+    names = {} if spec is not None else {r.layer: r.name for r in predicted.records}
+    if names:
+        table.add_column("name", overflow="fold")
+    room = console.width - 7 - (24 if names else 0)
+    shown = dict(list(PREDICTED.items())[: max(3, room // _CELL)])
     for name in shown:
         table.add_column(name.replace("_", " ", 1).replace(" ", "\n"), justify="right")
     columns = [[_by_layer(p, name, signal) for p in profiles] for name, signal in shown.items()]
-    for layer in _shown_layers(spec.depth):
-        cells = []
+    for layer in sorted(names) if spec is None else _shown_layers(spec.depth):
+        cells = [names[layer]] if names else []
         for found in columns:
             cell = _cell(found[0].get(layer))
             if len(found) > 1 and layer in found[1]:
@@ -110,7 +133,10 @@ def _print(spec: Spec, profiles: list[Profile]) -> None:
         console.print(
             f"[dim]in a wider terminal, or with --csv: {', '.join(k for k in PREDICTED if k not in shown)}[/]"
         )
-    if len(profiles) > 1:
+    if spec is None:
+        for note in predicted.facts["notes"][:5]:
+            console.print(f"[yellow]{note}[/]", highlight=False)
+    elif len(profiles) > 1:
         facts = profiles[1].facts
         console.print(f"[dim]second lines: mean +- sd of simulated chains of width {spec.width} ({facts['law']})[/]")
         for note in facts["notes"][:5]:
@@ -153,20 +179,20 @@ def _cell(value: tuple[float, float] | None) -> str:
     return shown + (f" +- {spread:.1g}" if spread > 1e-3 * abs(mean) and math.isfinite(mean) else "")
 
 
-def _document(spec: Spec, profiles: list[Profile]) -> dict[str, Any]:
+def _document(label: str, spec: Spec | None, profiles: list[Profile]) -> dict[str, Any]:
     return {
-        "spec": str(spec),
-        "parameters": dataclasses.asdict(spec),
+        "spec": label,
+        "parameters": {} if spec is None else dataclasses.asdict(spec),
         "facts": {p.records[0].source: dict(p.facts) for p in profiles},
         "records": [
-            {k: getattr(r, k) for k in ("source", "seed", "layer", "signal", "metric", "value", "stderr")}
+            {k: getattr(r, k) for k in ("source", "seed", "layer", "name", "signal", "metric", "value", "stderr")}
             for p in profiles
             for r in p.records
         ],
     }
 
 
-def _write(spec: Spec, profiles: list[Profile], pages: Pages, csv: Path | None) -> tuple[list[Path], UsageError | None]:
+def _write(label: str, profiles: list[Profile], pages: Pages, csv: Path | None) -> tuple[list[Path], UsageError | None]:
     import polars as pl
 
     from normscope.core.records import concat
@@ -177,8 +203,8 @@ def _write(spec: Spec, profiles: list[Profile], pages: Pages, csv: Path | None) 
         from normscope.report import Content
         from normscope.report.html import sheet_of
 
-        label = str(spec)
-        shared = {"label": label, "layers": spec.depth, "batch_size": profiles[0].facts["samples"]}
+        layers = max(r.layer for p in profiles for r in p.records)
+        shared = {"label": label, "layers": layers, "batch_size": profiles[0].facts["samples"]}
         notes = [note for p in profiles for note in p.facts["notes"]]
         named = table.select(pl.lit(label).alias("model"), pl.all())
         content = Content(f"Prediction: {label}", named, pl.DataFrame(), ({**shared, "notes": notes},))

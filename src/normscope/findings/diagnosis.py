@@ -198,7 +198,7 @@ def diagnose(
         cotangent on the outputs. One batch of 32 to 128 samples is enough. layers, tokens, seed: as in `probe`.
     mode: ``"train"`` (the default): batch norm uses this batch, as in the first training step; ``"eval"`` must be asked
         for.
-    theory: lay the infinite-width prediction beside the measurement where the model is a plain MLP that has one.
+    theory: lay the infinite-width prediction beside the measurement, for the layers that have one in 5 s.
     curvature: measure the largest eigenvalue of the whole batch's Fisher matrix too, with and without centred outputs
         (about ten more passes; rules NS4xx). lr: a learning rate to hold against it; implies ``curvature``.
     trial: "auto" trains copies of the model for up to 50 steps, with the given optimizer and loop, and with SGD and
@@ -310,14 +310,17 @@ def _curvature(at: Step, lr: float | None, facts: dict[str, Any]) -> Sharpness |
 
 def _with_prediction(at: Step, profile: Profile, facts: dict[str, Any]) -> Profile:
     """The profile and its prediction; where there is none for want of memory, time or luck, a note among the facts."""
-    if len(at.args) != 1 or not isinstance(at.args[0], Tensor) or not at.args[0].is_floating_point():
-        return profile
-    from normscope.theory import overlay
+    from normscope.theory import overlay, program_overlay
 
-    inputs = at.args[0].detach().double()
+    plain = len(at.args) == 1 and isinstance(at.args[0], Tensor) and at.args[0].is_floating_point()
     try:
-        # In a run: reading a parametrized weight computes it, and may move the buffers it is computed with.
-        predicted = at.run(lambda: overlay(at.root, inputs, profile, metrics=favourites.FEW))
+        predicted = None
+        if plain:
+            inputs = at.args[0].detach().double()
+            # In a run: reading a parametrized weight computes it, and may move the buffers it is computed with.
+            predicted = at.run(lambda: overlay(at.root, inputs, profile, metrics=favourites.FEW))
+        if predicted is None and at.device.type == "cpu" and at.step is None:
+            predicted = program_overlay(at, profile, metrics=favourites.FEW)
     except Exception as error:  # whatever fails beside a finished measurement must not lose it
         facts["notes"].append(f"no prediction beside it: {type(error).__name__}: {error}")
         return profile

@@ -40,6 +40,10 @@ class LayerMap:
         """The gradient moment before it, from the one behind it; see `Norm.backward`."""
         return self.norm.backward(covariance, outer, self.phi, self.first, points)
 
+    def push(self, covariance: Array, inner: Array, points: Array | None = None) -> Array:
+        """The tangent kernel behind it, from the one before; see `Norm.push`."""
+        return self.norm.push(covariance, inner, self.phi, self.first, points)
+
     @property
     def samples(self) -> tuple[bool, bool]:
         """Do `forward` and `backward` need points to average over?"""

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from normscope.call.step import Step
 from normscope.core.errors import UsageError
 from normscope.core.favourites import CHAINS
 from normscope.core.records import Profile
 from normscope.theory.predicted import predict
+from normscope.theory.program import predict_model
 from normscope.theory.recognise import layer_names, spec_of
 
 #: Seconds a layer over n^3: an eigendecomposition (9 n^3 operations) and a dozen nodes (n^3 each) at 3e10 a second.
@@ -57,3 +59,25 @@ def overlay(
     place = {0: (0, "")} | {i: (layers[name], name) for i, name in enumerate(names, 1)}
     records = tuple(r._replace(layer=place[r.layer][0], name=place[r.layer][1]) for r in found.records)
     return Profile(records, measured.parameters, {**found.facts, "spec": str(spec)})
+
+
+def program_overlay(
+    at: Step, measured: Profile, *, metrics: Sequence[str], gradients: bool = False, sites: int = 512,
+    budget: float = 5.0,
+) -> Profile | None:  # fmt: skip
+    """The prediction of a model's own program, in the layers of its measured profile; ``None`` where no layer has one.
+
+    sites: samples x positions up to which a tensor has a law; layers without one are left out. ``UsageError`` where it
+    takes more than ``budget`` seconds.
+    """
+    found = predict_model(
+        at, metrics=metrics, gradients=gradients, seed=at.seed, sites=sites, budget=budget, partly=True
+    )
+    without = set(found.facts["measured"])
+    place = {(r.name, r.call): r.layer for r in measured.records if r.source == "measured"}
+    records = [
+        r._replace(layer=place[r.name, r.call])
+        for r in found.records
+        if (r.name, r.call) in place and r.name not in without and r.layer
+    ]
+    return Profile(tuple(records), measured.parameters, found.facts) if records else None

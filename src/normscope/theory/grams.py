@@ -75,20 +75,37 @@ class WideLayer:
         skip = self.spec.skip
         return np.asarray(inner * (self.gain**2 if skip is None else 1 + (skip * self.gain) ** 2))
 
+    def push(self, gram: Array, kernel: Array, own: Array) -> Array:
+        """The tangent kernel behind the layer, from the one before it and that of its ``own`` weights."""
+        skip = self.spec.skip
+        inner = self.gain**2 * kernel + own if skip is None else kernel + skip**2 * (self.gain**2 * kernel + own)
+        return self.map.push(self.covariance(gram), inner, self.points)
 
-def check_wide(spec: Spec) -> None:
-    """Raise ``UsageError`` where an infinitely wide layer of this spec has no Gram recursion."""
+
+def check_weights(spec: Spec) -> None:
+    """Raise ``UsageError`` for weights that are not random with mean zero."""
     if spec.weights not in _LAWS_WITHOUT_MEAN:
         raise UsageError(
             f"predict() needs random weights of mean zero; weights={spec.weights!r} are not. "
             "Use simulate() at finite width."
         )
-    layer = LayerMap.of(spec)
-    if spec.skip is not None and (layer.norm.rescales_batch or not layer.phi.linear):
+
+
+def check_wide(spec: Spec) -> None:
+    """Raise ``UsageError`` where an infinitely wide layer of this spec has no Gram recursion."""
+    check_weights(spec)
+    if not closes(spec):
+        layer = LayerMap.of(spec)
         raise UsageError(
             "With a skip connection the recursion closes on Gram matrices only for activation 'identity' without batch "
-            f"rescaling; got activation={spec.activation!r}, norm={spec.norm!r}. Use simulate() at finite width."
+            f"rescaling; got activation={layer.phi.name!r}, norm={layer.norm.name!r}. Use simulate() at finite width."
         )
+
+
+def closes(spec: Spec) -> bool:
+    """Does the recursion close on Gram matrices: is what a skip passes on Gaussian?"""
+    layer = LayerMap.of(spec)
+    return spec.skip is None or not (layer.norm.rescales_batch or not layer.phi.linear)
 
 
 def quasi_normals(n: int, log2_points: int, replicates: int, seed: int) -> list[Array]:

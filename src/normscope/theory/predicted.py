@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from normscope.call.step import Step
 from normscope.core.errors import UsageError, flag, seed_of, whole_number
 from normscope.core.memory import check_room
 from normscope.core.records import Profile, Record, flat
@@ -18,7 +20,7 @@ from normscope.nn.maps import LayerMap
 from normscope.nn.norms.integrals import rescaled_spectrum
 from normscope.theory._start import Start, check_samples, checked_spec, read_start
 from normscope.theory._values import chosen_metrics, evaluate
-from normscope.theory.grams import WideLayer, check_wide, quasi_normals
+from normscope.theory.grams import WideLayer, check_weights, check_wide, closes, quasi_normals
 
 #: Independent sets of quasi-random points: their spread is the standard error.
 _REPLICATES = 8
@@ -28,7 +30,7 @@ ROW = 10_000
 
 
 def predict(
-    spec: Spec,
+    spec: Spec | nn.Module | Step,
     gram: Any = None,
     *,
     inputs: Any = None,
@@ -36,8 +38,9 @@ def predict(
     gradients: bool = True,
     log2_points: int = 12,
     seed: int = 0,
+    sites: int = 2048,
 ) -> Profile:
-    r"""What a spec does to a batch, layer by layer, when the width goes to infinity first.
+    r"""What a spec, or a model's own program, does to a batch, layer by layer, when the width goes to infinity first.
 
     Forward: $G_{l+1} = E\,h h^T$ (`normscope.theory.grams`): closed forms or quadrature without batch rescaling, a
         one-dimensional integral for batch norm and the leaky family (identity, relu, leaky_relu, abs), averages over
@@ -56,15 +59,34 @@ def predict(
     the next layer (its square is the factor of the papers). stderr is 0 for closed forms and quadrature. At finite
     width the batch-norm recursion stays close at every depth; a plain net drifts away from it after about depth ~
     width layers, and metastable states (cluster + odd point) are reached that this recursion never leaves. Raises
-    ``UsageError`` for a spec without such a recursion (`check_wide`).
+    ``UsageError`` for a spec without such a recursion (`check_weights`).
+
+    With a skip connection around a nonlinearity or a norm of the batch no recursion closes on Gram matrices: then it
+        goes by the program of the net that is built, at ``spec.width``, sums that are not Gaussian averaged over draws.
+
+    **A model** (or a `Step`) in the place of the spec is run once on ``inputs`` (the second argument), in training mode
+        and without a trace, and every tensor of its program stands for its law at infinite width
+        (`normscope.theory.program`; ``docs/theory.md`` has the rules, their approximations and errors). Weights count
+        by their mean squares as they are. The profile has the layers of `probe`; gradients are those of random
+        cotangents on the output. sites: samples x positions up to which a tensor has a law. ``facts["measured"]``
+        names the layers that have none, ``facts["no_rule"]`` why: their numbers are measured.
     """
+    if isinstance(spec, nn.Module | Step):
+        from normscope.theory.program import predict_model
+
+        given = gram if inputs is None else inputs
+        return predict_model(spec, given, metrics=metrics, gradients=gradients, seed=seed, sites=sites)
     began = time.perf_counter()
     spec, start = checked_spec(spec, "predict"), read_start(gram, inputs, "predict")
-    check_wide(spec)
+    check_weights(spec)
     gradients = flag("gradients", gradients)
     check_samples(spec, start, spec.depth + 3 if gradients else 3)
     check_room(ROW * spec.depth, f"The records of {spec.depth} layers", "Take a smaller depth.")
     names = chosen_metrics(metrics)
+    if not closes(spec):
+        from normscope.theory.program import predict_spec
+
+        return predict_spec(spec, start, names, gradients, seed_of(seed))
     log2_points, seed = _options(log2_points, seed)
     through = LayerMap.of(spec)
     n, (sampled, back) = start.samples, through.samples

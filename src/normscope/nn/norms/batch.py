@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from normscope.core.errors import UsageError
-from normscope.gaussian import Function
+from normscope.gaussian import Function, product_moment
 from normscope.linalg import Array, centred
 from normscope.nn.norms.integrals import batch_norm_gram, linear_batch_norm_pull
 from normscope.nn.norms.norm import EPS, Norm, reciprocal_root, widened
@@ -79,6 +80,45 @@ class OverBatch(Norm):
         if phi.linear:
             return linear_batch_norm_pull(covariance, outer, self.recenter)
         return self._pull_rows(self._neurons(covariance, phi, first, points), outer, phi, first)
+
+    def push(self, covariance: Array, inner: Array, phi: Function, first: bool, points: Array | None) -> Array:
+        """The other way round: norm and activation do not commute."""
+        if not self.rescale:
+            slopes = product_moment(phi, self.gram(covariance) if first else covariance, derivative=True)
+            return self.gram(inner) * slopes if first else self.gram(inner * slopes)
+        if (
+            phi.linear
+            or np.linalg.matrix_rank(
+                centred(covariance) if self.recenter else covariance, tol=1e-12 * np.trace(covariance), hermitian=True
+            )
+            <= 2
+        ):
+            return self.backward(covariance, inner, phi, first, points)
+        return self._push_rows(self._neurons(covariance, phi, first, points), inner, phi, first)
+
+    def _push_rows(self, u: Array, inner: Array, phi: Function, first: bool) -> Array:
+        """E J inner J^T over neurons u (m, n): A = (P - y y^T / n) / sigma of the norm, D of the activation."""
+        n = u.shape[1]
+        x = u if first else phi.phi(u)
+        if self.recenter:
+            x = x - x.mean(1, keepdims=True)
+        root = np.sqrt(np.square(x).mean(1, keepdims=True))
+        inverse = np.divide(1, root, out=np.zeros_like(root), where=root > 0)
+        y = x * inverse
+        if not first:  # A D inner D A
+            e = phi.derivative(u) * inverse
+            z = e * ((e * y) @ inner)  # rows of D inner D y / sigma^2
+            whole = inner * (e.T @ e)
+            if self.recenter:
+                whole, z = len(u) * centred(whole / len(u)), z - z.mean(1, keepdims=True)
+            moment = whole - (y.T @ z + z.T @ y) / n + (y * np.sum(y * z, 1, keepdims=True)).T @ y / n**2
+            return np.asarray(moment / len(u))
+        s = centred(inner) if self.recenter else inner
+        e = phi.derivative(y) * inverse
+        z = y @ s
+        f, g = e * y, e * z
+        moment = s * (e.T @ e) - (f.T @ g + g.T @ f) / n + (f * np.sum(y * z, 1, keepdims=True)).T @ f / n**2
+        return np.asarray(moment / len(u))
 
     def _neurons(self, covariance: Array, phi: Function, first: bool, points: Array | None) -> Array:
         """Pre-activations of m neurons, (m, n), quasi-random; recentred where that comes first."""
@@ -171,11 +211,7 @@ class BatchNorm(nn.Module):
         over = [i for i in range(x.dim()) if i != 1]
         shape = [1, self.features] + [1] * (x.dim() - 2)
         dtype, x = x.dtype, widened(x)
-        mean, var = self._statistics(x, over)
-        if mean is not None:
-            x = x - mean.reshape(shape)
-        if var is not None:
-            x = x / (var + self.eps).sqrt().reshape(shape)
+        x = standardised(x, *self._statistics(x, over), self.eps)
         if self.weight is not None and self.bias is not None:
             x = x * self.weight.reshape(shape) + self.bias.reshape(shape)
         return x.to(dtype)
@@ -207,6 +243,19 @@ class BatchNorm(nn.Module):
         return (
             f"{self.features}, recenter={self.recenter}, rescale={self.rescale}, affine={self.affine}, eps={self.eps}"
         )
+
+
+def standardised(x: Tensor, mean: Tensor | None, var: Tensor | None, eps: float) -> Tensor:
+    """Channels of axis 1 minus their ``mean``, over the root of their ``var`` + eps, where these are given.
+
+    Known to torch's modes as one function.
+    """
+    if has_torch_function_unary(x):
+        return handle_torch_function(standardised, (x,), x, mean, var, eps)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    if mean is not None:
+        x = x - mean.reshape(shape)
+    return x if var is None else x / (var + eps).sqrt().reshape(shape)
 
 
 OverBatch("batch", "Batch norm: each feature to mean 0 and mean square 1 over the batch.", True, True, 0).register()

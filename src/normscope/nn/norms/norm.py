@@ -115,6 +115,12 @@ class Norm:
         behind = self.pull(outer, second_moment(phi, q), mean(phi, q))
         return behind * product_moment(phi, covariance, derivative=True)
 
+    def push(self, covariance: Array, inner: Array, phi: Function, first: bool, points: Array | None) -> Array:
+        """E J inner J^T, (n, n): what a kernel of tangents in front of it becomes behind; the arguments are those of
+        `forward`. J is diagonal where samples do not meet.
+        """
+        return self.backward(covariance, inner, phi, first, points)
+
     def samples(self, phi: Function, first: bool) -> tuple[bool, bool]:
         """Do `forward` and `backward` need points, having no integral in closed or one-dimensional form?"""
         return False, False
