@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normscope import UsageError, diagnose
 from normscope.findings.cures import rank_cures, treat
-from normscope.theory.laws import growth as law
+from normscope.nn import growth as law
 
 X = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(10, (64,), generator=torch.Generator().manual_seed(1))

@@ -13,7 +13,7 @@ from normscope.gaussian import activation
 from normscope.init._cures import in_place, register
 from normscope.init._layers import Treatment, model_of, step_of, takers
 from normscope.nn import BatchNorm
-from normscope.theory.laws.growth import leaky_slope, shaped_gains
+from normscope.nn.growth import leaky_slope, shaped_gains
 
 
 @register(
@@ -24,7 +24,7 @@ from normscope.theory.laws.growth import leaky_slope, shaped_gains
 def shape(model: nn.Module, inputs: Any, *, budget: float = 1.0) -> Treatment:
     r"""Shape each activation that takes the output of a batch norm; in place.
 
-    The log of the gradient's growth over the net, `normscope.theory.laws.growth`, is brought to ``budget`` (1: a factor
+    The log of the gradient's growth over the net, `normscope.nn.growth`, is brought to ``budget`` (1: a factor
     e) or below. The l-th norm gets the weight $(l+1)^{-p}$, p = .4 for odd smooth activations and more for others, so
     that they act ever more linearly; ReLU and leaky ReLU, which no gain changes, get the slope at which so many layers
     stay within the budget. Weights of layers stay: the law is of weights that keep lengths, so join it as
