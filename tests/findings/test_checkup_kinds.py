@@ -198,3 +198,14 @@ def test_a_constant_answer_is_known_where_all_outputs_are_alike() -> None:
     loss = diagnose(model, x, t, nn.CrossEntropyLoss(), trial=False).profile.facts["checkup"]["loss"]
     assert loss["task"] == "classes"
     assert loss["constant"] == pytest.approx(1.3863, abs=1e-3)
+
+
+def test_of_a_loss_that_reads_no_targets_one_answer_for_all_is_no_way_round_them() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(448, 2, 12)
+
+    def alike(o: Tensor, _: Tensor) -> Tensor:
+        return 2 - 2 * F.cosine_similarity(o[:, 0], o[:, 1].detach()).mean()
+
+    found = diagnose(**setup(mlp(12, 32, 8), x, torch.randint(3, (448,)), alike), trial=False).findings
+    assert "NS717" not in {f.code for f in found}

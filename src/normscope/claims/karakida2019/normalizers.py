@@ -231,8 +231,7 @@ def softmax(
     readings = []
     for k in range(outputs - 1):
         mean, error = mean_and_error([float(v[k]) for v in ratios])
-        readings.append(near(f"outlier {k + 1} over its prediction", mean, 1.0, 0.06, stderr=error,
-                             reason="6 %" if few else "6 %, and 2 % for a bulk that is not free"))  # fmt: skip
+        readings.append(near(f"outlier {k + 1} over its prediction", mean, 1.0, 0.06, stderr=error, reason="6 %"))
     if few:
         mean, error = mean_and_error(rest)
         readings.append(

@@ -46,7 +46,10 @@ def of_free(scene: Scene, task: str) -> dict[str, Any]:
     found["best"] = _descent(value, outs, list, begun, 1)
     found["worst"] = _descent(value, outs, list, begun, -1)
     several = [t for t in tensors(scene.targets) if t.numel() > 1 and len(t) == len(outs[0])]
-    if start > 0 and any(bool((t != t[:1]).any()) for t in several):  # a residual that is to vanish has no answer
+    # a residual that is to vanish has no answer, and views of one sample have none that the loss reads
+    others = mapped(scene.targets, lambda t: t.roll(1, 0) if t.dim() and len(t) == len(outs[0]) else t)
+    read = several and float(loss.value(scene.whole, others, scene.at.seed).detach()) != start
+    if start > 0 and read and any(bool((t != t[:1]).any()) for t in several):
         means = [x.mean(0, keepdim=True) for x in outs]
         spread = [len(x) for x in outs]
         found["blind"] = _descent(
