@@ -63,8 +63,11 @@ def shape(model: nn.Module, inputs: Any, *, budget: float = 1.0) -> Treatment:
             elif not isinstance(norm.weight, Tensor):
                 left[names[norm]] = "it has no weight (affine=False)"
             else:
-                norm.weight.fill_(shaped_gains(law, layers, budget)[i])
-                done.append(names[norm])
+                try:
+                    norm.weight.fill_(shaped_gains(law, layers, budget)[i])
+                    done.append(names[norm])
+                except UsageError as error:
+                    left[names[norm]] = str(error)
     if not done:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:5])
         raise UsageError(

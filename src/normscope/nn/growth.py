@@ -4,6 +4,8 @@ Pre-activations $z \sim N(0, \gamma^2)$ behind a batch norm of gain $\gamma$, we
 $E \varphi'(z)^2$ of a squared gradient on, and the next norm divides by the variance $\mathrm{Var}\,\varphi(z)$ of what
 the layer returns: the log of the gradient's norm grows from the last layer to the first by
 $\sum_l \frac12 \log\bigl(\gamma_l^2\, E \varphi'(z_l)^2 / \mathrm{Var}\,\varphi(z_l)\bigr)$, never negative (Poincare).
+Of activations that are neither odd nor homogeneous (gelu, silu, softplus) it is a lower bound at full gain, since the
+samples' lengths spread with depth: 1.2, 1.6 and 2.4 times as much at width 200; with the gains below it holds again.
 Follows Meterez, Joudaki, Orabona, Immer, Raetsch, Daneshmand 2023, arXiv 2310.02012, who show that it is bounded in
 depth where activations are shaped; the formula for many samples is ours.
 """
@@ -41,7 +43,8 @@ def total_growth(name: str | Function, gains: Sequence[float]) -> float:
 def shaped_gains(name: str | Function, layers: int, budget: float = 1.0) -> list[float]:
     """Gains (l + 1)^-p of so many layers, p the least of `POWERS` whose total growth is within the budget.
 
-    Raises ``UsageError`` of a homogeneous activation, which no gain changes: see `leaky_slope`.
+    Raises ``UsageError`` of a homogeneous activation, which no gain changes (see `leaky_slope`), and of one whose slope
+    has a step at 0 (selu), which is nearly one at any gain.
     """
     layers = whole_number("layers", layers, 1)
     budget = finite_number("budget", budget, above=0, do="1 lets the gradient grow by a factor e.")
@@ -51,8 +54,8 @@ def shaped_gains(name: str | Function, layers: int, budget: float = 1.0) -> list
     for power in POWERS:
         gains = [(layer + 1) ** -power for layer in range(1, layers + 1)]
         if total_growth(a, gains) <= budget:
-            break
-    return gains
+            return gains
+    raise UsageError(f"No gain keeps {a.name} within {budget:g} over {layers} layers: its slope has a step at 0.")
 
 
 def leaky_slope(layers: int, budget: float = 1.0) -> float:

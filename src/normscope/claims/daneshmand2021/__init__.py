@@ -3,6 +3,7 @@
 from normscope.claims.daneshmand2021 import (
     convolutions,
     definitions,
+    depth,
     figure5,
     figure6,
     figures,
@@ -15,5 +16,5 @@ from normscope.claims.daneshmand2021 import (
 )
 from normscope.claims.daneshmand2021.paper import PAPER
 
-__all__ = ["PAPER", "convolutions", "definitions", "figure5", "figure6", "figures", "followups", "gaussian",
+__all__ = ["PAPER", "convolutions", "definitions", "depth", "figure5", "figure6", "figures", "followups", "gaussian",
            "orthogonalization", "stationary", "theorems", "training"]  # fmt: skip
