@@ -31,7 +31,7 @@ RACES: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[float, ...]]]
 TRAINS, FALLS = 0.6, 0.1
 #: The first share of a race that took more than ``STEPS`` steps (cross-validated too): of the nets with which Adam
 #: learns one batch, but only then, hardly one learns from fresh batches in as many steps.
-LATE = {"sgd": 0.65, "adam": math.inf}
+LATE = {"sgd": 0.675, "adam": math.inf}
 #: Where eval mode is worse by this share, so many passes without updates let running statistics catch up.
 SETTLED, PASSES = 0.5, 30
 #: A race ends early at this share of chance; one that has not got there goes on for so many times as long.
