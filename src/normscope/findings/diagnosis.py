@@ -198,7 +198,7 @@ def diagnose(
         cotangent on the outputs. One batch of 32 to 128 samples is enough. layers, tokens, seed: as in `probe`.
     mode: ``"train"`` (the default): batch norm uses this batch, as in the first training step; ``"eval"`` must be asked
         for.
-    theory: lay the infinite-width prediction beside the measurement, for the layers that have one in 5 s.
+    theory: lay the infinite-width prediction beside the measurement, for the layers that have one in 1 s.
     curvature: measure the largest eigenvalue of the whole batch's Fisher matrix too, with and without centred outputs
         (about ten more passes; rules NS4xx). lr: a learning rate to hold against it; implies ``curvature``.
     trial: "auto" trains copies of the model for up to 50 steps, with the given optimizer and loop, and with SGD and

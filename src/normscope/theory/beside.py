@@ -63,7 +63,7 @@ def overlay(
 
 def program_overlay(
     at: Step, measured: Profile, *, metrics: Sequence[str], gradients: bool = False, sites: int = 512,
-    budget: float = 5.0,
+    budget: float = 1.0,
 ) -> Profile | None:  # fmt: skip
     """The prediction of a model's own program, in the layers of its measured profile; ``None`` where no layer has one.
 
