@@ -209,3 +209,57 @@ def test_of_a_loss_that_reads_no_targets_one_answer_for_all_is_no_way_round_them
 
     found = diagnose(**setup(mlp(12, 32, 8), x, torch.randint(3, (448,)), alike), trial=False).findings
     assert "NS717" not in {f.code for f in found}
+
+
+class Density(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.scale = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -0.5 * ((x - self.shift) * self.scale.exp()).square().sum(1) + self.scale.sum()
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Embedding(20, 8), nn.Embedding(20, 8)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.into(x[:, 0]) * self.out(x[:, 1])).sum(1)
+
+
+def ranked(o: Tensor, y: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(o.squeeze(1), y)
+
+
+SOUND: dict[str, tuple[str, Callable[[], Setup]]] = {
+    "a log density": ("NS706", lambda: setup(Density(), torch.randn(448, 2), torch.zeros(448), lambda o, _: -o.mean())),
+    "output vectors of zero": ("NS114", lambda: setup(
+        Words(), torch.randint(20, (448, 2)), torch.randint(2, (448,)).float(), nn.BCEWithLogitsLoss())),
+    "pairs in their order": ("NS421", lambda: setup(mlp(12, 16, 1), torch.randn(448, 12), torch.ones(448), ranked)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_looks_odd_and_is_sound_is_no_warning(name: str) -> None:
+    code, make = SOUND[name]
+    torch.manual_seed(0)
+    found = diagnose(**make(), trial=60 if code == "NS421" else False)
+    assert code not in {f.code for f in found.findings if f.severity != "info"}
+
+
+def test_a_loop_with_a_loss_of_its_own_is_not_held_against_another_one() -> None:
+    torch.manual_seed(0)
+    given = setup(mlp(12, 16, 1), torch.randn(448, 12), torch.full((448, 1), 9.0), nn.MSELoss())
+
+    def own(model: nn.Module, optimizer: torch.optim.Optimizer, _: Any, x: Tensor, __: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        value = model(x).square().mean()
+        value.backward()
+        optimizer.step()
+        return value
+
+    codes = {f.code for f in diagnose(**given, train_step=own, trial=30).findings if f.severity != "info"}
+    assert not {"NS423", "NS424"} & codes

@@ -212,7 +212,8 @@ def bottomless(view: View) -> Iterator[Hit]:
             "honest)"
         )
         yield Hit(None, "far", sunk["far"], -50.0, text, name=sunk["names"][0])
-    critic = s.get("linear") and s.get("task") == "other"  # a score that is meant to have no floor
+    # a score, or a log density, that is meant to have no floor
+    critic = s.get("linear") and (s.get("task") == "other" or not s.get("reads", True))
     if s.get("unbounded") and not critic and not s.get("wrong_sign") and not s.get("outside_binary"):
         text = (
             f"the loss falls from {s['value']:.3g} to {s['far']:.3g} as the outputs grow to 10 000: it is "

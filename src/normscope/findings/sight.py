@@ -167,9 +167,9 @@ def constant(view: View) -> Iterator[Hit]:
         if c["size"] == 1:
             what += f": {c['kind']} over one feature (a single output) is constant"
         yield Hit(None, "spread", 0.0, 1e-6, what, name=c["module"])
-    elif view.section("loss").get("reach", {}).get("equal") and not view.section("wiring").get("asleep", {}).get(
-        "weights"
-    ):
+    wiring = view.section("wiring")
+    awake = not wiring.get("asleep", {}).get("weights") and not wiring.get("zero_layers")
+    if not c and awake and view.section("loss").get("reach", {}).get("equal"):
         text = (
             "all samples get the same output, however large the last weights are: something takes a mean over the batch"
         )

@@ -22,6 +22,8 @@ RISES, RISES_OF_PARTS = 0.5, 2.0
 #: Share of chance below which the loss of unseen batches falls once where anything carries over.
 FOLLOWS = 0.99
 FALLING = 0.15
+#: A first loss of the user's loop this many times smaller or larger than that of the loss given is another one.
+OTHER = 5.0
 #: Steps that layers of zeros may take to wake (chosen by us: Fixup nets stand still for 60).
 WAKES = 200
 
@@ -116,14 +118,14 @@ def own_step(view: View) -> Iterator[Hit]:
         )
         yield Hit(None, "progress", own["progress_again"], AHEAD / 2, text)
         return
-    if own is None or best is None or (own["steps"] < 20 and not own["blown"]) or own["warms_up"]:
+    if own is None or best is None or (own["steps"] < 20 and not own["blown"]) or own["warms_up"] or _another(own):
         return
     name, race = best
     race = t.get("stream", race)  # of the same batches as the user's own steps
     k = min(own["steps"], len(race["losses"]))
     there = sum(race["losses"][max(k - 5, 0) : k]) / min(k, 5)  # the race after as many steps
     fall, theirs = own["start"] - own.get("again", math.inf), own["start"] - there
-    several = view.section("loss").get("parts", 1) > 2
+    several = view.section("loss").get("several", False)
     rises = own["blown"] or fall < -(RISES_OF_PARTS if several else RISES) * abs(t["chance"])
     stands = abs(fall) < BEHIND * theirs if several else fall < BEHIND * theirs
     bounded = abs(race["end"]) <= abs(t["start"])
@@ -142,6 +144,12 @@ def own_step(view: View) -> Iterator[Hit]:
         f"{name} at rate {best[1]['rate']:g} in the plain loop gets to {race['end']:.3g}"
     )
     yield Hit(None, "loss_fall", fall, BEHIND * theirs, text)
+
+
+def _another(own: Mapping[str, Any]) -> bool:
+    """Whether the user's loop returns another loss than the one that is given: at the first step, far from it."""
+    first, given = abs(own["losses"][0]), abs(own["start"])
+    return not own["blown"] and not given / OTHER < first < OTHER * given
 
 
 @rule(
@@ -165,7 +173,7 @@ def validation(view: View) -> Iterator[Hit]:
     """
     t = view.section("trial")
     own = t.get("own")
-    if own is None or "eval_after" not in own or own["progress"] < AHEAD or own.get("slow_norm"):
+    if own is None or "eval_after" not in own or own["progress"] < AHEAD or own.get("slow_norm") or _another(own):
         return
     chance, start = t["chance"], own["valid_before"]
     limit = chance + ABOVE * abs(chance)
@@ -253,7 +261,7 @@ def by_heart(view: View) -> Iterator[Hit]:
         f"{t['stream']['end']:.3g} in {t['stream']['steps']} steps: labels or data do not fit together, or it begins "
         "slowly"
     )
-    rises = own.get("valid_after", math.nan) > own["valid_before"] and view.section("loss").get("parts", 1) < 3
+    rises = own.get("valid_after", math.nan) > own["valid_before"] and not view.section("loss").get("several")
     yield Hit(None, "progress", t["stream"]["progress"], 0.1 * AHEAD, text, "" if rises else "info")
 
 

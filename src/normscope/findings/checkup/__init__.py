@@ -81,7 +81,8 @@ def check_up(
     every("loop", lambda: observed["loop"] if "loop" in observed else of_loop(at))
     found["seconds"] = time.perf_counter() - start
     if trial is not False:
-        constant = found.get("loss", {}).get("constant", math.nan)
+        loss = found.get("loss", {})  # of several outputs one alone being constant says little
+        constant = loss.get("constant", math.nan) if not loss.get("several") else math.nan
         every("trial", lambda: of_trial(scene, read, valid, constant, trial, observed))
     found["observed"] = {k: v for k, v in observed.items() if k != "loop"}
     return found

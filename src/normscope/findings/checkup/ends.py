@@ -120,10 +120,14 @@ def unbounded(scene: Scene, o: Tensor, t: Tensor, g: Tensor, known: dict[str, An
     leaves = {id(x): x.detach().clone().requires_grad_() for x in every}
     base = call.value(mapped(scene.whole, lambda x: leaves.get(id(x), x)), t, scene.at.seed)
     grads = torch.autograd.grad(base, list(leaves.values()), allow_unused=True)
-    size = math.sqrt(sum(float(d.square().sum()) for d in grads if d is not None) / max(o.numel(), 1))
+    if len(every) > 1:  # a log-determinant, which all samples gain alike, is tied to the other outputs
+        moved = [d is not None and bool((d != d.flatten()[0]).any()) for d in grads]
+    else:
+        moved = [d is not None for d in grads]
+    size = math.sqrt(sum(float(d.square().sum()) for d, go in zip(grads, moved, strict=True) if go) / max(o.numel(), 1))
     if size == 0:
         return {}
-    ways = {k: None if d is None else -d / size for k, d in zip(leaves, grads, strict=True)}
+    ways = {k: -d / size if go else None for k, d, go in zip(leaves, grads, moved, strict=True)}
 
     def down(far: float) -> float:
         def there(x: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ def of_loss(scene: Scene) -> dict[str, Any]:
         return found
     o, t = scene.output, scene.targets
     found |= {"outputs": list(o.shape), "targets": list(t.shape), "name": scene.loss.name}
-    found["parts"] = sum(x.is_floating_point() and x.dim() > 0 for x in tensors(scene.whole))
+    parts = [x.dim() for x in tensors(scene.whole) if x.is_floating_point()]
+    found["several"] = len(parts) > 2 or 0 in parts  # with a loss of the model's own among them
     g = _gradient(scene, o, t)
     if g is None:
         return found
@@ -32,6 +33,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found["zero_gradient"] = not bool((g != 0).any())
     moved = o + o.std().clamp_min(1.0) * _noise(o)  # outputs that are all alike tell nothing
     found["moves"] = (there := value(moved, t)) != scene.value
+    found["reads"] = not t.is_floating_point() or value(moved, t + 1) != there
     classes = _classes(o, t)
     if classes is not None and not t.is_floating_point():
         other = (t + 1) % classes.shape[class_axis(o, t)]
@@ -300,6 +302,8 @@ def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, f
         share = classes.mean(others, keepdim=True)
         tried += [(share / share.sum().clamp_min(1e-9)).clamp_min(1e-4).log().expand_as(o).contiguous()]
     elif found["task"] == "binary":
+        if bool((t == t.flatten()[0]).all()):  # pairs, of which each has the same answer by its order
+            return {}
         share = t.float().mean(0, keepdim=True)
         tried += [x.to(o).expand_as(o).contiguous() for x in (torch.logit(share, 1e-4), share)]
     elif found["task"] == "regression" and bool(

@@ -70,7 +70,9 @@ def dense(program: Program, call: Call, x: Tensor, w: Tensor, b: Tensor | None, 
 
     made = program.fresh(out, field.features, moments, pull, kept=False)
     rows = w.detach().double().square().mean(0)
-    if rows.var() > 6 / len(w) * rows.mean() ** 2 > 0 and made.size == len(rows):  # more than i.i.d. entries scatter
+    if (
+        len(rows) > 1 and rows.var() > 6 / len(w) * rows.mean() ** 2 > 0 and made.size == len(rows)
+    ):  # more than i.i.d. entries scatter
         made.gains = rows / rows.mean()
     return made
 
