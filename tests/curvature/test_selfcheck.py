@@ -75,7 +75,7 @@ def test_the_sharpness_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["--lr", "-1"], "positive"),
         (["--optimiser", "adam"], "heavy-ball"),
         (["--loss", "msee"], "msee"),
-        (["--mode", "test"], "mode must be"),
+        (["--mode", "test"], "no mode 'test'"),
     ],
 )
 def test_misuse_is_exit_code_two(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

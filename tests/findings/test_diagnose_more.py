@@ -232,7 +232,7 @@ def test_what_stands_in_the_way_of_trials_is_a_note():
 
 
 def test_rates_are_true_false_or_auto():
-    with pytest.raises(ns.UsageError, match="rates must be True, False or 'auto'"):
+    with pytest.raises(ns.UsageError, match="must be True or False; got 'yes'"):
         ns.diagnose(plain(16, 2), *batch(), rates="yes")
 
 

@@ -56,10 +56,21 @@ def _set_tf32(on: bool | None) -> None:
 
 
 _attention = torch.backends.cuda
+_functions: Any = torch._C
 _cudnn = torch.backends.cudnn
+
+
+def _modes(length: int) -> None:
+    """Take off the function modes that an interrupt left on the stack."""
+    while torch._C._len_torch_function_stack() > length:
+        torch._C._pop_torch_function_stack()
+
+
 #: Thread first, then process. Autocast belongs to a thread and a kind of device.
 SETTINGS: tuple[Setting, ...] = (
     Setting(torch.is_grad_enabled, torch._C._set_grad_enabled),
+    Setting(_functions._get_torch_function_state, _functions._set_torch_function_state),
+    Setting(torch._C._len_torch_function_stack, _modes),
     Setting(_anomaly, lambda state: torch.autograd.set_detect_anomaly(*state)),
     Setting(torch.get_default_dtype, torch.set_default_dtype),
     Setting(torch.get_num_threads, torch.set_num_threads),

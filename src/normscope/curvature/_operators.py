@@ -13,7 +13,7 @@ from normscope.call.graph import refuse_reentrant
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.call.traceless import alone
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, shown, unknown
 from normscope.curvature._batch import Batch
 from normscope.curvature._batches import Batches
 from normscope.curvature._directions import ggn_factor, mean_directions
@@ -115,7 +115,7 @@ def fisher(
         raise unknown("kind of fisher", kind, KINDS)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise UsageError(
-            f"draws must be a whole number >= 1; got {draws!r}. It counts sets of targets of kind='monte_carlo'."
+            f"draws must be a whole number >= 1; got {shown(draws)}. It counts sets of targets of kind='monte_carlo'."
         )
     step = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples)
     options = make_options(parameters, outputs=outputs, dtype=dtype, route=route, memory=memory, checkpoint=checkpoint)

@@ -183,6 +183,11 @@ def kept(layers: Sequence[Layer]) -> dict[int, Tensor]:
     return {id(p): p for layer in layers for p in layer.module._parameters.values() if p is not None}
 
 
+def _check_samples(step: Step) -> None:
+    if step.rows.n < 2:
+        raise UsageError(f"A cure looks at a batch, so it needs at least 2 samples; got {step.rows.n}.")
+
+
 def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, seed: int) -> list[Layer]:
     """One forward pass in training mode; each layer is shown with its input just before it first runs.
 
@@ -192,8 +197,7 @@ def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, se
     Raises ``UsageError`` for fewer than two samples and for values that are not finite, naming the layer.
     """
     step = step_of(model, inputs, seed)
-    if step.rows.n < 2:
-        raise UsageError(f"A cure looks at a batch, so it needs at least 2 samples; got {step.rows.n}.")
+    _check_samples(step)
     ran: list[Layer] = []
     by_module: dict[nn.Module, Layer] = {layer.module: layer for layer in layers}
 
@@ -238,6 +242,7 @@ def takers(
     A container passes on to what it holds: of several that take an output the last one to be entered counts.
     ``see(taker, output)`` is called at each.
     """
+    _check_samples(step)
     made: dict[int, nn.Module] = {}
     keep: list[Any] = []  # alive, so that no other tensor gets the same identity
     found: dict[int, tuple[nn.Module, nn.Module]] = {}

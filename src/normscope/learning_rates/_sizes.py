@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import tensors
 from normscope.call.batches import read_batch
 from normscope.call.step import Step
+from normscope.core.load import user_error
 from normscope.learning_rates._rates import tried
 from normscope.learning_rates._trials import Trials
 from normscope.training.short import ShortRuns, untouched
@@ -64,7 +65,12 @@ class Sizes:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.make(width, depth, seed)
-        own = None if self.optimizer is None else self.optimizer(model)
+        own = None
+        if self.optimizer is not None:
+            try:
+                own = self.optimizer(model)
+            except Exception as error:
+                raise user_error("Making an optimizer of the module", error) from error
         data = list(self.batches) or None
         at = Step.of(model, self.inputs, self.targets, self.loss, mode="train", seed=seed, optimizer=own, data=data)
         read = [(b, None) if at.step is not None else read_batch(b) for b in self.batches]
