@@ -94,7 +94,8 @@ def best(rows: list[Row]) -> str:
     lines = ["\n| best rate | nets | within 2 x, after 20 | nets | within 2 x, after 200 |", "|---|---|---|---|---|"]
     for o in OPTIMIZERS:
         ways = {"`rates`": (f"{o} best", 1.0), "finder, steepest": (f"{o} finder slope", 1.0)}
-        ways |= {f"`rates(horizon={LONG})`": (f"{o} horizon best", 1.0)}
+        if any(get(r, f"{o} horizon best") > 0 for r in rows):
+            ways |= {f"`rates(horizon={LONG})`": (f"{o} horizon best", 1.0)}
         ways |= {"finder, a tenth of the least": (f"{o} finder min", 0.1)}
         for name, (said, times) in ways.items():
             cells = []

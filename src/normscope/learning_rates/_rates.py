@@ -211,13 +211,13 @@ def _next(trials: Trials) -> float | None:
     if high > low * COARSE:
         return math.sqrt(low * high)
     good, best = sorted(trials.ends(low), reverse=True), trials.best(low)
+    if good[-1] > best / 2 and best > 3 * LEAST:
+        return best / 3
     for rate, below in zip(good, [*good[1:], 0.0], strict=True):
         if trials.calm(rate):
             break  # what is slower is calmer still
         if rate > below * APART:  # one between them may rise, and would end the window
             return max(math.sqrt(rate * below), rate / DOWN)
-    if good[-1] > best / 2 and best > 3 * LEAST:
-        return best / 3
     for rate in (best / 1.7, best * 1.7):
         if rate < low and not any(rate / 1.3 < x < rate * 1.3 for x in good):
             return rate
