@@ -100,7 +100,8 @@ class Measurement:
         self._tracker = tracker
         self._taps = [Tap(tap.name, tap.module) for tap in taps]
         self._forward = ExitStack()
-        self._backward: list[Any] = []
+        #: Parameters and the hooks that are on them, or are about to be: an interrupt comes between any two lines.
+        self._backward: list[tuple[nn.Parameter, Callable[[Tensor], None]]] = []
         plan = tracker._plan
         metrics = (*plan.activation, *plan.gradient)
         self._recorder = Recorder(self._rows, metrics, gradients=bool(plan.gradient), sequences=self._sequences)
@@ -115,7 +116,8 @@ class Measurement:
         if self._tracker._plan.gradients or self._tracker._plan.relative_gradient:
             for p in dict.fromkeys(p for tap in self._taps for p in tap.module.parameters()):
                 if p.requires_grad and not nn.parameter.is_lazy(p):
-                    self._backward.append(p.register_hook(self._of_parameter(p)))
+                    self._backward.append((p, self._of_parameter(p)))
+                    p.register_hook(self._backward[-1][1])
 
     def _look_into_compiled(self, root: nn.Module) -> None:
         """Compiled modules run eagerly in this step: a compiled graph calls no hooks."""
@@ -141,8 +143,10 @@ class Measurement:
     def finish(self) -> None:
         """Take the hooks of the backward pass off; what comes later is not looked at."""
         self.finished = True
-        for handle in self._backward:
-            handle.remove()
+        for p, hook in self._backward:
+            hooks: dict[int, Any] = p._backward_hooks or {}
+            for key in [k for k, own in hooks.items() if own is hook]:
+                hooks.pop(key, None)
         if not self._recorder.seen:
             self._tracker.note(
                 f"step {self.step}: no observed layer ran. Layers inside a compiled graph, a scripted module or the "

@@ -28,7 +28,9 @@ def sentinel(pooled: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
     """A value, far outside of all others, that stands again and again in a column of the inputs or of the targets:
     -999.
     """
-    for what, v in (("inputs", pooled[0]), ("targets", pooled[1])) if pooled is not None else ():
+    if pooled is None:
+        return {}
+    for what, v in (("inputs", pooled[0]), ("targets", pooled[1])):
         if not v.is_floating_point() or v.dim() > 2 or len(v) < 64 or v.numel() > 1000 * len(v):
             continue
         table = v.reshape(len(v), -1)
@@ -44,7 +46,7 @@ def sentinel(pooled: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
                 hit &= (end == table.max()) | (end == table.min())
             if bool(hit.any()):
                 j = int(hit.long().argmax())
-                if len(table[there[:, j]].unique(dim=0)) < 2:  # one sample, drawn again
+                if len(pooled[0][there[:, j]].flatten(1).unique(dim=0)) < 2:  # one sample, drawn again
                     continue
                 return {
                     "what": what,
