@@ -18,6 +18,8 @@ import polars as pl
 from judging import CLOSE, OPTIMIZERS, SHARE, Rate, balanced, labels, leave_one_kind_out
 from numpy.typing import NDArray
 
+from normscope.findings.checkup.trial import LATE, STEPS, TRAINS
+
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 NAMES = {"sgd": "SGD", "adam": "Adam"}
 TRIALS = {"one": "with a trial on the same 128 samples", "many": "with a trial on 16 batches of 64"}
@@ -41,8 +43,8 @@ ALONE = (
     ("trial sgd progress", "many", "sgd"), ("trial adam progress", "many", "adam"),
     ("trial sgd progress, lower if late", "one", "sgd"), ("trial adam progress, lower if late", "one", "adam"),
 )  # fmt: skip
-#: What is taken off the progress of a race of more than 50 steps: as `normscope` does.
-LATER = {"sgd": 0.075, "adam": 1.0}
+#: What is taken off the progress of a late race; Adam's never counts.
+LATER = {name: min(late - TRAINS, 1.0) for name, late in LATE.items()}
 
 
 def joined(training: pl.DataFrame, said: pl.DataFrame, trial: str, share: float = SHARE) -> pl.DataFrame:
@@ -221,7 +223,7 @@ def _alone(tables: dict[str, pl.DataFrame]) -> Iterator[str]:
             continue
         table = tables[trial].filter(~pl.col(f"{name} close"))
         if column.endswith("late"):
-            late = (pl.col(f"trial {name} steps") > 50).cast(pl.Float64) * LATER[name]
+            late = (pl.col(f"trial {name} steps") > STEPS).cast(pl.Float64) * LATER[name]
             table = table.with_columns((pl.col(f"trial {name} progress") - late).alias(column))
         score = table[column].cast(pl.Float64).fill_null(float("nan")).to_list()
         says, used = leave_one_kind_out(score, table[f"{name} trains"].to_list(), table["kind"].to_list())

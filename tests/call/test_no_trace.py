@@ -509,3 +509,23 @@ def test_tensors_that_are_plain_attributes_come_back_too():
     diagnose(model, torch.randn(20, 8), torch.arange(20) % 2)
     assert model[0].weight is before
     copy.deepcopy(model)
+
+
+class SwitchesOff(nn.Module):
+    """What an interrupt between two lines leaves behind: torch's function modes off, and one on the stack."""
+
+    def forward(self, x):
+        torch._C.DisableTorchFunction().__enter__()
+        torch.overrides.BaseTorchFunctionMode().__enter__()
+        raise KeyboardInterrupt
+
+
+def test_function_modes_of_torch_come_back_after_an_interrupt():
+    state, depth = torch._C._get_torch_function_state(), torch._C._len_torch_function_stack()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            probe(SwitchesOff(), torch.randn(4, 3))
+        assert torch._C._is_torch_function_enabled()
+        assert torch._C._len_torch_function_stack() == depth
+    finally:
+        torch._C._set_torch_function_state(state)

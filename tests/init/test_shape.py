@@ -156,3 +156,47 @@ def test_auto_shapes_a_deep_tanh_net_with_batch_norm() -> None:
     ranked = rank_cures(model, X, Y, candidates=("none", "he", "shape"), curvature=False)
     assert "shape" in ranked[0].name
     assert diagnose(model, X, Y).profile is not None
+
+
+def test_a_row_that_centring_would_take_away_stays() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[2].weight[0] = 0.5  # type: ignore[operator]
+    before = [m.weight.clone() for m in (model[0], model[2])]
+    treat(model, "weight-centering", torch.randn(8, 1))
+    torch.testing.assert_close(model[0].weight, before[0])  # type: ignore[arg-type]
+    torch.testing.assert_close(model[2].weight[0], before[1][0])  # type: ignore[operator, index]
+    torch.testing.assert_close(model[2].weight.norm(dim=1), before[1].norm(dim=1))  # type: ignore[operator]
+
+
+def test_a_norm_over_another_axis_than_the_layers_is_not_folded() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Flatten(), nn.Linear(36, 4), nn.BatchNorm1d(4))
+    x = torch.randn(16, 6, 6)  # the first norm's channels are the places, the layer's features the last axis
+    wanted = copy.deepcopy(model)(x)
+    found = treat(model, "fold-batch-norm", x)
+    assert found.treated == ("4",)
+    assert "channel by channel" in found.left_alone["1"]
+    torch.testing.assert_close(model(x), wanted, atol=2e-5, rtol=1e-4)
+
+
+def test_nothing_is_folded_by_statistics_that_are_no_numbers() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(8, 4)
+    x[0, 0] = math.nan
+    with pytest.raises(UsageError, match="finite; what '1' gets"):
+        treat(model, "fold-batch-norm", x)
+    assert isinstance(model[1], nn.BatchNorm1d)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_frozen_norm_is_left_alone() -> None:
+    model = net(3, nn.Tanh)
+    for p in model[1].parameters():
+        p.requires_grad_(False)
+    found = treat(model, "shape", X)
+    assert found.treated == ("4", "7")
+    assert "frozen" in found.left_alone["1"]
+    assert bool((model[1].weight == 1).all())  # type: ignore[union-attr]

@@ -676,3 +676,22 @@ def test_texts_that_a_spreadsheet_would_run_are_no_formulas_and_numbers_stay(tmp
     assert csv(table, header=False).splitlines() == [
         "'=x,-1.0", "'+x,-1.0", "'-x,-1.0", "'@x,-1.0", "-1.5e-3,-1.0", "+inf,-1.0", "x=1,-1.0", ",-1.0",
     ]  # fmt: skip
+
+
+def test_a_hook_that_was_set_as_the_interrupt_came_is_taken_off(monkeypatch):
+    model = mlp()
+    last = model[-1].weight
+    usual = torch.Tensor.register_hook
+
+    def interrupted(p, hook):
+        handle = usual(p, hook)
+        if p is last:
+            raise KeyboardInterrupt
+        return handle
+
+    monkeypatch.setattr(nn.Parameter, "register_hook", interrupted)
+    tracker = Tracker(model, every=1)
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.randn(8, 24))
+    tracker.close()
+    assert not [n for n, p in model.named_parameters() if p._backward_hooks]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -198,6 +198,22 @@ class Step:
         """``work()`` with the model on copies of all it holds, everything put back at the end; see `Traceless`."""
         return self.trace.run(work, given)
 
+    def watched(self, hooks: Callable[[], Iterable[Any]], given: Mapping[int, Tensor] | None = None) -> None:
+        """One forward pass, inside `run` and without gradients; ``hooks()`` sets some there and returns the handles."""
+
+        def work() -> None:
+            handles: list[Any] = []
+            try:
+                handles += hooks()
+                with torch.no_grad():
+                    args, kwargs, _ = self.arguments()
+                    self.whole(args, kwargs)
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        self.run(work, given)
+
     def arguments(self, *, grad: bool = False, dtype: torch.dtype | None = None) -> tuple[Any, Any, list[Tensor]]:
         """Private copies of the arguments on the model's device, and the leaves of the floating ones if ``grad``."""
         return own_call(self.args, self.kwargs, grad=grad, dtype=dtype, device=self.device)
@@ -247,18 +263,8 @@ class Step:
             if x is not None and not seen:
                 seen.append(x.detach())
 
-        def work() -> None:
-            modules = [m for m in self.root.modules() if is_sequence_first(m)]
-            handles = [m.register_forward_pre_hook(look, with_kwargs=True) for m in modules]
-            try:
-                with torch.no_grad():
-                    args, kwargs, _ = self.arguments()
-                    self.whole(args, kwargs)
-            finally:
-                for handle in handles:
-                    handle.remove()
-
-        self.run(work)
+        modules = [m for m in self.root.modules() if is_sequence_first(m)]
+        self.watched(lambda: [m.register_forward_pre_hook(look, with_kwargs=True) for m in modules])
         found = [x for x in tensors((self.args, self.kwargs)) if x.dim() > 1]
         found.sort(key=lambda x: not x.is_floating_point())
         return from_layout(found[0], seen[0] if seen else None)

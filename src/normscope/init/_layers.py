@@ -216,18 +216,7 @@ def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, se
         with torch.no_grad():
             visit(layer, x.detach())
 
-    def work() -> None:
-        handles: list[Any] = []
-        try:
-            handles += [m.register_forward_pre_hook(hook, with_kwargs=True) for m in by_module]
-            with torch.no_grad():
-                args, kwargs, _ = step.arguments()
-                step.whole(args, kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    step.run(work, kept(layers))
+    step.watched(lambda: [m.register_forward_pre_hook(hook, with_kwargs=True) for m in by_module], kept(layers))
     return ran
 
 
@@ -257,18 +246,10 @@ def takers(
             if see is not None:
                 see(module, args[0])
 
-    def work() -> None:
-        handles = [m.register_forward_hook(after) for m in makers]
-        handles += [m.register_forward_pre_hook(before) for m in candidates]
-        try:
-            with torch.no_grad():
-                args, kwargs, _ = step.arguments()
-                step.whole(args, kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    step.run(work)
+    step.watched(lambda: [
+        *(m.register_forward_hook(after) for m in makers),
+        *(m.register_forward_pre_hook(before) for m in candidates),
+    ])  # fmt: skip
     return list(found.values())
 
 

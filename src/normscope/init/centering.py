@@ -26,12 +26,9 @@ def center_weights(model: nn.Module, *, generator: torch.Generator | None = None
     def draw(layer: Layer, _: torch.Generator) -> None:
         rows = layer.weight.detach().double().flatten(1)
         centred = rows - rows.mean(1, keepdim=True)
-        lengths = centred.norm(dim=1, keepdim=True)
-        # a row of one number, or of equal ones, would vanish
-        kept = torch.where(
-            lengths > 1e-6 * rows.norm(dim=1, keepdim=True), centred / lengths, rows / lengths.clamp_min(1)
-        )
-        layer.set(kept * rows.norm(dim=1, keepdim=True))
+        before, after = rows.norm(dim=1, keepdim=True), centred.norm(dim=1, keepdim=True)
+        # a row of one number, or of equal ones, would vanish: it stays
+        layer.set(torch.where(after > 1e-6 * before, centred * (before / after), rows))
 
     return draw_all(model, draw, generator)
 

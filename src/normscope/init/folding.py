@@ -33,16 +33,29 @@ def fold_batch_norm(model: nn.Module, inputs: Any) -> Treatment:
     norms = [m for m in names if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     moments: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
+    dims: dict[nn.Module, int] = {}
+
     def look(norm: nn.Module, x: Tensor) -> None:
         axes = [d for d in range(x.dim()) if d != 1]
-        moments[norm] = x.double().mean(axes), x.double().var(axes, unbiased=False)
+        dims[norm], moments[norm] = x.dim(), (x.double().mean(axes), x.double().var(axes, unbiased=False))
+        if not all(bool(torch.isfinite(m).all()) for m in moments[norm]):
+            raise UsageError(
+                f"Activations must be finite; what {names[norm]!r} gets holds NaN or infinity. Clean the data, or "
+                "lower the gain of the layers before it."
+            )
 
     layers, left = survey(model)
     pairs = takers(step_of(model, inputs), [layer.module for layer in layers], norms, look)
     calls = Counter(module for pair in pairs for module in pair)
-    done = [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]
+    # a Linear layer's outputs are on the last axis, the norm's channels on the second
+    done = [
+        (layer, norm) for layer, norm in pairs
+        if calls[layer] == calls[norm] == 1 and not (isinstance(layer, nn.Linear) and dims[norm] > 2)
+    ]  # fmt: skip
     folded = {norm for _, norm in done}
-    left |= {names[m]: "it does not take the output of one layer, once" for m in norms if m not in folded}
+    left |= {
+        names[m]: "it does not take the output of one layer, once, channel by channel" for m in norms if m not in folded
+    }
     if not done:
         raise UsageError(
             "There must be a batch norm right behind a Linear or Conv layer to fold; this model has none. Choose "

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from normscope.core.errors import UsageError
-from normscope.core.spec import ACTIVATIONS
 from normscope.gaussian import activation
 from normscope.init._cures import in_place, register
 from normscope.init._layers import Treatment, model_of, step_of, takers
 from normscope.nn import BatchNorm
+from normscope.nn.activations import recognised
 from normscope.nn.growth import leaky_slope, shaped_gains
 
 
@@ -48,7 +48,7 @@ def shape(model: nn.Module, inputs: Any, *, budget: float = 1.0) -> Treatment:
     layers = len(pairs)
     with torch.no_grad():
         for i, (norm, taker) in enumerate(pairs):
-            known = next((name for a in ACTIVATIONS.values() if (name := a.recognises(taker)) is not None), None)
+            known = recognised(taker)
             law = None if known is None else activation(known)
             if law is None:
                 left[names[taker]] = f"no law of a {type(taker).__name__} is known"
@@ -62,6 +62,8 @@ def shape(model: nn.Module, inputs: Any, *, budget: float = 1.0) -> Treatment:
                 done.append(names[taker])
             elif not isinstance(norm.weight, Tensor):
                 left[names[norm]] = "it has no weight (affine=False)"
+            elif not norm.weight.requires_grad:
+                left[names[norm]] = "its weight is frozen (requires_grad is off)"
             else:
                 try:
                     norm.weight.fill_(shaped_gains(law, layers, budget)[i])
@@ -74,7 +76,7 @@ def shape(model: nn.Module, inputs: Any, *, budget: float = 1.0) -> Treatment:
             "There must be a batch norm with an activation module behind it; this model has none"
             f"{why and f' ({why})'}. Choose another cure: normscope list cures."
         )
-    return Treatment(model, tuple(dict.fromkeys(done)), left)
+    return Treatment(model, tuple(dict.fromkeys(done)), {name: why for name, why in left.items() if name not in done})
 
 
 shape_ = in_place(shape, "shape_")

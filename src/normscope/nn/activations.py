@@ -71,6 +71,13 @@ class Activation(Function, Pointwise):
         return self.name if same else None
 
 
+def recognised(module: nn.Module) -> str | None:
+    """The name by which a `Spec` knows the activation that a module is; ``None`` for another class, or other
+    options.
+    """
+    return next((name for a in ACTIVATIONS.values() if (name := a.recognises(module)) is not None), None)
+
+
 def make_activation(name: str) -> nn.Module:
     """The module of an activation's name; ``leaky_relu(0.2)`` sets the slope."""
     found: Activation = spec.activation(name)

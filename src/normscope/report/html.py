@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope.core.files import write
-from normscope.report import _charts, _frame, _layers, _rows, rates, sheet  # noqa: F401  (_frame tells of a missing extra)
+from normscope.report import _charts, _frame, _layers, _rows, rates, sheet  # noqa: F401  (_frame: missing extras)
 from normscope.report._content import Content
 from normscope.report.grammar import Table
 from normscope.report.sheet import Card, Section, Sheet

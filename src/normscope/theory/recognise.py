@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.core.spec import ACTIVATIONS, NORMS, Spec
+from normscope.core.spec import NORMS, Spec
 from normscope.core.tensors import rms
 from normscope.gaussian import activation
+from normscope.nn.activations import recognised
 from normscope.nn.maps import LayerMap
 from normscope.nn.nets import MLP, Layer
 
@@ -100,7 +101,7 @@ def _blocks(model: nn.Module) -> list[_Block] | None:
             continue
         if isinstance(module, nn.Identity | nn.Flatten) or (isinstance(module, nn.Dropout) and not module.p):
             continue
-        kind = _activation(module)
+        kind = recognised(module)
         norm = None if kind else _norm(module)
         if not blocks or (kind is None and norm is None):
             return None
@@ -133,10 +134,6 @@ def _leaves(module: nn.Module, name: str = "") -> Iterator[tuple[Any, float | No
             yield from _leaves(child, f"{dot}{child_name}")
     else:
         yield module, None, name
-
-
-def _activation(module: nn.Module) -> str | None:
-    return next((name for a in ACTIVATIONS.values() if (name := a.recognises(module)) is not None), None)
 
 
 def _norm(module: nn.Module) -> str | None:

@@ -22,6 +22,8 @@ from normscope.call.step import Step
 from normscope.findings.checkup.functions import Functions
 from normscope.training.short import leaf
 
+#: Samples of which statistics are looked at (chosen by us: a norm has as many numbers a sample as it has positions).
+FEW = 16
 #: Entries of the outputs up to which the loss is evaluated again and again (chosen by us: 25 evaluations stay below .2
 #: s).
 MOST = 1_000_000
@@ -89,7 +91,7 @@ class Scene:
     unregistered: list[tuple[str, int]] = field(default_factory=list)
     #: Names of parameters that the forward pass made anew.
     remade: list[str] = field(default_factory=list)
-    #: Mean and variance, a channel, of what each batch norm got, call by call.
+    #: Mean and variance, a channel, of what each batch norm got, call by call, from `FEW` samples.
     normed: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     #: Names of parameters that outputs depend on, whatever the loss reads.
     reached: set[str] = field(default_factory=set)
@@ -192,8 +194,9 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
         if not type(module).__module__.startswith("torch.nn") and handwritten(y, x):
             scene.custom.append((call.name, module, x.detach()))
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and x.numel() > x.shape[1]:
+            few = x.detach()[:FEW]
             axes = [d for d in range(x.dim()) if d != 1]
-            scene.normed.setdefault(call.name, []).append((x.detach().mean(axes), x.detach().var(axes)))
+            scene.normed.setdefault(call.name, []).append((few.mean(axes), few.var(axes, unbiased=False)))
         if isinstance(module, nn.Linear):
             before = linear.get(id(x))
             same = before is not None and before[3] == x._version  # no activation in place between them

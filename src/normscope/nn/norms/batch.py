@@ -96,15 +96,18 @@ class OverBatch(Norm):
             return self.backward(covariance, inner, phi, first, points)
         return self._push_rows(self._neurons(covariance, phi, first, points), inner, phi, first)
 
-    def _push_rows(self, u: Array, inner: Array, phi: Function, first: bool) -> Array:
-        """E J inner J^T over neurons u (m, n): A = (P - y y^T / n) / sigma of the norm, D of the activation."""
-        n = u.shape[1]
-        x = u if first else phi.phi(u)
+    def _normed(self, x: Array) -> tuple[Array, Array]:
+        """Neurons (m, n) behind the norm, and the factor of each: that of a dead one is 0."""
         if self.recenter:
             x = x - x.mean(1, keepdims=True)
         root = np.sqrt(np.square(x).mean(1, keepdims=True))
         inverse = np.divide(1, root, out=np.zeros_like(root), where=root > 0)
-        y = x * inverse
+        return x * inverse, inverse
+
+    def _push_rows(self, u: Array, inner: Array, phi: Function, first: bool) -> Array:
+        """E J inner J^T over neurons u (m, n): A = (P - y y^T / n) / sigma of the norm, D of the activation."""
+        y, inverse = self._normed(u if first else phi.phi(u))
+        n = u.shape[1]
         if not first:  # A D inner D A
             e = phi.derivative(u) * inverse
             z = e * ((e * y) @ inner)  # rows of D inner D y / sigma^2
@@ -129,13 +132,8 @@ class OverBatch(Norm):
 
     def _pull_rows(self, u: Array, outer: Array, phi: Function, first: bool) -> Array:
         """E J^T outer J over neurons u (m, n)."""
+        y, inverse = self._normed(u if first else phi.phi(u))
         n = u.shape[1]
-        x = u if first else phi.phi(u)
-        if self.recenter:
-            x = x - x.mean(1, keepdims=True)
-        root = np.sqrt(np.square(x).mean(1, keepdims=True))
-        inverse = np.divide(1, root, out=np.zeros_like(root), where=root > 0)  # dead neurons stay dead
-        y = x * inverse
         if first:
             d = phi.derivative(y)
             e = d * inverse  # rows of D / sigma
