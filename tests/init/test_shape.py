@@ -192,11 +192,13 @@ def test_nothing_is_folded_by_statistics_that_are_no_numbers() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_a_frozen_norm_is_left_alone() -> None:
-    model = net(3, nn.Tanh)
+@pytest.mark.parametrize("act", [nn.Tanh, nn.ReLU])
+def test_a_frozen_norm_is_left_alone(act: type[nn.Module]) -> None:
+    model = net(3, act)
     for p in model[1].parameters():
         p.requires_grad_(False)
     found = treat(model, "shape", X)
-    assert found.treated == ("4", "7")
+    assert found.treated == (("4", "7") if act is nn.Tanh else ("5", "8"))
     assert "frozen" in found.left_alone["1"]
     assert bool((model[1].weight == 1).all())  # type: ignore[union-attr]
+    assert type(model[2]) is act

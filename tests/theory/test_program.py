@@ -273,3 +273,10 @@ def test_the_gradient_of_a_skip_is_that_of_nets():
     runs = [probe(build(spec, seed=s), x, backward=True).series("gradient_growth", "gradient") for s in range(4)]
     for at in range(1, spec.depth):
         assert found[at] == pytest.approx(np.mean([r[at] for r in runs]), rel=0.04)
+
+
+def test_inputs_that_are_no_numbers_are_refused_as_such() -> None:
+    x = torch.randn(8, 6)
+    x[0, 0] = torch.nan
+    with pytest.raises(UsageError, match="inputs must be finite"):
+        predict(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 3)), x)

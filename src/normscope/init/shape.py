@@ -54,6 +54,8 @@ def shape(model: nn.Module, inputs: Any, *, budget: float = 1.0) -> Treatment:
                 left[names[taker]] = f"no law of a {type(taker).__name__} is known"
             elif law.linear:
                 continue
+            elif isinstance(norm.weight, Tensor) and not norm.weight.requires_grad:
+                left[names[norm]] = "its weight is frozen (requires_grad is off)"
             elif law.homogeneous:
                 slope = max(leaky_slope(layers, budget), law.slope or 0.0)
                 instead = nn.LeakyReLU(slope, inplace=getattr(taker, "inplace", False)).train(taker.training)
@@ -62,8 +64,6 @@ def shape(model: nn.Module, inputs: Any, *, budget: float = 1.0) -> Treatment:
                 done.append(names[taker])
             elif not isinstance(norm.weight, Tensor):
                 left[names[norm]] = "it has no weight (affine=False)"
-            elif not norm.weight.requires_grad:
-                left[names[norm]] = "its weight is frozen (requires_grad is off)"
             else:
                 try:
                     norm.weight.fill_(shaped_gains(law, layers, budget)[i])

@@ -60,6 +60,8 @@ def predict_model(
     at = Step.of(model, inputs, mode="train", seed=seed)
     if at.rows.n < 2:
         raise UsageError(f"A prediction compares samples, so it needs a batch of at least 2; got {at.rows.n}.")
+    if not all(bool(torch.isfinite(x).all()) for x in tensors((at.args, at.kwargs)) if x.is_floating_point()):
+        raise UsageError("The inputs must be finite; they hold NaN or infinity. Clean the data.")
     program = Program(seed, sites, began + budget, draws)
     seen, grads = at.run(lambda: _followed(at, program, names, gradients))
     layers = [s for s in seen if s.tap.layer]
