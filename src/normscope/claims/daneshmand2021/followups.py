@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -22,13 +22,17 @@ from normscope.theory import predict
 from normscope.theory.laws import isometry
 
 
-def gradient_logs(run: Run, spec: Spec, samples: int, nets: int) -> np.ndarray:
-    """log |gradient|^2 at every layer of built nets, (nets, depth + 1), from a random cotangent; recentred to its
-    end.
+def gradient_logs(
+    run: Run, spec: Spec, samples: int, nets: int, change: Callable[[nn.Module], None] = lambda _: None
+) -> np.ndarray:
+    """log |gradient|^2 at every layer of built nets, (nets, depth + 1), from a random cotangent; recentred to its end.
+
+    change: what is done to each net first.
     """
     kept = []
     for net in range(nets):
         model = build(spec, spec.width, seed=entropy(run, net), dtype=torch.float64)
+        change(model)
         x = torch.from_numpy(gaussian(run, samples, spec.width, stream=50 + net))
         found = probe(model, x, metrics=["gradient_norm"], backward=True, mode="train", seed=entropy(run, net))
         norms = np.array(list(found.series("gradient_norm", signal="gradient").values()))
