@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from normscope.call.reach import attributes, retupled
 from normscope.core.errors import DoesNotRun, UsageError
+from normscope.core.memory import check_room
 from normscope.core.tensors import check_plain
 
 #: Where the outputs lie in what a model returns, when it is no tensor; then the first floating tensor.
@@ -165,6 +166,8 @@ def own_call(
     device: torch.device | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:  # fmt: skip
     """Private copies of the arguments, and the leaves behind their floating tensors if ``grad``."""
+    size = sum(x.numel() * x.element_size() for x in tensors((args, kwargs)))  # an expanded tensor is held nowhere yet
+    check_room((1 + grad) * size, "A copy of the batch", "Take fewer samples.")
     leaves: list[Tensor] = []
 
     def own(x: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Claim
 from normscope.claims.verdict import Verdict, blank, judge
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, seeds_of, shown, unknown
 from normscope.core.faces import Shown, pictured, show
 from normscope.core.files import expanded, whole, write
 from normscope.core.records import Record
@@ -35,11 +35,11 @@ def load() -> None:
 def chosen(names: str | Iterable[str] = "*") -> list[Claim]:
     """The claims of these names, in order: ``paper``, ``paper/claim``, a pattern (``*/fig*``), or ``*`` for all."""
     load()
-    patterns = [names] if isinstance(names, str) else list(names)
+    if not isinstance(names, str) and not (isinstance(names, Collection) and all(isinstance(n, str) for n in names)):
+        raise UsageError(f"Claims are chosen by a name, or a list of names; got {shown(names)}. Pass '*' for all.")
     found: set[str] = set()
-    for pattern in patterns or ["*"]:
-        whole = f"{pattern}/*" if pattern in PAPERS else pattern
-        hits = fnmatch.filter(CLAIMS, whole)
+    for pattern in ([names] if isinstance(names, str) else names) or ["*"]:
+        hits = fnmatch.filter(CLAIMS, f"{pattern}/*" if pattern in PAPERS else pattern)
         if not hits and any(c in pattern for c in "*?["):
             raise UsageError(f"A pattern must match a claim; {pattern!r} matches none of the {len(CLAIMS)}.")
         if not hits:
@@ -176,9 +176,7 @@ def verify(
         raise UsageError(f"The size of a claim must be {' or '.join(SIZES)}; got {size!r}.")
     if data_dir is not None and not expanded(data_dir).is_dir():
         raise UsageError(f"The folder of the data must exist; there is no {str(data_dir)!r}.")
-    which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not which:
-        raise UsageError("verify() needs at least one seed; got none.")
+    which = seeds_of(seeds)
     names = [claim.name for claim in chosen(claims)]
     shared: dict[str, Any] = {"size": size, "device": device, "version": blank(names[0], size, 0).normscope}
     if data_dir is not None:

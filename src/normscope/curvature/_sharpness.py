@@ -163,7 +163,7 @@ def sharpness(
     whole_number("probes", probes)
     compare_modes, what_if = flag("compare_modes", compare_modes), flag("what_if", what_if)
     whole_number("descent", descent, do="It counts steps; 0 leaves the check out.", most=MANY)
-    if budget != math.inf:
+    if not (isinstance(budget, float) and budget == math.inf):
         finite_number("budget", budget, least=0, do="It is in seconds; use math.inf for everything.")
     step = Step.of(model, inputs, targets, loss, mode=mode, seed=seed, data=data, samples=samples)
     if descent and (step.targets is None or not step.alone):

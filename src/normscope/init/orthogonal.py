@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, flag, unknown
 from normscope.core.tensors import rms
 from normscope.init._cures import in_place, register
 from normscope.init._layers import (
@@ -142,6 +142,7 @@ def sweep(
     The first and the last layer that run keep their weights unless ``ends``; with ``scale="rms"`` the first is scaled.
     """
     _check_scale(scale)
+    ends = flag("ends", ends)
     model, order, left, seed = in_order(model, inputs, generator)
     only_scaled: list[Layer] = []
     if not ends and order:

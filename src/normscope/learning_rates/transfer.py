@@ -18,6 +18,7 @@ from normscope.call.batches import pull
 from normscope.call.losses import LossLike
 from normscope.core.errors import UsageError, shown, whole_number
 from normscope.core.faces import Shown
+from normscope.core.load import user_error
 from normscope.core.spec import Spec
 from normscope.data.datasets import Batch
 from normscope.data.models import load_model
@@ -256,7 +257,10 @@ class _Called:
     make: Callable[[int, int], nn.Module]
 
     def __call__(self, width: int, depth: int, seed: int) -> nn.Module:
-        model = self.make(width, depth)
+        try:
+            model = self.make(width, depth)
+        except Exception as error:
+            raise user_error(f"make({width}, {depth}), of width and depth,", error) from error
         if not isinstance(model, nn.Module):
             raise UsageError(f"make(width, depth) must return an nn.Module; got {type(model).__name__}.")
         return model

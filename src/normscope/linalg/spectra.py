@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from normscope.core.errors import UsageError, finite_number, seed_of, shown, unknown, whole_number
+from normscope.core.errors import UsageError, finite_number, flag, seed_of, shown, unknown, whole_number
 from normscope.core.faces import Shown
 from normscope.linalg.eigen import EXPECTED, Progress, Ritz, from_directions, lanczos, orthonormalise
 from normscope.linalg.maps import LinearMap, gram
@@ -146,6 +146,7 @@ def spectrum(
         )
     if a.shape[0] != a.shape[1]:
         raise UsageError(f"spectrum() needs a square symmetric map; this one is {a.shape}. Use fisher() or ntk().")
+    largest, trace, density = flag("largest", largest), flag("trace", trace), flag("density", density)
     if which is not None:
         if which not in ("largest", "smallest"):
             raise unknown("end of the spectrum", which, ("largest", "smallest"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope.call.traceless import Kept
-from normscope.core.errors import UsageError, finite_number, shown, whole_number
+from normscope.core.errors import UsageError, finite_number, flag, shown, whole_number
 from normscope.core.files import expanded, path_text
 from normscope.findings.diagnosis import Diagnosis, diagnose
 from normscope.findings.why.made import Seen, Unclear, seen
@@ -67,7 +67,7 @@ def run(
     """As `why`, with everything that was seen."""
     whole_number("steps", steps, 1, "The usual number is 20.")
     finite_number("max_seconds", max_seconds, above=0, do="The usual limit is 300.")
-    path = path_text(script, "script")
+    path, module = path_text(script, "script"), flag("module", module)
     if not module:
         expanded(path)
     if isinstance(args, str) or not isinstance(args, Sequence) or not all(isinstance(a, str) for a in args):
