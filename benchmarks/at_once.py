@@ -120,11 +120,7 @@ def _together(count: int) -> Iterator[tuple[str, str | None]]:
             return list(await asyncio.gather(*(asyncio.to_thread(_numbers, *pair) for pair in _nets(4))))
 
         yield f"asyncio {number}", right(asyncio.run(gathered()))
-    for number in range(share - 6):  # as a notebook's cells: code in a module that has no file, results shown
-        space: dict[str, Any] = {"__name__": "__main__"}
-        exec("from normscope import probe, Grid, sweep\ndef cell(x):\n    return {'a': x}\n", space)
-        shown = eval("sweep(Grid(x=[1, 2]), cell, executor=pool)", {**space, "pool": ThreadPoolExecutor(2)})
-        yield f"notebook {number}", None if sorted(shown["value"].to_list()) == [1, 2] else "other numbers"
+    yield from _notebook(share - 6, wanted)
     first = [torch.tensor(w[:40], dtype=torch.float64).nan_to_num(-1.0) for w in wanted]
     for number in range(share):
         workers = 2 if number % 4 == 0 else 0
@@ -135,3 +131,41 @@ def _together(count: int) -> Iterator[tuple[str, str | None]]:
     with multiprocessing.get_context("spawn").Pool(2) as spawned:
         for number, values in enumerate(spawned.map(_spawned, [0, 1, 2, 3, 0, 1])):
             yield f"spawn {number}", None if _equal(values, wanted[number % 4]) else "other numbers"
+
+
+#: What a cell of a notebook does: the numbers of a net; one that is interrupted first; a result that shows itself.
+CELLS = (
+    "print(json.dumps(_numbers(*_nets(4)[NUMBER])))",
+    "net, x = _nets(4)[NUMBER]\n"
+    "stop = net[1].register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))\n"
+    "try:\n    _numbers(net, x)\nexcept KeyboardInterrupt:\n    stop.remove()\n"
+    "print(json.dumps(_numbers(net, x)))",
+    "net, x = _nets(4)[NUMBER]\ndisplay(ns.diagnose(net, x, trial=False))\nprint(json.dumps(_numbers(net, x)))",
+    "found = ns.sweep(ns.Grid(x=[1, 2]), cell, executor=ThreadPoolExecutor(2))\n"
+    "assert sorted(found['value'].to_list()) == [1, 2]\nprint(json.dumps(_numbers(*_nets(4)[NUMBER])))",
+)
+
+
+def _notebook(count: int, wanted: list[list[float]]) -> Iterator[tuple[str, str | None]]:
+    """Cells in a Jupyter kernel: where it is not installed, nothing."""
+    try:
+        import nbformat
+        from nbclient import NotebookClient
+    except ImportError:
+        return
+    begin = (
+        f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport normscope as ns\n"
+        "from concurrent.futures import ThreadPoolExecutor\nfrom at_once import _nets, _numbers\n"
+        "def cell(x):\n    return {'a': x}\n"
+    )
+    cells = [begin, *(CELLS[i % len(CELLS)].replace("NUMBER", str(i % 4)) for i in range(count))]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    NotebookClient(book, timeout=120, kernel_name="python3", allow_errors=True).execute()
+    for number, cell in enumerate(book.cells[1:]):
+        said = "".join(o.get("text", "") for o in cell.outputs)
+        shown = any("text/html" in o.get("data", {}) for o in cell.outputs) or "display(" not in cell.source
+        try:
+            why = None if shown and _equal(json.loads(said), wanted[number % 4]) else "other numbers, or nothing shown"
+        except ValueError:
+            why = f"it said {[o.get('evalue', said) for o in cell.outputs]}"[:300]
+        yield f"notebook {number}", why

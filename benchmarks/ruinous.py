@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -251,7 +252,7 @@ def _disk(folder: Path, options: str) -> Iterator[Path | None]:
 
 
 def _shell(line: str, folder: Path, **changed: str | None) -> tuple[int, str, str]:
-    line = line.replace("ns ", f"{sys.executable} -m normscope ")
+    line = re.sub(r"\bns ", f"{sys.executable} -m normscope ", line)
     environment = {**os.environ, **{k: v for k, v in changed.items() if v is not None}}
     for name in (k for k, v in changed.items() if v is None):
         environment.pop(name, None)
@@ -338,3 +339,46 @@ def listens(kind: Any, root: Path, count: int) -> None:
         code = ended(_command(*words, folder=folder))
         kind.count("normscope " + " ".join(words[:4]), None if code in (0, 1) else f"code {code}")
         shutil.rmtree(folder / "runs", ignore_errors=True)
+
+
+#: Told of every process that Python starts, workers of all kinds too: what it opens to write, makes, moves, removes.
+AUDIT = """
+import os, sys
+
+log = os.open(os.environ["NORMSCOPE_AUDIT"], os.O_WRONLY | os.O_APPEND)
+
+def hook(event, args):
+    writing = event in ("os.mkdir", "os.rename", "os.remove", "os.truncate", "os.symlink") or (
+        event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+    )
+    if writing and isinstance(args[0], (str, os.PathLike)):
+        os.write(log, (os.path.abspath(os.fspath(args[0])) + "\\n").encode("utf-8", "replace"))
+
+sys.addaudithook(hook)
+"""
+
+
+def writes(kind: Any, root: Path, count: int) -> None:
+    """Commands with workers, and those that run the user's code: where each of their processes writes."""
+    from importlib.util import find_spec
+
+    from robustness import FREE
+
+    hooks = root / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(AUDIT)
+    names = ["sweep", "verify", "race", "why", "diagnose", "cure", "report"] + ["Dask"] * bool(find_spec("distributed"))
+    for name in names:
+        folder = _fresh(root)
+        (folder / "tmp").mkdir()
+        log = root / f"writes-{name}"
+        log.touch()
+        line = "ns " + " ".join(WRITERS[name][0])
+        changed = {"PYTHONPATH": str(hooks), "NORMSCOPE_AUDIT": str(log), "TMPDIR": str(folder / "tmp")}
+        code, _, err = _shell(line, folder, **changed)
+        told = sorted(set(log.read_text().splitlines()))
+        outside = [p for p in told if not p.startswith(str(folder)) and not FREE.search(p) and p != str(log)]
+        left = [p.name for p in (folder / "tmp").rglob("*") if p.is_file() and not FREE.search(str(p))]
+        why = None if code in (0, 1) and told else f"code {code}, {len(told)} writes told: {err[-200:]}"
+        why = why or (f"wrote outside: {outside[:3]}" if outside else None) or (f"left {left[:3]}" if left else None)
+        kind.count(f"normscope {' '.join(WRITERS[name][0][:4])}", why)

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -62,6 +64,23 @@ def _other(value: Any, change: Callable[[Tensor], Any], done: dict[int, Any]) ->
     for key, item in attributes(value).items():
         object.__setattr__(twin, key, mapped(item, change, done))
     return twin
+
+
+def check_nested(name: str, value: Any, depth: int = 20) -> None:
+    """``UsageError`` for a list in a list in a list without end, and for a module of Python's in a batch."""
+    if not depth or isinstance(value, ModuleType):
+        what = "a module of Python's" if depth else "lists in lists that do not end, or nearly"
+        raise UsageError(f"{name} must be tensors, or lists and dicts of them; got {what}. Pass the batch alone.")
+    if isinstance(value, Mapping | tuple | list):
+        for item in itertools.islice(value.values() if isinstance(value, Mapping) else value, 1000):
+            check_nested(name, item, depth - 1)
+
+
+def check_filled(what: str, module: Any) -> None:
+    """``UsageError`` for a module, whoever's, some parameter or buffer of which holds no numbers yet."""
+    for name, held in [*module.named_parameters(), *module.named_buffers()] if isinstance(module, nn.Module) else []:
+        if nn.parameter.is_lazy(held) or held.is_meta:
+            raise UsageError(f"The {what}'s {name!r} must hold numbers; it holds none yet. Run the {what} once.")
 
 
 def tensors(value: Any, depth: int = 6) -> Iterator[Tensor]:
@@ -166,8 +185,7 @@ def own_call(
     device: torch.device | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:  # fmt: skip
     """Private copies of the arguments, and the leaves behind their floating tensors if ``grad``."""
-    size = sum(x.numel() * x.element_size() for x in tensors((args, kwargs)))  # an expanded tensor is held nowhere yet
-    check_room((1 + grad) * size, "A copy of the batch", "Take fewer samples.")
+    check_copy((args, kwargs), 1 + grad)
     leaves: list[Tensor] = []
 
     def own(x: Tensor) -> Tensor:
@@ -185,9 +203,16 @@ def own_call(
     return own_args, {k: mapped(v, own) for k, v in kwargs.items()}, leaves
 
 
-def own_copy(value: Any) -> Any:
+def check_copy(value: Any, copies: int = 1) -> None:
+    """``UsageError`` where a copy would not fit: an expanded tensor is held nowhere yet."""
+    size = sum(x.numel() * x.element_size() for x in tensors(value))
+    check_room(copies * size, "A copy of the batch", "Take fewer samples.")
+
+
+def own_copy(value: Any, device: torch.device | None = None) -> Any:
     """Private copies of the tensors in any structure, gradients off."""
-    return mapped(value, lambda x: x.detach().clone())
+    check_copy(value)
+    return mapped(value, lambda x: x.detach().clone() if device is None else x.detach().to(device, copy=True))
 
 
 def first_tensor(output: Any) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from normscope.call.reach import GENERATORS, Reach
 from normscope.call.surroundings import Surroundings
 from normscope.call.traceless import locked
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, noted
 
 
 def read_batch(batch: Any) -> tuple[Any, Any]:
@@ -54,10 +54,8 @@ def pull(data: Any, most: int | None = None) -> list[Any]:
     with locked():
         around, streams = Surroundings(set()), Reach.of(_streams(data))
         try:
-            batches = list(itertools.islice(data, most))
-        except Exception as error:
-            error.add_note("normscope: reading data raised this.")
-            raise
+            with noted("reading data"):
+                batches = list(itertools.islice(data, most))
         finally:
             around.restore()
             streams.restore_randomness()

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.call.arguments import first_tensor, tensors
+from normscope.call.arguments import check_filled, first_tensor, tensors
 from normscope.call.targets import HALF, broadcasts, by_class, class_axis, classes, is_soft, one_hot, rows_in, what
-from normscope.core.errors import UsageError, unknown
+from normscope.core.errors import UsageError, noted, unknown
 from normscope.core.tensors import check_plain
 
 LossLike = Any  # str | Callable[[Any, Any], Tensor] | nn.Module | Loss | None; Any, for the users' own types
@@ -70,6 +70,7 @@ class Loss:
                 f"loss must be one of {', '.join(LOSSES)}, a torch loss module or a callable (outputs, targets) -> "
                 f"scalar; got {type(loss).__name__}: {str(loss)[:60]}."
             )
+        check_filled("loss", loss)
         try:
             known = _FUNCTIONS.get(loss)
         except TypeError:  # not hashable
@@ -128,11 +129,8 @@ class Loss:
             given = whole
             if isinstance(self.call, nn.modules.loss._Loss) and not isinstance(whole, Tensor):
                 given = self._output(whole)
-            try:
+            with noted(f"the loss {self.name}"):
                 value = self.call(given, targets)
-            except Exception as error:
-                error.add_note(f"normscope: the loss {self.name} raised this.")
-                raise
             return self.scalar(value)
         output = self._output(whole)
         if output.is_complex() and self.kind != COTANGENT:

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from normscope.call.arguments import first_tensor, mapped, own_call, read_inputs, tensors
+from normscope.call.arguments import check_filled, check_nested, first_tensor, own_call, own_copy, read_inputs, tensors
 from normscope.call.batches import check_batches, pull, read_batch
 from normscope.call.losses import COTANGENT, Loss, LossLike
 from normscope.call.refusals import is_torchs, refusal_of, where
 from normscope.call.samples import Samples, from_layout, is_sequence_first, read_samples
 from normscope.call.targets import what
 from normscope.call.traceless import Traceless
-from normscope.core.errors import UsageError, seed_of, whole_number
+from normscope.core.errors import UsageError, seed_of, shown, whole_number
 from normscope.core.tensors import check_plain
 
 T = TypeVar("T")
@@ -78,12 +78,15 @@ class Step:
         check_model(self.model)
         root, notes = unwrap(self.model)
         if self.mode not in (None, *MODES):
-            raise UsageError(f"mode must be 'train', 'eval' or None (as the model is); got {self.mode!r}.")
+            raise UsageError(f"mode must be 'train', 'eval' or None (as the model is); got {shown(self.mode)}.")
         seed_of(self.seed)
         if self.steps is not None:
             whole_number("steps", self.steps, 1, "It is how many updates the training is to have.")
+        for name in ("inputs", "targets"):
+            check_nested(name, getattr(self, name))
         check_plain("targets", *tensors(self.targets))
         for name in ("step", "train_step"):
+            check_filled(name, getattr(self, name))
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise UsageError(f"{name} must be a callable; got {type(getattr(self, name)).__name__}.")
         if self.optimizer is not None and not hasattr(self.optimizer, "param_groups"):
@@ -92,6 +95,8 @@ class Step:
             )
         for name in ("data", "valid"):
             check_batches(name, getattr(self, name))
+        if first is not None and not isinstance(first, tuple):
+            raise UsageError(f"first is what replace() hands on; got {shown(first)}. Leave it out.")
         read, inputs, targets = first or (None, None, None)
         again = first is not None and self.data is not None and self.inputs is inputs
         if again and self.targets is not targets:
@@ -251,8 +256,7 @@ class Step:
 
     def own_targets(self) -> Any:
         """Private copies of the targets, on the model's device."""
-        device = self.device
-        return mapped(self.targets, lambda x: x.detach().to(device, copy=True))
+        return own_copy(self.targets, self.device)
 
     def _from_layout(self) -> Samples:
         """One forward pass, to see what the first sequence-first module is given."""

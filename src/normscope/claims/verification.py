@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +35,11 @@ def load() -> None:
 def chosen(names: str | Iterable[str] = "*") -> list[Claim]:
     """The claims of these names, in order: ``paper``, ``paper/claim``, a pattern (``*/fig*``), or ``*`` for all."""
     load()
-    if not isinstance(names, str) and not (isinstance(names, Collection) and all(isinstance(n, str) for n in names)):
+    given = [names] if isinstance(names, str) else names
+    if not (isinstance(given, Sequence | Set) and all(isinstance(n, str) for n in given)):
         raise UsageError(f"Claims are chosen by a name, or a list of names; got {shown(names)}. Pass '*' for all.")
     found: set[str] = set()
-    for pattern in ([names] if isinstance(names, str) else names) or ["*"]:
+    for pattern in given or ["*"]:
         hits = fnmatch.filter(CLAIMS, f"{pattern}/*" if pattern in PAPERS else pattern)
         if not hits and any(c in pattern for c in "*?["):
             raise UsageError(f"A pattern must match a claim; {pattern!r} matches none of the {len(CLAIMS)}.")

@@ -7,7 +7,8 @@ import itertools
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -57,10 +58,18 @@ def seed_of(value: Any, name: str = "seed") -> int:
     return whole_number(name, value, do="A generator takes no other; leave it out for 0.", most=2**64 - 1)
 
 
+def gives_items(value: Any) -> bool:
+    """Whether a value is several things: no text, and no tensor without axes."""
+    try:
+        return not isinstance(value, str | bytes) and iter(value) is not None
+    except TypeError:
+        return False
+
+
 def seeds_of(value: Any) -> tuple[int, ...]:
     """Which seeds: so many from 0, or those given, all different."""
     many = isinstance(value, numbers.Integral)
-    if not many and (isinstance(value, str) or not isinstance(value, Iterable)):
+    if not many and not gives_items(value):
         raise UsageError(
             f"seeds must be a whole number >= 1, or the seeds themselves; got {shown(value)}. Pass seeds=3 or [0, 1]."
         )
@@ -98,6 +107,16 @@ def function_of(name: str, value: Any) -> Any:
     if value is None or callable(value):
         return value
     raise UsageError(f"{name} must be a function; got {shown(value)}. Leave it out for none.")
+
+
+@contextmanager
+def noted(what: str) -> Iterator[None]:
+    """An exception of the user's own code passes, with a note of what raised it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"normscope: {what} raised this.")
+        raise
 
 
 def shown(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from normscope.call.graph import refuse_reentrant
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
 from normscope.call.traceless import alone
-from normscope.core.errors import UsageError, shown, unknown
+from normscope.core.errors import MANY, UsageError, gives_items, shown, unknown
 from normscope.curvature._batch import Batch
 from normscope.curvature._batches import Batches
 from normscope.curvature._directions import ggn_factor, mean_directions
@@ -246,9 +247,9 @@ def hessian(
 
 def make_options(parameters: str | Iterable[str] | None = None, **more: Any) -> Options:
     """``Options`` from keyword arguments."""
-    if parameters is not None and not isinstance(parameters, Iterable):
-        raise UsageError(f"parameters must be patterns of parameter names; got {parameters!r}. Pass '*.weight'.")
-    names = parameters if parameters is None or isinstance(parameters, str) else tuple(parameters)
+    if parameters is not None and not isinstance(parameters, str) and not gives_items(parameters):
+        raise UsageError(f"parameters must be patterns of parameter names; got {shown(parameters)}. Pass '*.weight'.")
+    names = parameters if parameters is None or isinstance(parameters, str) else tuple(islice(parameters, MANY))
     return Options(parameters=names, **more)
 
 

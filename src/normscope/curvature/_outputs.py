@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normscope.call.arguments import first_tensor
 from normscope.call.targets import by_class, class_axis, what
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, noted
 from normscope.curvature._options import Outputs
 
 
@@ -19,7 +19,12 @@ def tidy(whole: Any, outputs: Outputs = None, targets: Any = None, torchs: bool 
     Of outputs (m, positions, c), as of a language model, or (m, c, height, width), as of a segmentation, each position
     is a sample: n = m positions.
     """
-    out = outputs(whole) if callable(outputs) else whole if isinstance(whole, Tensor) else first_tensor(whole)
+    out: Any
+    if callable(outputs):
+        with noted("the function outputs"):
+            out = outputs(whole)
+    else:
+        out = whole if isinstance(whole, Tensor) else first_tensor(whole)
     if callable(outputs) and not isinstance(out, Tensor):
         raise UsageError(
             f"outputs must return a tensor (n, c); the function returned {what(out)}. Pick one of what it gets."

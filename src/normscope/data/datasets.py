@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normscope.core.errors import UsageError, seed_of, unknown, whole_number
+from normscope.core.errors import UsageError, flag, seed_of, unknown, whole_number
 from normscope.core.files import expanded, path_text, whole
 from normscope.core.load import call_object
 from normscope.core.registry import Registry
@@ -120,6 +120,7 @@ def load(
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
         raise UsageError(f"n must be a whole number of samples >= 1, or None for all; got {n!r}.")
     seed_of(seed)
+    flatten = flag("flatten", flatten)
     batch, called = _found(name, data_dir, split, check)
     total = _count(batch, samples, ragged=called and n is None)
     inputs, targets = batch.inputs, batch.targets

@@ -220,7 +220,9 @@ def diagnose(
     parameters (which parameter, and the first layer whose output it reaches).
     """
     if lr is not None and not (isinstance(lr, int | float) and not isinstance(lr, bool) and 0 < lr < math.inf):
-        raise UsageError(f"lr must be a positive number; got {lr!r}. Leave it out to judge no rate.")
+        raise UsageError(f"lr must be a positive number; got {shown(lr)}. Leave it out to judge no rate.")
+    if label is not None and not isinstance(label, str):
+        raise UsageError(f"label must be a text; got {shown(label)}. Leave it out for the model's class.")
     theory, tokens, curvature = flag("theory", theory), flag("tokens", tokens), flag("curvature", curvature)
     if observed is not None and not isinstance(observed, Mapping):
         raise UsageError(f"observed must be a mapping of what was seen; got {shown(observed)}. Leave it out.")
@@ -228,7 +230,7 @@ def diagnose(
     if not isinstance(model, Step):
         mode = "train" if mode is None else mode
         if mode not in ("train", "eval"):
-            raise UsageError(f"mode must be 'train' or 'eval'; got {mode!r}.")
+            raise UsageError(f"mode must be 'train' or 'eval'; got {shown(mode)}.")
     at = Step.of(
         model, inputs, targets, loss, mode=mode, seed=seed, samples=samples, optimizer=optimizer, data=data,
         valid=valid,

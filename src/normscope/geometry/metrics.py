@@ -8,13 +8,14 @@ one shape are measured at once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from normscope.core.errors import UsageError, shown
+from normscope.core.errors import MANY, UsageError, shown
 from normscope.core.tensors import check_plain
 from normscope.geometry.metric import METRICS, evaluate, register
 from normscope.geometry.metric import Metric as Metric
@@ -77,7 +78,7 @@ def representation(x: Any, what: str = "measure") -> Tensor:
 def metric_names(metrics: str | Iterable[str], *more: str) -> list[str]:
     """The names asked for, each once, all known; ``more``: names beside those of `METRICS`."""
     try:
-        names = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(metrics))
+        names = [metrics] if isinstance(metrics, str) else list(dict.fromkeys(itertools.islice(metrics, MANY)))
     except TypeError:
         raise UsageError(
             f"metrics must be a name or several; got {shown(metrics)}. Pass metrics=['rms', 'sigma_min']."

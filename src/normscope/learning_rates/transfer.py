@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from normscope.call.arguments import tensors
-from normscope.call.batches import pull
+from normscope.call.arguments import check_copy, tensors
+from normscope.call.batches import check_batches, pull
 from normscope.call.losses import LossLike
-from normscope.core.errors import UsageError, shown, whole_number
+from normscope.core.errors import MANY, UsageError, gives_items, shown, whole_number
 from normscope.core.faces import Shown
 from normscope.core.load import user_error
 from normscope.core.spec import Spec
@@ -131,6 +132,8 @@ def transfer(
     whole_number("seeds", seeds, 1, "The usual number is 3.")
     whole_number("steps", steps, 2, "The usual number is 20.")
     whole_number("budget", budget, 3 * steps, "It is in forward and backward passes; the usual number is 200.")
+    check_batches("data", data)
+    check_copy((inputs, targets))
     given = [] if data is None else pull(data, steps + 1)
     named = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", type(optimizer).__name__)
     name, maker = _maker(make, inputs, targets)
@@ -236,9 +239,10 @@ def _joined(*tables: pl.DataFrame) -> pl.DataFrame:
 
 
 def _axis(name: str, values: Sequence[int]) -> list[int]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise UsageError(f"{name} must be whole numbers, as (16, 32, 64); got {values!r}.")
-    found = sorted({whole_number(f"Each of {name}", v, 1, "Pass (16, 32, 64).") for v in values})
+    if not gives_items(values):
+        raise UsageError(f"{name} must be whole numbers, as (16, 32, 64); got {shown(values)}.")
+    sizes = itertools.islice(values, MANY)
+    found = sorted({whole_number(f"Each of {name}", v, 1, "Pass (16, 32, 64).") for v in sizes})
     if not found:
         raise UsageError(f"{name} must hold at least one size; it is empty. Pass (16, 32, 64).")
     return found
@@ -288,7 +292,8 @@ class _Built:
 def _maker(make: Any, inputs: Any, targets: Any) -> tuple[str, Make]:
     """A name for the nets, and what makes one of them."""
     classes = None
-    if isinstance(targets, torch.Tensor) and not targets.is_floating_point():
+    whole = isinstance(targets, torch.Tensor) and not (targets.is_floating_point() or targets.is_complex())
+    if whole and targets.numel():
         classes = int(targets.max()) + 1
     if isinstance(make, Spec):
         if not isinstance(inputs, torch.Tensor):

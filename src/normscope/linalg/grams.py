@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normscope.core.errors import UsageError
+from normscope.core.memory import check_room
 from normscope.core.tensors import check_plain
 
 Array = NDArray[np.float64]
@@ -50,11 +51,14 @@ def checked_inputs(inputs: object, name: str = "inputs") -> Array:
 def _numbers(value: Any, name: str) -> Array:
     if isinstance(value, Tensor):
         check_plain(name, value)
+        check_room(8 * value.numel(), f"{name} in double precision", "Take fewer samples.")
         value = value.detach().cpu()
         value = value.double().numpy() if value.is_floating_point() else value.numpy()
-    if np.iscomplexobj(value):
-        raise UsageError(f"{name} must be real numbers; got complex ones. Pass real and imaginary parts side by side.")
     try:
+        if np.iscomplexobj(value):
+            raise UsageError(
+                f"{name} must be real numbers; got complex ones. Pass real and imaginary parts side by side."
+            )
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError, MemoryError):
         raise UsageError(f"{name} must be an array of numbers; got {type(value).__name__}.") from None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from normscope.core import files
-from normscope.core.errors import UsageError
+from normscope.core.errors import MANY, UsageError, gives_items, shown
 from normscope.core.records import csv
 
 if TYPE_CHECKING:
@@ -81,14 +82,15 @@ class ParquetWriter:
 
 def as_writers(targets: str | Path | Writer | Iterable[str | Path | Writer]) -> list[Writer]:
     """Writers from what a user names: a path that ends in .csv, a folder (parquet parts), a callable; or several."""
-    several = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]
+    many: Any = targets if gives_items(targets) else [targets]
     found: list[Writer] = []
-    for target in several:
+    for target in itertools.islice(many, MANY):
         if isinstance(target, str | Path):
             target = _by_path(Path(target))
         if not callable(target):
             raise UsageError(
-                f"A writer is a path (.csv, or a folder for parquet) or a callable that takes a table; got {target!r}."
+                "A writer is a path (.csv, or a folder for parquet) or a callable that takes a table; got "
+                f"{shown(target)}."
             )
         found.append(target)
     return found

@@ -99,7 +99,7 @@ def race(
     checkpoint_every = finite_number(
         "checkpoint_every", checkpoint_every, least=0, do="It is in seconds; the default is 30."
     )
-    if baseline is not None and baseline not in variants:
+    if baseline is not None and baseline not in names:
         raise unknown("variant", baseline, names)
     train, tested = samples_of(data), None if test is None else samples_of(test)
     recipe = Recipe(

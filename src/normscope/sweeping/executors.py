@@ -14,7 +14,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, noted
 from normscope.sweeping import _work
 
 #: A cluster of this machine listens here alone: whoever reaches a scheduler can run code on it.
@@ -106,7 +106,12 @@ def pool_of(executor: Any, workers: int | None = None) -> Pool:
     if isinstance(executor, Executor) or (hasattr(executor, "submit") and hasattr(executor, "shutdown")):
         return Pool(executor, None, workers or getattr(executor, "_max_workers", None) or _threads(executor))
     if callable(executor):
-        return Pool(None, executor, workers or cores())
+
+        def make() -> Any:
+            with noted("the function executor"):
+                return executor()
+
+        return Pool(None, make, workers or cores())
     raise UsageError(
         f"executor must be a concurrent.futures.Executor, a Dask client, or a function that returns an executor; "
         f"got a {type(executor).__name__}."

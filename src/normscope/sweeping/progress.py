@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from normscope.core.errors import flag
+from normscope.core.errors import flag, noted
 from normscope.core.words import duration
 
 
@@ -56,7 +56,13 @@ class Progress:
 def shown(progress: bool | Callable[[Progress], object]) -> Iterator[Callable[[Progress], object]]:
     """What is called after every cell: a function of the caller's, or rich's bar on standard error."""
     if callable(progress):
-        yield progress
+        given = progress
+
+        def told(p: Progress) -> None:
+            with noted("the function progress"):
+                given(p)
+
+        yield told
         return
     if not flag("progress, where it is no function,", progress):
         yield lambda _: None

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from normscope.core.errors import UsageError, finite_number, function_of, whole_number
+from normscope.core.errors import UsageError, finite_number, flag, function_of, whole_number
 from normscope.core.files import drop_private_folders, private_folder
 from normscope.sweeping import _rows, _work
 from normscope.sweeping._files import Held
@@ -88,7 +88,7 @@ def sweep(
     kept = as_store(store)
     run = _Run(kept, travelling, retries, timeout, memory)
     run.each = each
-    todo = run.missing(grid, retry_failed)
+    todo = run.missing(grid, flag("retry_failed", retry_failed))
     if todo:
         _prepare(kept)
         with shown(progress) as tell:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from normscope.core.errors import UsageError
+from normscope.core.errors import UsageError, shown
 from normscope.core.memory import check_room
 from normscope.core.spec import NORMS, Spec
 from normscope.linalg import Array, checked_gram, checked_inputs, gram_factor, input_factor, looks_like_gram
@@ -45,7 +45,10 @@ def read_start(gram: Any = None, inputs: Any = None, what: str = "simulate") -> 
     if (gram is None) == (inputs is None):
         raise UsageError(f"{what}() needs one start: a Gram matrix (n, n), or inputs=X with X (n, features).")
     if gram is not None:
-        shape = getattr(gram, "shape", None) or np.shape(gram)
+        try:
+            shape = getattr(gram, "shape", None) or np.shape(gram)
+        except (ValueError, MemoryError) as error:  # lists of unequal lengths, or without end
+            raise UsageError(f"{what}() needs inputs (n, features) or a Gram matrix; got {shown(gram)}.") from error
         if len(shape) < 2 or (shape[0] == shape[1] and len(shape) == 2) or looks_like_gram(gram):
             return Start(gram_factor(checked_gram(gram)))
         inputs = gram
