@@ -94,8 +94,24 @@ def test_auto_ranks_the_cures_that_train_first(trials):
     assert {t.name.split("+")[0] for t in trials[:2]} == {"identity", "orthogonal"}
 
 
-def test_a_model_with_errors_comes_after_all_without(trials):
-    errors = [bool(t.reading.errors) for t in trials if not t.control]
+def test_what_raced_comes_first_by_what_is_left_of_the_loss(trials):
+    left = [t.left for t in trials if not math.isnan(t.left)]
+    assert left == sorted(left) == [t.left for t in trials[: len(left)]]
+    assert left[0] < -1 < left[-1] < 0.1
+    assert trials[len(left) - 1].name == "none"
+
+
+def test_without_a_loss_or_time_for_races_the_signs_decide(digits, monkeypatch):
+    few = partial(rank_cures, candidates=("none", "identity", "xavier"), curvature=False)
+    by_signs = few(deep(), digits[0][0])
+    assert all(math.isnan(t.left) for t in by_signs)
+    assert by_signs[0].name == "identity"
+    monkeypatch.setattr(sys.modules["normscope.findings.cures"], "SECONDS", 0.0)
+    assert all(math.isnan(t.left) for t in few(deep(), *digits[0]))
+
+
+def test_a_model_with_errors_comes_after_all_without_where_nothing_raced(trials):
+    errors = [bool(t.reading.errors) for t in trials if not t.control and math.isnan(t.left)]
     assert errors == sorted(errors)
 
 

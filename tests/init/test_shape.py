@@ -99,11 +99,47 @@ def test_one_activation_for_all_layers_is_replaced_once_and_counted_each_time() 
 
 
 def test_what_cannot_be_shaped_is_said() -> None:
-    with pytest.raises(UsageError, match=r"batch norm with an activation module behind it"):
-        treat(nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 10)), "shape", X)
+    with pytest.raises(UsageError, match=r"a norm with an activation module behind it, or a ReLU behind a layer"):
+        treat(nn.Sequential(nn.Linear(32, 8), nn.GELU(), nn.Linear(8, 10)), "shape", X)
     model = net(2, nn.Tanh, affine=False)
     with pytest.raises(UsageError, match=r"1: it has no weight"):
         treat(model, "shape", X)
+
+
+def cosine(h: Tensor) -> float:
+    """The mean over pairs of samples."""
+    h = h / h.norm(dim=1, keepdim=True)
+    return float((h @ h.T)[~torch.eye(len(h), dtype=torch.bool)].mean())
+
+
+def test_without_a_norm_lengths_stay_and_samples_do_not_merge() -> None:
+    torch.manual_seed(0)
+    parts = [m for _ in range(60) for m in (nn.Linear(400, 400, bias=False), nn.ReLU())]
+    model = nn.Sequential(*parts)
+    for m in model[::2]:
+        nn.init.kaiming_normal_(m.weight)
+    x = torch.randn(12, 400)
+    before = model(x)
+    shaped = treat(model, "shape", x)
+    after = shaped.model(x)
+    slope = shaped.model[1].negative_slope  # type: ignore[index]
+    assert slope == law.leaky_slope(60)
+    assert len(shaped.treated) == 60
+    assert cosine(before) > 0.95
+    # cosines of the law, dc = (1 - a)^2 / (pi (1 + a^2)) (sqrt(1 - c^2) - c arccos c) a layer
+    wanted = 0.0
+    for _ in range(60):
+        more = math.sqrt(1 - wanted**2) - wanted * math.acos(wanted)
+        wanted += (1 - slope) ** 2 / (math.pi * (1 + slope**2)) * more
+    assert cosine(after) == pytest.approx(wanted, abs=0.1)
+    assert 0.5 < float(after.norm() / x.norm()) < 2
+
+
+def test_behind_layer_norm_the_gains_fall_as_behind_batch_norm() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(m for _ in range(40) for m in (nn.Linear(32, 32), nn.LayerNorm(32), nn.Tanh())))
+    treat(model, "shape", X)
+    assert [float(m.weight[0]) for m in model[1::3]] == pytest.approx(law.shaped_gains("tanh", 40))
 
 
 class Block(nn.Module):

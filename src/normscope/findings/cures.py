@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,8 @@ from normscope.call.reach import Reach
 from normscope.call.step import Step, copied
 from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, unknown
-from normscope.findings.readings import Reading, read
+from normscope.findings.checkup.trial import RACES, raced
+from normscope.findings.readings import Reading, lambda_max, read
 from normscope.init import CURES, Cure, Treatment
 from normscope.init.wrappers import off_centre
 
@@ -28,6 +30,11 @@ JOINED = ("shape", "branch-scale")
 #: A cure must beat the model as it is by this much (decades, a factor of 2): chosen by us, because redrawing the
 #: weights of one law moves the cost by about as much.
 LEAST_GAIN = 0.3
+#: The best by signs race for so many steps of SGD and of Adam, at several rates, where a step takes at most so many
+#: seconds. A loss below the last share of chance counts as that share.
+FINALISTS, STEPS, SECONDS, FLOOR = 4, 30, 0.2, 0.05
+#: Models of so few parameters are kept once they are treated.
+SMALL = 1_000_000
 
 
 def cure(
@@ -125,6 +132,9 @@ def parts_of(how: str) -> list[Cure]:
 class Trial:
     """A candidate of ``auto``: what it was measured to do on a copy of the model, or the reason why it could not be
     tried.
+
+    left: what short races on the batch leave of the loss, in decades below chance, SGD's and Adam's added; NaN where
+    it did not race.
     """
 
     name: str
@@ -132,20 +142,23 @@ class Trial:
     seconds: float
     reading: Reading | None
     reason: str = ""
+    left: float = math.nan
 
     @property
     def key(self) -> tuple[float, ...]:
-        """Order of the ranking: tried before not tried, usable before controls, without error findings first, then by
-        cost.
+        """Order of the ranking: tried before not tried, usable before controls; what raced, by what is left; then
+        without error findings first, by the cost less the sharpness, which is not measured of all.
         """
         if self.reading is None:
-            return (2.0, 0.0, 0.0)
-        return (float(self.control), float(self.reading.errors > 0), self.reading.cost)
+            return (2.0,)
+        errors, signs = float(self.reading.errors > 0), self.reading.cost - self.reading.terms["sharpness"]
+        return (float(self.control), 1.0, errors, signs) if math.isnan(self.left) else (0.0, 0.0, self.left, signs)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         found = self.reading.to_dict() if self.reading else {}
-        return {"name": self.name, "control": self.control, "seconds": self.seconds, "reason": self.reason, **found}
+        about = {"name": self.name, "control": self.control, "seconds": self.seconds, "reason": self.reason}
+        return about | {"left": self.left} | found
 
 
 def rank_cures(
@@ -167,47 +180,83 @@ def rank_cures(
     fresh: (inputs, targets) to measure on, better than the batch that the cures have seen.
     candidates: names as for `cure`. The best that draws weights is also tried with each of `JOINED` that can be
         applied, and the best of all with ``center-outputs``.
-    seconds: start no further candidate after that long. curvature: measure lambda_max too.
+    seconds: start no further candidate after that long. curvature: measure lambda_max too, of what raced or is best.
 
-    Of nets that had an error finding at initialization none trained (docs/findings.md), so these come last; then
-    `Reading.cost` decides. The model as it is stays first unless a cure has fewer errors or is better by `LEAST_GAIN`.
-    Controls are shown and never first.
+    Signs at initialization, `Reading.cost`, choose `FINALISTS` candidates; with a loss these and what was joined, and
+    the model as it is, race: `STEPS` steps of SGD and of Adam on the batch, at several rates, and what is left of the
+    loss decides. Where a step takes more than `SECONDS` there is no race, and the signs decide. The model as it is
+    stays first unless a cure is better by `LEAST_GAIN`. Controls are shown and never first.
     """
     at = Step.of(model, inputs, targets, loss, mode="train", seed=seed)
     on = _fresh(at, fresh)
     _check_differ(on.inputs)
     _check_differ(at.inputs)
     begin = time.monotonic()
-    trials: list[Trial] = []
+    trials: dict[str, Trial] = {}
+    made = _Made(at)
 
-    def attempt(name: str) -> None:
+    def attempt(name: str) -> Trial:
         if seconds is not None and time.monotonic() - begin > seconds and trials:
-            trials.append(Trial(name, False, 0.0, None, "not tried: no time left"))
-            return
-        if progress is not None:
-            progress(name)
-        trials.append(_try(name, at, on, curvature))
+            trials[name] = Trial(name, False, 0.0, None, "not tried: no time left")
+        else:
+            if progress is not None:
+                progress(name)
+            trials[name] = _try(name, on, made)
+        return trials[name]
+
+    def usable(*but: str) -> list[Trial]:
+        found = [t for t in trials.values() if t.reading and not t.control and t.name not in but]
+        return sorted(found, key=lambda t: t.key)
 
     for name in candidates:
         attempt(name)
-    drawn = [t for t in trials if t.reading and not t.control and t.name not in (*JOINED, "none", "zero-branches")]
-    for name in JOINED if drawn else ():
-        if any(t.name == name and t.reading for t in trials):
-            attempt(f"{min(drawn, key=lambda t: t.key).name}+{name}")
-    best = min(trials, key=lambda t: t.key)
+    drawn = usable(*JOINED, "none", "zero-branches")
+    joined = [attempt(f"{drawn[0].name}+{n}") for n in JOINED if drawn and n in trials and trials[n].reading]
+    finalists = list(dict.fromkeys(t.name for t in (*usable("none")[:FINALISTS], *usable()[:1], *joined) if t.reading))
+    finalists += ["none"] if "none" in trials and "none" not in finalists and trials["none"].reading else []
+    ends: dict[str, dict[str, float]] = {}
+
+    def sharpened(name: str) -> None:
+        reading = trials[name].reading
+        if curvature and reading is not None:
+            peak = lambda_max(replace(on, model=made(name)))
+            trials[name] = replace(trials[name], reading=replace(reading, lambda_max=peak))
+
+    def race(name: str) -> None:
+        if progress is not None:
+            progress(f"{name}, racing")
+        if (found := _race(replace(at, model=made(name)))) is None:
+            return
+        sharpened(name)
+        ends[name] = found
+        chance = min(e["start"] for e in ends.values())
+        for other, end in ends.items() if chance > 0 else ():
+            shares = [max(end[o] / chance, FLOOR) if math.isfinite(end[o]) else math.inf for o in RACES]
+            trials[other] = replace(trials[other], left=sum(math.log10(min(s, 10.0)) for s in shares))
+
+    for name in finalists:
+        if ends or name == finalists[0]:  # where the first one's steps are too long, so are the others'
+            race(name)
+    best = min(trials.values(), key=lambda t: t.key)
+    if not ends:
+        sharpened(best.name)
+        best = trials[best.name]
     sharp = best.reading is not None and best.reading.terms["sharpness"] > 0
     if sharp and "center-outputs" not in best.name and not off_centre(at.targets):
-        attempt("center-outputs" if best.name == "none" else f"{best.name}+center-outputs")
-    ranked = sorted(trials, key=lambda t: t.key)
+        name = "center-outputs" if best.name == "none" else f"{best.name}+center-outputs"
+        if attempt(name).reading is not None:
+            race(name) if ends else sharpened(name)
+    ranked = sorted(trials.values(), key=lambda t: t.key)
+    centred = trials.get(f"{best.name}+center-outputs".removeprefix("none+"))
+    if not ends and centred is not None and centred.reading is not None and best.reading is not None:
+        ranked.remove(centred)
+        ranked.insert(int(centred.reading.cost >= best.reading.cost), centred)
     if ranked[0].reading is None:
         raise UsageError(f"No cure could be tried on this model: {ranked[0].reason}")
-    plain = next((t for t in ranked if t.name == "none"), None)
-    if plain is not None and plain.reading is not None:
-        best = ranked[0]
-        assert best.reading is not None
-        if plain.key[:2] == best.key[:2] and plain.reading.cost - best.reading.cost < LEAST_GAIN:
-            ranked.remove(plain)
-            ranked.insert(0, plain)
+    plain = trials.get("none")
+    if plain is not None and plain.reading is not None and _no_better(ranked[0], plain):
+        ranked.remove(plain)
+        ranked.insert(0, plain)
     return ranked
 
 
@@ -230,11 +279,46 @@ def _fresh(at: Step, fresh: tuple[Any, Any] | None) -> Step:
     return at if fresh is None else replace(at, inputs=fresh[0], targets=fresh[1], data=None)
 
 
-def _try(name: str, at: Step, on: Step, curvature: bool) -> Trial:
+def _no_better(best: Trial, plain: Trial) -> bool:
+    """Whether a candidate is not better than the model as it is by `LEAST_GAIN`."""
+    assert best.reading is not None
+    assert plain.reading is not None
+    if not math.isnan(best.left) and not math.isnan(plain.left):
+        return plain.left - best.left < LEAST_GAIN
+    return best.key[:-1] == plain.key[:-1] and plain.reading.cost - best.reading.cost < LEAST_GAIN
+
+
+def _race(at: Step) -> dict[str, float] | None:
+    """`raced`; ``None`` without a loss, too."""
+    if at.targets is None and not at.criterion.kind and at.step is None:
+        return None
+    try:
+        return raced(at, STEPS, SECONDS)
+    except UsageError:
+        return None
+
+
+class _Made:
+    """Treated copies of a step's model, by name; small ones are kept."""
+
+    def __init__(self, at: Step) -> None:
+        self.at = at
+        self.kept: dict[str, nn.Module] = {}
+        self.small = sum(p.numel() for p in at.root.parameters()) <= SMALL
+
+    def __call__(self, name: str) -> nn.Module:
+        if name in self.kept:
+            return self.kept[name]
+        model = treat(replace(self.at, model=copied(self.at.model)), name, seed=self.at.seed).model
+        if self.small:
+            self.kept[name] = model
+        return model
+
+
+def _try(name: str, on: Step, made: _Made) -> Trial:
     control, start = any(part.control for part in parts_of(name)), time.monotonic()
     try:
-        treated = treat(replace(at, model=copied(at.model)), name, seed=at.seed).model
-        reading = read(replace(on, model=treated), curvature=curvature)
+        reading = read(replace(on, model=made(name)), curvature=False, checkup=False)
     except UsageError as error:
         return Trial(name, control, time.monotonic() - start, None, str(error))
     return Trial(name, control, time.monotonic() - start, reading)
@@ -298,7 +382,7 @@ def follow(
     treatment = treat(at, how, seed=at.seed)
     facts = {
         "seconds": time.monotonic() - start,
-        "loss": before.diagnosis.facts["loss"],
+        "loss": before.loss,
         "measured_on": "fresh samples" if fresh else "the batch of the cure",
         "samples": at.rows.n,
         "samples_measured": on.rows.n,

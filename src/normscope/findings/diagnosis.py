@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -246,14 +245,8 @@ def diagnose(
         broken["meant"] = finite_loss(raw)
         at = cleaned(at)
         notes.append("inputs and targets that are not finite were replaced by 0 for all other checks")
-    _check_inputs(at)
-    look = partial(probe, layers=layers, tokens=tokens)
-    try:
-        profile = look(at, backward=True)
-    except NoGradient:
-        notes.append("no parameter and no floating input takes a gradient: the backward pass was left out")
-        profile = look(at, backward=False)
-    _check_parameters(model, profile)
+    profile, note = measured(at, layers=layers, tokens=tokens)
+    notes += note
     profile.facts["checkup"] = check_up(at, broken, batches, trial, observed)  # type: ignore[index]
     label = label or type(model).__name__
     facts = {"label": label, **profile.facts, "notes": [*profile.facts["notes"], *notes]}
@@ -273,6 +266,19 @@ def diagnose(
     facts["verdict"] = diagnosis.verdict
     facts["normscope"] = version()
     return diagnosis
+
+
+def measured(at: Step, **options: Any) -> tuple[Profile, list[str]]:
+    """The profile of a step, forwards and backwards where something takes a gradient, and what had to be left out."""
+    _check_inputs(at)
+    notes: list[str] = []
+    try:
+        profile = probe(at, backward=True, **options)
+    except NoGradient:
+        notes.append("no parameter and no floating input takes a gradient: the backward pass was left out")
+        profile = probe(at, backward=False, **options)
+    _check_parameters(at.root, profile)
+    return profile, notes
 
 
 def _trial(value: Any) -> bool | int | str:

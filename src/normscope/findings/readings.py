@@ -15,8 +15,8 @@ from normscope.call.step import Step
 from normscope.call.taps import Tap, find_taps, observed
 from normscope.core.errors import UsageError
 from normscope.curvature import sharpness
-from normscope.findings import View
-from normscope.findings.diagnosis import Diagnosis, diagnose
+from normscope.findings import View, find
+from normscope.findings.diagnosis import diagnose, measured
 
 #: 2 / lambda_max below this counts as a cost: the rate that plain SGD on image nets usually starts from.
 USUAL_RATE = 0.1
@@ -45,7 +45,7 @@ class Reading:
     codes: tuple[str, ...]
     errors: int
     warnings: int
-    diagnosis: Diagnosis = field(repr=False, compare=False)
+    loss: str = field(default="", compare=False)
 
     @property
     def max_stable_lr(self) -> float:
@@ -96,18 +96,23 @@ class Reading:
 
 def read(
     model: nn.Module | Step, inputs: Any = None, targets: Any = None, loss: LossLike = None, *, curvature: bool = True,
-    seed: int = 0,
+    checkup: bool = True, seed: int = 0,
 ) -> Reading:  # fmt: skip
-    """Measure a model on a batch, in training mode; nothing is changed."""
+    """Measure a model on a batch, in training mode; nothing is changed. checkup: look at wiring, loss and data too."""
     at = Step.of(model, inputs, targets, loss, mode="train", seed=seed)
-    found = diagnose(at, theory=False, trial=False)
-    view = View(found.profile)
+    if checkup:
+        found = diagnose(at, theory=False, trial=False)
+        profile, findings, settled = found.profile, found.findings, str(found.facts["loss"])
+    else:
+        profile, _ = measured(at)
+        findings, settled = find(profile), str(profile.facts["loss"])
+    view = View(profile)
     ranks = [r.value for r in view.alike("participation_rank")]
     gaps = [r.value for r in view.alike("orthogonality_gap")]
     slopes = [r.value for r in view.alike("gradient_norm", "gradient")]
     start = view.at_input("participation_rank")
     small = min(slopes, default=math.nan)
-    severities = [f.severity for f in found.findings]
+    severities = [f.severity for f in findings]
     return Reading(
         input=ranks[0] if math.isnan(start) else start,
         first=ranks[0],
@@ -117,11 +122,11 @@ def read(
         kept=_kept(at, view.alike("participation_rank")[-1].name),
         gradient_growth=slopes[0] / slopes[-1] if slopes and slopes[-1] else math.nan,
         gradient_spread=max(slopes) / small if slopes and small else math.inf,
-        lambda_max=_lambda_max(at) if curvature else math.nan,
-        codes=tuple(dict.fromkeys(f.code for f in found.findings if f.severity != "info")),
+        lambda_max=lambda_max(at) if curvature else math.nan,
+        codes=tuple(dict.fromkeys(f.code for f in findings if f.severity != "info")),
         errors=severities.count("error"),
         warnings=severities.count("warning"),
-        diagnosis=found,
+        loss=settled,
     )
 
 
@@ -156,7 +161,7 @@ def _kept(at: Step, deepest: str) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
-def _lambda_max(at: Step) -> float:
+def lambda_max(at: Step) -> float:
     """Largest eigenvalue of the Fisher matrix of the loss to about 5 %; NaN where it is not defined."""
     try:
         return sharpness(at, tol=0.05, probes=0, compare_modes=False).lambda_max

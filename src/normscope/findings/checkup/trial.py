@@ -95,6 +95,16 @@ def of_trial(
     return found
 
 
+def raced(at: Step, steps: int, most: float) -> dict[str, float] | None:
+    """The loss of the batch at the ``start``, and where ``sgd`` and ``adam`` bring it in so many steps, each at its
+    best rate; ``None`` where it is no number at the start, and where a step takes more than ``most`` seconds.
+    """
+    trial = _Trial(at, [(at.inputs, at.targets)], math.nan, steps)
+    if not math.isfinite(trial.start) or trial.second > most:
+        return None
+    return {"start": trial.start} | {name: trial.race(name)["end"] for name in RACES}
+
+
 class _Trial:
     """Races and the user's own run from one start."""
 
