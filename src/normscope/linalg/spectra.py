@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscope.core.errors import UsageError, finite_number, flag, seed_of, shown, unknown, whole_number
 from normscope.core.faces import Shown
@@ -39,19 +39,43 @@ class Density:
     nodes: Float[Tensor, "probes steps"]
     weights: Float[Tensor, "probes steps"]
     null: float = 0.0
+    #: Whether the points are the eigenvalues themselves.
+    exact: bool = False
 
     def cumulative(self, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Share of eigenvalues <= ``at`` among those not owed to the rank, and its standard error over the probes."""
+        r"""Share of eigenvalues <= ``at`` among those not owed to the rank, and its standard error.
+
+        The error is that of the probes and of the quadrature: a probe's own share lies between its sum without the
+        last node below and that with the first node above (Chebyshev, Markov, Stieltjes), evenly, as far as is known.
+        """
         shares = (self.weights[..., None] * (self.nodes[..., None] <= at)).sum(1)
-        error = shares.std(0) / math.sqrt(len(shares)) if len(shares) > 1 else torch.full_like(shares[0], torch.nan)
-        return shares.mean(0), error
+        nodes, order = self.nodes.sort(1)
+        weights = nn.functional.pad(self.weights.gather(1, order), (1, 1))
+        below = (nodes[..., None] <= at).sum(1)
+        gap = torch.maximum(weights.gather(1, below), weights.gather(1, below + 1)).mean(0)
+        return shares.mean(0), self._error(shares, gap)
 
     def smooth(self, grid: Tensor, width: float) -> tuple[Tensor, Tensor]:
-        """The density on ``grid``, blurred by a Gaussian of standard deviation ``width``, and its standard error."""
-        bumps = torch.exp(-((grid - self.nodes[..., None]) ** 2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
-        values = (self.weights[..., None] * bumps).sum(1)
-        error = values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.full_like(values[0], torch.nan)
-        return values.mean(0), error
+        """The density on ``grid``, blurred by a Gaussian of standard deviation ``width``, and its standard error: of
+        the probes, and of the quadrature by how far the blur varies between two nodes and the share that may lie there.
+        """
+
+        def bump(x: Tensor) -> Tensor:
+            return torch.exp(-((grid - x[..., None]) ** 2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
+
+        values = (self.weights[..., None] * bump(self.nodes)).sum(1)
+        nodes, order = self.nodes.sort(1)
+        weights = self.weights.gather(1, order)
+        between = torch.maximum(weights[:, 1:], weights[:, :-1])[..., None] * bump(nodes).diff(dim=1).abs()
+        return values.mean(0), self._error(values, between.square().sum(1).sqrt().mean(0))
+
+    def _error(self, values: Tensor, gap: Tensor) -> Tensor:
+        """Of a mean over the probes, if each may be off by up to ``gap``, evenly; 0 where all eigenvalues are known."""
+        if self.exact:
+            return torch.zeros_like(values[0])
+        if len(values) < 2:
+            return torch.full_like(values[0], torch.nan)
+        return (values.var(0) / len(values) + gap.square() / 3).sqrt()
 
 
 @dataclass(frozen=True)
@@ -246,7 +270,9 @@ def _dense(a: LinearMap, g: LinearMap, side: str, largest: bool, density: bool) 
     square = Estimate(float(values.square().sum()), 0.0, cost, "exact")
     points = None
     if density:
-        points = Density(values[None], torch.full_like(values, 1 / len(values))[None], 1 - g.shape[0] / a.shape[0])
+        points = Density(
+            values[None], torch.full_like(values, 1 / len(values))[None], 1 - g.shape[0] / a.shape[0], True
+        )
     return Spectrum(
         values, torch.zeros_like(values), torch.zeros_like(values), a.shape[0], side, "dense", cost, True, total,
         square, points
