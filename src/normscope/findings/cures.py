@@ -24,7 +24,7 @@ from normscope.init import CURES, Cure, Treatment
 from normscope.init.wrappers import off_centre
 
 #: What ``auto`` tries, the quick ones first; controls among them are never chosen.
-CANDIDATES = tuple(sorted((name for name, c in CURES.items() if c.auto), key=lambda name: CURES[name].auto))
+CANDIDATES = tuple(name for pace in ("quick", "middle", "slow") for name, c in CURES.items() if c.auto == pace)
 #: What treats activations or branches, and is tried behind the best of the cures that draw weights too.
 JOINED = ("shape", "branch-scale")
 #: A cure must beat the model as it is by this much (decades, a factor of 2): chosen by us, because redrawing the
@@ -170,7 +170,7 @@ def rank_cures(
     candidates: Sequence[str] = CANDIDATES,
     loss: LossLike = None,
     curvature: bool = True,
-    seconds: float | None = None,
+    seconds: float | None = 60.0,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> list[Trial]:
@@ -180,7 +180,8 @@ def rank_cures(
     fresh: (inputs, targets) to measure on, better than the batch that the cures have seen.
     candidates: names as for `cure`. The best that draws weights is also tried with each of `JOINED` that can be
         applied, and the best of all with ``center-outputs``.
-    seconds: start no further candidate after that long. curvature: measure lambda_max too, of what raced or is best.
+    seconds: start no further candidate after so many CPU seconds. curvature: measure lambda_max too, of what raced or
+        is best.
 
     Signs at initialization, `Reading.cost`, choose `FINALISTS` candidates; with a loss these and what was joined, and
     the model as it is, race: `STEPS` steps of SGD and of Adam on the batch, at several rates, and what is left of the
@@ -191,12 +192,12 @@ def rank_cures(
     on = _fresh(at, fresh)
     _check_differ(on.inputs)
     _check_differ(at.inputs)
-    begin = time.monotonic()
+    begin = time.process_time()
     trials: dict[str, Trial] = {}
     made = _Made(at)
 
     def attempt(name: str) -> Trial:
-        if seconds is not None and time.monotonic() - begin > seconds and trials:
+        if seconds is not None and time.process_time() - begin > seconds and trials:
             trials[name] = Trial(name, False, 0.0, None, "not tried: no time left")
         else:
             if progress is not None:

@@ -24,7 +24,7 @@ class Cure:
 
     ``needs_inputs``: looks at the batch; ``wraps``: changes the module tree, so the treatment's model may be another
     object and the keys of its state dict change; ``control``: there to be compared with, not to be used; ``auto``:
-    whether ``--how auto`` tries it, "quick" or "slow" (those last), "" if not.
+    whether ``--how auto`` tries it, "quick", "middle" or "slow" (in this order), "" if not.
     """
 
     name: str

@@ -29,7 +29,7 @@ SEEN = 16
 
 
 @register(
-    "zero-branches", "goyal2017, zhang2019, de2020", auto="quick",
+    "zero-branches", "goyal2017, zhang2019, de2020", auto="middle",
     doc="The last layer of every residual branch starts at zero: a residual net begins as its trunk.",
 )  # fmt: skip
 def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> Treatment:
@@ -59,7 +59,7 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
 zero_branches_ = in_place(zero_branches, "zero_branches_")
 
 
-@register("branch-scale", "he2020, bordelon2023", auto="quick")
+@register("branch-scale", "he2020, bordelon2023", auto="middle")
 def branch_scale(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None) -> Treatment:
     r"""Each of L residual branches scaled by 1 / sqrt(L): the sum of all is as large as one, at any depth.
 

@@ -30,7 +30,7 @@ SCALES = ("rms", "paper")
 
 
 @register(
-    "orthogonal", "daneshmand2021, eq. 6", auto="quick",
+    "orthogonal", "daneshmand2021, eq. 6", auto="middle",
     doc="Weights that make each layer's outputs on this batch more orthogonal; scale kept at 1.",
 )  # fmt: skip
 def orthogonal(
@@ -115,7 +115,7 @@ orthogonal_representations_ = in_place(orthogonal, "orthogonal_representations_"
 
 
 @register(
-    "haar", "control of daneshmand2021, section 5", control=True, auto="quick",
+    "haar", "control of daneshmand2021, section 5", control=True, auto="middle",
     doc="`orthogonal` with a random basis: gradients explode with depth (negative control).",
 )  # fmt: skip
 def whitened(model: nn.Module, inputs: Any, *, generator: torch.Generator | None = None, **options: Any) -> Treatment:
