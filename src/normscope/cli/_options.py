@@ -30,7 +30,7 @@ Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
 Models = Annotated[list[str], typer.Argument(help=MODEL_HELP, metavar="MODEL...")]
 ModelsOrConfig = Annotated[
     list[str] | None,
-    typer.Argument(help=f"{MODEL_HELP} Default: those of [tool.normscope] in pyproject.toml.", metavar="MODEL"),
+    typer.Argument(help=f"{MODEL_HELP} Default: those of the table tool.normscope in pyproject.toml.", metavar="MODEL"),
 ]
 Data = Annotated[str | None, typer.Option(help=DATA_HELP)]
 DataDir = Annotated[Path | None, typer.Option(help="Folder that holds the data set.")]
@@ -94,7 +94,7 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="TOML file with [tool.normscope]. Default: the nearest pyproject.toml that has one.",
+        help="TOML file with the table tool.normscope. Default: the nearest pyproject.toml that has one.",
         rich_help_panel=GUARD,
     ),
 ]
