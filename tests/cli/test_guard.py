@@ -201,7 +201,9 @@ def test_a_model_stands_where_its_name_is_bound(repository, model, line):
     assert place_of(model) == ("nets.py", line)
 
 
-@pytest.mark.parametrize("model", ["mlp:depth=3", "transformers:gpt2", "gone.py:make", "no.such.module:make"])
+@pytest.mark.parametrize(
+    "model", ["mlp:depth=3", "transformers:gpt2", "json:loads", "gone.py:make", "no.such.module:make", "torch.nn:ReLU"]
+)
 def test_a_model_of_no_file_has_no_place(repository, model):
     assert place_of(model) == ("", 0)
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from normscope.core.files import whole
-from normscope.core.load import split_arguments
+from normscope.core.load import split_arguments, users_own
 
 
 def place_of(model: str) -> tuple[str, int]:
@@ -17,7 +17,7 @@ def place_of(model: str) -> tuple[str, int]:
     """
     target, _, attribute = split_arguments(model)[0].rpartition(":")
     file = target if target.endswith(".py") else getattr(sys.modules.get(target), "__file__", None)
-    if not file:
+    if not file or not users_own(file):
         return "", 0
     try:
         body: list[ast.stmt] = ast.parse(whole(file)).body
