@@ -21,6 +21,8 @@ Sweeps
     with every finished cell in a store; ``normscope.tasks`` has the tasks.
 Claims
     `verify` the statements of the four papers: measured, compared, each with a control; ``normscope.claims``.
+Tests
+    ``normscope.testing``: `assert_trainable` for your own test files.
 Results
     `Profile` and `Record` (numbers with coordinates), `Diagnosis` and `Finding`, `UsageError` for bad input.
 """

@@ -71,6 +71,11 @@ def say(text: str) -> None:
     errors.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True, highlight=False)
 
 
+def warn(text: str) -> None:
+    """What a user should know, on standard error; nothing ends for it."""
+    errors.print(f"[bold yellow]warning:[/] {escape(text)}", soft_wrap=True, highlight=False)
+
+
 def say_stopped(stop: KeyboardInterrupt) -> None:
     """What Ctrl-C left behind, by the notes of the interrupt."""
     told = " ".join(["stopped.", *getattr(stop, "__notes__", [])])
@@ -79,7 +84,12 @@ def say_stopped(stop: KeyboardInterrupt) -> None:
 
 def print_json(data: Any) -> None:
     """One JSON document on standard output; non-finite numbers become null."""
-    sys.stdout.write(json.dumps(_finite(data), indent=2, default=str) + "\n")
+    sys.stdout.write(json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """One JSON document; non-finite numbers become null."""
+    return json.dumps(_finite(data), indent=2, default=str) + "\n"
 
 
 def _finite(data: Any) -> Any:

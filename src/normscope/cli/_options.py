@@ -9,6 +9,8 @@ import typer
 
 from normscope.cli._index import index
 
+#: Panels of the help.
+FILES, GUARD = "Files", "Guard in CI"
 MODEL_HELP = (
     "mlp:depth=32,norm=batch (also vgg:, resnet:), transformers:gpt2, timm:NAME, torchvision:NAME, or a callable, "
     "path/to/file.py:make or package.module:make, with arguments make,depth=3: it returns a module, a normscope.Step "
@@ -26,6 +28,10 @@ LOSS_HELP = (
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
 Models = Annotated[list[str], typer.Argument(help=MODEL_HELP, metavar="MODEL...")]
+ModelsOrConfig = Annotated[
+    list[str] | None,
+    typer.Argument(help=f"{MODEL_HELP} Default: those of the table tool.normscope in pyproject.toml.", metavar="MODEL"),
+]
 Data = Annotated[str | None, typer.Option(help=DATA_HELP)]
 DataDir = Annotated[Path | None, typer.Option(help="Folder that holds the data set.")]
 Count = Annotated[
@@ -43,9 +49,16 @@ Axis = Annotated[
 Seed = Annotated[int, typer.Option(help="Of the weights, the batch and dropout.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float64, bfloat16 or float16.")]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        help="A class of torch.optim with its arguments, adamw,lr=0.001, or file.py:fn, package.module:fn: a function "
+        "of the model that returns the optimizer. Default: the Step's own, else none."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
-Csv = Annotated[Path | None, typer.Option(help="Write every number as CSV.")]
-Parquet = Annotated[Path | None, typer.Option(help="Write every number as parquet.")]
+Csv = Annotated[Path | None, typer.Option(help="Write every number as CSV.", rich_help_panel=FILES)]
+Parquet = Annotated[Path | None, typer.Option(help="Write every number as parquet.", rich_help_panel=FILES)]
 Rates = Annotated[
     bool,
     typer.Option(
@@ -57,5 +70,32 @@ Rates = Annotated[
 Trial = Annotated[str, typer.Option(help="auto: up to 50 steps on copies (20 s); a number of steps; none.")]
 FailOn = Annotated[
     list[str] | None,
-    typer.Option(help="warning, error or a code such as NS101: exit with 1 if it was found; may be repeated."),
+    typer.Option(
+        help="warning, error or a code such as NS101: exit with 1 if it was found; may be repeated.",
+        rich_help_panel=GUARD,
+    ),
 ]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(help="Fail only for what is new or worse than in this file.", rich_help_panel=GUARD),
+]
+WriteBaseline = Annotated[
+    Path | None, typer.Option(help="Write what is found into this file, and accept it.", rich_help_panel=GUARD)
+]
+OutputFormat = Annotated[
+    str | None,
+    typer.Option(help="text (default), json, github (annotations), sarif or junit.", rich_help_panel=GUARD),
+]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option(help="Write that format into this file; the text goes to the terminal.", rich_help_panel=GUARD),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="TOML file with the table tool.normscope. Default: the nearest pyproject.toml that has one.",
+        rich_help_panel=GUARD,
+    ),
+]
+NoConfig = Annotated[bool, typer.Option("--no-config", help="Read no configuration.", rich_help_panel=GUARD)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normscope.cli._app import console
+from normscope.cli._options import FILES
 from normscope.core.errors import UsageError
 from normscope.core.faces import Shown, show
 from normscope.core.files import check, write
@@ -52,6 +53,10 @@ class Pages:
         if any(asdict(self).values()):
             from normscope.report import html as _page  # noqa: F401
 
+    def absolute(self) -> Pages:
+        """The same files, for a command that works in another folder."""
+        return Pages(**{kind: absolute(path) for kind, path in asdict(self).items()})
+
     def writers(self, made: Shown | Callable[[], Any]) -> dict[Path | None, Writer]:
         """Writers of a result, or of the sheet that is made when it is needed, for `attempt`."""
 
@@ -61,6 +66,11 @@ class Pages:
             )
 
         return {path: writer(kind) for kind, path in asdict(self).items()}
+
+
+def absolute(path: Path | None) -> Path | None:
+    """A path that holds in any folder."""
+    return path.absolute() if path is not None else None
 
 
 NO_PAGES = Pages()
@@ -75,7 +85,7 @@ def with_pages(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter)
             continue
         for kind, text in PAGES.items():
-            asked = Annotated[Path | None, typer.Option(f"--{kind}", help=text)]
+            asked = Annotated[Path | None, typer.Option(f"--{kind}", help=text, rich_help_panel=FILES)]
             parameters.append(parameter.replace(name=kind, annotation=asked, default=None))
 
     @wraps(command)

@@ -16,7 +16,15 @@ from normscope.call.losses import LOSSES
 from normscope.call.step import MODES, Step
 from normscope.call.targets import what
 from normscope.core.errors import DoesNotRun, UsageError, seed_of, unknown, whole_number
-from normscope.core.load import Crashed, call_object, load_object, origin, user_error
+from normscope.core.load import (
+    Crashed,
+    arguments_of,
+    call_object,
+    load_object,
+    origin,
+    split_arguments,
+    user_error,
+)
 from normscope.core.memory import does_not_fit
 from normscope.core.spec import FAMILIES
 from normscope.core.tensors import device_of
@@ -51,6 +59,7 @@ class Given:
     seed: int = 0
     device: str = "cpu"
     dtype: str | None = None
+    optimizer: str | None = None
     #: How many batches of that size are wanted, in one.
     times: int = 1
 
@@ -81,7 +90,8 @@ class Given:
         parts["inputs"] = mapped(parts.get("inputs"), cast)
         source = OWN if batch is None else batch.name
         with running(name, source, parts):
-            return Step(**parts) if batch is None else _made(parts), source
+            step = Step(**parts) if batch is None else _made(parts)
+        return step if self.optimizer is None else replace(step, optimizer=optimizer_of(self.optimizer, model)), source
 
     def _check(self) -> None:
         """What can be told before a file of the user's runs."""
@@ -188,6 +198,34 @@ def loss_named(name: str | None) -> Any:
             f"--loss must be a callable (outputs, targets), a torch loss module or its class; {name} is a "
             f"{type(found).__name__}."
         )
+    return found
+
+
+def optimizer_of(name: str, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that a name makes for a model: ``adamw,lr=0.001`` of torch's, given the parameters, or what
+    ``file.py:fn`` returns, given the model.
+    """
+    known = {kind.__name__.lower(): kind for kind in vars(torch.optim).values() if isinstance(kind, type)}
+    known.pop("optimizer", None)
+    short, _, rest = name.partition(",")
+    if ":" in short:
+        plain, given = split_arguments(name)
+        made = load_object(plain)
+    elif short.lower() in known:
+        made, given = known[short.lower()], arguments_of(rest.split(",") if rest else [], name)
+    else:
+        raise unknown("optimizer", short, [*known, "file.py:fn", "package.module:fn"])
+    if not callable(made):
+        raise UsageError(f"--optimizer must be a class or a function of the model; {name} is a {type(made).__name__}.")
+    of = model.parameters() if isinstance(made, type) and issubclass(made, torch.optim.Optimizer) else model
+    try:
+        found = made(of, **given)
+    except Exception as error:
+        if ":" in short:
+            raise user_error(f"Calling {name}", error) from error
+        raise UsageError(f"{name} makes no optimizer of this model: {type(error).__name__}: {error}.") from error
+    if not isinstance(found, torch.optim.Optimizer):
+        raise UsageError(f"--optimizer must make a torch optimizer; {name} made a {type(found).__name__}.")
     return found
 
 

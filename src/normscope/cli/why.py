@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -11,15 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normscope.cli import _options as option
-from normscope.cli._app import CRASHED, app, console, errors, print_json, say
-from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, with_pages
-from normscope.cli.diagnose import check_fail_on, failed, trial_of, writers
+from normscope.cli._app import CRASHED, app, console, errors, say
+from normscope.cli._outputs import NO_PAGES, Pages, attempt, with_pages
+from normscope.cli.diagnose import trial_of, writers
 
 if TYPE_CHECKING:
+    from normscope.findings import Finding
     from normscope.findings.diagnosis import Diagnosis
 
 #: Exit code where nothing can be said: no training step was seen.
 UNCLEAR = 4
+#: Of what ``why --json`` prints: that of ``diagnose`` and what is known of the script.
+SCHEMA = "normscope.why/1"
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
@@ -35,6 +39,12 @@ def why(
     pages: Pages = NO_PAGES,
     json: option.Json = False,
     fail_on: option.FailOn = None,
+    baseline: option.Baseline = None,
+    write_baseline: option.WriteBaseline = None,
+    output_format: option.OutputFormat = None,
+    output_file: option.OutputFile = None,
+    config: option.ConfigFile = None,
+    no_config: option.NoConfig = False,
 ) -> None:
     """Run a training script unchanged up to its first steps, and say why it does not train.
 
@@ -42,12 +52,15 @@ def why(
     files that it writes until then are written; trackers are told to stay offline. Exit code 0: fine, 1: --fail-on
     fired, 2: misuse, 3: the script crashed, 4: no training step was seen.
     """
+    from normscope.cli._config import configuration
+    from normscope.cli._guard import Guard
     from normscope.cli._shared import quiet
     from normscope.findings.diagnosis import content
     from normscope.findings.why import run
 
-    check_fail_on(fail_on or [])
-    pages.check()
+    read = configuration(config, no_config)
+    guard = Guard.of(read, fail_on, baseline, write_baseline, output_format, output_file, json)
+    pages.check(**{"write-baseline": guard.write_to, "output-file": guard.file})
     tried = trial_of(trial)
     alone = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
     if alone:
@@ -55,24 +68,20 @@ def why(
             f"running {script} as it is, up to {steps} optimizer steps; what it writes until then it writes",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
-    with redirect_stdout(sys.stderr) if json else quiet():
+    with quiet() if guard.talks else redirect_stdout(sys.stderr):
         found = run(script, args or [], steps=steps, max_seconds=max_seconds, module=module, trial=tried, rates=rates)
     if not alone:
         return
     diagnoses = [replace(d, facts={**d.facts, "data": script}) for d in found.diagnoses]
-    lost = None
-    if diagnoses:
-        report = content(diagnoses)
-        written, lost = attempt(writers(report, pages))
-        if not json:
-            from normscope.report import terminal
+    told = {"schema": SCHEMA, "script": script, "ended": found.ended, "crash": found.crash, "missing": found.missing}
 
-            terminal.render(report, console)
-            _places(diagnoses)
-            say_written(written)
-    if json:
-        told = {"script": script, "ended": found.ended, "crash": found.crash, "missing": found.missing}
-        print_json(told | {"models": [d.to_dict() for d in diagnoses]})
+    judged = guard.judge(diagnoses, lambda i, finding: _place(diagnoses[i], finding, script))
+    report = content(judged.diagnoses) if diagnoses else None
+    made = writers(report, pages) if report else {}
+    written, lost = attempt({**made, **guard.files(judged, **told)})
+    guard.show(judged, report, written, **told)
+    if guard.talks:
+        _places(judged.diagnoses)
     if reasons := "" if found.crash else "; ".join(found.missing):
         say(f"A training step must be seen; {reasons}. Let the script get to optimizer.step(), or raise --max-seconds.")
     if found.crash:
@@ -83,13 +92,26 @@ def why(
         raise typer.Exit(CRASHED)
     if not diagnoses:
         raise typer.Exit(UNCLEAR)
-    if failed(diagnoses, fail_on or []):
+    if judged.fails:
         raise typer.Exit(1)
 
 
-def _places(diagnoses: list[Diagnosis]) -> None:
+def _places(diagnoses: Sequence[Diagnosis]) -> None:
     """Where in the script what was found stands."""
     for d in diagnoses:
         for what, where in d.facts["places"].items():
             named = what if what.startswith("the ") else f"module {what}"
             console.print(f"  {d.label}: {named} at {where}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _place(d: Diagnosis, finding: Finding, script: str) -> tuple[str, int]:
+    """File and line for a finding: of its module's class, of the loss, of the optimizer, or the script's first."""
+    from normscope.cli._places import shown
+
+    places = d.facts["places"]
+    usual = "the loss" if finding.code.startswith("NS7") else "the optimizer"
+    file, _, rest = (places.get(finding.name) or places.get(usual, "")).partition(":")
+    line = rest.partition(" ")[0]
+    if line.isdecimal():
+        return shown(file), int(line)
+    return (shown(script), 1) if os.path.isfile(script) else ("", 0)

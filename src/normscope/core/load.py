@@ -203,6 +203,11 @@ def _elsewhere(name: str, folder: Path) -> bool:
     return isinstance(file, str) and name != "__main__" and file not in mine and not _foreign(file)
 
 
+def users_own(file: str) -> bool:
+    """Whether a source file is the user's own."""
+    return not _foreign(file)
+
+
 def _foreign(file: str) -> bool:
     """Whether a source file is normscope's, Python's, or an installed package's: not the user's own."""
     return file.startswith((*_OURS, *_STANDARD)) or _installed(file)

@@ -1,4 +1,4 @@
-"""Numbers in words, and the version."""
+"""Numbers in words, labels told apart, the version and the homepage."""
 
 from __future__ import annotations
 
@@ -19,3 +19,24 @@ def version() -> str:
         return version("normscope")
     except PackageNotFoundError:
         return "unknown"
+
+
+def homepage() -> str:
+    """Where the documentation is published, by the package's metadata; "" where it does not say."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        pairs = [line.partition(", ") for line in metadata("normscope").get_all("Project-URL") or ()]
+    except PackageNotFoundError:
+        return ""
+    return next((url for label, _, url in pairs if label.lower() == "documentation"), "")
+
+
+def distinct(labels: list[str]) -> list[str]:
+    """Labels of which no two are alike: the second of a name has (2) behind it."""
+    seen: dict[str, int] = {}
+    out = []
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        out.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return out

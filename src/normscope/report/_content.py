@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from normscope.core.errors import UsageError
+from normscope.core.words import distinct
 
 if TYPE_CHECKING:
     import polars
@@ -73,7 +74,7 @@ def of_diagnoses(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Co
     """Several diagnoses as the tables of one report; equal labels are told apart by a number."""
     import polars as pl
 
-    labels = _distinct([d.label for d in diagnoses])
+    labels = distinct([d.label for d in diagnoses])
     tables, rows, facts = [], [], []
     for label, d in zip(labels, diagnoses, strict=True):
         tables.append(d.profile.frame().select(pl.lit(label).alias("model"), pl.all()))
@@ -87,12 +88,3 @@ def of_diagnoses(diagnoses: Sequence[Diagnosis], title: str | None = None) -> Co
         pl.DataFrame(rows, schema=schema),
         tuple(facts),
     )
-
-
-def _distinct(labels: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    out = []
-    for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        out.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return out
