@@ -17,6 +17,7 @@ from normscope.call.reach import Reach
 from normscope.call.step import Step, copied
 from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, unknown
+from normscope.core.memory import check_copies
 from normscope.findings.readings import Reading, read
 from normscope.init import CURES, Cure, Treatment
 from normscope.init.wrappers import off_centre
@@ -80,6 +81,7 @@ def treat(
 def _all_or_nothing(model: nn.Module) -> Iterator[None]:
     """The model as it was, modules and numbers, if the block raises: the first of several cures may be done by then."""
     held = Reach.of([model])
+    check_copies(model.parameters(), 1, "a copy")
     numbers = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
     try:
         yield
