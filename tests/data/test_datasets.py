@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 
 from normscope.core.errors import UsageError
-from normscope.data import datasets
 from normscope.data.datasets import CHECKSUMS, DATASETS, describe, load
 
 REAL = os.environ.get("NORMSCOPE_DATA_DIR")
@@ -134,12 +133,6 @@ def test_digits_have_the_labels_of_scikit_learn():
 
     expected = np.delete(load_digits().target, [i for i in range(1797) if i // 10 % 5 == 4])
     assert load("digits").targets.tolist() == expected.tolist()
-
-
-def test_digits_do_not_need_the_table_where_scikit_learn_keeps_it(monkeypatch):
-    usual = load("digits")
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda _: None)
-    assert torch.equal(load("digits").inputs, usual.inputs)
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 1440), ("test", 357)])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from normscope.call.reach import MOST_BYTES, Place, Reach, retupled
 from normscope.call.surroundings import Surroundings
+from normscope.core.memory import check_copies
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -127,6 +128,7 @@ class _Entry:
         torch._C._set_grad_enabled(True)
         registered = {id(t) for m in self.reach.modules for t in (*m._parameters.values(), *m._buffers.values())}
         copies = self.copies = dict(self.given)
+        check_copies((t for key, t in self.reach.tensors.items() if key in registered - copies.keys()), 1, "a copy")
         plain = 0
         for key, tensor in self.reach.tensors.items():
             if key in copies:

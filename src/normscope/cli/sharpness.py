@@ -16,6 +16,7 @@ from normscope.cli import _options as option
 from normscope.cli._app import app, console, errors, print_json
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, with_pages
 from normscope.core.errors import MANY, UsageError, finite_number, whole_number
+from normscope.core.words import amount
 
 if TYPE_CHECKING:
     from normscope.call.step import Step
@@ -98,7 +99,7 @@ def sharpness(
         console.print(str(found), highlight=False, markup=False, soft_wrap=True)
         if expected is not None:
             console.print(
-                f"  theory          lambda_max {expected:.4g} at infinite width, leading order", highlight=False
+                f"  theory          lambda_max {amount(expected, 4)} at infinite width, leading order", highlight=False
             )
         console.print("  rates           " + _rates(stable, momentum, weight_decay), highlight=False, soft_wrap=True)
         if lr is not None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from normscope.core.errors import UsageError
-from normscope.core.extra import MissingExtra
 from normscope.core.files import check
 from normscope.core.registry import Registry
 
@@ -50,10 +49,12 @@ class Shown:
         show("as.file", show(self.face, self), path)
 
     def _repr_html_(self) -> str | None:
-        """The notebook cell; without the extra ``report`` the notebook shows the ``repr``."""
+        """The notebook cell; where it cannot be drawn (no extra ``report``, too few addresses) the notebook shows the
+        ``repr``.
+        """
         try:
             return str(show("as.cell", show(self.face, self, brief=True)))
-        except MissingExtra:
+        except UsageError:
             return None
 
 

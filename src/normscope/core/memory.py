@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from normscope.core.errors import UsageError
 
 #: Environment variables that set, in bytes or as ``8GB``, what may be taken at once, and how large a file may be.
 MEMORY, FILE = "NORMSCOPE_MEMORY", "NORMSCOPE_MAX_FILE"
+#: What is less is taken without a look at what is free.
+LEAST = 1 << 26
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -47,7 +51,8 @@ def available() -> int:
         free.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
     with suppress(OSError, ValueError):  # none, or "max"
         limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
-        free.append(max(int(limit) - int(used), 0))
+        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        free.append(max(int(limit) - int(used) + int(stat.get("inactive_file", 0)), 0))  # files read are let go of
     with suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         free.append(max(addresses() - pages * os.sysconf("SC_PAGE_SIZE"), 0))
@@ -72,11 +77,20 @@ def largest_file() -> int:
 
 def check_room(needed: float, what: str, do: str) -> None:
     """``UsageError`` if ``needed`` bytes are more than is `available`; ``what`` takes them, the start of a sentence."""
-    if needed > 1 << 26 and needed > (free := available()):
+    if needed > LEAST and needed > (free := available()):
         raise UsageError(
             f"{what} must fit in memory; it takes about {shown(needed)}, and {shown(free)} are free. {do} "
             f"({MEMORY}=64GB says that there is more.)"
         )
+
+
+def check_copies(tensors: Iterable[Any], times: int, what: str, itemsize: int = 0) -> None:
+    """`check_room` for so many tensors like each of a model's, of those in main memory; ``what``: what they will be.
+
+    itemsize: bytes of an entry where they have another type.
+    """
+    needed = times * sum(t.numel() * (itemsize or t.element_size()) for t in tensors if t.device.type == "cpu")
+    check_room(needed, f"What is made beside the model ({what})", "Take a smaller net of its kind: fewer layers, say.")
 
 
 def does_not_fit(error: BaseException) -> bool:

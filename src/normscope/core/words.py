@@ -11,6 +11,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
 
 
+def amount(number: float, digits: int = 2) -> str:
+    """A number in a sentence: ``3.2``, ``4.1e+05``; what hardly fits into float32 in words, ``beyond 1e30``."""
+    if abs(number) > 1e30:
+        return "beyond 1e30"
+    if 0 < abs(number) < 1e-30:
+        return "below 1e-30"
+    return f"{number:.{digits}g}"
+
+
 def version() -> str:
     """The library's version."""
     from importlib.metadata import PackageNotFoundError, version

@@ -17,6 +17,7 @@ from normscope.call.taps import normalizers, untrained_statistics
 from normscope.call.targets import by_class, cast_targets, what
 from normscope.call.traceless import simple
 from normscope.core.errors import UsageError
+from normscope.core.memory import check_copies
 from normscope.curvature._options import Options, select
 from normscope.curvature._outputs import tidy, unrowed
 from normscope.curvature._precision import in_full, in_full_precision, working_dtype
@@ -52,6 +53,7 @@ class Function:
                 "Curvature needs real parameters; this model has complex ones. Write them as pairs of real numbers."
             )
         self.dtype = options.dtype or working_dtype(self.originals[0].dtype, self.device)
+        check_copies(self.originals, 3, "a copy, a direction and its product", self.dtype.itemsize)
         self.theta = [p.detach().to(self.dtype, copy=True) for p in self.originals]  # a forward pass may write to it
         self.sizes = [p.numel() for p in self.theta]
         self.p = sum(self.sizes)

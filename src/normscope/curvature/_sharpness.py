@@ -33,6 +33,10 @@ EDGE_STEPS = 6
 BUDGET = 60.0
 
 
+#: What a largest eigenvalue of zero means.
+FLAT = "no curvature is left in these digits, as behind a saturated softmax or dead units"
+
+
 @dataclass(frozen=True)
 class Sharpness(Shown):
     r"""The curvature of a model's loss on one batch, as its Fisher / Gauss-Newton matrix F (p, p) sees it, per sample.
@@ -99,7 +103,9 @@ class Sharpness(Shown):
             f"Sharpness ({where})",
             f"  lambda_max      {self.lambda_max:.5g} +- {self.error:.1g}   ({self.method}, {self.products:g} "
             "products)",
-            f"  max stable lr   {self.max_stable_lr:.4g} = 2 / lambda_max, linear stability of gradient descent",
+            f"  max stable lr   {self.max_stable_lr:.4g} = 2 / lambda_max, linear stability of gradient descent"
+            if self.lambda_max > 0
+            else f"  max stable lr   cannot be told: {FLAT}",
         ]
         if not math.isnan(self.mean):
             spread = f"{self.mean:.4g} +- {self.mean_stderr:.1g}, second moment {self.second_moment:.4g}"

@@ -16,6 +16,7 @@ from torch import nn
 from normscope.call.step import Step
 from normscope.core import spec as _spec
 from normscope.core.errors import UsageError, brief, seed_of, unknown
+from normscope.core.extra import needs_extra
 from normscope.core.load import arguments_of, call_object, callable_object, load_object, split_arguments
 from normscope.core.memory import check_room
 from normscope.core.registry import Registry
@@ -171,12 +172,10 @@ for _family in _spec.FAMILIES:
 
 def _imported(package: str) -> Any:
     try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UsageError(
-            f"{package}:... needs the package {package!r}, which does not import here ({error}). "
-            f"Install it with: pip install {package}"
-        ) from error
+        with needs_extra(f"{package}:... needs", "transformers", "" if package == "transformers" else package):
+            return importlib.import_module(package)
+    except UsageError:
+        raise
     except Exception as error:  # a torchvision built for another torch raises RuntimeError, for one
         raise UsageError(
             f"{package!r} is installed but does not import here: {type(error).__name__}: {error}. "

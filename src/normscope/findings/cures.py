@@ -18,6 +18,7 @@ from normscope.call.reach import Reach
 from normscope.call.step import Step, copied
 from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, unknown
+from normscope.core.memory import check_copies
 from normscope.findings.checkup.trial import RACES, raced
 from normscope.findings.readings import Reading, lambda_max, read
 from normscope.init import CURES, Cure, Treatment
@@ -87,6 +88,7 @@ def treat(
 def _all_or_nothing(model: nn.Module) -> Iterator[None]:
     """The model as it was, modules and numbers, if the block raises: the first of several cures may be done by then."""
     held = Reach.of([model])
+    check_copies(model.parameters(), 1, "a copy")
     numbers = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
     try:
         yield

@@ -18,6 +18,7 @@ from normscope.call.step import Step
 from normscope.core import favourites
 from normscope.core.errors import UsageError, flag, shown, whole_number
 from normscope.core.faces import Shown, show
+from normscope.core.memory import check_room, does_not_fit
 from normscope.core.records import Profile
 from normscope.core.words import version
 from normscope.findings import Finding, find
@@ -330,7 +331,9 @@ def _with_prediction(at: Step, profile: Profile, facts: dict[str, Any]) -> Profi
         if predicted is None and at.device.type == "cpu" and at.step is None:
             predicted = program_overlay(at, profile, metrics=favourites.FEW)
     except Exception as error:  # whatever fails beside a finished measurement must not lose it
-        facts["notes"].append(f"no prediction beside it: {type(error).__name__}: {error}")
+        named = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+        why = "it does not fit in memory" if does_not_fit(error) else named
+        facts["notes"].append(f"no prediction beside it: {why}")
         return profile
     if predicted is None:
         return profile
@@ -351,6 +354,7 @@ def _check_inputs(at: Step) -> None:
     for name, value in named:
         if not (isinstance(value, Tensor) and value.is_floating_point() and value.dim()):
             continue
+        check_room(1.25 * value.numel() * value.element_size(), "A look at the batch", "Take fewer samples.")
         wrong = (
             value.isnan() if "mask" in name else ~value.isfinite()
         )  # an additive mask is minus infinity where it hides

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from normscope.core.records import Record
+from normscope.core.words import amount
 from normscope.findings._rules import Hit, View, rule, settles, where
 
 #: Participation ranks, from trained nets (docs/findings.md): nets without skip connections that ended below
@@ -231,7 +232,7 @@ def signal_scale(view: View) -> Iterator[Hit]:
             "rms",
             factor,
             SCALE if factor > 1 else 1 / SCALE,
-            f"the rms activation {verb} from {first:.2g} to {last:.2g} over {len(curve)} layers",
+            f"the rms activation {verb} from {amount(first)} to {amount(last)} over {len(curve)} layers",
             severity,
         )
 

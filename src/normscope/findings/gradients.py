@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from normscope.core.records import Record
+from normscope.core.words import amount
 from normscope.findings._rules import Hit, View, rule, where
 
 RATIO_INFO, RATIO_WARNING, RATIO_ERROR = 100.0, 300.0, 1e4
@@ -192,7 +193,7 @@ def _ratio(view: View, *, upward: bool) -> Iterator[Hit]:
         "gradient_norm",
         ratio,
         limit,
-        f"the gradient norm is {curve[-1].value:.2g} at {where(curve[-1])} and {curve[0].value:.2g} at "
+        f"the gradient norm is {amount(curve[-1].value)} at {where(curve[-1])} and {amount(curve[0].value)} at "
         f"{where(curve[0])}: x {rate:.3g} a layer on its way back",
         "error" if severe else "info" if mild else "warning",
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import first_tensor
 from normscope.call.step import Step, check_model, unwrap
 from normscope.core.errors import UsageError
+from normscope.core.memory import check_copies
 from normscope.core.tensors import checked_generator
 
 Treatable = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -273,6 +274,7 @@ def in_order(
 @contextmanager
 def all_or_nothing(layers: list[Layer]) -> Iterator[None]:
     """Weights and biases of the layers as they were, if the block raises."""
+    check_copies((p for layer in layers for p in layer.module.parameters(recurse=False)), 1, "a copy")
     before = [(p, p.detach().clone()) for layer in layers for p in layer.module._parameters.values() if p is not None]
     try:
         yield

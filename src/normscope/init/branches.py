@@ -25,7 +25,7 @@ from normscope.init._layers import (
 )
 
 #: Samples that the passes look at (chosen by us: where a gradient goes is a matter of the net's structure).
-SEEN = 16
+SEEN = 8
 
 
 @register(
@@ -41,7 +41,7 @@ def zero_branches(model: nn.Module, inputs: Any, *, generator: torch.Generator |
 
     A layer ends a branch if its input depends on some layer that, with zeros in it, no gradient reaches any more, while
     one still reaches the inputs (by the skip) and the zeros themselves (else they would stay: an activation follows):
-    two or three forward and backward passes a layer, on the first 16 samples. Branches of a single layer look like
+    two or three forward and backward passes a layer, on the first 8 samples. Branches of a single layer look like
     shortcuts and are left alone, and so is the attention without which the output would not see the inputs. Paths that
     are multiplied or concatenated instead of added cannot be told from branches.
 

@@ -11,7 +11,7 @@ from normscope.core.extra import needs_extra
 from normscope.probing.tracker import Tracker
 from normscope.probing.writers import ParquetWriter, as_writers
 
-with needs_extra("normscope.integrations.transformers needs", "'transformers[torch]'"):
+with needs_extra("normscope.integrations.transformers needs", "transformers"):
     from transformers import TrainerCallback as _TrainerCallback
 
 

@@ -196,10 +196,14 @@ def spectrum(
         else:
             weights, gap = found
             start, expected = g.directions.make(weights[:, None]), g.directions.expected or EXPECTED[1]
+    everyone = torch.empty(0)
     if chosen == "directions":
-        assert g.factor is not None
         assert g.directions is not None
         everyone = g.directions.make(torch.eye(g.directions.count, dtype=torch.float64, device=g.device))
+        if not bool(everyone.any()):  # softmax outputs of one class: no direction is left
+            chosen = "lanczos"
+    if chosen == "directions":
+        assert g.factor is not None
         ritz = from_directions(g.factor.T, everyone, k=k, tol=tol, max_products=max_products, progress=progress)
     else:
         noise = 0.0

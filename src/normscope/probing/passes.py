@@ -21,6 +21,7 @@ from normscope.call.step import Step
 from normscope.call.taps import Tap, find_taps, normalizers, observed, untrained_statistics
 from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, flag
+from normscope.core.memory import LEAST, check_copies, check_room
 from normscope.core.records import Profile, Record
 from normscope.geometry.metrics import METRICS, Metric
 from normscope.geometry.shapes import configuration
@@ -187,6 +188,7 @@ def collect(
     out = Collection()
     samples, root = at.rows, at.root
     own = at.step is not None or at.targets is not None or bool(at.criterion.kind)
+    kept: list[int] = []  # bytes of outputs since memory was last looked at
     recording = True  # a checkpointed segment runs again inside the backward pass
 
     def rows(tap: Tap, x: Tensor) -> Tensor | None:
@@ -208,6 +210,7 @@ def collect(
         def watch(tap: Tap, call: int, x: Tensor) -> None:
             if not recording:
                 return
+            _room_behind(tap, x, kept)
             seen = recorder.look(tap, tap.layer, call, x)
             if seen is None:
                 out.without_batch.append(tap.name)
@@ -220,6 +223,8 @@ def collect(
         source = Tap("", nn.Identity(), weighted=True)
         entry = next((x for x in leaves if rows(source, x) is not None), None)
         entry = entry if entry is not None else first_tensor(list(tensors((args, kwargs))))
+        if entry is not None:
+            _room_behind(source, entry, kept)
         first = None if entry is None else recorder.look(source, 0, 0, entry)
         drift = list(_drift_hooks(root, out.drift))
         with torch.set_grad_enabled(backward is not False):
@@ -238,11 +243,25 @@ def collect(
                 return
             _differentiate(at, whole, leaves, entry, first, recorder, out)
 
+    parts = list(root.parameters())
+    moved = [p for p in parts if p.requires_grad and backward is not False]
+    check_copies([*parts, *moved], 1, "a copy, and gradients" if moved else "a copy")
     at.run(work)
     recorder.finish()
     if recorder.latest:
         out.hidden = recorder.latest[0 if len(out.seen) > 2 else -1]
     return out
+
+
+def _room_behind(tap: Tap, x: Tensor, kept: list[int]) -> None:
+    """``UsageError`` where the layers behind this one would fill the memory: an output like its own, a gradient, and
+    what measures both, in float64.
+    """
+    kept.append(x.numel() * x.element_size() if x.device.type == "cpu" else 0)
+    if sum(kept) > LEAST:
+        behind = f"What the layers behind {tap.name or 'the input'} put out, and its measurement,"
+        check_room(max(4 * kept[-1], LEAST + 1), behind, "Take fewer samples: -n, rows of the inputs.")
+        kept.clear()
 
 
 def _functional_norms(mode: Functions, root: nn.Module, out: Collection) -> None:

@@ -30,6 +30,7 @@ def models(
         {
             "label": name,
             "verdict": content.facts_of(name).get("verdict", ""),
+            "headline": headline(content.facts_of(name)),
             "conditions": conditions(content.facts_of(name)),
             "tally": tally(content.findings_of(name)),
             "findings": [finding(f) for f in content.findings_of(name)],
@@ -101,6 +102,18 @@ def conditions(fact: Mapping[str, Any]) -> list[str]:
         ("seconds", "{} s", lambda s: _labels.number(s, 2)),
     )
     return [text.format(write(fact[key])) for key, text, write in parts if fact.get(key) not in (None, "")]
+
+
+def headline(fact: Mapping[str, Any]) -> list[str]:
+    """The numbers that one looks for first, where they were asked for: λ_max with its rate, the rates that train."""
+    said = []
+    if (top := fact.get("lambda_max")) is not None:
+        rate = _labels.number(fact.get("max_stable_lr"))
+        said.append(f"λ_max {_labels.number(top)}: gradient descent is linearly stable up to the rate {rate}.")
+    for r in fact.get("rates") or ():
+        trains = f"trains up to the rate {_labels.number(r.largest)}, best {_labels.number(r.best)}"
+        said.append(f"{r.optimizer}: {'no rate trains' if math.isnan(r.largest) else trains}.")
+    return said
 
 
 def facts(content: Content) -> dict[str, Any]:

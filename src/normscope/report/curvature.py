@@ -84,7 +84,8 @@ def of_sharpness(sharpness: Sharpness, brief: bool = False) -> Sheet:
         ["optimiser", "largest stable rate"], [[k, _labels.number(v, 4)] for k, v in s.rates().items()], numeric=[1]
     )
     notes = [*s.warnings, *(f"not computed: {what} ({why})" for what, why in s.skipped.items())]
-    return Sheet("Sharpness", [
+    found = f"λ_max {_labels.number(s.lambda_max)}, largest stable rate {_labels.number(s.max_stable_lr)}"
+    return Sheet(f"Sharpness: {found if s.lambda_max > 0 else 'no curvature is left'}", [
         Section("", facts=facts, charts=drawn, notes=notes),
         Section("Linear stability (momentum 0.9)", table=rates),
     ])  # fmt: skip

@@ -65,7 +65,7 @@ def sheet_of(content: Content, *, brief: bool = False, quiet: bool = False) -> S
     sections += [] if brief else [rates.section(tried, of) for of, tried in rated]
     return Sheet(
         content.title, sections if brief else [*sections, _facts(content)], cards=[] if quiet else [
-            Card(m["label"], m["verdict"], m["tally"], m["conditions"]) for m in models],
+            Card(m["label"], m["verdict"], m["tally"], m["conditions"], m["headline"]) for m in models],
         names=content.models, sources=sorted({at.source for at in scene.layers} - {"measured"}), rows=rows,
         data=_packed(rows, columns), main=PANEL if any(c.key in PANEL for c in drawn) else (),
     )  # fmt: skip

@@ -92,7 +92,7 @@ def _drawn(found: Rates) -> Chart:
         for rate, losses, stayed in sorted(found.runs)
         if rate < 4 * high  # what rises far above says nothing more
     ]  # fmt: skip
-    x = Axis("rate", "learning rate", scale={"type": "log", "nice": False})
+    x = Axis("rate", "learning rate", scale={"type": "log", "nice": False, "padding": 8})
     y = measure("loss", f"loss after {found.steps} steps", [p["loss"] for p in points])
     across = x.channel()
     ends = {"low": low, "high": high if math.isfinite(high) else low}
@@ -110,7 +110,8 @@ def _drawn(found: Rates) -> Chart:
 def _ruled(name: str, rate: float, i: int, across: Spec) -> Spec:
     """An upright line at a rate, with its name beside it."""
     line = layer({"type": "rule", "strokeDash": [6, 3]}, {})
-    word = layer({"type": "text", "align": "left", "dx": 4}, {"y": {"value": 8 + 13 * i}, "text": {"field": "line"}})
+    word = layer({"type": "text", "align": "left", "dx": 4, "dy": -8 - 13 * i},
+                 {"y": {"value": "height"}, "text": {"field": "line"}})  # fmt: skip
     return {
         "data": {"values": [{"rate": rate, "line": name}]},
         "encoding": {"x": across, "tooltip": {"field": "line", "type": "nominal"}},

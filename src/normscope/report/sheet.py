@@ -56,12 +56,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Card:
-    """A model at the head of a page: its verdict and how it was measured."""
+    """A model at the head of a page: its verdict, its main numbers, and how it was measured."""
 
     label: str
     verdict: str
     tally: str
     conditions: Sequence[str]
+    headline: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

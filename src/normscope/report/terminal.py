@@ -67,6 +67,8 @@ def _verdict(console: Console, content: Content, name: str, rows: Sequence[Layer
     console.print(Text.assemble(("● ", colour), _text(name, "bold"), overflow="fold"))
     if fact.get("verdict"):
         console.print(_indented(_text(fact["verdict"])))
+    for line in _rows.headline(fact):
+        console.print(_indented(_text(line, "bold")))
     notes = [f"note: {note}" for note in fact.get("notes") or ()]
     for line in (*_lines(_rows.conditions(fact), console.width - 2), *notes):
         console.print(_indented(_text(line, "dim")))

@@ -93,7 +93,7 @@ def _drawn(metric: str, means: pl.DataFrame, found: Transfer) -> Chart | None:
         points.append({"metric": metric, **there, "low": low, "high": high})
     depths = list(dict.fromkeys(p["depth"] for p in points))
     widths = sorted({p["width"] for p in points})
-    x = Axis("width", "width", scale={"type": "log", "nice": False}, ticks={"values": widths})
+    x = Axis("width", "width", scale={"type": "log", "nice": False, "padding": 8}, ticks={"values": widths})
     y = measure("value", "rate" if metric in ("best", "largest") else "size", [p["value"] for p in points], log=True)
     told = [tip("width"), tip("depth"), tip("value", title(metric), ".3~g"), tip("low", "from", ".3~g"),
             tip("high", "to", ".3~g")]  # fmt: skip

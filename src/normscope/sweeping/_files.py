@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from normscope.core.errors import UsageError
+from normscope.core.extra import needs_extra
 from normscope.core.files import expanded, path_text, put
 
 
@@ -111,12 +112,8 @@ class Remote:
     """Any fsspec file system: whole objects are put, which object stores do atomically; nothing is renamed."""
 
     def __init__(self, url: str) -> None:
-        try:
+        with needs_extra(f"A store at {url} needs", package="fsspec"):
             from fsspec.core import url_to_fs  # type: ignore[import-untyped, unused-ignore]
-        except ImportError as error:
-            raise UsageError(
-                f"A store at {url} needs fsspec, which is not installed. Run: pip install fsspec"
-            ) from error
         try:
             self.fs, root = url_to_fs(url)
         except (ImportError, ValueError) as error:

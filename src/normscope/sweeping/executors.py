@@ -15,11 +15,11 @@ from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 from normscope.core.errors import UsageError, noted
+from normscope.core.extra import needs_extra
 from normscope.sweeping import _work
 
 #: A cluster of this machine listens here alone: whoever reaches a scheduler can run code on it.
 LOOPBACK = "127.0.0.1"
-MISSING_DASK = "{} needs Dask, which is not installed ({}). Run: pip install 'normscope[dask]'"
 
 
 class Pool:
@@ -121,10 +121,8 @@ def pool_of(executor: Any, workers: int | None = None) -> Pool:
 @contextmanager
 def dask(scheduler: str | None = None, workers: int | None = None) -> Iterator[Any]:
     """A Dask client: of the running cluster at ``scheduler`` (``tcp://host:port``), or of a new one on this machine."""
-    try:
+    with needs_extra("--scheduler needs" if scheduler else "A Dask cluster needs", "dask"):
         from distributed import Client, LocalCluster  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError as error:
-        raise UsageError(MISSING_DASK.format("--scheduler" if scheduler else "A Dask cluster", error)) from error
     if scheduler is not None:
         try:
             client = Client(scheduler, timeout="10s", set_as_default=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import mapped, own_call, read_inputs
 from normscope.call.step import Step
+from normscope.core.memory import check_copies
 
 #: A run ends at a loss that is this many times the first one and more than this above it, or no number.
 BLOWN = 1e4
@@ -83,6 +84,9 @@ class ShortRuns:
 
         around: what else stands in for the user's objects while it runs.
         """
+        parts = list(self.at.root.parameters())
+        moved = [p for p in parts if p.requires_grad]
+        check_copies([*parts, *moved, *moved], 1, "a copy, gradients, and what the optimizer keeps")
         copies = {id(p): leaf(p) for p in self.at.root.parameters()}
         losses: list[float] = []
         blown = [False]
