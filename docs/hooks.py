@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,9 @@ LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
 
 def on_config(config: Any) -> Any:
     """The results stand at the end of the navigation."""
-    results = [{Path(page).stem.replace("_", " "): page} for page in OUTSIDE if page.startswith("results/")]
+    results = [
+        {Path(page).stem.replace("_", " ").capitalize(): page} for page in OUTSIDE if page.startswith("results/")
+    ]
     config.nav.append({"Results": sorted(results, key=str)})
     return config
 
@@ -50,8 +53,22 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return LINK.sub(moved, markdown)
 
 
-def on_page_content(content: str, **_: Any) -> str:
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    """Formulas, and in the reference each argument on a line of its own, as in the docstring."""
+    if page.file.src_uri.startswith("api"):
+        content = re.sub(r"(<p>|\n)((?:[a-z_]\w*(?:, )?)+): ", _argument, content)
+
     def formula(found: re.Match[str]) -> str:
         return convert(html.unescape(found[3])[2:-2], display="block" if found[1] == "div" else "inline")
 
     return re.sub(r'<(span|div) class="(arithmatex)">(.*?)</\1>', formula, content, flags=re.S)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> None:
+    """Nothing is fetched from elsewhere when a page is opened."""
+    if fetched := re.findall(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"', output):
+        raise PluginError(f"{page.file.src_uri} would fetch {fetched}")
+
+
+def _argument(found: re.Match[str]) -> str:
+    return f"{found[1] if found[1] == '<p>' else '<br>'}<strong>{found[2]}</strong>: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 import runpy
 import shlex
 import shutil
@@ -17,7 +18,9 @@ import torch
 import typer
 from pages import PAGES, ROOT, Block, blocks
 
+import normscope
 from normscope.cli import COMMANDS
+from normscope.cli._index import index
 from normscope.sweeping.executors import Pool
 
 BLOCKS = {page: blocks(page) for page in PAGES}
@@ -94,6 +97,7 @@ SMALLER = {
     "transformers:bert": "transformers:bert,num_hidden_layers=1,hidden_size=16,intermediate_size=16,"
     "num_attention_heads=2,vocab_size=99",
     "mlp:depth=100,width=512,norm=batch": "mlp:depth=10,width=32,norm=batch",
+    "mlp:depth=20": "mlp:depth=3,width=8",
     "mlp:depth=30": "mlp:depth=3,width=8",
     "mlp:depth=30,weights=torch": "mlp:depth=3,width=8,weights=torch",
     "mlp:depth=32,weights=torch,bias=0": "mlp:depth=4,width=8,weights=torch,bias=0",
@@ -109,6 +113,7 @@ LAST = {
     "cure": "--no-sharpness",
     "cure --data": "-n 16",
     "sharpness": "-n 12 --budget 1",
+    "cure net.py:make": "--how he",
     "cure mine.py:make": "--how he",  # auto is tried on the page of cures
     "cure mlp:depth=32,width=64,norm=none": "--how he",
     "transfer": "--width 4,8 --depth 1,2 --to 12x4 --seeds 2 --steps 5 -n 16",
@@ -166,7 +171,14 @@ def command_of(name):
     import_module(f"normscope.cli.{COMMANDS[name]}")
     from normscope.cli._app import app
 
-    return typer.main.get_command(app).commands[name]
+    return typer.main.get_command(app).get_command(None, name)
+
+
+def examples_of(name):
+    """The lines of a command's help that are commands."""
+    command = command_of(name)
+    lines = "\n".join([command.help or "", command.epilog or ""]).splitlines()
+    return [line.strip() for line in lines if line.strip().startswith(f"normscope {name}")]
 
 
 def smaller(words):
@@ -255,3 +267,32 @@ def test_a_block_that_raises_fails(run, folder):
     with pytest.raises(AssertionError, match="exit code 2, not 0"):
         run_block(Block("page", 1, "sh", "normscope explain NS000\n"), {}, run, folder)
     run_block(Block("page", 1, "sh", "normscope explain NS000  # exit code 2\n"), {}, run, folder)
+
+
+# The command line's own texts
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_in_the_help_of_a_command_run(name, run, folder):
+    lines = examples_of(name)
+    assert lines
+    for line in lines:
+        run_block(Block(f"{name} --help", 1, "sh", f"{line}\n"), {}, run, folder)
+
+
+def test_the_examples_are_shown_in_the_help(run):
+    for name in COMMANDS:
+        _, shown, _ = run(name, "--help")
+        assert all(" ".join(line.split()) in " ".join(shown.split()) for line in examples_of(name)), name
+
+
+def test_each_code_is_explained_and_each_list_is_listed(run):
+    for words in [*(("explain", code) for code in index()["rules"]), *(("list", name) for name in index()["lists"])]:
+        code, out, err = run(*words)
+        assert (code, err) == (0, ""), words
+        assert len(out) > 100, words
+
+
+def test_each_name_that_is_public_is_on_the_page_of_the_reference():
+    named = re.findall(r"^::: normscope\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    assert sorted(named) == sorted(normscope.__all__)
