@@ -22,8 +22,11 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-docs: $(VENV)/.test
+# The pages that are made from the code, then the site: file://.../site/index.html opens without a server.
+docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py
+	rm -rf .cache # notebooks run anew: what they show is the code's
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
@@ -33,7 +36,7 @@ mutants: $(VENV)/.test
 	$(BIN)/python benchmarks/breaks.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache normscope-report.html
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .cache site normscope-report.html
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "normscope needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -46,6 +49,10 @@ $(VENV)/.torch: $(VENV)/bin/python constraints.txt
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report,docs]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml

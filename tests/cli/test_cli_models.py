@@ -5,9 +5,7 @@ The oracle is the library on the same objects, or the loss in plain torch.
 
 import importlib.util
 import json
-import re
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -227,20 +225,6 @@ def model_of(name):
 
 def loss_value(found):
     return found["facts"]["loss_value"]
-
-
-# The page
-
-PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text().partition("## On the command line")[2]
-LINES = re.search(r"^```sh\n(.*?)^```", PAGE, re.S | re.M)[1].splitlines()
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_what_the_page_says_runs(run, tmp_path, monkeypatch, line):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "net.py").write_text(re.search(r"^```py\n(.*?)^```", PAGE, re.S | re.M)[1])
-    code, _, err = run(*line.split()[1:])
-    assert (code, err) == (0, "")
 
 
 # What a callable returns

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from normscope.cli._examples import under
+
 #: Exit codes beside 0 (fine), 1 (a check failed) and 2 (misuse or bad input, the parser's code too).
 CRASHED, INTERRUPTED, BROKEN_PIPE = 3, 130, 141
 
@@ -24,6 +26,13 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """By name: in which order they were enrolled is of no meaning."""
         return sorted(self.commands)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """With its examples under its help."""
+        found = super().get_command(ctx, cmd_name)
+        if found is not None and "Examples:" not in (found.epilog or ""):
+            found.epilog = under(cmd_name, found.epilog)
+        return found
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""

@@ -135,6 +135,8 @@ def parse(text: str) -> Spec:
         if not eq or not value:
             raise UsageError(f"A field is written name=value; got {item!r} in {text!r}.")
         given[key] = _value(key, value, str(fields[key].type))
+    if family == "resnet":
+        given.setdefault("depth", 33)  # odd: a stem and blocks of two
     return Spec(family=family, **given)
 
 

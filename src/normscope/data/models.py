@@ -162,7 +162,8 @@ def _built_in(family: str) -> Callable[[str, Batch | None, int], nn.Module]:
             shape = tuple(batch.inputs.shape[1:])
         return build(spec, shape, seed=seed)
 
-    make.__doc__ = f"Built-in {family}: {family}:depth=32,width=128,norm=batch,... (the fields of Spec)."
+    depth, more = (33, ", an odd depth") if family == "resnet" else (32, "")
+    make.__doc__ = f"Built-in {family}: {family}:depth={depth},width=64,norm=batch,... (the fields of Spec{more})."
     return make
 
 
@@ -192,7 +193,7 @@ def _timm_named(rest: str) -> Any:
 
 @SOURCES.register("timm")
 def _timm(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
-    """timm:NAME, without pretrained weights."""
+    """timm:NAME, without pretrained weights (pip install timm)."""
     return _timm_named(rest).create_model(rest, pretrained=False)
 
 
@@ -205,7 +206,7 @@ def _torchvision_named(rest: str) -> Any:
 
 @SOURCES.register("torchvision")
 def _torchvision(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
-    """torchvision:NAME, without weights."""
+    """torchvision:NAME, without weights (pip install torchvision)."""
     return _torchvision_named(rest).get_model(rest, weights=None)
 
 
@@ -236,9 +237,7 @@ def _transformers_config(rest: str) -> tuple[Any, Any]:
 
 @SOURCES.register("transformers")
 def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
-    """transformers:CONFIG-OR-DIR[,key=value...]: a model type (gpt2, bert, vit, resnet ...) or a folder with
-    config.json.
-    """
+    """transformers:gpt2,n_layer=2,...: a model type (bert, vit, resnet ...) or a folder with config.json."""
     hub, config = _transformers_config(rest)
     for auto in ("AutoModelForImageClassification", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModel"):
         kind = getattr(hub, auto)
