@@ -89,6 +89,7 @@ for epoch in range(args.epochs):
 #: Files of the reader's that the pages name.
 FILES = {
     "net.py": NET, "path/to/net.py": NET, "train.py": TRAIN, "package/train.py": TRAIN, "package/__init__.py": "",
+    "nets.py": (ROOT / "examples" / "ci" / "nets.py").read_text(),
 }  # fmt: skip
 
 #: Words that take long, and what stands for them here; the command as printed must parse.
