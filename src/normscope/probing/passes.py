@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, tensors
+from normscope.call.attention import Attention
 from normscope.call.functional import Functions, refuse_untrained
 from normscope.call.graph import NoGradient, refuse_reentrant
 from normscope.call.losses import LossLike
@@ -22,6 +23,7 @@ from normscope.call.taps import Tap, find_taps, normalizers, observed, untrained
 from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, flag
 from normscope.core.records import Profile, Record
+from normscope.geometry.attention import attention_entropy, head_rank
 from normscope.geometry.metrics import METRICS, Metric
 from normscope.geometry.shapes import configuration
 from normscope.geometry.statistic import Statistic
@@ -45,6 +47,9 @@ class Collection:
     split: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     functional_norms: int = 0
+    #: Name of a layer -> the part it plays around a residual stream; of each attention (layer, its name, what is told).
+    parts: dict[str, str] = field(default_factory=dict)
+    attention: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
 
 
 @alone
@@ -100,7 +105,9 @@ def probe(
         raise UsageError(f"A probe compares samples, so it needs a batch of at least 2; got {n}.")
     _refuse_untrained(root, mode)
     taps = find_taps(root, layers)
-    found = collect(at, taps, picked, backward=backward, tokens=tokens, functions=layers is None)
+    found = collect(
+        at, taps, picked, backward=backward, tokens=tokens, functions=layers is None, attention=metrics is None
+    )
     notes = [*at.notes, *found.notes, *_notes(at, taps, found, layers)]
     if not found.seen or all(s.layer == 0 for s in found.seen):
         raise UsageError(
@@ -108,6 +115,7 @@ def probe(
             "function, or under other names than those asked for, are not seen."
         )
     records = [r for seen in found.seen for r in _records(seen, picked, found, root)]
+    records += _attention(found) if metrics is None else []
     if metrics is None and found.loss_name != "none":
         records += _growth(records)
     first = next((p for p in root.parameters()), None)
@@ -124,6 +132,8 @@ def probe(
         "batch_norms": len(normalizers(root)) + found.functional_norms,
         "untrained_batch_norms": sum(untrained_statistics(m) for _, m in normalizers(root)),
         "shape": _shape(found.hidden),
+        "parts": {s.layer: found.parts[s.tap.name] for s in found.seen if s.tap.name in found.parts},
+        "attention": [{"layer": layer, "name": name, **told} for layer, name, told in found.attention],
         "seed": at.seed,
         "seconds": time.perf_counter() - start,
         "torch": torch.__version__,
@@ -182,6 +192,7 @@ def collect(
     backward: bool | None,
     tokens: bool = False,
     functions: bool = False,
+    attention: bool = False,
 ) -> Collection:
     """The passes themselves: one forward, and one backward if asked for; the metrics of every tap."""
     out = Collection()
@@ -216,6 +227,10 @@ def collect(
                 out.split.append(tap.name)
             keep(seen, x)
 
+        def attended(tap: Tap, attention: Attention) -> None:
+            if recording:
+                out.attention.append((tap.layer, tap.name, _heads(attention)))
+
         args, kwargs, leaves = at.arguments(grad=backward is not False)
         source = Tap("", nn.Identity(), weighted=True)
         entry = next((x for x in leaves if rows(source, x) is not None), None)
@@ -227,10 +242,13 @@ def collect(
                 with observed(taps, watch, root if functions else None) as mode:
                     if mode is not None:
                         mode.untrained = refuse_untrained if at.mode is None else None
+                        if mode.streams is not None and attention:
+                            mode.streams.attended = attended
                     whole = at.whole(args, kwargs)
                     recording = False
                     if mode is not None:
                         _functional_norms(mode, root, out)
+                        out.parts = mode.streams.parts() if mode.streams is not None else {}
             finally:
                 for handle in drift:
                     handle.remove()
@@ -243,6 +261,17 @@ def collect(
     if recorder.latest:
         out.hidden = recorder.latest[0 if len(out.seen) > 2 else -1]
     return out
+
+
+def _heads(attention: Attention) -> dict[str, Any]:
+    """Entropy and rank of each head of one attention, each with its null value."""
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        entropy, uniform = attention_entropy(attention.weights, attention.allowed)
+        told: dict[str, Any] = {"entropy": entropy.tolist(), "entropy_null": uniform}
+        if attention.heads is not None:
+            rank, null = head_rank(attention.heads)
+            told |= {"rank": rank.tolist(), "rank_null": null}
+    return told
 
 
 def _functional_norms(mode: Functions, root: nn.Module, out: Collection) -> None:
@@ -328,6 +357,19 @@ def _records(seen: Seen, metrics: list[Metric], found: Collection, root: nn.Modu
             inside = name.startswith(f"{tap.name}.") and getattr(tap.module, "normscope_layer", False)
             if name == tap.name or inside:
                 yield here._replace(metric="running_statistics_distance", value=value)
+
+
+def _attention(found: Collection) -> Iterable[Record]:
+    """Means over heads, and their null values, at the layer that the heads went to."""
+    kinds = {s.layer: s.tap.kind for s in found.seen}
+    for (layer, name), group in groupby(found.attention, key=lambda one: one[:2]):
+        for call, (_, _, told) in enumerate(group):
+            here = Record(layer, "", 0.0, name=name, call=call, kind=kinds.get(layer, ""))
+            for what in ("entropy", "rank"):
+                if what in told:
+                    metric = "attention_entropy" if what == "entropy" else "head_rank"
+                    yield here._replace(metric=metric, value=math.fsum(told[what]) / len(told[what]))
+                    yield here._replace(metric=f"{metric}_null", value=told[f"{what}_null"])
 
 
 def _growth(records: list[Record]) -> Iterable[Record]:
