@@ -24,10 +24,10 @@ from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, flag
 from normscope.core.records import Profile, Record
 from normscope.geometry.attention import attention_entropy, head_rank
-from normscope.geometry.metrics import METRICS, Metric
+from normscope.geometry.metrics import Metric
 from normscope.geometry.shapes import configuration
 from normscope.geometry.statistic import Statistic
-from normscope.probing.recorder import Recorder, Seen, chosen, frobenius, numbers, of_weights
+from normscope.probing.recorder import Recorder, Seen, chosen, frobenius, numbers, of_matrix, of_weights
 
 
 @dataclass
@@ -75,7 +75,7 @@ def probe(
         ``data`` the first batch. With neither targets nor loss: the model's own loss if it returns one.
     layers: glob patterns of module paths; default: all layers (`normscope.call.taps.find_taps`), and what runs by
         functions (``F.relu``, products with the model's own parameters).
-    metrics: names; default all. See ``normscope.geometry.metrics.METRICS``.
+    metrics: names; default all but those of weights. See ``normscope.geometry.metrics.METRICS``.
     mode: ``"train"`` (batch norm uses the batch), ``"eval"``, or ``None``: as each module is set.
     tokens: sequence activations (n, t, d) count as n*t samples; default: n samples of t*d features.
     backward: whether to run the backward pass; default: if there are targets, a loss, or the model returns its own.
@@ -83,7 +83,7 @@ def probe(
     seed: of the random streams inside (dropout); the caller's streams are untouched.
 
     Returns a `Profile`: per (layer, call) the metrics of the output (signal ``activation``), of the loss gradient
-    with respect to it (``gradient``), and the norms of the loss gradient with respect to the layer's parameters
+    with respect to it (``gradient``), of its weight matrix where they were asked for by name (``weight``), and the norms of the loss gradient with respect to the layer's parameters
     (``weight``: ``gradient_norm``, and ``relative_gradient`` = that over the norm of the parameters). Layer 0 is the
     input. ``gradient_growth`` is the ratio of a layer's gradient norm to that of the next one that ran, above 1 where
     gradients grow on their way back (norms: its square is the factor of the papers). ``gradient_collinearity`` is there
@@ -346,13 +346,17 @@ def _records(seen: Seen, metrics: list[Metric], found: Collection, root: nn.Modu
     wanted = {m.name for m in metrics}
     if seen.layer and seen.call == 0:
         own = tap.parameters or [f"{tap.name}.{n}" if tap.name else n for n, _ in tap.module.named_parameters()]
+        found_at = dict(root.named_parameters())
         both = of_weights([found.weights[n] for n in own if n in found.weights])
         if both is not None:
             weight = here._replace(signal="weight")
             if "gradient_norm" in wanted:
                 yield weight._replace(metric="gradient_norm", value=both[0])
-            if len(wanted) == len(METRICS):
+            if wanted >= {m.name for m in chosen(None)}:
                 yield weight._replace(metric="relative_gradient", value=both[1])
+        held = [found_at[n] for n in own if n in found_at] if any(m.signal == "weight" for m in metrics) else []
+        for name, value in of_matrix(held, metrics).items():
+            yield here._replace(signal="weight", metric=name, value=value)
         for name, value in found.drift.items():
             inside = name.startswith(f"{tap.name}.") and getattr(tap.module, "normscope_layer", False)
             if name == tap.name or inside:
