@@ -83,13 +83,13 @@ matrix lies above.
 A probe reads every attention, whichever way it is computed: `nn.MultiheadAttention`,
 `F.scaled_dot_product_attention`, or a softmax and a product with the values.
 
-| metric | unit | null value | meaning |
-|---|---|---|---|
-| `attention_entropy` | nat | `attention_entropy_null`: uniform attention, log T, of the keys a query may see | Entropy of the weights, the mean over samples, queries and heads; 0: each query looks at one key. |
-| `head_rank` | dimensions | `head_rank_null`: i.i.d. normal entries, (N d + 2) / (N + d + 1), N tokens | Participation rank of what a head returns over all tokens of all samples, the mean over heads. |
+- `attention_entropy`, nat: entropy of the weights, the mean over samples, queries and heads; 0: each query looks at one
+  key. Its null value `attention_entropy_null` is that of uniform attention: log T, of the keys a query may see.
+- `head_rank`, dimensions: participation rank of what a head returns over all N tokens of all samples, the mean over
+  heads. Its null value `head_rank_null` is that of i.i.d. normal entries, (N d + 2) / (N + d + 1).
 
-They stand in the table at the layer that the heads go to; `profile.facts["attention"]` has them head by head. Of at most
-32 samples, without dropout.
+They stand in the table at the layer that the heads go to; `profile.facts["attention"]` has them head by head. Of at
+most 32 samples, without dropout.
 
 ## Residual streams
 
@@ -100,10 +100,10 @@ or more add to what they are given. The page and `.chart()` draw the stream as t
 
 ## Views, and layers beside each other
 
-`metrics.lidar(x)` of (views, n, d) is LiDAR: it needs several views of each sample, and `metrics.lidar_null(views, n, d)`
+`metrics.lidar(x)` of (views, n, d) is LiDAR: it needs several views of each sample; `metrics.lidar_null(views, n, d)`
 is its null value. `normscope.similarity(model, inputs)` compares the layers with each other: unbiased CKA, or the
-correlation of the distances between samples (`kind="rdm"`); both are 0 for layers without anything in common. `.chart()`
-is a map of all pairs and the path of the layers in the plane (MDS).
+correlation of the distances between samples (`kind="rdm"`); both are 0 for layers without anything in common.
+`.chart()` is a map of all pairs and the path of the layers in the plane (MDS).
 """
 
 

@@ -47,7 +47,14 @@ if TYPE_CHECKING:
     from normscope.geometry.metrics import measure
     from normscope.geometry.shapes import configuration
     from normscope.learning_rates import (
-        GradientNoise, Overfit, RateRange, Rates, gradient_noise, overfit, rate_range, rates,
+        GradientNoise,
+        Overfit,
+        RateRange,
+        Rates,
+        gradient_noise,
+        overfit,
+        rate_range,
+        rates,
     )  # fmt: skip
     from normscope.learning_rates.transfer import Transfer, transfer
     from normscope.linalg import LinearMap, Spectrum, spectrum

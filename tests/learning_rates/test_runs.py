@@ -1,4 +1,4 @@
-"""The range test, one batch learnt by heart, and the noise of gradients: against plain loops; nothing is left behind."""
+"""The range test, one batch learnt by heart, and the noise of gradients: against plain loops."""
 
 import copy
 import math

@@ -38,8 +38,8 @@ def measure(
         features, the second axis (the last of three, which are read as (n, tokens, d)) counts as the units. Any
         floating dtype, any device; integers are taken as numbers.
     metrics: names; default all metrics of representations.
-    null: put ``<name>_null`` behind each, what i.i.d. standard normal entries of the same n and d give: the mean over 16
-        draws, without those of lengths and entries, which depend on more than n and d.
+    null: put ``<name>_null`` behind each, what i.i.d. standard normal entries of the same n and d give: the mean over
+        16 draws, without those of lengths and entries, which depend on more than n and d.
 
     Returns name -> value, in float64, NaN where the value is undefined (a batch of one has no pairs).
     Raises ``UsageError`` for an empty batch, what is no dense tensor of numbers, or an unknown name.

@@ -1,5 +1,6 @@
-"""Learning rates by trying: the largest that trains and the best one, from short runs on copies; a range test, one batch
-learnt by heart, and how large a batch the gradient asks for.
+"""Learning rates by trying: the largest that trains and the best one, from short runs on copies.
+
+Also a range test, one batch learnt by heart, and how large a batch the gradient asks for.
 """
 
 from normscope.learning_rates._noise import GradientNoise, gradient_noise

@@ -64,11 +64,11 @@ def gradient_noise(
 ) -> GradientNoise:
     r"""The simple noise scale $\mathrm{tr}(\Sigma) / |G|^2$ of the loss gradient (McCandlish et al. 2018).
 
-    From the gradients $g_1 \dots g_K$ of K disjoint parts of b samples each: $|G|^2$ is the mean of $g_i \cdot g_j$ over
-    pairs, $\mathrm{tr}(\Sigma) = b \frac{1}{K-1} \sum_k |g_k - \bar g|^2$; both are unbiased, which the difference of a
-    small and a large batch that contains it would be too, but not with batch norm. In training mode batch norm couples
-    the samples of a batch, so that it has no gradients of single samples: each part is a batch of its own here, and the
-    answer is that of batches of b. The loss must be a mean over samples.
+    From the gradients $g_1 \dots g_K$ of K disjoint parts of b samples each: $|G|^2$ is the mean of $g_i \cdot g_j$
+    over pairs, $\mathrm{tr}(\Sigma) = b \frac{1}{K-1} \sum_k |g_k - \bar g|^2$; both are unbiased, which the
+    difference of a small and a large batch that contains it would be too, but not with batch norm. In training mode
+    batch norm couples the samples of a batch, so that it has no gradients of single samples: each part is a batch of
+    its own here, and the answer is that of batches of b. The loss must be a mean over samples.
 
     Null value: of gradients that are noise alone the estimate of |G|^2 is as often below zero as above, and the scale
     infinite; hold ``signal`` against ``signal_stderr``.
@@ -151,8 +151,8 @@ def _parts(at: Step, parts: int) -> tuple[ShortRuns, int]:
     whole = list(tensors((at.args, at.kwargs)))
     if size < 1 or rows.rows is not None or any(x.dim() <= rows.axis or x.shape[rows.axis] != rows.n for x in whole):
         raise UsageError(
-            f"The batch must divide into {parts} parts along its samples; it has {rows.n} of them. Take fewer parts, or "
-            "give the parts as data=[(x, y), ...]."
+            f"The batch must divide into {parts} parts along its samples; it has {rows.n} of them. Take fewer parts, "
+            "or give the parts as data=[(x, y), ...]."
         )
     runs = ShortRuns(at)
 

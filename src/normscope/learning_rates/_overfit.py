@@ -75,8 +75,8 @@ def overfit(
 ) -> Overfit:
     """Train on one batch again and again, on copies: a network that cannot learn one batch by heart learns nothing.
 
-    optimizer: as in `rates`; Adam by default. rate: its learning rate; default: that of the optimizer that was given, or
-        the best of short runs. A rate that blows up is halved three times at most.
+    optimizer: as in `rates`; Adam by default. rate: its learning rate; default: that of the optimizer that was given,
+        or the best of short runs. A rate that blows up is halved three times at most.
     steps: updates at most. share: the share of the loss at the start that is the memorisation floor. Label smoothing,
         noise in the targets, a penalty or dropout put a floor of their own under the loss, which may lie higher.
     data: its first batch. progress: called with (steps done, of how many) after each.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -19,15 +20,17 @@ from normscope.core.faces import Shown
 from normscope.learning_rates._trials import Trials
 from normscope.training.short import ShortRuns
 
-#: A run ends where the smoothed loss is this many times its least (as fastai ends it); weight of the past in it.
+#: A run ends where its running mean is this many times the least (as fastai ends it); weight of the past in it.
 ENDS, SMOOTH = 4.0, 0.9
+#: Steps on each side over which the loss that is told is averaged: a running mean would lag, and suggest higher rates.
+BESIDE = 3
 #: Losses at the ends that are not looked at for the steepest fall (chosen by us: the mean has not settled).
 FEWEST = 5
 
 
 @dataclass(frozen=True)
 class RateRange(Shown):
-    """What a range test saw. rates, losses: of each step, the loss before the update; smoothed: their running mean.
+    """What a range test saw. rates, losses: of each step, the loss before the update; smoothed: means of seven.
 
     suggested: the rate at which the smoothed loss falls fastest, per factor of the rate; least: where it is least.
     diverged: the rate at which the run ended, its loss far above the least; NaN where it did not. ``suggested`` is NaN
@@ -80,10 +83,10 @@ def rate_range(
 ) -> RateRange:
     """The learning-rate range test (Smith 2017): one run on copies, the rate growing by one factor from step to step.
 
-    It is quick and known to many, and a rough guide: `rates` tries each rate from the start, and is right far more often
-    (``docs/rates.md`` has both measured). A run ends early where its smoothed loss is four times its least.
-    optimizer: as in `rates`. low, high, steps: the rates of the first and the last step, and how many. data: its batches
-    in turn. progress: called with (steps done, of how many) after each.
+    It is quick and known to many, and a rough guide: `rates` tries each rate from the start, and is right far more
+    often (``docs/rates.md`` has both measured). A run ends early where its smoothed loss is four times its least.
+    optimizer: as in `rates`. low, high, steps: the rates of the first and the last step, and how many. data: its
+        batches in turn. progress: called with (steps done, of how many) after each.
     model, inputs, targets, loss, mode, samples, seed: as in `diagnose`. Nothing is left behind.
     Raises ``UsageError`` for an unknown optimizer, a loss without targets, low >= high, or fewer than ten steps.
     """
@@ -96,18 +99,24 @@ def rate_range(
     trials = trials_of(model, inputs, targets, loss, optimizer, of, steps, mode, samples, seed)
     trials.first()
     grid = [low * (high / low) ** (i / (steps - 1)) for i in range(steps)]
-    smoothed: list[float] = []
+    running: list[float] = []
 
     def until(losses: list[float]) -> bool:
-        smoothed.append(SMOOTH * smoothed[-1] + (1 - SMOOTH) * losses[-1] if smoothed else losses[-1])
+        running.append(SMOOTH * running[-1] + (1 - SMOOTH) * losses[-1] if running else losses[-1])
         if progress is not None:
             progress(len(losses), steps)
-        return smoothed[-1] - min(smoothed) > (ENDS - 1) * max(abs(min(smoothed)), 1e-12)
+        return running[-1] - min(running) > (ENDS - 1) * max(abs(min(running)), 1e-12)
 
     course = trials.course(low, steps, until=until, rates=grid)
     rates, losses = tuple(grid[: len(course.losses)]), course.losses
-    smoothed += [math.inf] * (len(losses) - len(smoothed))  # the loss that was no number
+    smoothed = [_middle(losses, i) for i in range(len(losses))]
     return _told(trials, rates, losses, tuple(smoothed), course.blown or len(losses) < steps, begun)
+
+
+def _middle(losses: tuple[float, ...], i: int) -> float:
+    """The mean of a loss and as many on both sides, fewer at the ends."""
+    beside = min(BESIDE, i, len(losses) - 1 - i)
+    return statistics.fmean(losses[i - beside : i + beside + 1])
 
 
 def trials_of(

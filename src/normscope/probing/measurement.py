@@ -14,6 +14,7 @@ from normscope.call.arguments import first_tensor, length
 from normscope.call.samples import Samples, read_samples
 from normscope.call.step import Step
 from normscope.call.taps import Tap, observed
+from normscope.core.errors import UsageError
 from normscope.geometry.metrics import METRICS, Metric, metric_names
 from normscope.probing.recorder import (
     RELATIVE_GRADIENT,

@@ -83,7 +83,8 @@ def probe(
     seed: of the random streams inside (dropout); the caller's streams are untouched.
 
     Returns a `Profile`: per (layer, call) the metrics of the output (signal ``activation``), of the loss gradient
-    with respect to it (``gradient``), of its weight matrix where they were asked for by name (``weight``), and the norms of the loss gradient with respect to the layer's parameters
+    with respect to it (``gradient``), of its weight matrix where they are asked for by name (``weight``), and the norms
+    of the loss gradient with respect to the layer's parameters
     (``weight``: ``gradient_norm``, and ``relative_gradient`` = that over the norm of the parameters). Layer 0 is the
     input. ``gradient_growth`` is the ratio of a layer's gradient norm to that of the next one that ran, above 1 where
     gradients grow on their way back (norms: its square is the factor of the papers). ``gradient_collinearity`` is there

@@ -58,9 +58,9 @@ def similarity(
 ) -> Similarity:
     r"""The similarity of the representations of all pairs of layers, over the samples of one batch.
 
-    kind: ``cka``: linear centred kernel alignment with the unbiased estimate of HSIC (Song et al. 2012; Kornblith et al.
-        2019): 0 on average for layers without anything in common, where the usual estimate grows with d / n. ``rdm``:
-        Pearson's correlation of the squared distances of all pairs of samples (representational dissimilarity
+    kind: ``cka``: linear centred kernel alignment with the unbiased estimate of HSIC (Song et al. 2012; Kornblith et
+        al. 2019): 0 on average for layers without anything in common, where the usual estimate grows with d / n.
+        ``rdm``: Pearson's correlation of the squared distances of all pairs of samples (representational dissimilarity
         matrices; Kriegeskorte et al. 2008).
     layers: glob patterns of module paths, as in `probe`; default: all layers, and functions.
     model, inputs, data, mode, samples, seed: as in `probe`. Nothing is left behind.

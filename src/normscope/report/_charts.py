@@ -80,7 +80,8 @@ def over_depth(
     sizes = sorted({int(f["batch_size"]) for f in content.facts if f.get("batch_size")}) if batch_line else []
     numbers = [at.values[c] for at in scene.layers for c in (metric, companion) if c in at.values]
     scale: Spec = {"domain": list(domain)} if domain and not label.log else {}
-    y = measure(metric, label.heading, [*numbers, *sizes], log=label.log, **scale)
+    kind = parts[0] if parts not in (MAIN, ALL) else ""
+    y = measure(metric, label.short if kind else label.heading, [*numbers, *sizes], log=label.log, **scale)
     whole = {"format": "d", "tickMinStep": 1, "labelOverlap": "greedy", "labelFlush": False}
     x = Axis("layer", "layer", scale={"domain": [0, max(scene.depth, 1)], "nice": False}, ticks=whole)
     colour = Colour("model", content.models)
@@ -94,7 +95,6 @@ def over_depth(
     rows = [row(at, [c for c in (metric, companion) if strict or not math.isnan(at.values.get(c, 0))]) for at in every]
     also = [Axis(companion, _labels.label(companion).title)] if others else []
     only = parts if scene.streams else ()
-    kind = parts[0] if parts not in (MAIN, ALL) else ""
     return lines(
         KINDS.get(kind, label.title), rows, x, y, colour=colour, dash=Dash("source", SOURCES) if some else None,
         told=_told(shown, metric, companion), joined=_drawn(metric, label.log, only), apart="slot" if kind else "",

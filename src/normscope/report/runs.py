@@ -13,9 +13,10 @@ from normscope.report.sheet import Section, Sheet
 if TYPE_CHECKING:
     from normscope.learning_rates import Overfit, RateRange
 
+_WHOLE: Spec = {"format": "d", "tickMinStep": 1}
 RANGE = (
-    "One run whose rate grows at every step. The loss falls fastest at the suggested rate and is least shortly before it "
-    "blows up. A rough guide: each rate is seen for one step, from where the smaller ones led."
+    "One run whose rate grows at every step. The loss falls fastest at the suggested rate and is least shortly before "
+    "it blows up. A rough guide: each rate is seen for one step, from where the smaller ones led."
 )
 
 
@@ -61,7 +62,7 @@ def _curve(found: Overfit) -> list[Chart]:
     rule: Spec = layer({"type": "rule", "style": "reference"}, {"y": {"field": "floor", "type": "quantitative"}}, "",
                        [{"floor": x} for x in floor])  # fmt: skip
     return [
-        lines("Loss", rows, Axis("step", "step", scale={"nice": False}), y, under=[rule] if floor else [],
+        lines("Loss", rows, Axis("step", "step", scale={"nice": False}, ticks=_WHOLE), y, under=[rule] if floor else [],
               reading="The loss of the batch before each update. Dashed: the memorisation floor.", key="loss")
     ]  # fmt: skip
 

@@ -48,8 +48,8 @@ def of_similarity(found: Similarity, brief: bool = False) -> Sheet:
         }  # fmt: skip
         charts.append(
             lines(
-                "Layers in the plane", path, Axis("x", "first axis", scale={"zero": False}),
-                Axis("y", "second axis", scale={"zero": False}), joined="false", under=[line],
+                "Layers in the plane", path, Axis("x", "first axis", scale={"zero": False, "padding": 12}),
+                Axis("y", "second axis", scale={"zero": False, "padding": 12}), joined="false", under=[line],
                 told=[tip("layer"), tip("module")], key="plane", height=300,
                 reading="Classical scaling of the distances sqrt(2 - 2 similarity); the path widens with depth.",
             )
