@@ -208,3 +208,22 @@ def test_the_page_has_the_stream_as_its_line_and_the_other_kinds_small():
     stream = sheet.charts["participation_rank"].table
     assert {int(row[0]) for row in stream.rows} == {r.layer for r in profile.records if r.name in ("1", "2", "3")}
     assert {"participation_rank.attention", "mean_norm.norm", "attention_entropy", "heads0"} <= set(sheet.charts)
+
+
+def test_a_convolutional_net_with_skips_has_a_stream_of_branches():
+    class Unit(nn.Module):
+        def __init__(self, a, b, stride):
+            super().__init__()
+            self.layers = nn.Sequential(*[nn.Sequential(nn.Conv2d(c, b, 3, s, 1), nn.BatchNorm2d(b)) for c, s in
+                                          ((a, stride), (b, 1))])  # fmt: skip
+            self.skip = nn.Identity() if a == b else nn.Conv2d(a, b, 1, stride)
+
+        def forward(self, x):
+            return (self.skip(x) + self.layers(x)).relu()
+
+    units = [nn.Sequential(Unit(4, 4, 1), Unit(4, 4, 1)), nn.Sequential(Unit(4, 8, 2), Unit(8, 8, 1))]
+    found = parts(nn.Sequential(nn.Conv2d(3, 4, 3), *units, nn.Flatten(), nn.Linear(72, 5)), torch.randn(4, 3, 8, 8))
+    assert [name for name, part in found.items() if part == "stream"] == ["1.0.relu", "1.1.relu", "2.0.relu", "2.1.relu"]
+    assert found["1.1.layers.0.0"] == "branch"
+    assert found["1.1.layers.0.1"] == "norm"
+    assert (found["0"], found["4"]) == ("embedding", "head")

@@ -97,6 +97,10 @@ class Streams:
         if self._last is not None and y is not None and self._last[0]() is y:
             block.end = self._last[1]
         self._calls.append(block)
+        if self._open:  # what is in a part of a block is in the block
+            around = self._open[-1]
+            around.layers += [(tap, around.sums) for tap, _ in block.layers]
+            around.attends += [(at, around.sums) for at, _ in block.attends]
 
     def shown(self, tap: Tap, x: Tensor) -> None:
         """A layer ran: the attentions that wait are told with it."""
@@ -135,7 +139,9 @@ class Streams:
         block = self._open[-1] if self._open else None
         if block is not None and terms[0].shape == block.shape:
             block.sums += 1
-            block.adds = block.adds or any(x is block.given() for x in terms)
+            if any(x is block.given() for x in terms):
+                block.adds = True
+                return None
         before = self._calls[-1] if self._calls else None
         if before is None or before.adds or before.shape != out.shape or not before.layers:
             return None
@@ -163,7 +169,7 @@ class Streams:
                 continue
             inside.append(i)
             for tap, sums in c.layers:
-                found[tap.name] = self._part(c, tap, sums, "mlp" if attends else "branch")
+                found.setdefault(tap.name, self._part(c, tap, sums, "mlp" if attends else "branch"))
         first, last = (inside[0], inside[-1]) if inside else (0, 0)
         others = [(t, i) for i, c in enumerate(self._calls) if c not in blocks for t, _ in c.layers]
         for tap, before in [*self._outside, *others] if blocks else ():
@@ -190,13 +196,13 @@ class Streams:
 
 
 def _candidates(root: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
-    """Composite elements of containers, and what makes two of them alike: the container and the class."""
+    """Composite elements of containers, and what makes two of them alike: the class, of plain chains the container."""
     for container in root.modules():
         if isinstance(container, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             for child in container.children():
                 composite = any(True for _ in child.children()) and not getattr(child, "normscope_layer", False)
                 if composite and not isinstance(child, nn.ModuleList | nn.ModuleDict):
-                    yield child, (id(container), type(child))
+                    yield child, (id(container) if isinstance(child, nn.Sequential) else 0, type(child))
 
 
 def _normalizes(module: nn.Module, y: Tensor) -> bool:
