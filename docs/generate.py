@@ -66,6 +66,11 @@ have an `entropy_rank` of 61.8, not of 64. `i.i.d.` above is that value at one s
 `metrics.entropy_rank.null(n, d)` gives it at any, and `normscope.measure(x, null=True)` puts `entropy_rank_null` behind
 `entropy_rank`, for all metrics that do not depend on the scale. For weights the null value is that of i.i.d. weights.
 
+## Batches
+
+`normscope.measure(data=loader)` measures batches of one representation as one, and keeps their second moments, (d, d),
+not the samples: for the metrics of the spectrum alone, of any number of samples.
+
 ## Weights
 
 `of` weight: measured on the weight matrix of a layer, (out, in times kernel). They take a decomposition of each matrix,

@@ -223,7 +223,12 @@ def test_a_convolutional_net_with_skips_has_a_stream_of_branches():
 
     units = [nn.Sequential(Unit(4, 4, 1), Unit(4, 4, 1)), nn.Sequential(Unit(4, 8, 2), Unit(8, 8, 1))]
     found = parts(nn.Sequential(nn.Conv2d(3, 4, 3), *units, nn.Flatten(), nn.Linear(72, 5)), torch.randn(4, 3, 8, 8))
-    assert [name for name, part in found.items() if part == "stream"] == ["1.0.relu", "1.1.relu", "2.0.relu", "2.1.relu"]
+    assert [name for name, part in found.items() if part == "stream"] == [
+        "1.0.relu",
+        "1.1.relu",
+        "2.0.relu",
+        "2.1.relu",
+    ]
     assert found["1.1.layers.0.0"] == "branch"
     assert found["1.1.layers.0.1"] == "norm"
     assert (found["0"], found["4"]) == ("embedding", "head")

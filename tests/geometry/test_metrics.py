@@ -637,6 +637,26 @@ def test_measure_puts_null_values_behind_the_names():
     assert found["stable_rank_null"] == METRICS["stable_rank"].null(12, 30, draws=16)
 
 
+@pytest.mark.parametrize(("n", "d"), [(60, 12), (20, 50), (50, 50)])
+def test_batches_are_measured_as_one_representation(n, d):
+    x = normal(n, d, seed=3) @ torch.diag(torch.linspace(0.1, 3, d, dtype=torch.float64)) + 5
+    streamed = measure(data=[(part, None) for part in x.split([7, n - 8, 1])])
+    for name, value in measure(x, list(streamed)).items():
+        assert streamed[name] == pytest.approx(value, rel=1e-8), name
+    assert list(streamed) == ["participation_rank", "soft_rank", "entropy_rank", "alpha_req", "stable_rank"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({}, "pass one of them"), ({"data": []}, "gave none"), ({"data": [torch.ones(3, 2), torch.ones(3, 4)]}, "same feat"),
+     ({"data": [torch.ones(3, 2)], "metrics": "mean_cosine"}, "second moments"),
+     ({"data": [torch.ones(3, 2)], "null": True}, "no null values")],
+)  # fmt: skip
+def test_batches_that_are_no_representation_are_refused(given, said):
+    with pytest.raises(UsageError, match=said):
+        measure(**given)
+
+
 def lidar(x, delta=1e-4):
     """By loops, whitened by the inverse square root of the whole matrix."""
     q, n, d = x.shape

@@ -20,6 +20,7 @@ from normscope.geometry.metric import METRICS, evaluate, register
 from normscope.geometry.metric import Metric as Metric
 from normscope.geometry.odd import contrast_shares, first_largest, odd_points
 from normscope.geometry.statistic import Statistic
+from normscope.geometry.streamed import KEPT, accumulated, check_names
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -30,7 +31,11 @@ SMALLEST = 1e-146
 
 
 def measure(
-    x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = None, *, null: bool = False
+    x: Float[Tensor, "n ..."] | None = None,
+    metrics: str | Iterable[str] | None = None,
+    *,
+    null: bool = False,
+    data: Iterable[Any] | None = None,
 ) -> dict[str, float]:
     """Metrics of one representation.
 
@@ -40,11 +45,23 @@ def measure(
     metrics: names; default all metrics of representations.
     null: put ``<name>_null`` behind each, what i.i.d. standard normal entries of the same n and d give: the mean over
         16 draws, without those of lengths and entries, which depend on more than n and d.
+    data: batches of one representation, in the place of ``x``: they are measured as one, and only their second moments
+        are kept, (d, d). For metrics of the spectrum alone (`normscope.geometry.streamed.KEPT`), without null values.
 
     Returns name -> value, in float64, NaN where the value is undefined (a batch of one has no pairs).
     Raises ``UsageError`` for an empty batch, what is no dense tensor of numbers, or an unknown name.
     """
-    x, null = representation(x), flag("null", null)
+    null = flag("null", null)
+    if (x is None) == (data is None):
+        raise UsageError("measure() takes x, or data= with batches of it; pass one of them.")
+    if data is not None:
+        if null:
+            raise UsageError("measure(data=...) has no null values; call METRICS[name].null(n, d) for them.")
+        names = list(KEPT) if metrics is None else metric_names(metrics)
+        check_names(names)
+        moments = accumulated(data, representation)
+        return {name: METRICS[name](moments) for name in names}
+    x = representation(x)
     names = [m.name for m in METRICS.values() if m.signal == "activation"] if metrics is None else metric_names(metrics)
     chosen = [METRICS[name] for name in names]
     statistic = Statistic.of(x, exact=True, units=unit_axis(x), sequences=x)

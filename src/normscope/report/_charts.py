@@ -15,7 +15,7 @@ from normscope.report.grammar import Axis, Chart, Colour, Dash, Spec, dimmed, fi
 
 #: Sources of numbers and their dash pattern.
 SOURCES = {"measured": [1, 0], "predicted": [6, 4], "simulated": [2, 3]}
-HEIGHT, SMALL = 232, 150
+HEIGHT, SMALL = 232, 180
 #: The parts of a model with a residual stream that its main line shows; all of them; and the others, kind by kind.
 MAIN = ("", "stream")
 ALL = ("", "stream", "attention", "mlp", "branch", "norm", "embedding", "between", "head")
