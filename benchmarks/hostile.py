@@ -168,6 +168,8 @@ RIGHT = {
     "diagnose": [SMALL, "-n", "16", "--trial", "none"],
     "sharpness": [SMALL, "-n", "8"],
     "transfer": ["mlp:", "--width", "4", "--depth", "2", "--seeds", "1", "-n", "8"],
+    "rates": [SMALL, "-n", "8", "--range", "--steps", "10"],
+    "overfit": [SMALL, "-n", "8", "--lr", "0.01", "--steps", "10"],
     "cure": [SMALL, "--how", "orthogonal", "-n", "8", "--no-sharpness"],
     "race": [SMALL, "--samples", "64", "--test-samples", "0", "--epochs", "1", "--seeds", "1", "--geometry", "0"],
     "verify": ["nachum2024/gap", "--dry-run"],

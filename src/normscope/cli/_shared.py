@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from normscope.call.arguments import mapped, tensors
 from normscope.call.losses import LOSSES
 from normscope.call.step import MODES, Step
 from normscope.call.targets import what
-from normscope.cli._app import errors
 from normscope.core.errors import DoesNotRun, UsageError, seed_of, unknown, whole_number
 from normscope.core.load import Crashed, call_object, load_object, origin, user_error
 from normscope.core.memory import does_not_fit
@@ -212,14 +211,3 @@ def check_lr(lr: float | None) -> None:
 def quiet() -> Any:
     """A status line that shows nothing."""
     return nullcontext()
-
-
-@contextmanager
-def counted(doing: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error that is told (steps done, of how many)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True, disable=not (shown and errors.is_terminal)) as bar:
-        task = bar.add_task(doing, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

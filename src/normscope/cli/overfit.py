@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from normscope.cli import _options as option
-from normscope.cli._app import app, console, print_json
+from normscope.cli._app import app, console, counted, print_json
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, with_pages
-from normscope.cli._shared import counted
 from normscope.core.errors import MANY, finite_number, whole_number
 
 
@@ -56,11 +55,11 @@ def overfit(
     if json:
         print_json({"model": model, "data": source, **found.to_dict()})
     else:
-        from normscope.report._sparks import curve
+        from normscope.report.terminal import spark
 
         console.print(f"{model} on {source}", highlight=False, markup=False)
-        spark = curve(found.losses, log=all(x > 0 for x in found.losses), width=60)
-        console.print(f"  {spark}  {found.start:.3g} → {found.end:.3g}", highlight=False)
+        drawn = spark(found.losses, log=all(x > 0 for x in found.losses))
+        console.print(f"  {drawn}  {found.start:.3g} → {found.end:.3g}", highlight=False)
         console.print(f"  {found}", highlight=False, markup=False, soft_wrap=True)
         say_written(written)
     if lost is not None:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normscope.cli import _options as option
-from normscope.cli._app import app, console, print_json
+from normscope.cli._app import app, console, counted, print_json
 from normscope.cli._outputs import NO_PAGES, Pages, attempt, say_written, with_pages
-from normscope.cli._shared import counted
 from normscope.core.errors import UsageError, whole_number
 
 if TYPE_CHECKING:
@@ -106,8 +105,8 @@ def _table(tried: list[Any]) -> None:
 
 def _print(found: RateRange) -> None:
     """The curve in one line, and the rates."""
-    from normscope.report._sparks import curve
+    from normscope.report.terminal import spark
 
     shown = [x for x in found.smoothed if x <= 2 * max(abs(found.start), 1e-12)]
-    console.print(f"  {curve(shown, width=60)}  {found.rates[0]:.3g} → {found.rates[-1]:.3g}", highlight=False)
+    console.print(f"  {spark(shown)}  {found.rates[0]:.3g} → {found.rates[-1]:.3g}", highlight=False)
     console.print("  " + str(found), highlight=False, markup=False, soft_wrap=True)

@@ -92,8 +92,8 @@ def rate_range(
     """
     begun = time.perf_counter()
     whole_number("steps", steps, 10, "The usual number is 100.", most=100_000)
-    finite_number("low", low, above=0, do="It is the rate of the first step; the default is 1e-7.")
-    finite_number("high", high, above=low, do="It is the rate of the last step; the default is 10.")
+    finite_number("low", low, least=1e-30, do="It is the rate of the first step; the default is 1e-7.")
+    finite_number("high", high, above=low, below=1e10, do="It is the rate of the last step; the default is 10.")
     function_of("progress", progress)
     of = model.data if isinstance(model, Step) and data is None else data
     trials = trials_of(model, inputs, targets, loss, optimizer, of, steps, mode, samples, seed)

@@ -61,6 +61,11 @@ def rates_table(tried: Sequence[Rates]) -> Table:
     return table
 
 
+def spark(values: Sequence[float], *, log: bool = False) -> str:
+    """A curve in one line of text."""
+    return _sparks.curve(values, log=log, width=60)
+
+
 def _verdict(console: Console, content: Content, name: str, rows: Sequence[Layer], colour: str) -> None:
     """Name, verdict, conditions, and two curves from the input to the output."""
     fact = content.facts_of(name)
@@ -72,10 +77,10 @@ def _verdict(console: Console, content: Content, name: str, rows: Sequence[Layer
         console.print(_indented(_text(line, "dim")))
     for column in ("participation_rank", "gradient_norm"):
         values = [at.values[column] for at in rows if column in at.values and at.part in ("", "stream")]
-        spark = _sparks.curve(values, log=_labels.label(column).log, width=max(8, min(40, console.width - 32)))
-        if spark:
+        drawn = _sparks.curve(values, log=_labels.label(column).log, width=max(8, min(40, console.width - 32)))
+        if drawn:
             ends = f"  {_labels.number(values[0])} → {_labels.number(values[-1])}"
-            console.print(_indented(Text.assemble((f"{_labels.label(column).short:<5}", "dim"), (spark, colour), ends)))
+            console.print(_indented(Text.assemble((f"{_labels.label(column).short:<5}", "dim"), (drawn, colour), ends)))
 
 
 def _finding(console: Console, finding: dict[str, Any]) -> None:
