@@ -246,6 +246,9 @@ def calls(count: int, seed: int = 0) -> Iterator[tuple[str, Callable[[], Any]]]:
     right: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "measure": (ns.measure, {"x": x}), "configuration": (ns.configuration, {"x": x}), "probe": (ns.probe, step),
         "diagnose": (ns.diagnose, {**step, "trial": False}), "Step": (ns.Step, step), "rates": (ns.rates, step),
+        "overfit": (ns.overfit, {**step, "steps": 10, "rate": 0.1}),
+        "rate_range": (ns.rate_range, {**step, "steps": 10}), "gradient_noise": (ns.gradient_noise, step),
+        "similarity": (ns.similarity, bare),
         "fisher": (ns.fisher, step), "hessian": (ns.hessian, step), "ntk": (ns.ntk, bare),
         "jacobian": (ns.jacobian, bare),
         "sharpness": (ns.sharpness, step), "build": (ns.build, {"spec": spec}),

@@ -147,8 +147,10 @@ def _parts(at: Step, parts: int) -> tuple[ShortRuns, int]:
                 "drop_last=True, or pass inputs and targets."
             )
         return runs, sizes.pop()
-    rows, size = at.rows, at.rows.n // parts
     whole = list(tensors((at.args, at.kwargs)))
+    if any(not x.numel() for x in whole):
+        raise UsageError("The batch must hold samples; an input is empty. Pass inputs (n, ...) with n of them.")
+    rows, size = at.rows, at.rows.n // parts
     if size < 1 or rows.rows is not None or any(x.dim() <= rows.axis or x.shape[rows.axis] != rows.n for x in whole):
         raise UsageError(
             f"The batch must divide into {parts} parts along its samples; it has {rows.n} of them. Take fewer parts, "

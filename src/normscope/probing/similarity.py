@@ -66,7 +66,7 @@ def similarity(
     model, inputs, data, mode, samples, seed: as in `probe`. Nothing is left behind.
     Raises ``UsageError`` for fewer than four samples or an unknown kind.
     """
-    if kind not in _PAIRS:
+    if not isinstance(kind, str) or kind not in _PAIRS:
         raise unknown("kind of similarity", kind, _PAIRS)
     at = Step.of(model, inputs, mode=mode, seed=seed, data=data, samples=samples)
     n = at.rows.n

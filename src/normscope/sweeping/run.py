@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from normscope.core.errors import UsageError, finite_number, function_of, whole_number
+from normscope.core.errors import UsageError, finite_number, flag, function_of, whole_number
 from normscope.core.files import drop_private_folders, private_folder
 from normscope.sweeping import _rows, _work
 from normscope.sweeping._files import Held
@@ -83,6 +83,7 @@ def sweep(
         )
     check_options(retries=retries, timeout=timeout, workers=workers, in_flight=in_flight, memory=memory)
     function_of("each", each)
+    retry_failed = flag("retry_failed", retry_failed)
     travelling = Task.of(task)
     travelling.check(grid)
     kept = as_store(store)
