@@ -274,6 +274,7 @@ NAN_METRICS = {
     "odd_point_score": "nachum2024/odd-score", "odd_point_index": "nachum2024/detector-planted",
     "odd_point_coherence": "nachum2024/odd-point", "odd_point_separation": "nachum2024/odd-score",
     "odd_point_margin": "", "gradient_norm": "", "gradient_collinearity": "",
+    "alpha_req": "", "stable_rank": "", "weight_spectral_norm": "", "weight_stable_rank": "", "weight_edge_ratio": "",
 }  # fmt: skip
 #: File, owner and name of what a norm does, and the claim and tests about it.
 NAN_NORMS = (

@@ -168,6 +168,8 @@ RIGHT = {
     "diagnose": [SMALL, "-n", "16", "--trial", "none"],
     "sharpness": [SMALL, "-n", "8"],
     "transfer": ["mlp:", "--width", "4", "--depth", "2", "--seeds", "1", "-n", "8"],
+    "rates": [SMALL, "-n", "8", "--range", "--steps", "10"],
+    "overfit": [SMALL, "-n", "8", "--lr", "0.01", "--steps", "10"],
     "cure": [SMALL, "--how", "orthogonal", "-n", "8", "--no-sharpness"],
     "race": [SMALL, "--samples", "64", "--test-samples", "0", "--epochs", "1", "--seeds", "1", "--geometry", "0"],
     "verify": ["nachum2024/gap", "--dry-run"],
@@ -244,6 +246,9 @@ def calls(count: int, seed: int = 0) -> Iterator[tuple[str, Callable[[], Any]]]:
     right: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "measure": (ns.measure, {"x": x}), "configuration": (ns.configuration, {"x": x}), "probe": (ns.probe, step),
         "diagnose": (ns.diagnose, {**step, "trial": False}), "Step": (ns.Step, step), "rates": (ns.rates, step),
+        "overfit": (ns.overfit, {**step, "steps": 10, "rate": 0.1}),
+        "rate_range": (ns.rate_range, {**step, "steps": 10}), "gradient_noise": (ns.gradient_noise, step),
+        "similarity": (ns.similarity, bare),
         "fisher": (ns.fisher, step), "hessian": (ns.hessian, step), "ntk": (ns.ntk, bare),
         "jacobian": (ns.jacobian, bare),
         "sharpness": (ns.sharpness, step), "build": (ns.build, {"spec": spec}),

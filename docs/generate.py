@@ -58,11 +58,65 @@ def evidence() -> str:
     return read()
 
 
+MORE_METRICS = """
+## Null values
+
+A number of a finite batch means little without what a batch without structure has: 64 samples of 256 normal features
+have an `entropy_rank` of 61.8, not of 64. `i.i.d.` above is that value at one size;
+`metrics.entropy_rank.null(n, d)` gives it at any, and `normscope.measure(x, null=True)` puts `entropy_rank_null` behind
+`entropy_rank`, for all metrics that do not depend on the scale. For weights the null value is that of i.i.d. weights.
+
+## Batches
+
+`normscope.measure(data=loader)` measures batches of one representation as one, and keeps their second moments, (d, d),
+not the samples: for the metrics of the spectrum alone, of any number of samples.
+
+## Weights
+
+`of` weight: measured on the weight matrix of a layer, (out, in times kernel). They take a decomposition of each matrix,
+so that a probe has them only where they are asked for:
+
+```python
+ns.probe(model, inputs, metrics=["weight_spectral_norm", "weight_stable_rank", "weight_edge_ratio"])
+```
+
+`weight_edge_ratio` near 1 says that the largest singular value is where random weights have it; a trained or a low-rank
+matrix lies above.
+
+## Attention
+
+A probe reads every attention, whichever way it is computed: `nn.MultiheadAttention`,
+`F.scaled_dot_product_attention`, or a softmax and a product with the values.
+
+- `attention_entropy`, nat: entropy of the weights, the mean over samples, queries and heads; 0: each query looks at one
+  key. Its null value `attention_entropy_null` is that of uniform attention: log T, of the keys a query may see.
+- `head_rank`, dimensions: participation rank of what a head returns over all N tokens of all samples, the mean over
+  heads. Its null value `head_rank_null` is that of i.i.d. normal entries, (N d + 2) / (N + d + 1).
+
+They stand in the table at the layer that the heads go to; `profile.facts["attention"]` has them head by head. Of at
+most 32 samples, without dropout.
+
+## Residual streams
+
+`profile.facts["parts"]` says for each layer of a net with a residual stream what it is: `stream` (where a block ends),
+`attention`, `mlp` (`branch` where nothing attends), `norm`, and `embedding`, `between`, `head` outside the blocks. A
+block is an element of a `ModuleList` or `Sequential` with modules of its own; a stream is there if two blocks of a kind
+or more add to what they are given. The page and `.chart()` draw the stream as the main line, the other kinds small.
+
+## Views, and layers beside each other
+
+`metrics.lidar(x)` of (views, n, d) is LiDAR: it needs several views of each sample; `metrics.lidar_null(views, n, d)`
+is its null value. `normscope.similarity(model, inputs)` compares the layers with each other: unbiased CKA, or the
+correlation of the distances between samples (`kind="rdm"`); both are 0 for layers without anything in common.
+`.chart()` is a map of all pairs and the path of the layers in the plane (MDS).
+"""
+
+
 def metrics_page() -> str:
     lines = [
         "# Metrics\n",
         "Every metric of `normscope.measure(x)` and of a probe. Definitions with formulas are in the docstrings of",
-        "`normscope.geometry.metrics`; `invariant` says what leaves the number unchanged, `needs` what is computed,",
+        "`normscope.metrics`; `invariant` says what leaves the number unchanged, `needs` what is computed,",
         f"`i.i.d.` what {NULL[0]} samples of {NULL[1]} standard normal features give (`METRICS[name].null(n, d)`).\n",
         "| metric | unit | range | i.i.d. | of | needs | invariant under | source | meaning |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -75,7 +129,7 @@ def metrics_page() -> str:
             f"| `{m.name}` | {m.unit} | {span} | {'' if null != null else number(null)} | {m.signal} | {m.needs} | "
             f"{', '.join(m.invariant)} | {m.source} | {meaning} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + MORE_METRICS
 
 
 def lists_page() -> str:

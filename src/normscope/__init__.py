@@ -1,12 +1,14 @@
 """normscope: will this deep network train, why not, and what to do about it.
 
 Measure
-    `measure` one representation, `probe` every layer of a model, `diagnose` it (findings and a report).
+    `measure` one representation, `probe` every layer of a model, `diagnose` it (findings and a report); `similarity`
+    of all pairs of layers.
 Curvature
     `fisher`, `hessian`, `jacobian`, `ntk` of the whole batch as `LinearMap`s, their `spectrum`, and `sharpness`: the
     largest stable learning rate.
 Learning rates
-    `rates` tries which train: the largest and the best; `transfer` says what that of small nets is for a large one.
+    `rates` tries which train: the largest and the best; `transfer` says what that of small nets is for a large one;
+    `rate_range` is the range test, `overfit` one batch learnt by heart, `gradient_noise` how large a batch to take.
 Cure
     `cure` a model with weights that let it train; ``normscope.init`` has the cures, their controls, and what they did.
 Train
@@ -46,33 +48,46 @@ if TYPE_CHECKING:
     from normscope.findings.why import why
     from normscope.geometry.metrics import measure
     from normscope.geometry.shapes import configuration
-    from normscope.learning_rates import Rates, rates
+    from normscope.learning_rates import (
+        GradientNoise,
+        Overfit,
+        RateRange,
+        Rates,
+        gradient_noise,
+        overfit,
+        rate_range,
+        rates,
+    )  # fmt: skip
     from normscope.learning_rates.transfer import Transfer, transfer
     from normscope.linalg import LinearMap, Spectrum, spectrum
     from normscope.nn import build
     from normscope.probing.passes import probe
+    from normscope.probing.similarity import Similarity, similarity
     from normscope.probing.tracker import Tracker
     from normscope.racing import Race, race
     from normscope.sweeping import Grid, sweep
     from normscope.theory import predict, simulate
 
 __all__ = [
-    "Diagnosis", "Finding", "Grid", "LinearMap", "Profile", "Race", "Rates", "Record", "Sharpness", "Spec", "Spectrum",
-    "Step", "Tracker", "Transfer", "UsageError", "build", "configuration", "cure", "diagnose", "fisher", "hessian",
-    "jacobian", "measure", "ntk", "predict", "probe", "race", "rates", "sharpness", "simulate", "spectrum", "sweep",
-    "transfer", "verify", "why",
+    "Diagnosis", "Finding", "GradientNoise", "Grid", "LinearMap", "Overfit", "Profile", "Race", "RateRange",
+    "Rates", "Record", "Sharpness", "Similarity", "Spec", "Spectrum", "Step", "Tracker", "Transfer", "UsageError",
+    "build", "configuration", "cure", "diagnose", "fisher", "gradient_noise", "hessian", "jacobian", "measure",
+    "ntk", "overfit", "predict", "probe", "race", "rate_range", "rates", "sharpness", "similarity", "simulate",
+    "spectrum", "sweep", "transfer", "verify", "why",
 ]  # fmt: skip
 
 #: Where each name is made: the module below ``normscope`` that is imported when the name is first asked for.
 _HOMES = {
-    "Diagnosis": "findings.diagnosis", "Finding": "findings", "Grid": "sweeping", "LinearMap": "linalg",
-    "Profile": "core.records", "Race": "racing", "Rates": "learning_rates", "Record": "core.records",
-    "Sharpness": "curvature", "Spec": "core.spec", "Spectrum": "linalg", "Step": "call.step",
+    "Diagnosis": "findings.diagnosis", "Finding": "findings", "GradientNoise": "learning_rates", "Grid": "sweeping",
+    "LinearMap": "linalg", "Overfit": "learning_rates", "Profile": "core.records", "Race": "racing",
+    "RateRange": "learning_rates", "Rates": "learning_rates", "Record": "core.records", "Sharpness": "curvature",
+    "Similarity": "probing.similarity", "Spec": "core.spec", "Spectrum": "linalg", "Step": "call.step",
     "Tracker": "probing.tracker", "Transfer": "learning_rates.transfer", "UsageError": "core.errors", "build": "nn",
     "configuration": "geometry.shapes", "cure": "findings.cures", "diagnose": "findings.diagnosis",
-    "fisher": "curvature", "hessian": "curvature", "jacobian": "curvature", "measure": "geometry.metrics",
-    "ntk": "curvature", "predict": "theory", "probe": "probing.passes", "race": "racing",
-    "rates": "learning_rates", "sharpness": "curvature", "simulate": "theory", "spectrum": "linalg",
+    "fisher": "curvature", "gradient_noise": "learning_rates", "hessian": "curvature", "jacobian": "curvature",
+    "measure": "geometry.metrics", "ntk": "curvature", "overfit": "learning_rates", "predict": "theory",
+    "probe": "probing.passes", "race": "racing", "rate_range": "learning_rates", "rates": "learning_rates",
+    "sharpness": "curvature", "similarity": "probing.similarity", "simulate": "theory", "spectrum": "linalg",
     "sweep": "sweeping", "transfer": "learning_rates.transfer", "verify": "claims", "why": "findings.why",
 }  # fmt: skip
 

@@ -276,6 +276,19 @@ def test_a_language_model_of_transformers_is_diagnosed(answer, name):
     assert answer(name)[0]["facts"]["data"] == "tokens:32x99"
 
 
+def test_a_causal_model_of_transformers_has_the_loss_of_the_next_token():
+    from normscope.cli._shared import Given
+
+    step, _ = Given(n=4).step(GPT)
+    ids = step.kwargs["input_ids"]
+    loss = step.run(lambda: step.value(step.whole(step.args, step.kwargs), None))
+    step.root.eval()
+    with torch.no_grad():
+        logits = step.root(ids).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=0.02)  # dropout is on in the first
+
+
 def test_an_image_model_of_transformers_is_diagnosed(answer):
     name = "transformers:vit,image_size=16,patch_size=8,hidden_size=16,num_hidden_layers=1,num_attention_heads=2"
     assert answer(name, "-n", 8)[0]["facts"]["data"] == "random:3x16x16"

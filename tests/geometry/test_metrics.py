@@ -117,6 +117,25 @@ def odd_point_margin(x):
     return 1 - second / first
 
 
+def alpha_req(x):
+    """A weighted fit by numpy over the variances, singular values of the centred batch squared."""
+    values = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
+    values = [v for v in values if v > 1e-10 * values[0]]
+    if len(values) < 3:
+        return math.nan
+    places = np.arange(1, len(values) + 1)
+    return -np.polyfit(np.log(places), np.log(values), 1, w=1 / np.sqrt(places))[0]
+
+
+def stable_rank(x):
+    return np.linalg.norm(x) ** 2 / np.linalg.norm(x, 2) ** 2
+
+
+def edge_ratio(x):
+    n, d = x.shape
+    return np.linalg.norm(x, 2) ** 2 / (np.mean(x**2) * (math.sqrt(n) + math.sqrt(d)) ** 2)
+
+
 ORACLE = {
     "orthogonality_gap": orthogonality_gap,
     "orthogonality_gap_floor": orthogonality_gap_floor,
@@ -139,6 +158,11 @@ ORACLE = {
     "odd_point_coherence": odd_point_coherence,
     "odd_point_separation": odd_point_separation,
     "odd_point_margin": odd_point_margin,
+    "alpha_req": alpha_req,
+    "stable_rank": stable_rank,
+    "weight_spectral_norm": lambda x: np.linalg.norm(x, 2),
+    "weight_stable_rank": stable_rank,
+    "weight_edge_ratio": edge_ratio,
     "gradient_norm": lambda x: math.sqrt(np.sum(x**2)),
     "gradient_collinearity": lambda x: mean_or_nan(np.abs(cosines(x))),
 }
@@ -592,6 +616,84 @@ def test_the_participation_rank_without_structure(n, d):
     # variance
     found = metrics.participation_rank.null(n, d, draws=4000)
     assert_close(found, (n * d + 2) / (n + d + 1), rtol=0.03)
+
+
+@pytest.mark.parametrize(("name", "oracle"), [("alpha_req", alpha_req), ("stable_rank", stable_rank),
+                                              ("weight_edge_ratio", edge_ratio)])  # fmt: skip
+def test_a_null_value_is_that_of_drawn_matrices(name, oracle):
+    rng = np.random.default_rng(5)
+    drawn = [oracle(rng.standard_normal((16, 40))) for _ in range(400)]
+    bound = 4 * np.std(drawn) * math.sqrt(1 / 400 + 1 / 400)  # four standard errors of the difference
+    assert abs(METRICS[name].null(16, 40, draws=400) - np.mean(drawn)) < bound
+
+
+def test_weights_without_structure_end_at_the_edge_of_the_bulk():
+    assert_close(METRICS["weight_edge_ratio"].null(300, 600, draws=3), 1, atol=0.03, rtol=0)
+
+
+def test_measure_puts_null_values_behind_the_names():
+    found = measure(normal(12, 30), ["entropy_rank", "rms", "stable_rank"], null=True)
+    assert list(found) == ["entropy_rank", "rms", "stable_rank", "entropy_rank_null", "stable_rank_null"]
+    assert found["stable_rank_null"] == METRICS["stable_rank"].null(12, 30, draws=16)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 12), (20, 50), (50, 50)])
+def test_batches_are_measured_as_one_representation(n, d):
+    x = normal(n, d, seed=3) @ torch.diag(torch.linspace(0.1, 3, d, dtype=torch.float64)) + 5
+    streamed = measure(data=[(part, None) for part in x.split([7, n - 8, 1])])
+    for name, value in measure(x, list(streamed)).items():
+        assert streamed[name] == pytest.approx(value, rel=1e-8), name
+    assert list(streamed) == ["participation_rank", "soft_rank", "entropy_rank", "alpha_req", "stable_rank"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({}, "pass one of them"), ({"data": []}, "gave none"), ({"data": [torch.ones(3, 2), torch.ones(3, 4)]}, "same f"),
+     ({"data": [torch.ones(3, 2)], "metrics": "mean_cosine"}, "second moments"),
+     ({"data": [torch.ones(3, 2)], "null": True}, "no null values")],
+)  # fmt: skip
+def test_batches_that_are_no_representation_are_refused(given, said):
+    with pytest.raises(UsageError, match=said):
+        measure(**given)
+
+
+def lidar(x, delta=1e-4):
+    """By loops, whitened by the inverse square root of the whole matrix."""
+    q, n, d = x.shape
+    means = x.mean(0)
+    between, within = np.zeros((d, d)), delta * np.eye(d)
+    for i in range(n):
+        between += np.outer(means[i] - means.mean(0), means[i] - means.mean(0)) / (n - 1)
+        for j in range(q):
+            within += np.outer(x[j, i] - means[i], x[j, i] - means[i]) / (n * (q - 1))
+    values, vectors = np.linalg.eigh(within)
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    p = np.clip(np.linalg.eigvalsh(root @ between @ root), 0, None)
+    return math.exp(-sum(a * math.log(a) for a in p / p.sum() if a > 0))
+
+
+def test_lidar_equals_its_oracle_and_its_null_that_of_drawn_views():
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((1, 9, 6)) @ np.diag([5, 3, 1, 0.1, 0.1, 0.1]) + 0.3 * rng.standard_normal((4, 9, 6))
+    assert_close(metrics.lidar(torch.from_numpy(x)), lidar(x), rtol=1e-9)
+    drawn = [lidar(rng.standard_normal((4, 9, 6))) for _ in range(100)]
+    bound = 4 * np.std(drawn) * math.sqrt(1 / 100 + 1 / 100)
+    assert abs(metrics.lidar_null(4, 9, 6, draws=100) - np.mean(drawn)) < bound
+
+
+def test_a_probe_measures_weights_where_they_are_asked_for():
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(48, 5))
+    found = probe(model, normal(9, 2, 6, 6).float(), metrics=["weight_spectral_norm", "weight_edge_ratio"]).records
+    assert [(r.name, r.signal) for r in found] == [(n, "weight") for n in ("0", "0", "2", "2")]
+    for r in found:
+        w = model[int(r.name)].weight.detach().double().flatten(1).numpy()
+        assert r.value == pytest.approx(ORACLE[r.metric](w), rel=1e-9)
+    assert not [r for r in probe(model, normal(9, 2, 6, 6).float()).records if r.metric.startswith("weight_")]
+
+
+def test_lidar_refuses_one_view():
+    with pytest.raises(UsageError, match="two views"):
+        metrics.lidar(normal(1, 5, 4))
 
 
 def test_the_scale_without_structure_is_one():

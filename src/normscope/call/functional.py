@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from normscope.call.streams import Streams
 from normscope.core.errors import UsageError
 from normscope.core.spec import POINTWISE
 
@@ -37,6 +38,9 @@ class Functions(TorchFunctionMode):
     def __init__(self, seen: Seen | None = None, untrained: Callable[[nn.Module], None] | None = None) -> None:
         super().__init__()
         self.seen, self.untrained = seen, untrained
+        #: Told of every function that ran, but batch norm: (function, arguments, named ones, what it returned).
+        self.called: Callable[[Any, Sequence[Any], Mapping[str, Any], Any], None] | None = None
+        self.streams: Streams | None = None
         self._activations = {f: p.kind for p in POINTWISE.values() for f in p.functions}
         self.norms: set[nn.Module] = set()
         self.drift: dict[nn.Module, float] = {}
@@ -54,9 +58,14 @@ class Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         kind = self._activations.get(func)
         if kind is None and (func not in PRODUCTS or not any(isinstance(a, nn.Parameter) for a in args)):
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if self.called is not None:
+                self.called(func, args, kwargs, out)
+            return out
         module = enclosing()
         out = func(*args, **kwargs)
+        if self.called is not None:
+            self.called(func, args, kwargs, out)
         if module is None or self.seen is None or not isinstance(out, Tensor) or not _own_code(module):
             return out
         if kind is not None:

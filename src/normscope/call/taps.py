@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from normscope.call.arguments import first_tensor
-from normscope.call.functional import Functions
+from normscope.call.functional import Functions, enclosing
 from normscope.call.samples import SEQUENCE
+from normscope.call.streams import Streams, Sum
 from normscope.core.errors import UsageError, unknown
 
 #: Modules whose output is their input seen otherwise, or noise put on it.
@@ -148,6 +150,8 @@ def observed(taps: list[Tap], observer: Observer, root: nn.Module | None = None)
         if not tap.layer:
             tap.layer = next(order)
         call, tap.calls = tap.calls, tap.calls + 1
+        if streams is not None:
+            streams.shown(tap, tensor)
         observer(tap, call, tensor)
 
     def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -166,11 +170,15 @@ def observed(taps: list[Tap], observer: Observer, root: nn.Module | None = None)
             return
         show(tap, tensor)
 
-    mode = Functions(_Calls(root, by_module, show).seen) if root is not None else None
+    mode = streams = None
+    if root is not None:
+        calls, streams = _Calls(root, by_module, show), Streams(root)
+        mode = Functions(calls.seen)
+        mode.streams, mode.called = streams, partial(calls.called, streams)
     try:
         for module in by_module:
             module.register_forward_hook(hook)
-        with mode if mode is not None else nullcontext():
+        with nullcontext() if mode is None or streams is None else streams.listening(), mode or nullcontext():
             yield mode
     finally:
         _take_off(hook, list(by_module))
@@ -215,6 +223,14 @@ class _Calls:
         path = ".".join(part for part in (self.names[module], name if count == 1 else f"{name}_{count}") if part)
         parameters = tuple(self.parameters[id(p)] for p in used if id(p) in self.parameters)
         self.show(Tap(path, _blank(kind), weighted=bool(used), parameters=parameters), out)
+
+    def called(self, streams: Streams, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
+        """A function ran; a sum behind a block is shown as a layer."""
+        block = streams.called(func, args, kwargs, out, enclosing)
+        if block is not None:
+            tap = Tap(f"{self.names[block]}.add", Sum())
+            self.show(tap, out)
+            streams.ended(block, tap)
 
 
 def _blank(kind: type[nn.Module]) -> nn.Module:

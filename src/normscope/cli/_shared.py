@@ -29,7 +29,7 @@ from normscope.core.memory import does_not_fit
 from normscope.core.spec import FAMILIES
 from normscope.core.tensors import device_of
 from normscope.data.datasets import Batch, load
-from normscope.data.models import SOURCES, fitting_data, load_step, required, synthetic, takes
+from normscope.data.models import SOURCES, fitting_data, load_step, required, speaks, synthetic, takes
 
 #: Samples of a batch when none were asked for; of a library's model, at 224 x 224 or 32 tokens, 128 would take minutes.
 BATCH, LIBRARY_BATCH = 128, 16
@@ -136,6 +136,9 @@ def _handed_over(model: torch.nn.Module, batch: Batch, chosen: bool) -> dict[str
     inputs, targets = batch.inputs, batch.targets
     if isinstance(inputs, Mapping) and targets is not None and not chosen and takes(model, "labels"):
         inputs, targets = {**inputs, "labels": targets}, None
+    ids = isinstance(inputs, torch.Tensor) and inputs.dim() == 2 and not inputs.is_floating_point()
+    if ids and targets is None and not chosen and speaks(model):  # the loss that it is trained with
+        inputs = {"input_ids": inputs, "labels": inputs}
     return {"inputs": inputs, "targets": targets}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -252,6 +253,19 @@ def _transformers(rest: str, _batch: Batch | None, _seed: int) -> nn.Module:
                     f"transformers:{rest} cannot be built: {type(error).__name__}: {brief(error)}"
                 ) from error
     raise UsageError(f"transformers has no model class for the config {type(config).__name__}.")
+
+
+def speaks(model: nn.Module) -> bool:
+    """Whether a model is a causal language model of ``transformers``: of its ``labels`` it makes the next token's
+    loss, shifted by itself.
+    """
+    config, hub = getattr(model, "config", None), sys.modules.get("transformers")
+    if config is None or hub is None or not takes(model, "labels"):
+        return False
+    if type(config) in hub.AutoModelForMaskedLM._model_mapping:  # it sees ahead
+        return False
+    kinds = hub.AutoModelForCausalLM._model_mapping
+    return type(config) in kinds and type(model) is kinds[type(config)]
 
 
 def _fields_of(family: str) -> Callable[[str], object]:

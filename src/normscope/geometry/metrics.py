@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from normscope.core.errors import MANY, UsageError, shown
+from normscope.core.errors import MANY, UsageError, flag, shown
 from normscope.core.tensors import check_plain
 from normscope.geometry.metric import METRICS, evaluate, register
 from normscope.geometry.metric import Metric as Metric
 from normscope.geometry.odd import contrast_shares, first_largest, odd_points
 from normscope.geometry.statistic import Statistic
+from normscope.geometry.streamed import KEPT, accumulated, check_names
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -30,22 +31,46 @@ if TYPE_CHECKING:
 SMALLEST = 1e-146
 
 
-def measure(x: Float[Tensor, "n ..."], metrics: str | Iterable[str] | None = None) -> dict[str, float]:
+def measure(
+    x: Float[Tensor, "n ..."] | None = None,
+    metrics: str | Iterable[str] | None = None,
+    *,
+    null: bool = False,
+    data: Iterable[Any] | None = None,
+) -> dict[str, float]:
     """Metrics of one representation.
 
     x: (n, ...), batch first, or what ``torch.as_tensor`` makes one of; everything after the first axis is one sample's
         features, the second axis (the last of three, which are read as (n, tokens, d)) counts as the units. Any
         floating dtype, any device; integers are taken as numbers.
     metrics: names; default all metrics of representations.
+    null: put ``<name>_null`` behind each, what i.i.d. standard normal entries of the same n and d give: the mean over
+        16 draws, without those of lengths and entries, which depend on more than n and d.
+    data: batches of one representation, in the place of ``x``: they are measured as one, and only their second moments
+        are kept, (d, d). For metrics of the spectrum alone (`normscope.geometry.streamed.KEPT`), without null values.
 
     Returns name -> value, in float64, NaN where the value is undefined (a batch of one has no pairs).
     Raises ``UsageError`` for an empty batch, what is no dense tensor of numbers, or an unknown name.
     """
+    null = flag("null", null)
+    if (x is None) == (data is None):
+        raise UsageError("measure() takes x, or data= with batches of it; pass one of them.")
+    if data is not None:
+        if null:
+            raise UsageError("measure(data=...) has no null values; call METRICS[name].null(n, d) for them.")
+        names = list(KEPT) if metrics is None else metric_names(metrics)
+        check_names(names)
+        moments = accumulated(data, representation)
+        return {name: METRICS[name](moments) for name in names}
     x = representation(x)
     names = [m.name for m in METRICS.values() if m.signal == "activation"] if metrics is None else metric_names(metrics)
     chosen = [METRICS[name] for name in names]
     statistic = Statistic.of(x, exact=True, units=unit_axis(x), sequences=x)
-    return evaluate([statistic], chosen)[0]
+    found = evaluate([statistic], chosen)[0]
+    for metric in chosen if null else ():
+        if "scale" in metric.invariant and metric.needs != "entries":
+            found[f"{metric.name}_null"] = metric.null(statistic.samples, statistic.features, draws=16)
+    return found
 
 
 def representation(x: Any, what: str = "measure") -> Tensor:
@@ -379,3 +404,15 @@ def gradient_norm(s: Statistic) -> Tensor:
 def gradient_collinearity(s: Statistic) -> Tensor:
     """Mean |cosine| between the gradients that two samples receive: 1 when all samples pull along one line."""
     return s.pairs.mean_abs
+
+
+# Further ones, each in a file of its own: enrolled behind those above, and found here by their names
+from normscope.geometry.attention import attention_entropy as attention_entropy  # noqa: E402
+from normscope.geometry.attention import head_rank as head_rank  # noqa: E402
+from normscope.geometry.decay import alpha_req as alpha_req  # noqa: E402
+from normscope.geometry.decay import stable_rank as stable_rank  # noqa: E402
+from normscope.geometry.decay import weight_edge_ratio as weight_edge_ratio  # noqa: E402
+from normscope.geometry.decay import weight_spectral_norm as weight_spectral_norm  # noqa: E402
+from normscope.geometry.decay import weight_stable_rank as weight_stable_rank  # noqa: E402
+from normscope.geometry.lidar import lidar as lidar  # noqa: E402
+from normscope.geometry.lidar import lidar_null as lidar_null  # noqa: E402

@@ -15,7 +15,7 @@ from normscope.call.losses import COTANGENT
 from normscope.call.step import Step
 from normscope.core.errors import UsageError, unknown
 from normscope.training.own import Own, rate_of, to_its_rate, wants_a_closure
-from normscope.training.short import Course, ShortRuns
+from normscope.training.short import Course, ShortRuns, Update
 
 Make = Callable[[list[Tensor], float], torch.optim.Optimizer]
 #: (rate, losses before each update and after the last, whether it trains).
@@ -125,6 +125,15 @@ class Trials:
         if all(math.isfinite(x) for x in self.starts):
             self.noise = NOISE * statistics.pstdev(self.starts) if len(set(self.starts)) > 1 else 0.0
 
+    def first(self) -> float:
+        """The loss of the first batch as it is; refuses what has none."""
+
+        def look() -> float:
+            with torch.no_grad():
+                return self._first_look(0)
+
+        return float(self.shorts.run(lambda _: _never, 0, look=look).seen)
+
     def _first_look(self, i: int) -> float:
         """The loss of batch i; refuses what has none."""
         at = self.at
@@ -186,20 +195,40 @@ class Trials:
         *,
         until: Callable[[list[float]], bool] | None = None,
         look: Callable[[], Any] | None = None,
+        rates: Sequence[float] = (),
     ) -> Course:
-        """``steps`` updates at a rate; see `ShortRuns.run`."""
-        own = self.own
-        if own is None:
-            begin = self.shorts.plain(lambda p: self.make(p, rate))
-            return self.shorts.run(begin, steps, until=until, look=look)
+        """``steps`` updates at a rate, or at one of ``rates`` after another; see `ShortRuns.run`."""
+        own, made = self.own, []
 
-        def scaled(copies: Any) -> Any:
+        def make(parameters: list[Tensor]) -> torch.optim.Optimizer:
+            if own is None:
+                made.append(self.make(parameters, rate))
+                return made[-1]
             to_its_rate(own.twin)
             for group in own.twin.param_groups:
                 group["lr"] = group["lr"] * (rate / self.base) if self.base else rate
-            return self.shorts.plain(lambda _: own.twin)(copies)
+            made.append(own.twin)
+            return own.twin
 
-        return self.shorts.run(scaled, steps, until=until, look=look, around=own.around)
+        def begin(copies: Any) -> Any:
+            update = self.shorts.plain(make)(copies)
+            return _growing(update, made[-1], rates, rate) if rates else update
+
+        return self.shorts.run(begin, steps, until=until, look=look, around=None if own is None else own.around)
+
+
+def _growing(update: Update, optimizer: torch.optim.Optimizer, rates: Sequence[float], base: float) -> Update:
+    """An update at the next of the rates each time; groups keep their ratios to ``base``."""
+    shares = [float(group["lr"]) / base for group in optimizer.param_groups]
+    left = iter(rates)
+
+    def grown(args: tuple[Any, ...], kwargs: dict[str, Any], targets: Any) -> Tensor:
+        rate = next(left)
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = rate * share
+        return update(args, kwargs, targets)
+
+    return grown
 
 
 def _never(*_: Any) -> Tensor:

@@ -14,6 +14,7 @@ from normscope.call.arguments import first_tensor, length
 from normscope.call.samples import Samples, read_samples
 from normscope.call.step import Step
 from normscope.call.taps import Tap, observed
+from normscope.core.errors import UsageError
 from normscope.geometry.metrics import METRICS, Metric, metric_names
 from normscope.probing.recorder import (
     RELATIVE_GRADIENT,
@@ -59,8 +60,13 @@ class Plan:
     def of(cls, metrics: str | Iterable[str]) -> Plan:
         """From names, or ``"all"``."""
         if metrics == "all":
-            metrics = [*METRICS, RELATIVE_GRADIENT]
+            metrics = [*(m.name for m in METRICS.values() if m.signal != "weight"), RELATIVE_GRADIENT]
         names = metric_names(metrics, RELATIVE_GRADIENT)
+        weights = [name for name in names if name in METRICS and METRICS[name].signal == "weight"]
+        if weights:
+            raise UsageError(
+                f"A tracker measures outputs and gradients; {weights[0]} is of weights. Ask normscope.probe for it."
+            )
         chosen = [METRICS[name] for name in names if name != RELATIVE_GRADIENT]
         activation, gradient = (tuple(m for m in chosen if m.signal == s) for s in ("activation", "gradient"))
         return cls(activation, gradient, RELATIVE_GRADIENT in names)

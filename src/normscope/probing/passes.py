@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, tensors
+from normscope.call.attention import Attention
 from normscope.call.functional import Functions, refuse_untrained
 from normscope.call.graph import NoGradient, refuse_reentrant
 from normscope.call.losses import LossLike
@@ -23,10 +24,11 @@ from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, flag
 from normscope.core.memory import LEAST, check_copies, check_room
 from normscope.core.records import Profile, Record
-from normscope.geometry.metrics import METRICS, Metric
+from normscope.geometry.attention import attention_entropy, head_rank
+from normscope.geometry.metrics import Metric
 from normscope.geometry.shapes import configuration
 from normscope.geometry.statistic import Statistic
-from normscope.probing.recorder import Recorder, Seen, chosen, frobenius, numbers, of_weights
+from normscope.probing.recorder import Recorder, Seen, chosen, frobenius, numbers, of_matrix, of_weights
 
 
 @dataclass
@@ -46,6 +48,9 @@ class Collection:
     split: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     functional_norms: int = 0
+    #: Name of a layer -> the part it plays around a residual stream; of each attention (layer, its name, what is told).
+    parts: dict[str, str] = field(default_factory=dict)
+    attention: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
 
 
 @alone
@@ -71,7 +76,7 @@ def probe(
         ``data`` the first batch. With neither targets nor loss: the model's own loss if it returns one.
     layers: glob patterns of module paths; default: all layers (`normscope.call.taps.find_taps`), and what runs by
         functions (``F.relu``, products with the model's own parameters).
-    metrics: names; default all. See ``normscope.geometry.metrics.METRICS``.
+    metrics: names; default all but those of weights. See ``normscope.geometry.metrics.METRICS``.
     mode: ``"train"`` (batch norm uses the batch), ``"eval"``, or ``None``: as each module is set.
     tokens: sequence activations (n, t, d) count as n*t samples; default: n samples of t*d features.
     backward: whether to run the backward pass; default: if there are targets, a loss, or the model returns its own.
@@ -79,7 +84,8 @@ def probe(
     seed: of the random streams inside (dropout); the caller's streams are untouched.
 
     Returns a `Profile`: per (layer, call) the metrics of the output (signal ``activation``), of the loss gradient
-    with respect to it (``gradient``), and the norms of the loss gradient with respect to the layer's parameters
+    with respect to it (``gradient``), of its weight matrix where they are asked for by name (``weight``), and the norms
+    of the loss gradient with respect to the layer's parameters
     (``weight``: ``gradient_norm``, and ``relative_gradient`` = that over the norm of the parameters). Layer 0 is the
     input. ``gradient_growth`` is the ratio of a layer's gradient norm to that of the next one that ran, above 1 where
     gradients grow on their way back (norms: its square is the factor of the papers). ``gradient_collinearity`` is there
@@ -101,7 +107,9 @@ def probe(
         raise UsageError(f"A probe compares samples, so it needs a batch of at least 2; got {n}.")
     _refuse_untrained(root, mode)
     taps = find_taps(root, layers)
-    found = collect(at, taps, picked, backward=backward, tokens=tokens, functions=layers is None)
+    found = collect(
+        at, taps, picked, backward=backward, tokens=tokens, functions=layers is None, attention=metrics is None
+    )
     notes = [*at.notes, *found.notes, *_notes(at, taps, found, layers)]
     if not found.seen or all(s.layer == 0 for s in found.seen):
         raise UsageError(
@@ -109,6 +117,7 @@ def probe(
             "function, or under other names than those asked for, are not seen."
         )
     records = [r for seen in found.seen for r in _records(seen, picked, found, root)]
+    records += _attention(found) if metrics is None else []
     if metrics is None and found.loss_name != "none":
         records += _growth(records)
     first = next((p for p in root.parameters()), None)
@@ -125,6 +134,8 @@ def probe(
         "batch_norms": len(normalizers(root)) + found.functional_norms,
         "untrained_batch_norms": sum(untrained_statistics(m) for _, m in normalizers(root)),
         "shape": _shape(found.hidden),
+        "parts": {s.layer: found.parts[s.tap.name] for s in found.seen if s.tap.name in found.parts},
+        "attention": [{"layer": layer, "name": name, **told} for layer, name, told in found.attention],
         "seed": at.seed,
         "seconds": time.perf_counter() - start,
         "torch": torch.__version__,
@@ -183,6 +194,7 @@ def collect(
     backward: bool | None,
     tokens: bool = False,
     functions: bool = False,
+    attention: bool = False,
 ) -> Collection:
     """The passes themselves: one forward, and one backward if asked for; the metrics of every tap."""
     out = Collection()
@@ -219,6 +231,10 @@ def collect(
                 out.split.append(tap.name)
             keep(seen, x)
 
+        def attended(tap: Tap, attention: Attention) -> None:
+            if recording:
+                out.attention.append((tap.layer, tap.name, _heads(attention)))
+
         args, kwargs, leaves = at.arguments(grad=backward is not False)
         source = Tap("", nn.Identity(), weighted=True)
         entry = next((x for x in leaves if rows(source, x) is not None), None)
@@ -232,10 +248,13 @@ def collect(
                 with observed(taps, watch, root if functions else None) as mode:
                     if mode is not None:
                         mode.untrained = refuse_untrained if at.mode is None else None
+                        if mode.streams is not None and attention:
+                            mode.streams.attended = attended
                     whole = at.whole(args, kwargs)
                     recording = False
                     if mode is not None:
                         _functional_norms(mode, root, out)
+                        out.parts = mode.streams.parts() if mode.streams is not None else {}
             finally:
                 for handle in drift:
                     handle.remove()
@@ -262,6 +281,17 @@ def _room_behind(tap: Tap, x: Tensor, kept: list[int]) -> None:
         behind = f"What the layers behind {tap.name or 'the input'} put out, and its measurement,"
         check_room(max(4 * kept[-1], LEAST + 1), behind, "Take fewer samples: -n, rows of the inputs.")
         kept.clear()
+
+
+def _heads(attention: Attention) -> dict[str, Any]:
+    """Entropy and rank of each head of one attention, each with its null value."""
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        entropy, uniform = attention_entropy(attention.weights, attention.allowed)
+        told: dict[str, Any] = {"entropy": entropy.tolist(), "entropy_null": uniform}
+        if attention.heads is not None:
+            rank, null = head_rank(attention.heads)
+            told |= {"rank": rank.tolist(), "rank_null": null}
+    return told
 
 
 def _functional_norms(mode: Functions, root: nn.Module, out: Collection) -> None:
@@ -336,17 +366,34 @@ def _records(seen: Seen, metrics: list[Metric], found: Collection, root: nn.Modu
     wanted = {m.name for m in metrics}
     if seen.layer and seen.call == 0:
         own = tap.parameters or [f"{tap.name}.{n}" if tap.name else n for n, _ in tap.module.named_parameters()]
+        found_at = dict(root.named_parameters())
         both = of_weights([found.weights[n] for n in own if n in found.weights])
         if both is not None:
             weight = here._replace(signal="weight")
             if "gradient_norm" in wanted:
                 yield weight._replace(metric="gradient_norm", value=both[0])
-            if len(wanted) == len(METRICS):
+            if wanted >= {m.name for m in chosen(None)}:
                 yield weight._replace(metric="relative_gradient", value=both[1])
+        held = [found_at[n] for n in own if n in found_at] if any(m.signal == "weight" for m in metrics) else []
+        for name, value in of_matrix(held, metrics).items():
+            yield here._replace(signal="weight", metric=name, value=value)
         for name, value in found.drift.items():
             inside = name.startswith(f"{tap.name}.") and getattr(tap.module, "normscope_layer", False)
             if name == tap.name or inside:
                 yield here._replace(metric="running_statistics_distance", value=value)
+
+
+def _attention(found: Collection) -> Iterable[Record]:
+    """Means over heads, and their null values, at the layer that the heads went to."""
+    kinds = {s.layer: s.tap.kind for s in found.seen}
+    for (layer, name), group in groupby(found.attention, key=lambda one: one[:2]):
+        for call, (_, _, told) in enumerate(group):
+            here = Record(layer, "", 0.0, name=name, call=call, kind=kinds.get(layer, ""))
+            for what in ("entropy", "rank"):
+                if what in told:
+                    metric = "attention_entropy" if what == "entropy" else "head_rank"
+                    yield here._replace(metric=metric, value=math.fsum(told[what]) / len(told[what]))
+                    yield here._replace(metric=f"{metric}_null", value=told[f"{what}_null"])
 
 
 def _growth(records: list[Record]) -> Iterable[Record]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from normscope.call.taps import LastAxis, Tap
 from normscope.core.spec import POINTWISE
+from normscope.geometry.metric import evaluate
 from normscope.geometry.metrics import METRICS, Metric, metric_names, unit_axis
 from normscope.geometry.pool import Pool
 from normscope.geometry.statistic import Statistic, squared_norm
@@ -156,8 +157,20 @@ def of_weights(pairs: Iterable[tuple[float, float]]) -> tuple[float, float] | No
     return norm, norm / size if size else math.inf
 
 
+def of_matrix(parameters: Iterable[Tensor], metrics: Iterable[Metric]) -> dict[str, float]:
+    """The metrics of weights, of the first parameter that is a matrix: (out, in times kernel), the smaller side first.
+
+    What is no finite number is NaN."""
+    wanted = [m for m in metrics if m.signal == "weight"]
+    matrix = next((p.detach().flatten(1) for p in parameters if p.dim() > 1 and p.is_floating_point()), None)
+    if not wanted or matrix is None or not matrix.numel():
+        return {}
+    rows = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    return evaluate([Statistic.of(rows, exact=True)], wanted, finite=True)[0]
+
+
 def chosen(names: Iterable[str] | str | None) -> list[Metric]:
-    """Metrics by name; all if ``None``. Raises ``UsageError`` for an unknown one."""
+    """Metrics by name; if ``None`` all but those of weights. Raises ``UsageError`` for an unknown one."""
     if names is None:
-        return list(METRICS.values())
+        return [m for m in METRICS.values() if m.signal != "weight"]
     return [METRICS[name] for name in metric_names(names)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,22 @@ from typing import Any
 from normscope.report import _labels, _layers
 from normscope.report._content import Content
 from normscope.report._layers import Layer, codes_at, measured
-from normscope.report.grammar import Axis, Chart, Colour, Dash, Spec, dimmed, fits, layer, lines, measure, tip
+from normscope.report.grammar import Axis, Chart, Colour, Dash, Spec, dimmed, fits, heat, layer, lines, measure, tip
 
 #: Sources of numbers and their dash pattern.
 SOURCES = {"measured": [1, 0], "predicted": [6, 4], "simulated": [2, 3]}
-HEIGHT = 232
+HEIGHT, SMALL = 232, 180
+#: The parts of a model with a residual stream that its main line shows; all of them; and the others, kind by kind.
+MAIN = ("", "stream")
+ALL = ("", "stream", "attention", "mlp", "branch", "norm", "embedding", "between", "head")
+KINDS = {
+    "attention": "attention",
+    "mlp": "mlp",
+    "branch": "branches",
+    "norm": "norms",
+    "embedding": "outside the blocks",
+}
+_OUTSIDE = ("embedding", "between", "head")
 _FOCUS = "(focus === null || datum['model'] === focus)"
 
 
@@ -31,6 +43,11 @@ class Scene:
         return cls(content, _layers.layers(content))
 
     @property
+    def streams(self) -> bool:
+        """Whether a model has a residual stream."""
+        return any(at.part for at in self.layers)
+
+    @property
     def depth(self) -> int:
         """Number of the deepest layer."""
         return max((at.layer for at in self.layers), default=0)
@@ -45,43 +62,46 @@ def over_depth(
     batch_line: bool = False,
     domain: tuple[float, float] | None = None,
     strict: bool = True,
+    parts: Sequence[str] = MAIN,
 ) -> Chart | None:
-    """One metric over the layers, all models overlaid.
+    """One metric over the layers, all models overlaid; of a model with a residual stream only the stream.
 
     companion: a second column, dotted. findings: metrics, besides this one, whose findings are marked here.
     batch_line: a line at the batch size. strict: NaN is trouble and marked; otherwise it says "does not apply".
+    parts: the layers that are drawn, by the part they play.
     """
     label, content = _labels.label(metric), scene.content
-    has = [at for at in scene.layers if metric in at.values]
+    every = [at for at in scene.layers if at.part in parts]
+    has = [at for at in every if metric in at.values]
     shown = has if strict else [at for at in has if not math.isnan(at.values[metric])]
-    others = [at for at in scene.layers if math.isfinite(at.values.get(companion, math.nan))]
+    others = [at for at in every if math.isfinite(at.values.get(companion, math.nan))]
     if not shown and not others:
         return None
     sizes = sorted({int(f["batch_size"]) for f in content.facts if f.get("batch_size")}) if batch_line else []
     numbers = [at.values[c] for at in scene.layers for c in (metric, companion) if c in at.values]
     scale: Spec = {"domain": list(domain)} if domain and not label.log else {}
-    y = measure(metric, label.heading, [*numbers, *sizes], log=label.log, **scale)
+    kind = parts[0] if parts not in (MAIN, ALL) else ""
+    y = measure(metric, label.short if kind else label.heading, [*numbers, *sizes], log=label.log, **scale)
     whole = {"format": "d", "tickMinStep": 1, "labelOverlap": "greedy", "labelFlush": False}
     x = Axis("layer", "layer", scale={"domain": [0, max(scene.depth, 1)], "nice": False}, ticks=whole)
     colour = Colour("model", content.models)
     about = (metric, *findings)
     starting = {m: [f for f in content.findings_of(m) if f["metric"] in about] for m in content.models}
-    marks, head = _starts(scene, starting, metric, label.log)
+    marks, head = _starts(scene, every, starting, metric, label.log) if parts == MAIN else ([], 0)
     under = [_cursor(x), *_batch_lines(sizes)]
     if others:
-        under.append(_companion(companion, label.log, x, colour))
+        under.append(_companion(companion, label.log, x, colour, parts if scene.streams else ()))
     some = {at.source for at in has} != {"measured"}
-    rows = [
-        row(at, [c for c in (metric, companion) if strict or not math.isnan(at.values.get(c, 0))])
-        for at in scene.layers
-    ]
+    rows = [row(at, [c for c in (metric, companion) if strict or not math.isnan(at.values.get(c, 0))]) for at in every]
     also = [Axis(companion, _labels.label(companion).title)] if others else []
+    only = parts if scene.streams else ()
     return lines(
-        label.title, rows, x, y, colour=colour, dash=Dash("source", SOURCES) if some else None,
-        told=_told(shown, metric, companion), joined=_drawn(metric, label.log),
-        dotted=f"{_drawn(metric, label.log)} && isValid(datum.{metric})", data="layers", under=under, also=also,
-        over=[*marks, *_off_axis(shown, metric, label.log, colour)], reading=label.reading, unit=label.unit, key=metric,
-        head=head, height=HEIGHT,
+        KINDS.get(kind, label.title), rows, x, y, colour=colour, dash=Dash("source", SOURCES) if some else None,
+        told=_told(shown, metric, companion), joined=_drawn(metric, label.log, only), apart="slot" if kind else "",
+        dotted=f"{_drawn(metric, label.log, only)} && isValid(datum.{metric})", data="layers", under=under, also=also,
+        over=[*marks, *_off_axis(shown, metric, label.log, colour)], reading="" if kind else label.reading,
+        unit="" if kind else label.unit, key=f"{metric}.{kind}" if kind else metric, head=head,
+        height=SMALL if kind else HEIGHT,
     )  # fmt: skip
 
 
@@ -113,25 +133,67 @@ def charts(scene: Scene) -> list[Chart]:
     return [chart for chart in made if chart is not None]
 
 
+def by_kind(scene: Scene, metrics: Sequence[str]) -> dict[str, list[Chart]]:
+    """Heading of a metric -> a small chart for each kind of layer around a residual stream."""
+    options = {name: given for name, _, given in CHARTS}
+    found: dict[str, list[Chart]] = {}
+    for metric in metrics if scene.streams else ():
+        domain = options.get(metric, {}).get("domain")
+        groups = [_OUTSIDE if kind == "embedding" else (kind,) for kind in KINDS]
+        made = (over_depth(scene, metric, domain=domain, strict=False, parts=parts) for parts in groups)
+        if drawn := [chart for chart in made if chart is not None]:
+            found[_labels.label(metric).heading] = drawn
+    return found
+
+
+def attention(scene: Scene) -> list[Chart]:
+    """How widely attention looks and what its heads fill, layer by layer; and head by head."""
+    pairs = (("attention_entropy", "attention_entropy_null"), ("head_rank", "head_rank_null"))
+    made = [over_depth(scene, m, companion=null, strict=False, parts=ALL) for m, null in pairs]
+    maps: list[Chart] = []
+    for name in scene.content.models:
+        told = scene.content.facts_of(name).get("attention") or ()
+        rows = [
+            {"layer": at["layer"], "module": at["name"], "head": h, "share": value / at["entropy_null"]}
+            for at in told if at["entropy_null"] > 0 for h, value in enumerate(at["entropy"])
+        ]  # fmt: skip
+        if len(rows) > 1:
+            heads, deep = len({r["head"] for r in rows}), len({r["layer"] for r in rows})
+            upright: Spec = {"labelAngle": 0, "labelOverlap": True}
+            maps.append(heat(
+                "Entropy of each head" + (f": {name}" if len(scene.content.models) > 1 else ""), rows,
+                Axis("head", "head", kind="ordinal", ticks=upright), Axis("layer", "layer", kind="ordinal",
+                ticks=upright), Axis("share", "share of log keys", scale={"domain": [0, 1]}), legend=True,
+                told=[tip("module"), tip("layer"), tip("head"), tip("share", "of uniform", ".3~f")],
+                size=(max(14, min(30, 300 // heads)) * heads, max(14, min(30, 360 // deep)) * deep),
+                reading="Entropy of the weights of each head over that of uniform attention. 1: it looks everywhere "
+                "alike, 0: at one key.",
+                height=max(14, min(30, 360 // deep)) * deep, key=f"heads{len(maps)}",
+            ))  # fmt: skip
+    return [*(c for c in made if c is not None), *maps]
+
+
 def row(at: Layer, columns: Sequence[str], digits: int = 5) -> dict[str, Any]:
     """A row of the charts' data: an absent metric has no key; one that is not finite is null and breaks the line."""
-    place = {"model": at.model, "source": at.source, "layer": at.layer, "module": at.module, "kind": at.kind}
+    place: dict[str, Any] = {c: getattr(at, c) for c in ("model", "source", "layer", "module", "kind", "part")}
+    place |= {"slot": at.slot} if at.part else {}
     known = {c: at.values[c] for c in columns if c in at.values}
     return place | {c: float(f"{v:.{digits}g}") if math.isfinite(v) else None for c, v in known.items()}
 
 
-def _drawn(metric: str, log: bool) -> str:
-    """Which rows have the metric; a null in it breaks the line."""
+def _drawn(metric: str, log: bool, parts: Sequence[str] = ()) -> str:
+    """Which rows have the metric; a null in it breaks the line. parts: of which layers; of all where none is named."""
     positive = f" && (datum.{metric} === null || datum.{metric} > 0)" if log else ""
-    return f"isDefined(datum.{metric}){positive}"
+    of = f" && indexof({json.dumps(list(parts))}, datum.part) >= 0" if parts else ""
+    return f"isDefined(datum.{metric}){positive}{of}"
 
 
-def _companion(metric: str, log: bool, x: Axis, colour: Colour) -> Spec:
+def _companion(metric: str, log: bool, x: Axis, colour: Colour, parts: Sequence[str] = ()) -> Spec:
     """A second metric of the same unit: thin and dotted."""
     place = {"x": x.channel(), "y": {"field": metric, "type": "quantitative"}, "color": colour.channel()}
     detail = {"detail": {"field": "source", "type": "nominal"}, "opacity": dimmed(_FOCUS, 0.9, 0.1)}
     mark = {"type": "line", "strokeWidth": 1.4, "strokeDash": [1, 4]}
-    return layer(mark, place | detail, f"{_drawn(metric, log)} && isValid(datum.{metric})")
+    return layer(mark, place | detail, f"{_drawn(metric, log, parts)} && isValid(datum.{metric})")
 
 
 def _cursor(x: Axis) -> Spec:
@@ -149,12 +211,14 @@ def _batch_lines(sizes: Iterable[int]) -> list[Spec]:
     return made if values else []
 
 
-def _starts(scene: Scene, findings: dict[str, list[dict[str, Any]]], metric: str, log: bool) -> tuple[list[Spec], int]:
+def _starts(
+    scene: Scene, drawn: Sequence[Layer], findings: dict[str, list[dict[str, Any]]], metric: str, log: bool
+) -> tuple[list[Spec], int]:
     """Where findings start: a thin rule, a ring on the line, the code above the chart; and the height of the codes."""
     last = scene.depth
     marks: list[dict[str, Any]] = []
     for name, found in findings.items():
-        on_line = {at.layer: at.values.get(metric) for at in reversed(measured(scene.layers, name))}
+        on_line = {at.layer: at.values.get(metric) for at in reversed(measured(drawn, name))}
         for at, here in sorted(codes_at(found).items()):
             value = on_line.get(at)
             mark = {"model": name, "layer": at, "codes": " ".join(dict.fromkeys(f["code"] for f in here))}

@@ -30,6 +30,16 @@ LABELS: dict[str, Label] = {
         "Gradient of the weights", "norm", "weight grad", True,
         "Norm of the loss gradient with respect to the parameters of each layer: what the first step sees.",
     ),
+    "attention_entropy": Label(
+        "Attention entropy", "nat", "att. entropy", False,
+        "Mean over heads, samples and queries. 0: each query looks at one key. Dotted: uniform attention, log T.",
+    ),
+    "attention_entropy_null": Label("Uniform attention", "nat", "uniform"),
+    "head_rank": Label(
+        "Rank of a head", "dimensions", "head rank", True,
+        "Participation rank of what a head returns over all tokens, averaged over heads. Dotted: i.i.d. entries.",
+    ),
+    "head_rank_null": Label("Rank without structure", "dimensions", "head rank, i.i.d.", True),
     "gradient_growth": Label("Gradient growth", "per layer", "growth", True),
 }  # fmt: skip
 

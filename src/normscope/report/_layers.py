@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ class Layer:
     call: int
     name: str
     kind: str
+    #: What it is around a residual stream (`normscope.call.streams.PARTS`); "": there is none.
+    part: str = ""
     values: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -28,10 +31,21 @@ class Layer:
         name = self.name or self.kind or ("input" if self.layer == 0 else "")
         return f"{name}#{self.call + 1}" if self.call else name
 
+    @property
+    def slot(self) -> str:
+        """The module's path without the numbers in it: the same place in each block."""
+        return re.sub(r"(?<![^.])\d+(?![^.])", "*", self.name)
+
+    @property
+    def spoken(self) -> str:
+        """`module`, with its class where the path ends in a number, which says nothing: ``8 · Linear``."""
+        last = self.name.rpartition(".")[2]
+        return f"{self.module} · {self.kind}" if last.isdecimal() and self.kind else self.module
+
 
 def column(signal: str, metric: str) -> str:
     """Column of a metric: its name, with ``weight_`` before what was measured on the parameters."""
-    return f"weight_{metric}" if signal == "weight" else metric
+    return f"weight_{metric}" if signal == "weight" and not metric.startswith("weight_") else metric
 
 
 def layers(content: Content) -> list[Layer]:
@@ -45,8 +59,9 @@ def layers(content: Content) -> list[Layer]:
         value = math.nan if row["value"] is None else float(row["value"])
         sums.setdefault(key, {}).setdefault(column(row["signal"], row["metric"]), []).append(value)
     order = {model: i for i, model in enumerate(content.models)}
+    parts = {model: content.facts_of(model).get("parts") or {} for model in content.models}
     return [
-        Layer(*key, *names[key], {metric: sum(v) / len(v) for metric, v in sums[key].items()})
+        Layer(*key, *names[key], parts[key[0]].get(key[2], ""), {m: sum(v) / len(v) for m, v in sums[key].items()})
         for key in sorted(sums, key=lambda k: (order[k[0]], k[1], k[2], k[3]))
     ]
 

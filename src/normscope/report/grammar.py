@@ -204,6 +204,7 @@ def lines(
     facet: str = "",
     told: Sequence[Spec] = (),
     joined: str = "",
+    apart: str = "",
     dotted: str = "",
     data: str = "",
     under: Sequence[Spec] = (),
@@ -213,15 +214,17 @@ def lines(
 ) -> Chart:
     """One line a colour (and dash), a dot at each point; ``band``: the columns of its lower and upper end.
 
-    told: what a dot says. joined, dotted: which rows have lines, dots (expressions). data: the name under which the
-        page
-    holds the rows. under, over: further layers; ``also``: the columns that they draw. words: further fields of `Chart`.
+    apart: a column that keeps lines of one colour apart. told: what a dot says. joined, dotted: which rows have lines,
+        dots (expressions). data: the name under which the page holds the rows. under, over: further layers; ``also``:
+        the columns that they draw. words: further fields of `Chart`.
     """
     rows = _finite(rows)
     live = colour is not None and not colour.legend and not facet
     focus = f"(focus === null || datum[{colour.field!r}] === focus)" if live and colour else ""
     shared: Spec = {"x": x.channel()} | ({"color": colour.channel()} if colour else {})
-    detail: Spec = {"detail": {"field": dash.field, "type": "nominal"}} if dash else {}
+    fields = [f for f in (dash and dash.field, apart) if f]
+    detail: Spec = {"detail": [{"field": f, "type": "nominal"} for f in fields]} if apart else {}
+    detail = {"detail": {"field": dash.field, "type": "nominal"}} if dash and not apart else detail
     height = y.channel()
     parts = list(under)
     if band:

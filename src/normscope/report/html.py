@@ -28,6 +28,9 @@ _MARKS = (
 )
 
 
+_KINDS = "The residual stream is the line of the charts above; here are the layers that write to it. Scales are shared."
+
+
 def of_diagnosis(diagnosis: Diagnosis, brief: bool = False) -> Sheet:
     """The sheet of a diagnosis; ``brief``: of a notebook cell."""
     return sheet_of(diagnosis.content(), brief=brief)
@@ -51,14 +54,23 @@ def sheet_of(content: Content, *, brief: bool = False, quiet: bool = False) -> S
     scene = _charts.Scene.of(content)
     drawn = [c for c in _charts.charts(scene) if not brief or c.key in FRAGMENT]
     models = _rows.models(content, scene.layers, most=BRIEF if brief else None, brief=brief)
-    columns = [c for c in _layers.columns(scene.layers) if c in {d.key for d in drawn} | set(_charts.COMPANIONS)]
+    attention = [] if brief else _charts.attention(scene)
+    keys = {d.key for d in (*drawn, *attention)} | {*_charts.COMPANIONS, *(f"{d.key}_null" for d in attention)}
+    columns = [c for c in _layers.columns(scene.layers) if c in keys]
     rows = [_charts.row(at, columns) for at in scene.layers]
     several = len(models) > 1
+    main = [*PANEL, *(f"{metric}.{kind}" for metric in FRAGMENT[::2] for kind in _charts.KINDS), "attention_entropy"]
     sections = [] if quiet else [_findings(models)]
     if drawn:
         sections.append(
             Section("Layer by layer", charts=drawn, id="charts", legend=True, notes=() if brief or quiet else [_MARKS])
         )
+    kinds = {} if brief else _charts.by_kind(scene, PANEL)
+    if kinds:
+        parts = [Section(heading, charts=small, small=True) for heading, small in kinds.items()]
+        sections.append(Section("By kind of layer", _KINDS, parts=parts, id="kinds"))
+    if attention:
+        sections.append(Section("Attention", charts=attention, id="attention"))
     tables = [_table(m, shut=several or not brief) for m in models if m["rows"]]
     sections.append(Section("Numbers", id="tables", parts=tables))
     rated = [(f["label"] if several else "", f["rates"]) for f in content.facts if f.get("rates")]
@@ -67,7 +79,7 @@ def sheet_of(content: Content, *, brief: bool = False, quiet: bool = False) -> S
         content.title, sections if brief else [*sections, _facts(content)], cards=[] if quiet else [
             Card(m["label"], m["verdict"], m["tally"], m["conditions"], m["headline"]) for m in models],
         names=content.models, sources=sorted({at.source for at in scene.layers} - {"measured"}), rows=rows,
-        data=_packed(rows, columns), main=PANEL if any(c.key in PANEL for c in drawn) else (),
+        data=_packed(rows, columns), main=main if any(c.key in PANEL for c in drawn) else (),
     )  # fmt: skip
 
 
@@ -141,7 +153,8 @@ def _facts(content: Content) -> Section:
 def _packed(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> dict[str, Any]:
     """The rows by column, as the page holds them."""
     return {
-        "places": {name: [row[name] for row in rows] for name in ("model", "source", "layer", "module", "kind")},
+        "places": {name: [row[name] for row in rows] for name in ("model", "source", "layer", "module", "kind", "part")}
+        | ({"slot": [row.get("slot", "") for row in rows]} if any(row["part"] for row in rows) else {}),
         # null: the layer has no such number; "x": it has one that is not finite
         "values": {c: ["x" if row.get(c, 0) is None else row.get(c) for row in rows] for c in columns},
     }

@@ -96,18 +96,18 @@ def _drawn(found: Rates) -> Chart:
     y = measure("loss", f"loss after {found.steps} steps", [p["loss"] for p in points])
     across = x.channel()
     ends = {"low": low, "high": high if math.isfinite(high) else low}
-    ruled = {"best": found.best, "as given": found.own, "2 / λ_max": found.stability}
-    ruled = {name: rate for name, rate in ruled.items() if 0 < rate < math.inf}
+    marked = {"best": found.best, "as given": found.own, "2 / λ_max": found.stability}
+    marked = {name: rate for name, rate in marked.items() if 0 < rate < math.inf}
     shade = layer({"type": "rect", "opacity": 0.2}, {"x": {**across, "field": "low"}, "x2": {"field": "high"}}, "",
                   [ends])  # fmt: skip
-    under: list[Spec] = [shade, *(_ruled(name, rate, i, across) for i, (name, rate) in enumerate(ruled.items()))]
+    under: list[Spec] = [shade, *(ruled(name, rate, i, across) for i, (name, rate) in enumerate(marked.items()))]
     return lines(
         found.optimizer, points, x, y, colour=Colour("run", ["trains", "rises"], legend=True, title="run"),
         joined="false", under=under, reading=READING.format(steps=found.steps),
     )  # fmt: skip
 
 
-def _ruled(name: str, rate: float, i: int, across: Spec) -> Spec:
+def ruled(name: str, rate: float, i: int, across: Spec) -> Spec:
     """An upright line at a rate, with its name beside it."""
     line = layer({"type": "rule", "strokeDash": [6, 3]}, {})
     word = layer({"type": "text", "align": "left", "dx": 4, "dy": -8 - 13 * i},

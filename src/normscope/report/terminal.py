@@ -61,6 +61,11 @@ def rates_table(tried: Sequence[Rates]) -> Table:
     return table
 
 
+def spark(values: Sequence[float], *, log: bool = False) -> str:
+    """A curve in one line of text."""
+    return _sparks.curve(values, log=log, width=60)
+
+
 def _verdict(console: Console, content: Content, name: str, rows: Sequence[Layer], colour: str) -> None:
     """Name, verdict, conditions, and two curves from the input to the output."""
     fact = content.facts_of(name)
@@ -73,11 +78,11 @@ def _verdict(console: Console, content: Content, name: str, rows: Sequence[Layer
     for line in (*_lines(_rows.conditions(fact), console.width - 2), *notes):
         console.print(_indented(_text(line, "dim")))
     for column in ("participation_rank", "gradient_norm"):
-        values = [at.values[column] for at in rows if column in at.values]
-        spark = _sparks.curve(values, log=_labels.label(column).log, width=max(8, min(40, console.width - 32)))
-        if spark:
+        values = [at.values[column] for at in rows if column in at.values and at.part in ("", "stream")]
+        drawn = _sparks.curve(values, log=_labels.label(column).log, width=max(8, min(40, console.width - 32)))
+        if drawn:
             ends = f"  {_labels.number(values[0])} → {_labels.number(values[-1])}"
-            console.print(_indented(Text.assemble((f"{_labels.label(column).short:<5}", "dim"), (spark, colour), ends)))
+            console.print(_indented(Text.assemble((f"{_labels.label(column).short:<5}", "dim"), (drawn, colour), ends)))
 
 
 def _finding(console: Console, finding: dict[str, Any]) -> None:
@@ -116,7 +121,7 @@ def _single(content: Content, name: str, rows: Sequence[Layer], most: int, title
             table.add_row("", _text(at, "dim"))
         else:
             table.add_row(
-                str(at.layer), _text(at.module), *_numbers(at, columns), "" if at.call else starts.get(at.layer, "")
+                str(at.layer), _text(at.spoken), *_numbers(at, columns), "" if at.call else starts.get(at.layer, "")
             )
     return table
 
@@ -135,7 +140,7 @@ def _side_by_side(content: Content, models: dict[str, list[Layer]], most: int, g
     shown = fold(together, starts, scales, most)
     places = _place_table(" ", fold_names=False)
     for at in shown:
-        places.add_row(*(("", _text(at, "dim")) if isinstance(at, Folded) else (str(at.layer), _text(at.module))))
+        places.add_row(*(("", _text(at, "dim")) if isinstance(at, Folded) else (str(at.layer), _text(at.spoken))))
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(ratio=1)
     tables = [places]

@@ -83,6 +83,7 @@ def sweep(
         )
     check_options(retries=retries, timeout=timeout, workers=workers, in_flight=in_flight, memory=memory)
     function_of("each", each)
+    retry_failed = flag("retry_failed", retry_failed)
     travelling = Task.of(task)
     travelling.check(grid)
     kept = as_store(store)

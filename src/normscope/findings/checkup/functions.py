@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from normscope.call.arguments import first_tensor, tensors
+from normscope.call.attention import MASKED, PRODUCTS, SOFTMAX, WHOLE, scores_of
 
 _RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape}
-_SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
-_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
-_OF_MATRICES = {*_PRODUCTS, torch.mm, Tensor.mm, torch.sparse.mm, torch.spmm}
+_OF_MATRICES = {*PRODUCTS, torch.mm, Tensor.mm, torch.sparse.mm, torch.spmm}
 _NUMBERS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.numpy}
 _ARITHMETIC = {
     getattr(where, name)
@@ -27,9 +26,8 @@ _ARITHMETIC = {
     )
     for name in names
 }
-_OVER = {torch.logsumexp, Tensor.logsumexp, *_SOFTMAX, F.log_softmax, torch.log_softmax, Tensor.log_softmax}
+_OVER = {torch.logsumexp, Tensor.logsumexp, *SOFTMAX, F.log_softmax, torch.log_softmax, Tensor.log_softmax}
 _TIMES, _SUMS = {Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul}, {Tensor.sum, torch.sum}
-_ATTENTION = {F.multi_head_attention_forward, F.scaled_dot_product_attention}
 _DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 #: Dropout that leaves hardly anything: the usual rates lie between 0.1 and 0.5.
 HEAVY = 0.8
@@ -171,15 +169,15 @@ class Functions(TorchFunctionMode):
             self.sliced = {
                 "from": list(x.shape), "to": list(y.shape), "module": name, "behind": "".join(self._ended)
             }  # fmt: skip
-        if func in _PRODUCTS and self.neighbours is None and not x.requires_grad and y.requires_grad:
+        if func in PRODUCTS and self.neighbours is None and not x.requires_grad and y.requires_grad:
             self._sums(name, x)
         if func in _OF_MATRICES and x.shape == (self.n, self.n) and not x.requires_grad and y.requires_grad:
             self.graph |= not isinstance(args[1], nn.Parameter)
         if func in _RESHAPES and self.reshaped is None and exchanged(tuple(x.shape), tuple(y.shape)):
             self.reshaped = {"from": list(x.shape), "to": list(y.shape), "module": name}
-        elif func in _SOFTMAX and x.dim() == 2 and len(self.kept) < 4:
+        elif func in SOFTMAX and x.dim() == 2 and len(self.kept) < 4:
             self.kept.append((name, y > 0))
-        elif func in _SOFTMAX and x.dim() >= 3:
+        elif func in SOFTMAX and x.dim() >= 3:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if dim in (-1, x.dim() - 1) and self.stack:
                 self._peak(name, x, y)
@@ -197,13 +195,13 @@ class Functions(TorchFunctionMode):
             inside = bool(self.stack) and self.softmax is None  # a loss may sum probabilities over any axis
             if inside and isinstance(dim, int) and dim % x.dim() != known and x.shape[known] > 1:
                 self.softmax = {"dim": known, "summed": dim % x.dim(), "shape": list(x.shape), "module": name}
-        elif func in _PRODUCTS and id(x) in self._made:
+        elif func in PRODUCTS and id(x) in self._made:
             self.attention = name if self.attention is None else self.attention
             self._weighed()
             dim = self._made[id(x)][1]
             if dim != x.dim() - 1 and x.shape[-1] > 1 and self.softmax is None:
                 self.softmax = {"dim": dim, "summed": x.dim() - 1, "shape": list(x.shape), "module": name}
-        elif func in _ATTENTION:
+        elif func in WHOLE:
             self.attention = name if self.attention is None else self.attention
             self._looks(name, func, args, kwargs)
 
@@ -218,7 +216,7 @@ class Functions(TorchFunctionMode):
     def _peak(self, name: str, scores: Tensor, weights: Tensor) -> None:
         """How concentrated attention is where six keys or more are not masked."""
         with torch.no_grad():
-            free = (scores > -1e4).sum(-1) >= 6
+            free = (scores > MASKED).sum(-1) >= 6
             peak = float(weights.amax(-1)[free].mean()) if bool(free.any()) else 0.0
         self._pending = {"peak": peak, "module": name}
 
@@ -232,17 +230,16 @@ class Functions(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             mask = kwargs.get("key_padding_mask")
             if isinstance(mask, Tensor) and mask.dim() == 2:
-                self.kept.append((name, ~mask if mask.dtype is torch.bool else mask > -1e4))
+                self.kept.append((name, ~mask if mask.dtype is torch.bool else mask > MASKED))
             return
         mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
         q, k = (a.detach()[:2] for a in (args[0], args[1] if len(args) > 1 else kwargs["key"]))
         if mask is None and not kwargs.get("is_causal") and q.shape[:-2] == k.shape[:-2]:
-            q = q[..., :64, :].float()  # some queries tell
-            scores = q @ k.float().transpose(-1, -2) * (kwargs.get("scale") or q.shape[-1] ** -0.5)
+            scores = scores_of(q[..., :64, :], k, kwargs.get("scale"))  # some queries tell
             self._peak(name, scores, scores.softmax(-1))
             self._weighed()
         if isinstance(mask, Tensor) and mask.dim() == 4:
-            keep = mask if mask.dtype is torch.bool else mask > -1e4
+            keep = mask if mask.dtype is torch.bool else mask > MASKED
             self.kept.append((name, keep.flatten(1, 2).any(1)))
 
 
