@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from normscope.call.step import Step
     from normscope.claims import verify
-    from normscope.core.errors import UsageError
+    from normscope.core.errors import TrainingStopped, UsageError
     from normscope.core.records import Profile, Record
     from normscope.core.spec import Spec
     from normscope.curvature import Sharpness, fisher, hessian, jacobian, ntk, sharpness
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Diagnosis", "Finding", "Grid", "LinearMap", "Profile", "Race", "Rates", "Record", "Sharpness", "Spec", "Spectrum",
-    "Step", "Tracker", "Transfer", "UsageError", "build", "configuration", "cure", "diagnose", "fisher", "hessian",
+    "Step", "Tracker", "TrainingStopped", "Transfer", "UsageError", "build", "configuration", "cure", "diagnose", "fisher", "hessian",
     "jacobian", "measure", "ntk", "predict", "probe", "race", "rates", "sharpness", "simulate", "spectrum", "sweep",
     "transfer", "verify", "why",
 ]  # fmt: skip
@@ -66,7 +66,7 @@ _HOMES = {
     "Diagnosis": "findings.diagnosis", "Finding": "findings", "Grid": "sweeping", "LinearMap": "linalg",
     "Profile": "core.records", "Race": "racing", "Rates": "learning_rates", "Record": "core.records",
     "Sharpness": "curvature", "Spec": "core.spec", "Spectrum": "linalg", "Step": "call.step",
-    "Tracker": "probing.tracker", "Transfer": "learning_rates.transfer", "UsageError": "core.errors", "build": "nn",
+    "Tracker": "probing.tracker", "Transfer": "learning_rates.transfer", "TrainingStopped": "core.errors", "UsageError": "core.errors", "build": "nn",
     "configuration": "geometry.shapes", "cure": "findings.cures", "diagnose": "findings.diagnosis",
     "fisher": "curvature", "hessian": "curvature", "jacobian": "curvature", "measure": "geometry.metrics",
     "ntk": "curvature", "predict": "theory", "probe": "probing.passes", "race": "racing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from normscope.core.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from normscope.findings.diagnosis import Diagnosis
+    from normscope.findings.review import Review
 
 
 @app.command()
@@ -109,7 +111,7 @@ def check_fail_on(wanted: list[str]) -> None:
             raise unknown("severity or finding code", item, ["warning", "error", *codes])
 
 
-def failed(diagnoses: list[Diagnosis], wanted: list[str]) -> bool:
+def failed(diagnoses: Sequence[Diagnosis | Review], wanted: list[str]) -> bool:
     """Whether any of what --fail-on names was found."""
     found = [f for d in diagnoses for f in d.findings]
     levels = {"error": {"error"}, "warning": {"error", "warning"}, "info": {"error", "warning", "info"}}

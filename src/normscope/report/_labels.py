@@ -30,6 +30,12 @@ LABELS: dict[str, Label] = {
         "Gradient of the weights", "norm", "weight grad", True,
         "Norm of the loss gradient with respect to the parameters of each layer: what the first step sees.",
     ),
+    "weight_relative_update": Label(
+        "Size of a step over the weights", "1", "update", True,
+        "How far the step moved the layer's parameters, over their norm; 0.001 to 0.01 is usual.",
+    ),
+    "weight_relative_gradient": Label("Gradient over the weights", "1", "grad / w", True),
+    "weight_weight_norm": Label("Norm of the weights", "norm", "weights", True),
     "gradient_growth": Label("Gradient growth", "per layer", "growth", True),
 }  # fmt: skip
 
