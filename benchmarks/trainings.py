@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from trainings import BROKEN, HEALTHY, followed  # type: ignore[import-not-found]  # noqa: E402
+from trainings import BROKEN, HEALTHY, followed  # type: ignore[import-not-found]
 
 
 def said(review) -> str:  # type: ignore[no-untyped-def]

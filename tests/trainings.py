@@ -55,6 +55,7 @@ def mlp(width=64, depth=3, norm=False, activation=nn.ReLU, dropout=0.0, inputs=6
 
 def digits(batch=64):
     """Batches of images and labels."""
+
     def draw():
         at = torch.randint(len(IMAGES), (batch,))
         return IMAGES[at], LABELS[at]
@@ -265,7 +266,7 @@ def dying(steps):
 
 
 def deep_plain(steps):
-    model = mlp(depth=40)
+    model = mlp(depth=24)
     return classify(model, sgd(model, 0.1))
 
 

@@ -56,9 +56,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Diagnosis", "Finding", "Grid", "LinearMap", "Profile", "Race", "Rates", "Record", "Sharpness", "Spec", "Spectrum",
-    "Step", "Tracker", "TrainingStopped", "Transfer", "UsageError", "build", "configuration", "cure", "diagnose", "fisher", "hessian",
-    "jacobian", "measure", "ntk", "predict", "probe", "race", "rates", "sharpness", "simulate", "spectrum", "sweep",
-    "transfer", "verify", "why",
+    "Step", "Tracker", "TrainingStopped", "Transfer", "UsageError", "build", "configuration", "cure", "diagnose",
+    "fisher", "hessian", "jacobian", "measure", "ntk", "predict", "probe", "race", "rates", "sharpness", "simulate",
+    "spectrum", "sweep", "transfer", "verify", "why",
 ]  # fmt: skip
 
 #: Where each name is made: the module below ``normscope`` that is imported when the name is first asked for.
@@ -66,7 +66,8 @@ _HOMES = {
     "Diagnosis": "findings.diagnosis", "Finding": "findings", "Grid": "sweeping", "LinearMap": "linalg",
     "Profile": "core.records", "Race": "racing", "Rates": "learning_rates", "Record": "core.records",
     "Sharpness": "curvature", "Spec": "core.spec", "Spectrum": "linalg", "Step": "call.step",
-    "Tracker": "probing.tracker", "Transfer": "learning_rates.transfer", "TrainingStopped": "core.errors", "UsageError": "core.errors", "build": "nn",
+    "Tracker": "probing.tracker", "Transfer": "learning_rates.transfer", "TrainingStopped": "core.errors",
+    "UsageError": "core.errors", "build": "nn",
     "configuration": "geometry.shapes", "cure": "findings.cures", "diagnose": "findings.diagnosis",
     "fisher": "curvature", "hessian": "curvature", "jacobian": "curvature", "measure": "geometry.metrics",
     "ntk": "curvature", "predict": "theory", "probe": "probing.passes", "race": "racing",

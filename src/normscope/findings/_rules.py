@@ -40,7 +40,7 @@ class Finding:
 class Rule:
     """A coded rule. ``text`` is the long explanation with formula and reference; ``source`` the threshold's origin.
 
-    over: what it reads: the ``View`` of a measured batch, or the ``Course`` of a training (`normscope.findings.course`).
+    over: what it reads: the ``View`` of a measured batch, or the ``Course`` of a training (`findings.course`).
     """
 
     code: str

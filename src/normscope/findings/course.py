@@ -69,10 +69,12 @@ class Series:
 
     @property
     def noise(self) -> float:
-        """How far the median of an edge strays, by the differences between neighbours: two standard errors."""
-        if len(self.values) < 2:
+        """How far the difference of the medians of two edges strays, two standard errors: by second differences, which
+        know no trend (of independent values of variance 1 they have variance 6).
+        """
+        if len(self.values) < 3:
             return 0.0
-        spread = 1.4826 * _median(np.abs(np.diff(self.values))) / math.sqrt(2)
+        spread = 1.4826 * _median(np.abs(np.diff(self.values, n=2))) / math.sqrt(6)
         return 2 * 1.25 * spread * math.sqrt(2 / self.edge)
 
     def since(self, bad: np.ndarray) -> int:
@@ -94,7 +96,7 @@ class Course:
 
     def layers(self, metric: str, signal: str = "activation", *, least: int = MEASURED) -> list[Series]:
         """One metric of every layer, finite or not, in the order of the forward pass. Raises `Missing`."""
-        found = [s for layer, s in self._of(signal, metric).items() if layer is not None]
+        found = [s for layer, s in self.of(signal, metric).items() if layer is not None]
         if not found:
             raise Missing(f"{WORDS.get((signal, metric), metric)} of the layers (a Tracker measures it)")
         steps = max(len(s.values) for s in found)
@@ -111,7 +113,7 @@ class Course:
 
     def scalar(self, metric: str, least: int = LOSSES) -> Series:
         """A number of the whole training, finite values only. Raises `Missing`."""
-        known = self._of(RUN, metric)
+        known = self.of(RUN, metric)
         if None not in known:
             raise Missing(f"{WORDS[RUN, metric]} over the steps")
         found = known[None].finite
@@ -141,11 +143,15 @@ class Course:
         except Missing:
             return self._learnt_by_gradient()
         gain, size = loss.start - loss.tail, abs(loss.start) or 1.0
-        if not np.isfinite(self._of(RUN, "loss")[None].values[-1]):
+        if not np.isfinite(self.of(RUN, "loss")[None].values[-1]):
             return False
         if gain >= LEARNT * size and gain > loss.noise:
             return True
-        return False if gain <= max(STILL * size, loss.noise) else None
+        return False if self.still(loss) else None
+
+    def still(self, loss: Series) -> bool:
+        """Whether a loss fell by no more than 2 % or its noise."""
+        return loss.start - loss.tail <= max(STILL * (abs(loss.start) or 1.0), loss.noise)
 
     def _learnt_by_gradient(self) -> bool | None:
         try:
@@ -172,9 +178,12 @@ class Course:
         """How many layers were measured."""
         return self.run.table["layer"].n_unique() - self.run.table["layer"].has_nulls()
 
-    def _of(self, signal: str, metric: str) -> dict[int | None, Series]:
+    def of(self, signal: str, metric: str) -> dict[int | None, Series]:
+        """Layer (``None``: the whole) -> its series, in the order of the forward pass; empty where not measured."""
         if (signal, metric) not in self._series:
-            rows = self.run.table.filter(signal=signal, metric=metric, call=0).sort("layer", "step", maintain_order=True)
+            rows = self.run.table.filter(signal=signal, metric=metric, call=0).sort(
+                "layer", "step", maintain_order=True
+            )
             self._series[signal, metric] = {
                 layer: Series(part["step"].to_numpy(), part["value"].to_numpy(), layer, part["name"][-1],
                               part["kind"][-1])
@@ -189,7 +198,8 @@ WORDS = {
     (RUN, "grad_norm"): "the gradient norm", ("activation", "participation_rank"): "the participation rank",
     ("activation", "dead_units"): "the share of dead units", ("weight", "gradient_norm"): "the gradients",
     ("weight", "relative_gradient"): "the gradients over the weights", ("weight", "weight_norm"): "the weights' norms",
-    ("weight", "relative_update"): "the relative updates", ("gradient", "gradient_norm"): "the gradients of the outputs",
+    ("weight", "relative_update"): "the relative updates",
+    ("gradient", "gradient_norm"): "the gradients of the outputs",
 }  # fmt: skip
 
 

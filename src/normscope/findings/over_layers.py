@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -18,8 +19,8 @@ DEAD, ALL_DEAD, GROWN = 0.75, 0.99, 0.2
 EXPLODED, SPIKE, BEYOND = 100.0, 1000.0, 1000.0
 #: The gradient at the end over that at the start, and a layer's, over its weights, beside that of the largest.
 VANISHED, UNHEARD = 1e-3, 1e-6
-#: A step over the weights: of the middle layer, of one layer; and what is no step.
-LARGE, ONE_LARGE, SMALL = 0.1, 0.3, 1e-6
+#: A step over the weights: of the middle layer, of one layer, of the middle one at the first step; what is no step.
+LARGE, ONE_LARGE, FIRST, SMALL = 0.1, 0.3, 1.0, 1e-6
 #: The norm of all weights at the end over that at the start.
 SHRUNK = 0.5
 #: The gradient of a layer over that of the others from which on it moves its weights, whatever the rounding.
@@ -52,7 +53,7 @@ def not_finite(course: Course) -> Iterator[Hit]:
         (("weight_norm", "weight"), ("rms", "activation"), ("loss", "run"), ("gradient_norm", "gradient"),
          ("gradient_norm", "weight"), ("grad_norm", "run"))
     ):  # fmt: skip
-        every = list(course._of(signal, metric).values())
+        every = list(course.of(signal, metric).values())
         looked |= bool(every)
         for s in reversed(every) if metric == "gradient_norm" else every:
             bad = ~np.isfinite(s.values)
@@ -83,8 +84,8 @@ def not_finite(course: Course) -> Iterator[Hit]:
     source="that of NS101, chosen by us: of 361 nets those that ended below it at the start did not train",
 )  # fmt: skip
 def collapses(course: Course) -> Iterator[Hit]:
-    r"""The participation rank of hidden outputs, $\mathrm{tr}(G)^2/\|G\|_F^2$, is at most 1.03 at the end (median of the
-    last fifth of the measured steps), in a layer and in all hidden ones behind it.
+    r"""The participation rank of hidden outputs, $\mathrm{tr}(G)^2/\|G\|_F^2$, is at most 1.03 at the end (median of
+    the last fifth of the measured steps), in a layer and in all hidden ones behind it.
 
     A note where the loss falls: features of a regression, or of two classes, may end on one line.
     """
@@ -94,7 +95,8 @@ def collapses(course: Course) -> Iterator[Hit]:
     if start is not None:
         s = ranks[start]
         step = _onset(s, s.values <= COLLAPSED)
-        text = f"the participation rank is {s.tail:.3g} in {place(s)} and behind it (at first {s.values[0]:.3g}){course.aside},"
+        text = f"the participation rank is {s.tail:.3g} in {place(s)} and behind it (at first {s.values[0]:.3g})"
+        text += f"{course.aside},"
         yield _hit(course, s, "participation_rank", s.tail, COLLAPSED, step, text, course.severity("error"))
 
 
@@ -114,7 +116,8 @@ def units_die(course: Course) -> Iterator[Hit]:
     if worst:
         s = worst[0]
         most = max(x.tail for x in worst)
-        text = f"{s.tail:.0%} of the units of {place(s)} are zero for all samples, {s.values[0]:.0%} at first{course.aside},"
+        text = f"{s.tail:.0%} of the units of {place(s)} are zero for all samples, {s.values[0]:.0%} at first"
+        text += f"{course.aside},"
         severity = course.severity("error" if most >= ALL_DEAD else "warning")
         yield _hit(course, s, "dead_units", s.tail, DEAD, _onset(s, s.values >= DEAD), text, severity)
 
@@ -149,7 +152,7 @@ def explode(course: Course) -> Iterator[Hit]:
         text = f"the gradient of one step is {g.values.max() / usual:.3g} times the usual one{course.aside}, first"
         yield _hit(course, s, "gradient_norm", g.values.max() / usual, SPIKE, step, text, severity)
         return
-    if course._of("weight", "relative_gradient"):
+    if course.of("weight", "relative_gradient"):
         heads = [s.finite for s in course.layers("relative_gradient", "weight")]
         over = [s for s in heads if len(s.values) >= FEW and s.head > BEYOND and float(np.median(s.values)) > BEYOND]
         if len(over) * 2 > len(heads):
@@ -176,15 +179,17 @@ def vanish(course: Course) -> Iterator[Hit]:
     if len(g.values) >= 2 * FEW and g.head > 0 and g.tail <= VANISHED * g.head:
         step = _onset(g, g.values <= VANISHED * g.head)
         text = f"the gradient is {g.tail / g.head:.2g} of that of the start{course.aside},"
-        yield _hit(course, g, "gradient_norm", g.tail / g.head, VANISHED, step, text, course.severity("warning", "info"))
+        yield _hit(
+            course, g, "gradient_norm", g.tail / g.head, VANISHED, step, text, course.severity("warning", "info")
+        )
         return
-    if not course._of("weight", "relative_gradient"):
+    if not course.of("weight", "relative_gradient"):
         return
     all_ = [s.finite for s in course.layers("relative_gradient", "weight")]
     all_ = [s for s in all_ if len(s.values) >= FEW and "mbedding" not in s.kind]
     most = max((s.tail for s in all_), default=0.0)
     if len(all_) > 2 and most > 0 and all_[0].tail < UNHEARD * most:
-        last = next((a for a, b in zip(all_, all_[1:], strict=False) if b.tail >= UNHEARD * most), all_[0])
+        last = next((a for a, b in itertools.pairwise(all_) if b.tail >= UNHEARD * most), all_[0])
         s = all_[0]
         text = (
             f"up to {place(last)} the gradient over the weights is below {UNHEARD:g} of the largest: "
@@ -203,8 +208,9 @@ def vanish(course: Course) -> Iterator[Hit]:
     source="chosen by us: nets that train move by 0.001 to 0.01 of their weights a step",
 )  # fmt: skip
 def steps_too_large(course: Course) -> Iterator[Hit]:
-    r"""$\|w_{t+1}-w_t\|/\|w_t\|$ of a layer's parameters, by the median over the measured steps: above 0.1 in the middle
-    layer, or above 0.3 in one that has weights. A note where the loss falls.
+    r"""$\|w_{t+1}-w_t\|/\|w_t\|$ of a layer's parameters, by the median over the measured steps: above 0.1 in the
+    middle layer, or above 0.3 in one; or above 1 in the middle layer at the first measured step (Adam's steps are as
+    large as the rate: the weights grow until these are small). Norms are left out. A note where the loss falls.
     """
     moves = [s.finite for s in course.layers("relative_update", "weight", least=2 * FEW)]
     sizes = [(float(np.median(s.values)), s) for s in moves if len(s.values) >= 2 * FEW and not _norm(s)]
@@ -212,23 +218,28 @@ def steps_too_large(course: Course) -> Iterator[Hit]:
         return
     worst, s = max(sizes, key=lambda m: m[0])
     middle = float(np.median([m for m, _ in sizes]))
-    if middle > LARGE or worst > ONE_LARGE:
+    at_first = float(np.median([s.values[0] for _, s in sizes]))
+    if at_first > FIRST and middle <= LARGE and worst <= ONE_LARGE:
+        s = max((s for _, s in sizes), key=lambda s: s.values[0])
+        text = f"a step moves the middle layer by {at_first:.3g} times its weights, most {place(s)}{course.aside},"
+        yield _hit(course, s, "relative_update", at_first, FIRST, int(s.steps[0]), text, course.severity("error"))
+    elif middle > LARGE or worst > ONE_LARGE:
         text = f"a step moves {place(s)} by {worst:.2g} of its weights, the middle layer by {middle:.2g}{course.aside},"
         step = s.first(s.values > LARGE)
         yield _hit(course, s, "relative_update", worst, ONE_LARGE if worst > ONE_LARGE else LARGE, step, text,
-                   course.severity("warning"))  # fmt: skip
+                   course.severity("error"))  # fmt: skip
 
 
 @rule(
     "NS917", "steps too small for the weights", severity="warning", over="steps",
     meaning="At this pace it would take a million steps to change any layer: the net stays at its start.",
-    cure="Raise the learning rate; look whether a schedule takes it away, whether the gradients are cut to nothing, and "
-    "whether optimizer.step() is reached.",
+    cure="Raise the learning rate; look whether a schedule takes it away, whether the gradients are cut to nothing, "
+    "and whether optimizer.step() is reached.",
     source="chosen by us: ten roundings of float32",
 )  # fmt: skip
 def steps_too_small(course: Course) -> Iterator[Hit]:
-    r"""$\|w_{t+1}-w_t\|/\|w_t\|$ is below one millionth in every layer, by the median over the measured steps; or the norm
-    of no layer's weights ever changes (an error). Not judged where the loss has fallen.
+    r"""$\|w_{t+1}-w_t\|/\|w_t\|$ is below one millionth in every layer, by the median over the measured steps; or the
+    norm of no layer's weights ever changes (an error). Not judged where the loss has fallen.
     """
     norms = [s for s in course.layers("weight_norm", "weight") if len(s.values) >= FEW]
     if norms and all(len(set(s.values.tolist())) == 1 for s in norms):
@@ -251,8 +262,8 @@ def steps_too_small(course: Course) -> Iterator[Hit]:
     source="chosen by us: healthy nets of ours keep more than two thirds of their norm in their first 200 steps",
 )  # fmt: skip
 def decay_wins(course: Course) -> Iterator[Hit]:
-    r"""The norm of all weights, $\sqrt{\sum_l\|w_l\|^2}$, is at the end (median of the last fifth of the measured steps)
-    at most half of that at the first step, and the loss has not fallen.
+    r"""The norm of all weights, $\sqrt{\sum_l\|w_l\|^2}$, is at the end (median of the last fifth of the measured
+    steps) at most half of that at the first step, and the loss has not fallen.
     """
     parts = [s for s in course.layers("weight_norm", "weight") if len(s.finite.values) == len(s.values)]
     longest = max((len(s.values) for s in parts), default=0)
@@ -284,7 +295,7 @@ def does_not_move(course: Course) -> Iterator[Hit]:
     lost to rounding). Embeddings are left out: only rows that are used move.
     """
     moves = [s.finite for s in course.layers("relative_update", "weight", least=FEW)]
-    pulls = {s.layer: s.finite.tail for s in course._of("weight", "gradient_norm").values() if s.layer is not None}
+    pulls = {s.layer: s.finite.tail for s in course.of("weight", "gradient_norm").values()}
     usual = float(np.median([pulls[s.layer] for s in moves if s.values.any() and s.layer in pulls] or [0.0]))
     still = [
         s for s in moves
@@ -312,7 +323,7 @@ def _norm(s: Series) -> bool:
 def _worst(course: Course, step: int) -> Series | None:
     """The layer with the largest gradient at a step."""
     at = [
-        (float(v[0]), s) for s in course._of("weight", "gradient_norm").values() if len(v := s.values[s.steps == step])
+        (float(v[0]), s) for s in course.of("weight", "gradient_norm").values() if len(v := s.values[s.steps == step])
     ]
     return max(at, key=lambda m: m[0] if math.isfinite(m[0]) else -1.0)[1] if at else None
 

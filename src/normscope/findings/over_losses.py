@@ -20,8 +20,6 @@ LOST = 0.5
 RISEN = 0.1
 #: Jumps over the neighbours: in robust standard deviations, in parts of the loss there, of the loss at the start.
 JUMP, JUMP_HERE, JUMP_START = 10.0, 0.5, 0.2
-#: Jumps from which on they are no accident.
-SEVERAL = 3
 
 
 @rule(
@@ -58,8 +56,8 @@ def diverges(course: Course) -> Iterator[Hit]:
     source="chosen by us: medians of batches' losses stray by less than 2 %; a loss at ln C is that of equal odds",
 )  # fmt: skip
 def plateau(course: Course) -> Iterator[Hit]:
-    r"""The median of the last fifth of the losses is below that of the first by less than 2 % or than the noise of both;
-    or the loss rests, over its last half, within 0.5 % of $\ln C$ (C up to 20, 100, 1000), the cross-entropy of equal
+    r"""The median of the last fifth of the losses is below that of the first by less than 2 %, or than their noise; or
+    the loss rests, over its last half, within 0.5 % of $\ln C$ (C up to 20, 100, 1000), the cross-entropy of equal
     odds, having fallen by less than 30 %. At least ten losses over 40 steps.
     """
     loss = course.scalar("loss")
@@ -71,7 +69,7 @@ def plateau(course: Course) -> Iterator[Hit]:
     classes = next((c for c in CLASSES if abs(end - math.log(c)) < NEAR * math.log(c)), None)
     rests = abs(half.head - half.tail) <= max(NEAR * size, half.noise)
     guess = f": that of a guess, ln {classes} = {math.log(classes):.3f}," if classes and rests else ""
-    if course.learnt is False and end <= start + size:
+    if course.still(loss) and end <= start + size:
         first = int(loss.steps[0])
         yield _hit(course, "loss", end, start - 0.02 * size, first, f"the loss stays at {end:.3g}{guess or ','}")
     elif guess and 0 <= gain < FALLEN * size:
@@ -93,7 +91,8 @@ def overfits(course: Course) -> Iterator[Hit]:
     valid, loss = course.scalar("val_loss", 2 * FEW), course.scalar("loss", 2 * FEW)
     smooth = _smooth(valid.values)
     best = int(np.argmin(smooth))
-    step = int(valid.steps[best])
+    lowest = slice(max(best - 1, 0), best + 2)
+    step = int(valid.steps[lowest][np.argmin(valid.values[lowest])])
     rise = valid.tail - smooth[best]
     near = np.argsort(np.abs(loss.steps - step), kind="stable")[: loss.edge]
     falls = loss.tail < float(np.median(loss.values[near]))
@@ -126,7 +125,7 @@ def rate_is_zero(course: Course) -> Iterator[Hit]:
 )  # fmt: skip
 def jumps(course: Course) -> Iterator[Hit]:
     """A loss lies above the median of its eleven neighbours by ten robust standard deviations of such differences, by
-    half of that median, and by a fifth of the loss at the start. A warning from three such places on.
+    half of that median, and by a fifth of the loss at the start.
     """
     loss = course.scalar("loss", 2 * LOSSES_OF_A_JUMP)
     middle = _smooth(loss.values, LOSSES_OF_A_JUMP)
@@ -139,9 +138,10 @@ def jumps(course: Course) -> Iterator[Hit]:
     places = int(bad[0]) + int(np.sum(bad[1:] & ~bad[:-1]))
     if places:
         i = int(np.argmax(over))
-        text = f"the loss jumps {places} time{'s' * (places > 1)}, at most from {middle[i]:.3g} to {loss.values[i]:.3g},"
-        yield _hit(course, "loss", loss.values[i], middle[i] + bound[i], loss.first(bad), text,
-                   "warning" if places >= SEVERAL else "")  # fmt: skip
+        text = (
+            f"the loss jumps {places} time{'s' * (places > 1)}, at most from {middle[i]:.3g} to {loss.values[i]:.3g},"
+        )
+        yield _hit(course, "loss", loss.values[i], middle[i] + bound[i], loss.first(bad), text)
 
 
 #: Neighbours of a loss.

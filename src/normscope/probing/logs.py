@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from normscope.core.errors import UsageError, brief
 if TYPE_CHECKING:
     import polars
 
-#: What a column is, by its usual names in lower case, with ``_`` for all that is no letter or digit; the first is meant.
+#: What a column is, by its usual names in lower case, ``_`` for all but letters and digits; the first is meant.
 NAMES = {
     "loss": ("loss", "train_loss", "training_loss", "loss_train", "loss_training", "train_loss_step", "loss_step",
              "train_loss_epoch", "loss_epoch", "trn_loss", "tr_loss", "batch_loss"),
@@ -48,10 +49,9 @@ def trainer_state(path: Path) -> Read:
     rows: list[tuple[int, str, float]] = []
     for i, entry in enumerate(log):
         if isinstance(entry, Mapping):
-            step = entry.get("step", i)
-            at = int(step) if isinstance(step, int | float) and math.isfinite(step) else i
+            at = _count(entry.get("step"), i)
             known = kinds([str(k) for k in entry])
-            rows += [(at, kind, float(v)) for kind, k in known.items() if isinstance(v := entry[k], int | float)]
+            rows += [(at, kind, _float(v)) for kind, k in known.items() if isinstance(v := entry[k], int | float)]
     if not rows:
         raise UsageError(f"{path} must hold losses; its log_history has none. Let the trainer log (logging_steps=10).")
     names = {"max_steps": "steps planned", "num_train_epochs": "epochs planned", "train_batch_size": "batch size"}
@@ -87,9 +87,9 @@ def losses(table: polars.DataFrame, path: Path) -> Read:
 
     known = kinds(table.columns)
     if not known:
-        columns = ", ".join(brief(c, 30) for c in table.columns[:8])
+        columns = ", ".join(brief(c, 30) for c in table.columns[:8]) or "none"
         raise UsageError(
-            f"{path} must have a column of losses, such as loss, val_loss, lr or grad_norm; it has {columns or 'none'}. "
+            f"{path} must have a column of losses, such as loss, val_loss, lr or grad_norm; it has {columns}. "
             "Rename one of them."
         )
     where = {_plain(c): c for c in reversed(table.columns)}
@@ -106,9 +106,8 @@ def losses(table: polars.DataFrame, path: Path) -> Read:
     if unit == "step" and _restarts(cells["step"].to_list()):
         cells, unit = cells.with_columns(number.alias("step")), "row"
     rows = [
-        (int(row["step"]), kind, float(row[kind]))
-        for row in cells.iter_rows(named=True)
-        if row["step"] is not None and math.isfinite(row["step"])
+        (_count(row["step"], i), kind, float(row[kind]))
+        for i, row in enumerate(cells.iter_rows(named=True))
         for kind in known
         if row[kind] is not None
     ]
@@ -118,6 +117,19 @@ def losses(table: polars.DataFrame, path: Path) -> Read:
     notes = [f"Not read: the columns {', '.join(left[:8])}{' and more' if len(left) > 8 else ''}."] if left else []
     notes += ["No column counts steps or epochs: its rows are counted."] if not at else []
     return rows, unit, {"columns": ", ".join(f"{c} ({k})" for k, c in known.items())}, notes
+
+
+def _count(step: Any, i: int) -> int:
+    """A step as a whole number; where it is none, which row it is."""
+    known = isinstance(step, int | float) and -(2**62) < step < 2**62
+    return int(step) if known else i
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
 
 
 def kinds(columns: Sequence[str]) -> dict[str, str]:
@@ -133,4 +145,4 @@ def _plain(name: str) -> str:
 def _restarts(steps: Iterable[float | None]) -> bool:
     """Whether a count begins again, as that of the batches of each epoch."""
     known = [s for s in steps if s is not None]
-    return sum(b < a for a, b in zip(known, known[1:], strict=False)) > 1
+    return sum(b < a for a, b in itertools.pairwise(known)) > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,9 @@ class Run:
     @property
     def layered(self) -> bool:
         """Whether layers were measured."""
-        return not self.table.filter(signal="activation").is_empty() or not self.table.filter(signal="weight").is_empty()
+        return (
+            not self.table.filter(signal="activation").is_empty() or not self.table.filter(signal="weight").is_empty()
+        )
 
 
 def read(path: str | Path) -> Run:
@@ -50,6 +53,8 @@ def read(path: str | Path) -> Run:
     Raises ``UsageError`` for what is not there, cannot be read, or says nothing of a training.
     """
     place = files.expanded(path)
+    if not files.path_text(path) or not os.path.lexists(place):
+        raise UsageError(f"There must be such a file or folder; there is no {str(path)!r}. Name {TAKEN}.")
     try:
         found = [place] if not place.is_dir() else _inside(place)
         runs = [_file(one) if one.is_file() else _read(one) for one in found]
@@ -167,6 +172,6 @@ def _together(label: str, runs: Sequence[Run]) -> Run:
     # The same number of one step twice: a run that went on from a checkpoint. The later one is meant.
     keys = ["step", "layer", "name", "call", "signal", "metric"]
     table = table.unique(keys, keep="last", maintain_order=True).sort("step", maintain_order=True)
-    steps = table["step"]
-    facts |= {f"{runs[0].unit}s": f"{steps.min()} to {steps.max()}"}
+    steps = table["step"].to_list()
+    facts |= {f"{runs[0].unit}s": f"{min(steps)} to {max(steps)}"}
     return Run(label, table, facts, tuple(n for r in runs for n in r.notes), runs[-1].unit)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from normscope.core.favourites import FOLLOWED
 from normscope.findings import RULES
 from normscope.report import _labels, _layers, _rows
-from normscope.report.grammar import Axis, Chart, Colour, Row, Spec, Table, fits, layer, lines, measure, tip
+from normscope.report.grammar import Axis, Chart, Colour, Spec, Table, fits, layer, lines, measure, tip
 from normscope.report.race import over_time
 from normscope.report.sheet import Section, Sheet
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Charts of a notebook cell or a picture.
 MAIN = 4
 #: Places on the axis of the steps, and layers with a curve of their own: of more, so many, evenly spaced.
-STEPS, CURVES = 400, 24
+STEPS, CURVES = 400, 12
 #: The curves of the whole training: metrics on one chart, its title, the name of its axis.
 WHOLE = (
     ("Loss", {"loss": "training", "val_loss": "validation"}, "loss"),
@@ -69,7 +69,9 @@ def of_review(found: Review, brief: bool = False) -> Sheet:
         )
         sections.insert(-1, Section("Layers as curves", lead, charts=curves, id="curves"))
     if not brief:
-        sections += [Section("At the last measured step", table=_last(cells, names, order), folded=True)] if maps else []
+        sections += (
+            [Section("At the last measured step", table=_last(cells, names, order), folded=True)] if maps else []
+        )
         sections += _unseen(found)
     main = [c.key for c in (*whole[:1], *maps)][:MAIN]
     return Sheet(f"Training of {found.run.label}", sections, lead=found.verdict, main=main)
@@ -171,7 +173,7 @@ def _curves(column: str, cells: Cells, names: Mapping[int, str], found: Review) 
     label, unit = _labels.label(column), found.run.unit
     layers = _thinned((at for _, at in cells), CURVES)
     kept = set(_thinned(step for step, _ in cells))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"step": s, "layer": at, "module": names[at], "value": _rounded(cell["value"], label.log)}
         for (s, at), cell in sorted(cells.items())
         if s in kept and at in layers
@@ -184,7 +186,7 @@ def _curves(column: str, cells: Cells, names: Mapping[int, str], found: Review) 
     return lines(
         label.title, rows, x, measure("value", label.heading, good, log=label.log),
         colour=Colour("layer", layers, legend=True, ordered=True, title="layer"), told=says, key=f"curves-{column}",
-        unit=label.unit, reading=label.reading,
+        unit=label.unit, reading=label.reading.partition(" Dotted")[0],
     )  # fmt: skip
 
 
@@ -202,7 +204,7 @@ def _whole(found: Review) -> list[Chart]:
 
 def _line(title: str, parts: Mapping[str, Any], named: Mapping[str, str], heading: str, found: Review) -> Chart | None:
     unit = found.run.unit
-    rows: list[Row] = []
+    rows: list[dict[str, Any]] = []
     for metric, part in parts.items():
         kept = set(_thinned(part["step"]))
         values = zip(part["step"].to_list(), part["value"].to_list(), strict=True)
@@ -211,6 +213,7 @@ def _line(title: str, parts: Mapping[str, Any], named: Mapping[str, str], headin
     if not good:
         return None
     log = min(good) > 0 and max(good) > 30 * min(good)
+    scale: Spec = {} if log else {"zero": False, "nice": True}
     x = Axis("step", unit, scale={"nice": False}, ticks={"tickMinStep": 1, "format": "d"})
     marks = [{"step": f.step, "code": f.code, "title": f.title} for f in found.findings
              if f.metric in parts and f.step is not None and f.severity != "info"]  # fmt: skip
@@ -224,9 +227,9 @@ def _line(title: str, parts: Mapping[str, Any], named: Mapping[str, str], headin
     colour = Colour("curve", curves, legend=len(curves) > 1, title="")
     gap = sum(r["value"] is None for r in rows)
     return lines(
-        title, rows, x, measure("value", heading, good, log=log), colour=colour, over=over, key=f"run-{heading}",
-        told=[tip("curve"), tip("step", unit), tip("value", heading, ".4~g")], wide=title == "Loss",
-        reading=f"{gap} values that are not finite are left out." if gap else "",
+        title, rows, x, measure("value", heading, good, log=log, **scale), colour=colour, over=over,
+        told=[tip("curve"), tip("step", unit), tip("value", heading, ".4~g")], key=f"run-{heading}",
+        wide=title == "Loss", reading=f"{gap} values that are not finite are left out." if gap else "",
     )  # fmt: skip
 
 
@@ -271,7 +274,9 @@ def curves(found: Review) -> list[tuple[str, list[float], bool]]:
     for column in FOLLOWED:
         signal = "weight" if column.startswith("weight_") else "activation"
         part = table.filter(signal=signal, metric=column.removeprefix("weight_") if signal == "weight" else column)
-        part = part.filter(part["value"].is_finite()).group_by("step", maintain_order=True).agg(pl.col("value").median())
+        part = (
+            part.filter(part["value"].is_finite()).group_by("step", maintain_order=True).agg(pl.col("value").median())
+        )
         values = [v for v in part["value"].to_list() if not math.isnan(v)]
         if values:
             made.append((f"{_labels.label(column).short}, middle layer", values, _labels.label(column).log))
