@@ -9,7 +9,7 @@ from typing import Any
 from normscope.core.errors import UsageError
 from normscope.core.extra import needs_extra
 from normscope.integrations._summary import summary
-from normscope.probing.logs import kinds
+from normscope.probing.logs import told_by_hugging_face
 from normscope.probing.tracker import Tracker
 from normscope.probing.writers import ParquetWriter, as_writers
 
@@ -29,7 +29,7 @@ class TrackerCallback(_TrainerCallback):
     The losses, rates and gradient norms that the trainer logs are kept with the layers'. The latest scalars of the
     tracker (minimum, median, maximum over layers, deepest) stand in ``state.log_history``, and so in
     ``trainer_state.json``; loggers of the trainer that ran before (``report_to``) do not see them: give the tracker a
-    `LoggerWriter`.
+    `LoggerWriter`. Nothing is added to what the trainer prints.
 
     Only the process of rank 0 measures. ``callback.tracker`` is the tracker: ``.frame()``, ``.overhead``, ``.notes``.
     """
@@ -74,11 +74,9 @@ class TrackerCallback(_TrainerCallback):
         """What the trainer logs is kept, and gets the scalars of the latest measured step beside it."""
         if self.tracker is None or not isinstance(logs, dict):
             return
-        known = kinds(list(logs))
-        told = {kind: logs[name] for kind, name in known.items() if isinstance(logs[name], int | float)}
+        told = told_by_hugging_face(logs)
         self.tracker.log(step=state.global_step, **told)
-        if self._latest and "loss" in known and state.log_history:
-            logs.update(self._latest)
+        if self._latest and "loss" in told and state.log_history:  # not into ``logs``, which are printed
             state.log_history[-1].update(self._latest)
 
     def _keep(self, frame: Any) -> None:

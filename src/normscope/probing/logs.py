@@ -50,8 +50,7 @@ def trainer_state(path: Path) -> Read:
     for i, entry in enumerate(log):
         if isinstance(entry, Mapping):
             at = _count(entry.get("step"), i)
-            known = kinds([str(k) for k in entry])
-            rows += [(at, kind, _float(v)) for kind, k in known.items() if isinstance(v := entry[k], int | float)]
+            rows += [(at, kind, value) for kind, value in told_by_hugging_face(entry).items()]
     if not rows:
         raise UsageError(f"{path} must hold losses; its log_history has none. Let the trainer log (logging_steps=10).")
     names = {"max_steps": "steps planned", "num_train_epochs": "epochs planned", "train_batch_size": "batch size"}
@@ -61,6 +60,14 @@ def trainer_state(path: Path) -> Read:
         "shows in the gradient norm alone."
     ]
     return rows, "step", facts, notes
+
+
+def told_by_hugging_face(entry: Mapping[Any, Any]) -> dict[str, float]:
+    """What one entry of a trainer's log says; ``train_loss`` is the mean of the whole training, and of no step."""
+    names = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr"}
+    valid = next((k for k in entry if re.fullmatch(r"eval_(\w+_)?loss", str(k))), None)
+    names |= {} if valid is None else {valid: "val_loss"}
+    return {kind: _float(entry[k]) for k, kind in names.items() if isinstance(entry.get(k), int | float)}
 
 
 def csv_table(path: Path) -> polars.DataFrame:
