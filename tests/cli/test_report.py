@@ -40,7 +40,7 @@ def test_fail_on_makes_an_exit_code(losses, run, wanted, code):
 
 
 def test_a_page_is_written(losses, run):
-    code, out, err = run("report", "a.csv", "--html", "a.html")
+    code, _, err = run("report", "a.csv", "--html", "a.html")
     assert (code, err) == (0, "")
     assert "learning rate is zero" in (losses / "a.html").read_text()
 

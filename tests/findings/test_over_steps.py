@@ -71,7 +71,9 @@ FIRES = {
         STILL | {("activation", "participation_rank"): lambda at, s: 1.001 if s >= 80 and at >= 2 else 5.0},
         "error", 80, 2,
     ),
-    "NS913": (STILL | {("activation", "dead_units"): lambda at, s: 1.0 if s >= 60 and at == 2 else 0.3}, "error", 60, 2),
+    "NS913": (
+        STILL | {("activation", "dead_units"): lambda at, s: 1.0 if s >= 60 and at == 2 else 0.3}, "error", 60, 2,
+    ),
     "NS914": (
         STILL | {("weight", "gradient_norm"): lambda at, s: 1e4 * at if s >= 120 else 1.0}, "error", 120, 4,
     ),

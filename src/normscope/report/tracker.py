@@ -48,7 +48,7 @@ def of_review(found: Review, brief: bool = False) -> Sheet:
     cells, names = _cells(found)
     order = [c for c in (*FOLLOWED, *_labels.LABELS) if c in cells]
     order = list(dict.fromkeys([*order, *cells]))
-    marks = {c: [f for f in found.findings if c in _columns(f.metric)] for c in order}
+    marks = {c: [f for f in found.findings if c in _columns(f.metric) or _everywhere(f)] for c in order}
     whole = _whole(found)
     curves = [made for c in FOLLOWED if c in cells and (made := _curves(c, cells[c], names, found)) is not None]
     maps = [made for c in order if (made := _map(c, cells[c], marks[c], found.run.unit)) is not None]
@@ -80,6 +80,11 @@ def of_review(found: Review, brief: bool = False) -> Sheet:
 def told(found: Review, finding: Finding) -> dict[str, Any]:
     """A finding in words, with the step and the layer at which it began."""
     return _rows.finding({**asdict(finding), "unit": found.run.unit})
+
+
+def _everywhere(finding: Finding) -> bool:
+    """What is not finite is so in every number from there on."""
+    return not math.isfinite(finding.value)
 
 
 def _columns(metric: str) -> tuple[str, ...]:
@@ -216,7 +221,7 @@ def _line(title: str, parts: Mapping[str, Any], named: Mapping[str, str], headin
     scale: Spec = {} if log else {"zero": False, "nice": True}
     x = Axis("step", unit, scale={"nice": False}, ticks={"tickMinStep": 1, "format": "d"})
     marks = [{"step": f.step, "code": f.code, "title": f.title} for f in found.findings
-             if f.metric in parts and f.step is not None and f.severity != "info"]  # fmt: skip
+             if (f.metric in parts or _everywhere(f)) and f.step is not None and f.severity != "info"]  # fmt: skip
     at: Spec = {"x": {"field": "step", "type": "quantitative"}, "tooltip": [tip("code"), tip("title"), tip("step")]}
     over = [
         layer({"type": "rule", "strokeDash": [3, 3], "color": "#d62728"}, at, values=marks),
