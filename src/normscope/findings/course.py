@@ -142,6 +142,8 @@ class Course:
             loss = self.scalar("loss")
         except Missing:
             return self._learnt_by_gradient()
+        if self.unit == "step" and loss.steps[-1] - loss.steps[0] < SPAN:
+            return None
         gain, size = loss.start - loss.tail, abs(loss.start) or 1.0
         if not np.isfinite(self.of(RUN, "loss")[None].values[-1]):
             return False

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 #: Charts of a notebook cell or a picture.
 MAIN = 4
-#: Places on the axis of the steps, and layers with a curve of their own: of more, so many, evenly spaced.
-STEPS, CURVES = 400, 12
+#: Places on the axis of the steps, layers of a map, layers with a curve of their own: of more, so many, evenly spaced;
+#: and cells of a map that steps are left out for (13 maps of 4000 cells are a page of 5 MB).
+STEPS, LAYERS, CURVES, CELLS, FEWEST = 400, 200, 12, 4000, 20
 #: The curves of the whole training: metrics on one chart, its title, the name of its axis.
 WHOLE = (
     ("Loss", {"loss": "training", "val_loss": "validation"}, "loss"),
@@ -60,12 +61,13 @@ def of_review(found: Review, brief: bool = False) -> Sheet:
         sections.append(Section("The training as a whole", charts=whole[:1] if brief else whole, id="losses"))
     if maps:
         shown = maps[:MAIN] if brief else maps
-        sections.append(Section("Layers over time", READING.format(unit=found.run.unit), charts=shown, id="maps"))
+        lead = READING.format(unit=found.run.unit) + _drawn(found, cells)
+        sections.append(Section("Layers over time", lead, charts=shown, id="maps"))
     elif not whole:
         sections.append(Section("Layers over time", "Nothing was measured yet."))
     if curves and not brief:
         lead = "A line a layer: dark near the input, bright near the output." + (
-            f" Of {len(names)} layers {CURVES}, evenly spaced." if len(names) > CURVES else ""
+            f" Of {found.layers} layers {CURVES}, evenly spaced." if found.layers > CURVES else ""
         )
         sections.insert(-1, Section("Layers as curves", lead, charts=curves, id="curves"))
     if not brief:
@@ -97,11 +99,27 @@ def _cells(found: Review) -> tuple[dict[str, Cells], dict[int, str]]:
     names: dict[int, str] = {}
     table = found.run.table
     table = table.filter(table["layer"].is_not_null() & (table["call"] == 0))
+    layers, steps = table["layer"].unique().to_list(), table["step"].unique().to_list()
+    began = [f for f in found.findings if f.layer is not None and f.step is not None]
+    at = {*_thinned(layers, LAYERS), *(f.layer for f in began)}
+    most = min(STEPS, max(FEWEST, CELLS // max(len(at), 1)))
+    when = {*_thinned(steps, most), *(min((s for s in steps if s >= (f.step or 0)), default=max(steps)) for f in began)}
+    table = table.filter(table["layer"].is_in(list(at)) & table["step"].is_in(list(when)))
     for r in table.select("step", "layer", "name", "kind", "signal", "metric", "value").iter_rows(named=True):
         name = names.setdefault(r["layer"], r["name"] or r["kind"] or "input")
         cell = {"step": r["step"], "layer": r["layer"], "module": name, "value": r["value"]}
         columns.setdefault(_layers.column(r["signal"], r["metric"]), {})[r["step"], r["layer"]] = cell
     return columns, dict(sorted(names.items()))
+
+
+def _drawn(found: Review, cells: Mapping[str, Cells]) -> str:
+    """How many of the measured steps and layers are drawn, where that is not all."""
+    table = found.run.table
+    measured = table.filter(table["layer"].is_not_null())["step"].n_unique()
+    steps, layers = ({place[i] for column in cells.values() for place in column} for i in (0, 1))
+    told = [f"{len(steps)} of {measured} measured steps" if len(steps) < measured else ""]
+    told += [f"{len(layers)} of {found.layers} layers" if len(layers) < found.layers else ""]
+    return f" Drawn are {' and '.join(filter(None, told))}, evenly spaced." if any(told) else ""
 
 
 def _thinned(steps: Iterable[int], most: int = STEPS) -> list[int]:
@@ -119,8 +137,7 @@ def _rounded(value: float, log: bool) -> float | None:
 def _map(column: str, cells: Cells, marks: Sequence[Any], unit: str) -> Chart | None:
     """One metric, layers over steps; ``None`` where no number of it has a colour."""
     label = _labels.label(column)
-    kept = {*_thinned(step for step, _ in cells), *(f.step for f in marks)}
-    rows = [cell for (step, _), cell in cells.items() if step in kept]
+    rows = list(cells.values())
     good = [r["value"] for r in rows if fits(r["value"], label.log)]
     if not good:
         return None
@@ -177,11 +194,10 @@ def _curves(column: str, cells: Cells, names: Mapping[int, str], found: Review) 
     """One metric as a line a layer."""
     label, unit = _labels.label(column), found.run.unit
     layers = _thinned((at for _, at in cells), CURVES)
-    kept = set(_thinned(step for step, _ in cells))
     rows: list[dict[str, Any]] = [
         {"step": s, "layer": at, "module": names[at], "value": _rounded(cell["value"], label.log)}
         for (s, at), cell in sorted(cells.items())
-        if s in kept and at in layers
+        if at in layers
     ]
     good = [r["value"] for r in rows if r["value"] is not None]
     if not good:
