@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normscope.core.errors import UsageError, seed_of, unknown, whole_number
+from normscope.core.errors import UsageError, flag, seed_of, unknown, whole_number
 from normscope.core.files import expanded, path_text, whole
 from normscope.core.load import call_object
 from normscope.core.registry import Registry
@@ -115,6 +115,7 @@ def load(
     """
     name = path_text(name, "name")
     whole_number("samples, the axis of the inputs that runs over samples,", samples)
+    flatten = flag("flatten", flatten)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
