@@ -76,6 +76,7 @@ def files(folder: Path) -> None:
 
     (folder / "net.py").write_text(NET)
     (folder / "loop.py").write_text(LOOP)
+    (folder / "losses.csv").write_text("step,loss\n" + "".join(f"{s},{2 / (s + 1)}\n" for s in range(60)))
     (folder / "syntax.py").write_text("def make(:\n")
     (folder / "null.py").write_bytes(b"\0" * 100)
     (folder / "latin.py").write_bytes(b"# \xe9\ndef make(): pass\n")
@@ -175,6 +176,7 @@ RIGHT = {
     "verify": ["nachum2024/gap", "--dry-run"],
     "sweep": ["--task", "predict", "--depth", "2", "--dry-run"],
     "predict": [SMALL, "-n", "4"],
+    "report": ["F/losses.csv"],
     "why": ["F/loop.py"],
     "explain": ["NS101"],
     "list": ["norms"],
@@ -202,6 +204,8 @@ def command_lines(count: int, seed: int = 0) -> Iterator[list[str]]:
             found += [[name, *([option, v, *before] if name == "why" else [*right, option, v])] for v in values]
         if right and right[0].startswith("mlp"):
             found += [[name, m, *right[1:]] for m in MODELS]
+        elif name == "report":
+            found += [[name, w] for w in [*WORDS, *DATA]]
         elif name in ("explain", "list", "verify", "why"):
             found += [[name, w, *right[1:]] for w in [*WORDS, "F/pipe.py", "F/zero.py", "F", "F/syntax.py"]]
     found += [["diagnose", SMALL, "-n", "8", "--trial", "none", "--data", d] for d in DATA]

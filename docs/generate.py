@@ -31,7 +31,9 @@ FULL = HERE.parent / "results" / "verify_full.jsonl"
 def findings_page() -> str:
     parts = [
         "# Findings\n",
-        "Every rule that `normscope diagnose` applies. The same texts: `normscope explain CODE`.\n",
+        "Every rule that `normscope diagnose` applies, and, from NS911 on, those over the steps of a training that "
+        "`normscope report` and a `Tracker` apply ([tracker.md](tracker.md)). The same texts: `normscope explain "
+        "CODE`.\n",
         "| code | finding | severity | what it means |\n|---|---|---|---|",
         *(f"| [{r.code}](#{r.code.lower()}) | {r.title} | {r.severity} | {r.meaning} |" for r in RULES.values()),
         "",

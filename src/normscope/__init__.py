@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from normscope.call.step import Step
     from normscope.claims import verify
-    from normscope.core.errors import UsageError
+    from normscope.core.errors import TrainingStopped, UsageError
     from normscope.core.records import Profile, Record
     from normscope.core.spec import Spec
     from normscope.curvature import Sharpness, fisher, hessian, jacobian, ntk, sharpness
@@ -70,7 +70,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Diagnosis", "Finding", "GradientNoise", "Grid", "LinearMap", "Overfit", "Profile", "Race", "RateRange",
-    "Rates", "Record", "Sharpness", "Similarity", "Spec", "Spectrum", "Step", "Tracker", "Transfer", "UsageError",
+    "Rates", "Record", "Sharpness", "Similarity", "Spec", "Spectrum", "Step", "Tracker", "TrainingStopped",
+    "Transfer", "UsageError",
     "build", "configuration", "cure", "diagnose", "fisher", "gradient_noise", "hessian", "jacobian", "measure",
     "ntk", "overfit", "predict", "probe", "race", "rate_range", "rates", "sharpness", "similarity", "simulate",
     "spectrum", "sweep", "transfer", "verify", "why",
@@ -82,7 +83,8 @@ _HOMES = {
     "LinearMap": "linalg", "Overfit": "learning_rates", "Profile": "core.records", "Race": "racing",
     "RateRange": "learning_rates", "Rates": "learning_rates", "Record": "core.records", "Sharpness": "curvature",
     "Similarity": "probing.similarity", "Spec": "core.spec", "Spectrum": "linalg", "Step": "call.step",
-    "Tracker": "probing.tracker", "Transfer": "learning_rates.transfer", "UsageError": "core.errors", "build": "nn",
+    "Tracker": "probing.tracker", "TrainingStopped": "core.errors", "Transfer": "learning_rates.transfer",
+    "UsageError": "core.errors", "build": "nn",
     "configuration": "geometry.shapes", "cure": "findings.cures", "diagnose": "findings.diagnosis",
     "fisher": "curvature", "gradient_noise": "learning_rates", "hessian": "curvature", "jacobian": "curvature",
     "measure": "geometry.metrics", "ntk": "curvature", "overfit": "learning_rates", "predict": "theory",

@@ -14,6 +14,7 @@ import normscope
 from normscope.claims import Curve, Verdict, Verdicts, at_most, load
 from normscope.core.errors import UsageError
 from normscope.core.faces import SUFFIXES, Shown, show
+from normscope.findings.review import review
 
 alt = pytest.importorskip("altair")
 
@@ -65,6 +66,7 @@ MAKE = {
         {"none": net(), "batch": net()}, batch(), batch(), batch=4, epochs=2, seeds=2, geometry=2
     ),
     "Tracker": tracked,
+    "Review": lambda: review(tracked().run()),
     "Verdict": verdict,
     "Verdicts": lambda: Verdicts((verdict(),)),
 }
@@ -232,6 +234,7 @@ COMMANDS = {
         "--workers",
         "1",
     ],
+    "report": ["losses.csv"],
     "verify": ["daneshmand2021/vanilla-relu", "--workers", "1"],
 }
 TRAIN = """
@@ -248,6 +251,7 @@ for _ in range(3):
 @pytest.mark.parametrize("command", [*COMMANDS, "why"])
 def test_a_command_writes_a_page_and_pictures(command, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "losses.csv").write_text("step,loss\n0,2\n1,1\n")
     (tmp_path / "train.py").write_text(TRAIN)
     files = [word for kind in ("html", "png", "svg", "pdf") for word in (f"--{kind}", f"a.{kind}")]
     code, out, err = run(command, *files, *COMMANDS.get(command, ["--trial", "none", "train.py"]))

@@ -612,6 +612,8 @@ CHECKED_ELSEWHERE = (
     "answers",
     "batches",
     "samples",
+    "over_layers",  # tests/findings/test_over_steps.py
+    "over_losses",
 )
 
 

@@ -151,13 +151,17 @@ def test_lightning_is_tracked_and_unchanged(tmp_path, monkeypatch, flavour):
     model, trainer = lightning_run(flavour, tmp_path, [callback])
     plain, _ = lightning_run(flavour, tmp_path / "plain", [])
     assert model.losses == plain.losses
-    frame = callback.tracker.frame()
+    whole = callback.tracker.frame()
     assert callback.tracker.notes == ()
+    assert pl.read_parquet(f"{trainer.log_dir}/normscope").equals(whole)
+    told = whole.filter(signal="run", metric="loss")
+    assert told.select("step", "value").rows() == list(enumerate(model.losses))
+    assert set(whole.filter(metric="lr")["value"]) == {0.1}
+    frame = whole.filter(pl.col("signal") != "run")
     assert set(frame["step"]) == {0, 2, 4}
     assert set(frame["name"]) == {"body.0", "body.1", "body.2", "head"}
     assert set(frame["signal"]) == {"activation", "gradient", "weight"}
     assert set(frame["call"]) == {0}
-    assert pl.read_parquet(f"{trainer.log_dir}/normscope").equals(frame)
     logged = pl.read_csv(f"{trainer.log_dir}/metrics.csv")
     want = frame.filter(step=4, signal="activation", metric="rms")["value"].min()
     assert logged.filter(step=4)["normscope/activation_rms/min"].drop_nulls()[0] == pytest.approx(want)
@@ -172,8 +176,9 @@ def test_lightning_accumulates_into_one_step(tmp_path):
     callback = TrackerCallback(every=1, folder=tmp_path / "here")
     lightning_run("lightning", tmp_path, [callback], accumulate_grad_batches=3, logger=False)
     frame = pl.read_parquet(tmp_path / "here")
-    assert sorted(set(frame["step"])) == [0, 1]
-    assert set(frame["call"]) == {0}
+    layers = frame.filter(pl.col("signal") != "run")
+    assert sorted(set(layers["step"])) == [0, 1]
+    assert set(layers["call"]) == {0}
 
 
 @quiet
@@ -204,13 +209,14 @@ def hugging_run(tmp_path, callbacks, **options):
         {"input_ids": torch.randint(40, (7,), generator=g), "attention_mask": torch.ones(7).long(), "labels": i % 2}
         for i in range(48)
     ]
+    options = {"logging_strategy": "no", "save_strategy": "no", **options}
     args = transformers.TrainingArguments(
-        output_dir=str(tmp_path), num_train_epochs=1, per_device_train_batch_size=4, save_strategy="no", report_to=[],
-        use_cpu=True, disable_tqdm=True, seed=3, dataloader_num_workers=0, logging_strategy="no", **options,
+        output_dir=str(tmp_path), num_train_epochs=1, per_device_train_batch_size=4, report_to=[],
+        use_cpu=True, disable_tqdm=True, seed=3, dataloader_num_workers=0, **options,
     )  # fmt: skip
     trainer = transformers.Trainer(model=model, args=args, train_dataset=data, callbacks=callbacks)
-    result = trainer.train()
-    return model, result
+    trainer.result = trainer.train()
+    return model, trainer
 
 
 @quiet
@@ -221,9 +227,9 @@ def test_hugging_face_is_tracked_and_unchanged(tmp_path, checkpointing):
 
     callback = TrackerCallback(every=2)
     options = {"gradient_accumulation_steps": 3, "gradient_checkpointing": checkpointing}
-    model, result = hugging_run(tmp_path, [callback], **options)
-    plain, plain_result = hugging_run(tmp_path / "plain", [], **options)
-    assert result.training_loss == plain_result.training_loss
+    model, trainer = hugging_run(tmp_path, [callback], **options)
+    plain, plain_trainer = hugging_run(tmp_path / "plain", [], **options)
+    assert trainer.result.training_loss == plain_trainer.result.training_loss
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
     frame = callback.tracker.frame()
     assert [note.split(":")[0] for note in callback.tracker.notes] == ["bert.embeddings.position_embeddings"]
@@ -235,6 +241,106 @@ def test_hugging_face_is_tracked_and_unchanged(tmp_path, checkpointing):
     assert pl.read_parquet(tmp_path / "normscope").equals(frame)
     hooks = [sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()) for net in (model, plain)]
     assert hooks[0] == hooks[1]  # checkpointing sets one of its own
+
+
+@quiet
+def test_hugging_face_s_log_is_kept_and_gets_the_scalars(tmp_path):
+    pytest.importorskip("transformers")
+    from normscope.findings.review import review
+    from normscope.integrations.transformers import TrackerCallback
+
+    callback = TrackerCallback(every=2)
+    _, trainer = hugging_run(tmp_path, [callback], logging_strategy="steps", logging_steps=2, save_strategy="epoch")
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all("normscope/activation_rms/median" in entry for entry in log[1:])
+    told = callback.tracker.frame().filter(signal="run")
+    assert told.filter(metric="loss").select("step", "value").rows() == [(e["step"], e["loss"]) for e in log]
+    assert len(told.filter(metric="grad_norm")) == len(told.filter(metric="lr")) == len(log)
+    found = review(tmp_path)  # the checkpoint's trainer_state.json beside the tracker's parts
+    assert found.layers > 10
+    assert found.facts["loss"].startswith(f"{log[0]['loss']:.4g}")
+
+
+# Any logger
+
+
+def written(target, steps=4, **options):
+    """A short training whose tracker hands its steps to a logger; its table."""
+    from normscope.integrations.loggers import LoggerWriter
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    with Tracker(model, every=2, writers=LoggerWriter(target, **options)) as tracker:
+        for _ in range(steps):
+            model(torch.randn(8, 6)).square().mean().backward()
+    assert tracker.notes == ()
+    return tracker.frame()
+
+
+class Taking:
+    """A logger with one way to be given scalars."""
+
+    def __init__(self, method):
+        self.given = []
+        setattr(self, method, getattr(self, f"_{method}"))
+
+    def _log_metrics(self, found, step=None):
+        self.given += [(name, value, step) for name, value in found.items()]
+
+    _log = _log_metrics
+
+    def _add_scalar(self, name, value, step):
+        self.given.append((name, value, step))
+
+
+@pytest.mark.parametrize("method", ["log_metrics", "log", "add_scalar", "a function"])
+def test_any_logger_gets_the_scalars_of_each_measured_step(method):
+    logger = Taking("log" if method == "a function" else method)
+    frame = written(logger._log if method == "a function" else logger)
+    tag = "normscope/activation_rms/max"
+    want = [(tag, frame.filter(step=s, signal="activation", metric="rms")["value"].max(), s) for s in (0, 2)]
+    assert [g for g in logger.given if g[0] == tag] == want
+
+
+def test_layers_have_a_name_of_their_own():
+    logger = Taking("log")
+    frame = written(logger, layers=True, prefix="net")
+    value = frame.filter(step=2, name="2", signal="weight", metric="gradient_norm")["value"][0]
+    assert ("net/003-2/weight_gradient_norm", value, 2) in logger.given
+
+
+def test_what_is_no_logger_is_refused():
+    from normscope.integrations.loggers import LoggerWriter
+
+    with pytest.raises(UsageError, match=r"wandb\.run"):
+        LoggerWriter(3)
+
+
+def test_mlflow_gets_the_scalars(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow", exc_type=ImportError)
+    mlflow.set_tracking_uri(f"file:{tmp_path}/runs")
+    with mlflow.start_run() as run:
+        frame = written(mlflow, layers=True)
+    known = mlflow.MlflowClient().get_metric_history(run.info.run_id, "normscope/001-0/activation_rms")
+    want = frame.filter(name="0", signal="activation", metric="rms").select("step", "value").rows()
+    assert sorted((m.step, m.value) for m in known) == want
+
+
+def test_wandb_gets_the_scalars_on_an_axis_of_their_own(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = wandb.init(mode="offline", project="x", dir=str(tmp_path))
+    try:
+        for step in range(3):  # the loop is ahead of the step that is handed over
+            run.log({"mine": step})
+        frame = written(run)
+        run.log({"mine": 3})
+        known = dict(run.summary)
+    finally:
+        run.finish()
+    assert known["normscope/step"] == 2
+    assert known["normscope/activation_rms/max"] == frame.filter(step=2, metric="rms")["value"].max()
 
 
 def test_a_callback_counts_as_its_trainer_does():

@@ -124,7 +124,7 @@ def test_a_tracked_step_agrees_with_a_probe():
     want = probe(model, x, y).frame()
     with Tracker(model) as tracker:
         train(model, 1)
-    got = tracker.frame()
+    got = tracker.frame().filter(~pl.col("metric").is_in(["weight_norm", "relative_update"]))  # of a training alone
     both = got.join(want, on=["layer", "name", "call", "kind", "signal", "metric"], suffix="_probe")
     assert len(both) == len(got) > 50
     assert both.filter(

@@ -8,7 +8,7 @@ from importlib import import_module
 #: Command -> the file here that enrols it when it is imported; what is heavy is imported when the command runs.
 COMMANDS = {
     "cure": "cure", "diagnose": "diagnose", "explain": "explain", "list": "explain", "predict": "predict",
-    "overfit": "overfit", "race": "race", "rates": "rates",
+    "overfit": "overfit", "race": "race", "rates": "rates", "report": "report",
     "selfcheck": "selfcheck", "sharpness": "sharpness", "sweep": "sweep",
     "transfer": "transfer", "verify": "verify", "why": "why",
 }  # fmt: skip

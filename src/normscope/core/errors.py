@@ -23,6 +23,14 @@ class DoesNotRun(UsageError, RuntimeError):
     """The model refuses the batch: a layer of torch's raised. A ``UsageError`` that is a ``RuntimeError`` still."""
 
 
+class TrainingStopped(RuntimeError):
+    """A tracker found what it was told to stop on (``Tracker(stop_on=...)``); ``finding`` is what it found."""
+
+    def __init__(self, message: str, finding: Any = None) -> None:
+        super().__init__(message)
+        self.finding = finding
+
+
 #: Names that a message lists.
 MOST = 40
 #: Seeds, and values of one axis, at most: more are a slip of the pen.

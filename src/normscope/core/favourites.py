@@ -21,13 +21,15 @@ DIAGNOSIS = dict.fromkeys(
 #: What a tracker measures: what needs no eigenvalues, so that a measured step stays cheap.
 TRACKED = (
     "orthogonality_gap", "participation_rank", "mean_abs_cosine", "mean_shift", "rms", "norm_spread", "dead_units",
-    "saturated_units", "gradient_norm", "gradient_collinearity", "relative_gradient",
+    "saturated_units", "gradient_norm", "gradient_collinearity", "relative_gradient", "weight_norm", "relative_update",
 )  # fmt: skip
+#: The maps and curves of a run that stand first on its page.
+FOLLOWED = ("participation_rank", "orthogonality_gap", "weight_gradient_norm", "weight_relative_update")
 #: The curves of loggers, (signal, metric): collapse of the batch, scale, gradients.
 LOGGED = (
     ("activation", "orthogonality_gap"), ("activation", "participation_rank"), ("activation", "mean_abs_cosine"),
     ("activation", "rms"), ("activation", "dead_units"), ("gradient", "gradient_norm"), ("weight", "gradient_norm"),
-    ("weight", "relative_gradient"),
+    ("weight", "relative_gradient"), ("weight", "relative_update"),
 )  # fmt: skip
 #: What `predict` and `simulate` say of a layer.
 CHAINS = (

@@ -114,6 +114,7 @@ def load(
     """
     name = path_text(name, "name")
     whole_number("samples, the axis of the inputs that runs over samples,", samples)
+    flatten = flag("flatten", flatten)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):

@@ -2,7 +2,7 @@
 
 from normscope.findings import (  # noqa: F401, I001 - as their codes
     geometry, sight, axes, gradients, units, sharpness, updates, trial, modes, wiring, steps, objective, targets,
-    answers, batches, samples, limits,
+    answers, batches, samples, limits, over_layers, over_losses,
 )  # fmt: skip
 from normscope.findings._rules import RULES, Finding, Rule, View, find
 

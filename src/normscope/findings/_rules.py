@@ -32,11 +32,16 @@ class Finding:
     evidence: str
     meaning: str
     cure: str
+    #: Of a training: the step at which it began.
+    step: int | None = None
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A coded rule. ``text`` is the long explanation with formula and reference; ``source`` the threshold's origin."""
+    """A coded rule. ``text`` is the long explanation with formula and reference; ``source`` the threshold's origin.
+
+    over: what it reads: the ``View`` of a measured batch, or the ``Course`` of a training (`findings.course`).
+    """
 
     code: str
     title: str
@@ -45,10 +50,11 @@ class Rule:
     cure: str
     source: str
     text: str
-    check: Callable[[View], Iterable[Hit]]
+    check: Callable[[Any], Iterable[Hit]]
+    over: str = "batch"
 
-    def findings(self, view: View) -> Iterator[Finding]:
-        """The findings of this rule on one profile."""
+    def findings(self, view: Any) -> Iterator[Finding]:
+        """The findings of this rule on one profile, or on one training."""
         for hit in self.check(view):
             yield Finding(
                 code=self.code,
@@ -63,6 +69,7 @@ class Rule:
                 evidence=hit.evidence,
                 meaning=self.meaning,
                 cure=self.cure,
+                step=hit.step,
             )
 
 
@@ -78,19 +85,22 @@ class Hit:
     evidence: str
     severity: str = ""
     name: str = ""
+    step: int | None = None
 
 
 RULES: Registry[Rule] = Registry("finding code")
 
 
 def rule(
-    code: str, title: str, *, severity: str, meaning: str, cure: str, source: str
-) -> Callable[[Callable[[View], Iterable[Hit]]], Rule]:
-    """Decorator: enrol a function of a `View` as the rule ``code``; its docstring is the long explanation."""
+    code: str, title: str, *, severity: str, meaning: str, cure: str, source: str, over: str = "batch"
+) -> Callable[[Callable[[Any], Iterable[Hit]]], Rule]:
+    """Decorator: enrol a function of a `View` (or a `Course`) as the rule ``code``; its docstring is the long
+    explanation.
+    """
 
-    def enrol(check: Callable[[View], Iterable[Hit]]) -> Rule:
+    def enrol(check: Callable[[Any], Iterable[Hit]]) -> Rule:
         text = check.__doc__ or ""
-        return RULES.add(code, Rule(code, title, severity, meaning, cure, source, text, check))
+        return RULES.add(code, Rule(code, title, severity, meaning, cure, source, text, check, over))
 
     return enrol
 
@@ -118,7 +128,7 @@ def find(profile: Profile) -> list[Finding]:
     that: it comes after. A trial decides how grave geometry, gradients and rates are.
     """
     view = View(profile)
-    found = [f for r in RULES.values() for f in r.findings(view)]
+    found = [f for r in RULES.values() if r.over == "batch" for f in r.findings(view)]
     found = [_in_the_light_of(view.section("trial"), f) for f in found]
     cause = at_fault(found)
     if cause:

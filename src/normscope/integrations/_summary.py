@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normscope.core.favourites import LOGGED
 
@@ -32,6 +32,20 @@ def summary(frame: polars.DataFrame, prefix: str = "normscope") -> dict[str, flo
         scalars |= {f"{tag}/{how}": _number(getattr(values, how)()) for how in ("min", "median", "max")}
         scalars[f"{tag}/deepest"] = _number((part if hidden.is_empty() else hidden)["value"][-1])
     return scalars
+
+
+def scalars(frame: polars.DataFrame, prefix: str = "normscope", layers: bool = False) -> dict[str, float]:
+    """`summary`, with ``layers`` also ``prefix/<number>-<module>/<signal>_<metric>`` of each layer."""
+    found = summary(frame, prefix)
+    for row in frame.iter_rows(named=True) if layers else ():
+        if (row["signal"], row["metric"]) in LOGGED:
+            found[f"{prefix}/{place(row)}/{row['signal']}_{row['metric']}"] = row["value"]
+    return found
+
+
+def place(row: dict[str, Any]) -> str:
+    """A layer in a tag: its number, its module, and the call where there are several."""
+    return f"{row['layer']:03}-{row['name'] or row['kind']}" + (f"-call{row['call']}" if row["call"] else "")
 
 
 def _number(value: object) -> float:

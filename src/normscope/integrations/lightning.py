@@ -5,17 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from normscope.core.errors import UsageError
 from normscope.core.extra import needs_extra
-from normscope.integrations._summary import summary
+from normscope.integrations.loggers import LoggerWriter
+from normscope.probing.logs import kinds
 from normscope.probing.tracker import Tracker
 from normscope.probing.writers import ParquetWriter, as_writers
-
-if TYPE_CHECKING:
-    import polars
 
 
 def _callbacks() -> list[type]:
@@ -56,7 +57,7 @@ class TrackerCallback(*_callbacks()):  # type: ignore[misc]
         folder = self._folder or os.path.join(log_dir or trainer.default_root_dir, "normscope")
         writers: list[Any] = [ParquetWriter(folder, append=True), *as_writers(self._options.get("writers", ()))]
         if self._log:
-            writers.append(_LoggerWriter(trainer))
+            writers += [LoggerWriter(logger) for logger in trainer.loggers]
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         options = {"scaler": scaler, **self._options, "writers": writers}
         self.tracker = Tracker(pl_module, self._every, by="step", **options)
@@ -68,10 +69,24 @@ class TrackerCallback(*_callbacks()):  # type: ignore[misc]
             self.tracker.begin(batch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The forward and backward pass of the batch are over."""
+        """The forward and backward pass of the batch are over; its loss and the rate are kept."""
         if self.tracker is not None:
             self.tracker.end()
+            told: dict[str, Any] = {}
+            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+            if isinstance(loss, torch.Tensor) and loss.numel() == 1:  # divided by how many batches a step takes
+                told["loss"] = loss.detach() * trainer.accumulate_grad_batches
+            if trainer.optimizers:
+                told["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+            self.tracker.log(step=self.tracker.steps, **told)
             self.tracker.step(trainer.global_step)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """The loss of a validation is kept, where the module logs one by a usual name."""
+        metrics = {str(k): v for k, v in trainer.callback_metrics.items()}
+        name = kinds(list(metrics)).get("val_loss")
+        if self.tracker is not None and name is not None and not trainer.sanity_checking:
+            self.tracker.log(val_loss=metrics[name])
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """What was measured stays; the hooks come off."""
@@ -84,12 +99,3 @@ class TrackerCallback(*_callbacks()):  # type: ignore[misc]
     def _close(self) -> None:
         if self.tracker is not None:
             self.tracker.close()
-
-
-class _LoggerWriter:
-    def __init__(self, trainer: Any) -> None:
-        self._loggers = list(trainer.loggers)
-
-    def __call__(self, frame: polars.DataFrame) -> None:
-        for logger in self._loggers:
-            logger.log_metrics(summary(frame), step=frame["step"][0])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscope.core.extra import needs_extra
 from normscope.core.favourites import LOGGED
-from normscope.integrations._summary import summary
+from normscope.integrations._summary import place, summary
 
 with needs_extra("TensorBoardWriter needs", "tensorboard"):
     from torch.utils.tensorboard import SummaryWriter
@@ -35,8 +35,7 @@ class TensorBoardWriter:
             self._board.add_scalar(tag, value, step)
         for row in frame.iter_rows(named=True) if self._layers else ():
             if (row["signal"], row["metric"]) in LOGGED:
-                call = f"-call{row['call']}" if row["call"] else ""
-                tag = f"normscope/{row['signal']}_{row['metric']}/layer/{row['layer']:03}-{row['name']}{call}"
+                tag = f"normscope/{row['signal']}_{row['metric']}/layer/{place(row)}"
                 self._board.add_scalar(tag, row["value"], step)
         self._board.flush()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -17,7 +19,10 @@ from normscope.call.taps import Tap, observed
 from normscope.core.errors import UsageError
 from normscope.geometry.metrics import METRICS, Metric, metric_names
 from normscope.probing.recorder import (
+    OF_WEIGHTS,
     RELATIVE_GRADIENT,
+    RELATIVE_UPDATE,
+    WEIGHT_NORM,
     Recorder,
     Seen,
     frobenius,
@@ -27,6 +32,9 @@ from normscope.probing.recorder import (
 
 if TYPE_CHECKING:
     import polars
+
+#: Entries of a parameter, evenly spaced, whose moves stand for those of all: 16 kB each (chosen by us).
+ENTRIES = 4096
 
 
 class Key(NamedTuple):
@@ -54,22 +62,22 @@ class Plan:
 
     activation: tuple[Metric, ...]
     gradient: tuple[Metric, ...]
-    relative_gradient: bool
+    weights: frozenset[str]
 
     @classmethod
     def of(cls, metrics: str | Iterable[str]) -> Plan:
         """From names, or ``"all"``."""
         if metrics == "all":
-            metrics = [*(m.name for m in METRICS.values() if m.signal != "weight"), RELATIVE_GRADIENT]
-        names = metric_names(metrics, RELATIVE_GRADIENT)
-        weights = [name for name in names if name in METRICS and METRICS[name].signal == "weight"]
-        if weights:
+            metrics = [*(m.name for m in METRICS.values() if m.signal != "weight"), *OF_WEIGHTS]
+        names = metric_names(metrics, *OF_WEIGHTS)
+        spectral = [name for name in names if name in METRICS and METRICS[name].signal == "weight"]
+        if spectral:
             raise UsageError(
-                f"A tracker measures outputs and gradients; {weights[0]} is of weights. Ask normscope.probe for it."
+                f"A tracker measures outputs, gradients and sizes; {spectral[0]} is of weights. Ask normscope.probe."
             )
-        chosen = [METRICS[name] for name in names if name != RELATIVE_GRADIENT]
+        chosen = [METRICS[name] for name in names if name not in OF_WEIGHTS]
         activation, gradient = (tuple(m for m in chosen if m.signal == s) for s in ("activation", "gradient"))
-        return cls(activation, gradient, RELATIVE_GRADIENT in names)
+        return cls(activation, gradient, frozenset(names).intersection(OF_WEIGHTS))
 
     @property
     def spectrum(self) -> bool:
@@ -112,6 +120,7 @@ class Measurement:
         metrics = (*plan.activation, *plan.gradient)
         self._recorder = Recorder(self._rows, metrics, gradients=bool(plan.gradient), sequences=self._sequences)
         self._weights: dict[nn.Parameter, tuple[float, float]] = {}
+        self._before: dict[nn.Parameter, Tensor] = {}
 
     def begin(self) -> None:
         """Set the hooks."""
@@ -119,7 +128,7 @@ class Measurement:
         root = self._tracker._root
         self._look_into_compiled(root)
         self._forward.enter_context(observed([t for t in self._taps if t.module is not root], self._watch))
-        if self._tracker._plan.gradients or self._tracker._plan.relative_gradient:
+        if self._tracker._plan.gradients or self._tracker._plan.weights:
             for p in dict.fromkeys(p for tap in self._taps for p in tap.module.parameters()):
                 if p.requires_grad and not nn.parameter.is_lazy(p):
                     self._backward.append((p, self._of_parameter(p)))
@@ -188,12 +197,26 @@ class Measurement:
         def keep(grad: Tensor) -> None:
             if not self.finished and p not in self._weights:
                 self.backward_came = True
-                norms = self._weights
-                self._safely(
-                    "a parameter", grad, lambda: norms.update({p: (frobenius(self._unscaled(grad)), frobenius(p))})
-                )
+                self._safely("a parameter", grad, lambda: self._look_at(p, grad))
 
         return keep
+
+    def _look_at(self, p: nn.Parameter, grad: Tensor) -> None:
+        self._weights[p] = frobenius(self._unscaled(grad)), frobenius(p)
+        if RELATIVE_UPDATE in self._tracker._plan.weights:
+            self._before[p] = _entries(p).clone()
+
+    def _moves(self) -> dict[nn.Parameter, float]:
+        """How far each parameter was moved since its gradient came; none if nothing moved: no step was made yet."""
+        moved: dict[nn.Parameter, float] = {}
+
+        def look(p: nn.Parameter, before: Tensor) -> None:
+            moved[p] = frobenius(_entries(p) - before) * (p.numel() / max(len(before), 1)) ** 0.5
+
+        for p, before in self._before.items():
+            self._safely("a parameter", before, partial(look, p, before))
+        self._before.clear()
+        return moved if any(moved.values()) else {}
 
     def _rows(self, tap: Tap, x: Tensor) -> Tensor | None:
         """At most so many rows as the tracker takes: the first samples, or tokens spread over the batch."""
@@ -225,21 +248,26 @@ class Measurement:
     def rows(self) -> list[tuple[Key, float]]:
         """The numbers of the step with their coordinates, in the order of the forward pass."""
         self._recorder.finish()
-        return [row for seen in self._recorder.seen for row in self._of(seen)]
+        moves = self._moves()
+        return [row for seen in self._recorder.seen for row in self._of(seen, moves)]
 
-    def _of(self, seen: Seen) -> Iterable[tuple[Key, float]]:
+    def _of(self, seen: Seen, moves: Mapping[nn.Parameter, float]) -> Iterable[tuple[Key, float]]:
         plan, tap = self._tracker._plan, seen.tap
         here = Key(seen.samples, seen.layer, tap.name, seen.call, tap.kind, "activation", "")
         whole = here._replace(samples=self.samples.n if self.samples else seen.samples)
         for signal, name, value in numbers(seen, (*plan.activation, *plan.gradient)):
             yield (whole if name == "gradient_norm" else here)._replace(signal=signal, metric=name), value
-        both = of_weights(self._weights[p] for p in tap.module.parameters() if p in self._weights)
+        own = [p for p in tap.module.parameters() if p in self._weights]
+        both = of_weights(self._weights[p] for p in own)
         if both is not None and seen.call == 0:
             weight = whole._replace(signal="weight")
             if plan.gradients:
                 yield weight._replace(metric="gradient_norm"), both[0]
-            if plan.relative_gradient:
-                yield weight._replace(metric=RELATIVE_GRADIENT), both[1]
+            size = math.hypot(*(self._weights[p][1] for p in own))
+            known = {RELATIVE_GRADIENT: both[1], WEIGHT_NORM: size}
+            if moves and size:
+                known[RELATIVE_UPDATE] = math.hypot(*(moves[p] for p in own if p in moves)) / size
+            yield from ((weight._replace(metric=m), value) for m, value in known.items() if m in plan.weights)
 
 
 class Store:
@@ -249,8 +277,10 @@ class Store:
         self._keys: dict[tuple[Key, ...], polars.DataFrame] = {}
         self._parts: list[Callable[[], polars.DataFrame]] = []
 
-    def add(self, step: int, rows: list[tuple[Key, float]]) -> Callable[[], polars.DataFrame]:
-        """Keep the rows of a step; returns what makes its table."""
+    def add(
+        self, step: int, rows: list[tuple[Key, float]], told: polars.DataFrame | None = None
+    ) -> Callable[[], polars.DataFrame]:
+        """Keep the rows of a step, and those of no layer that were ``told`` since; returns what makes its table."""
         import polars as pl
 
         keys = tuple(key for key, _ in rows)
@@ -262,7 +292,8 @@ class Store:
             table = frame.with_columns(
                 source=pl.lit("measured"), step=pl.lit(step, pl.Int64), value=pl.Series(values, dtype=pl.Float64)
             )
-            return table.select("source", "step", "samples", *Key._fields[1:], "value")
+            table = table.select("source", "step", "samples", *Key._fields[1:], "value")
+            return table if told is None else pl.concat([table, told])
 
         self._parts.append(part)
         return part
@@ -275,6 +306,12 @@ class Store:
             schema = {"source": pl.String, "step": pl.Int64, **key_schema(), "value": pl.Float64}
             return pl.DataFrame(schema=schema)
         return pl.concat([part() for part in self._parts])
+
+
+def _entries(p: Tensor) -> Tensor:
+    """At most `ENTRIES` of its entries, or a few more, evenly spaced."""
+    flat = p.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // ENTRIES)]
 
 
 def count_samples(

@@ -20,6 +20,9 @@ from normscope.geometry.statistic import Statistic, squared_norm
 
 #: Metrics of a layer's parameters, not of one representation: their gradient over themselves.
 RELATIVE_GRADIENT = "relative_gradient"
+#: Those that only a training has: their norm, and how far the step that followed moved them, over it.
+WEIGHT_NORM, RELATIVE_UPDATE = "weight_norm", "relative_update"
+OF_WEIGHTS = (RELATIVE_GRADIENT, WEIGHT_NORM, RELATIVE_UPDATE)
 #: Rows (n, ...) of what a tap returned, or ``None`` where no axis runs over the samples.
 Rows = Callable[[Tap, Tensor], Tensor | None]
 

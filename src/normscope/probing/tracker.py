@@ -20,12 +20,15 @@ from normscope.call.samples import Samples
 from normscope.call.step import Step, check_model, unwrap
 from normscope.call.taps import find_taps
 from normscope.core import files
-from normscope.core.errors import UsageError, shown, whole_number
+from normscope.core.errors import TrainingStopped, UsageError, shown, whole_number
 from normscope.core.faces import Shown
 from normscope.core.favourites import TRACKED
 from normscope.core.records import csv
 from normscope.probing import measurement
 from normscope.probing.measurement import Measurement
+from normscope.probing.runs import Run
+from normscope.probing.scalars import Scalars
+from normscope.probing.watch import Watch, review
 from normscope.probing.writers import Writer, as_writers
 
 if TYPE_CHECKING:
@@ -85,6 +88,10 @@ class Tracker(Shown):
     writers: where every measured step goes at once: a path that ends in ``.csv``, a folder (parquet parts), or a
         callable that takes the step's table; or several of them. See `normscope.probing.writers`.
     scaler: the ``GradScaler``, if there is one: gradients are divided by its scale.
+    on_finding: called with each `Finding` once, as soon as it is found, and again where it got worse.
+    stop_on: ``"error"`` or ``"warning"``: `TrainingStopped` is raised where such a finding is found, from the next
+        forward pass (``by="step"``: from ``step()``), the tracker closed and the model without its hooks.
+    report: a page (``.html``) or picture that is written again every ``report_every`` measured steps.
 
     What fails inside the tracker never stops training: it is told in ``notes``.
     """
@@ -104,6 +111,10 @@ class Tracker(Shown):
         by: str = "forward",
         writers: str | Path | Writer | Iterable[str | Path | Writer] = (),
         scaler: Any = None,
+        on_finding: Callable[[Any], object] | None = None,
+        stop_on: str | None = None,
+        report: str | Path | None = None,
+        report_every: int = 10,
     ) -> None:
         if isinstance(model, Step):
             samples = model.samples if samples is None else samples
@@ -129,7 +140,8 @@ class Tracker(Shown):
         self._now: Measurement | None = None
         self._known: tuple[Any, Samples | None] | None = None
         self._region = False
-        self._store = measurement.Store()
+        self._store, self._scalars = measurement.Store(), Scalars()
+        self._watch = Watch(on_finding, stop_on, report, report_every)
         self._writers = as_writers(writers)
         self._at_exit: Callable[[], None] | None = None
         self._open = True
@@ -150,7 +162,29 @@ class Tracker(Shown):
             )
         with self._clock:
             self._settle()
+            self._judge()
             self.steps = self.steps + 1 if number is None else number
+
+    def log(self, step: int | None = None, **numbers: Any) -> None:
+        """What the loop knows of the training: ``tracker.log(loss=loss, val_loss=v, lr=rate)``, whenever it is known.
+
+        step: which step they are of; default the one under way. Losses make the page's curves, and let the rules tell
+        a net that has learnt from one that does not learn. Raises ``UsageError`` for what is no number.
+        """
+        now = self.steps if self.by == "step" else max(self.steps - 1, 0)
+        with self._clock:
+            self._scalars.add(now if step is None else whole_number("step", step), numbers)
+
+    def run(self) -> Run:
+        """What was tracked so far, as `normscope.probing.runs.read` reads it from files."""
+        facts = {"steps seen": self.steps, "measured": self.measured, "every": self.every,
+                 "overhead": f"{self.overhead:.2%}"}  # fmt: skip
+        return Run(self.name, self.frame(), facts, self.notes)
+
+    def findings(self) -> list[Any]:
+        """The findings so far (``NS9xx``), the worst first, each with the step and the layer at which it began."""
+        found: list[Any] = review(self.run()).findings
+        return found
 
     def begin(self, inputs: Any = None) -> None:
         """For loops that do not call the model itself (its parts, several networks): a step starts here.
@@ -198,11 +232,12 @@ class Tracker(Shown):
 
         ``samples``: the rows of the batch that entered the number. ``signal``: the layer's output (``activation``),
         the loss gradient with respect to it (``gradient``) or to the layer's parameters (``weight``), of the backward
-        pass that followed, before any clipping. A step whose backward pass is still to come is not in it.
+        pass that followed, before any clipping. A step whose backward pass is still to come is not in it. What was
+        logged (``run``) has no layer.
         """
         with self._clock:
             self._settle()
-        return self._store.frame()
+            return self._store.frame().vstack(self._scalars.frame())
 
     def to_csv(self, path: str | Path) -> None:
         """Write the table; whole, or not at all."""
@@ -223,8 +258,12 @@ class Tracker(Shown):
             if self._now is not None:
                 self._now.shut()
             self._settle(force=True)
+            if self._scalars:  # what was told since the latest measured step
+                self._write(self._store.add(self.steps, [], self._told()))
             for writer in self._writers:
                 getattr(writer, "close", lambda: None)()
+            if self.measured:
+                self._watch.write(self)
         if self._at_exit is not None:
             atexit.unregister(self._at_exit)
         if math.isnan(self._first) and sys.exc_info()[0] is None:
@@ -291,6 +330,7 @@ class Tracker(Shown):
         if self._now is not None and self._now.open:  # its forward pass was interrupted and never came back
             self._discard()
         self._settle()
+        self._judge()
         step = self.steps
         self.steps += self.by == "forward"
         if step < self._due:
@@ -334,16 +374,35 @@ class Tracker(Shown):
             return
         self._now = None
         now.finish()
-        part = self._store.add(now.step, now.rows())
+        part = self._store.add(now.step, now.rows(), self._told())
         self.measured += 1
         self._last = time.perf_counter()
+        self._write(part, now.step)
+        self._watch.measured(self, part)
+
+    def _told(self) -> polars.DataFrame | None:
+        """What was logged since the latest measured step."""
+        told = self._scalars.frame() if self._scalars else None
+        self._scalars.clear()
+        return told
+
+    def _write(self, part: Callable[[], polars.DataFrame], step: int | None = None) -> None:
         for writer in self._writers:
             try:
                 writer(part())
             except Exception as error:
-                told = f"step {now.step} could not be written by {type(writer).__name__}: {error}"
+                what = "what was logged last" if step is None else f"step {step}"
+                told = f"{what} could not be written by {type(writer).__name__}: {error}"
                 self.note(told)
                 warnings.warn(f"normscope.Tracker: {told} (it is kept in memory)", stacklevel=2)
+
+    def _judge(self) -> None:
+        """Tell what is new; where training is to stop, the tracker is closed first."""
+        try:
+            self._watch.judge(self)
+        except TrainingStopped:
+            self.close()
+            raise
 
     def note(self, text: str) -> None:
         """Remember once what could not be measured."""

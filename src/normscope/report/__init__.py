@@ -20,6 +20,8 @@ FACES.add("sharpness", "normscope.report.curvature:of_sharpness")
 FACES.add("spectrum", "normscope.report.curvature:of_spectrum")
 FACES.add("transfer", "normscope.report.transfer:of_transfer")
 FACES.add("tracker", "normscope.report.tracker:of_tracker")
+FACES.add("review", "normscope.report.tracker:of_review")
+FACES.add("run.review", "normscope.findings.review:review")
 
 FACES.add("as.chart", "normscope.report.sheet:chart")
 FACES.add("as.cell", "normscope.report.sheet:cell")

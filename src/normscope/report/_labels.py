@@ -40,6 +40,12 @@ LABELS: dict[str, Label] = {
         "Participation rank of what a head returns over all tokens, averaged over heads. Dotted: i.i.d. entries.",
     ),
     "head_rank_null": Label("Rank without structure", "dimensions", "head rank, i.i.d.", True),
+    "weight_relative_update": Label(
+        "Size of a step over the weights", "1", "update", True,
+        "How far the step moved the layer's parameters, over their norm; 0.001 to 0.01 is usual.",
+    ),
+    "weight_relative_gradient": Label("Gradient over the weights", "1", "grad / w", True),
+    "weight_weight_norm": Label("Norm of the weights", "norm", "weights", True),
     "gradient_growth": Label("Gradient growth", "per layer", "growth", True),
 }  # fmt: skip
 

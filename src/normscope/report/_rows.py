@@ -52,7 +52,8 @@ def tally(findings: Sequence[Mapping[str, Any]]) -> str:
 def finding(row: Mapping[str, Any]) -> dict[str, Any]:
     """A finding in words: where it starts, and the number beside its threshold."""
     layer = "" if row["layer"] is None else f"layer {row['layer']}"
-    where = ", ".join(filter(None, (layer, row["name"])))
+    step = "" if row.get("step") is None else f"from {row.get('unit', 'step')} {row['step']}"
+    where = ", ".join(filter(None, (layer, row["name"], step)))
     against = ""
     if row["value"] is not None:
         metric = _labels.label(row["metric"] or "").title.lower()

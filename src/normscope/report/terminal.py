@@ -13,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from normscope.core.favourites import BRIEF
-from normscope.report import _labels, _layers, _rows, _sparks, rates
+from normscope.findings import RULES
+from normscope.report import _labels, _layers, _rows, _sparks, rates, tracker
 from normscope.report._content import Content
 from normscope.report._fold import Folded, fold
 from normscope.report._layers import Layer
 
 if TYPE_CHECKING:
+    from normscope.findings.review import Review
     from normscope.learning_rates import Rates
 
 _SEVERITY = {"error": "bold red", "warning": "bold yellow", "info": "bold blue"}
@@ -49,6 +51,31 @@ def render(content: Content, console: Console, *, max_layers: int = 24) -> None:
             name = fact["label"] if len(models) > 1 else ""
             console.print(_text(f"{name}{': ' if name else ''}{rates.TRIED.format(steps=tried[0].steps)}"))
             console.print(rates_table(tried))
+
+
+def render_review(found: Review, console: Console) -> None:
+    """Print a training: its verdict and curves, what went wrong and where that began, what could not be looked at."""
+    console.print(_text(f"Training of {found.run.label}", "bold"))
+    console.print(_indented(_text(found.verdict)))
+    for line in _lines([f"{k} {v}" for k, v in found.facts.items()], console.width - 2):
+        console.print(_indented(_text(line, "dim")))
+    for note in found.run.notes:
+        console.print(_indented(_text(f"note: {note}", "dim")))
+    drawn = tracker.curves(found)
+    wide = max((len(title) for title, *_ in drawn), default=0)
+    for title, values, log in drawn:
+        spark = _sparks.curve(values, log=log, width=max(8, min(40, console.width - wide - 30)))
+        ends = f"  {_labels.number(values[0])} → {_labels.number(values[-1])}"
+        console.print(_indented(Text.assemble((f"{title:<{wide}} ", "dim"), (spark, _MODEL[0]), ends)))
+    for finding in found.findings:
+        _finding(console, tracker.told(found, finding))
+    if not found.findings:
+        console.print(_indented(_text("No findings: quiet.", "green")))
+    if found.unseen:
+        console.print()
+        console.print(_indented(_text("could not run:", "bold")))
+    for code, needs in found.unseen.items():
+        console.print(_indented(_text(f"{code} {RULES[code].title}: it needs {needs}", "dim"), 4))
 
 
 def rates_table(tried: Sequence[Rates]) -> Table:
