@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import re
 import runpy
 import shlex
@@ -118,6 +119,8 @@ LAST = {
     "cure mine.py:make": "--how he",  # auto is tried on the page of cures
     "cure mlp:depth=32,width=64,norm=none": "--how he",
     "transfer": "--width 4,8 --depth 1,2 --to 12x4 --seeds 2 --steps 5 -n 16",
+    "rates": "-n 16 --steps 10",
+    "overfit": "-n 16",
     "race": "--samples 64 --test-samples 32 --epochs 1 --seeds 2 -n 32 --geometry 2",
     "verify": "nachum2024/two-clusters",
     "examples/sweeps/phase_diagram.toml": "--depth 2 --width 8 --norm none,batch --steps 2 --seeds 1",
@@ -151,6 +154,12 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "logs" / "first").mkdir(parents=True)  # what somebody's training has left
+    rows = [f"{step},{2.3 * 0.97**step:.4f},0.1" for step in range(60)]
+    (tmp_path / "logs" / "first" / "losses.csv").write_text("\n".join(["step,loss,lr", *rows]) + "\n")
+    history = [{"step": step, "loss": 2.3 * 0.97**step, "learning_rate": 0.1} for step in range(60)]
+    (tmp_path / "checkpoint-500").mkdir()
+    (tmp_path / "checkpoint-500" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
     data, draw = tmp_path / "home" / "data", np.random.default_rng(0)
     (data / "fashion-mnist").mkdir(parents=True)
     arrays = {}

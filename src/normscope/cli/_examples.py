@@ -17,7 +17,7 @@ EXAMPLES = {
     "predict": ("normscope predict mlp:depth=32,width=256,norm=batch --simulate 5",),
     "race": ("normscope race mlp:depth=20 --cures none,orthogonal,bn --lr search --html race.html",),
     "rates": ("normscope rates net.py:make --data net.py:batch --range",),
-    "report": ("normscope report runs/first --html run.html",),
+    "report": ("normscope report logs/first --html run.html",),
     "selfcheck": ("normscope selfcheck",),
     "sharpness": ("normscope sharpness net.py:make --data net.py:batch --lr 0.001",),
     "sweep": ("normscope sweep --task simulate --depth 1:64:log2 --norm none,batch --store runs",),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normscope.core.errors import UsageError, finite_number, flag, seed_of, shown, unknown, whole_number
 from normscope.core.faces import Shown
@@ -50,7 +50,8 @@ class Density:
         """
         shares = (self.weights[..., None] * (self.nodes[..., None] <= at)).sum(1)
         nodes, order = self.nodes.sort(1)
-        weights = nn.functional.pad(self.weights.gather(1, order), (1, 1))
+        none = torch.zeros_like(nodes[:, :1])
+        weights = torch.cat([none, self.weights.gather(1, order), none], 1)
         below = (nodes[..., None] <= at).sum(1)
         gap = torch.maximum(weights.gather(1, below), weights.gather(1, below + 1)).mean(0)
         return shares.mean(0), self._error(shares, gap)
