@@ -154,9 +154,10 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    (tmp_path / "logs" / "first").mkdir(parents=True)  # what somebody's training has left
-    rows = [f"{step},{2.3 * 0.97**step:.4f},0.1" for step in range(60)]
-    (tmp_path / "logs" / "first" / "losses.csv").write_text("\n".join(["step,loss,lr", *rows]) + "\n")
+    rows = [f"{step},{2.3 * 0.97**step:.4f},0.1" for step in range(60)]  # what somebody's training has left
+    (tmp_path / "losses.csv").write_text("\n".join(["step,loss,lr", *rows]) + "\n")
+    (tmp_path / "logs" / "first").mkdir(parents=True)
+    shutil.copy(tmp_path / "losses.csv", tmp_path / "logs" / "first")
     history = [{"step": step, "loss": 2.3 * 0.97**step, "learning_rate": 0.1} for step in range(60)]
     (tmp_path / "checkpoint-500").mkdir()
     (tmp_path / "checkpoint-500" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
