@@ -1,10 +1,14 @@
 """One thread a test process: small products are slower on many, and the tests run in several processes."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+# A shell's background job ignores Ctrl-C, and so would every test of it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

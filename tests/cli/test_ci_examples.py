@@ -107,4 +107,4 @@ def test_the_hook_of_this_repository_is_the_same_command():
 
 def test_the_page_shows_the_configuration_of_the_example():
     page = (ROOT / "docs" / "ci.md").read_text()
-    assert re.search(r"```toml\n(.*?)```", page, re.S)[1] in (EXAMPLES / "pyproject.toml").read_text()
+    assert re.search(r"```toml[^\n]*\n(.*?)```", page, re.S)[1] in (EXAMPLES / "pyproject.toml").read_text()

@@ -62,6 +62,9 @@ MAKE = {
     "Transfer": lambda: normscope.transfer(
         small, *batch(), widths=(4, 8), depths=(1, 2), seeds=1, steps=3, budget=12, executor=ThreadPoolExecutor(1)
     ),
+    "RateRange": lambda: normscope.rate_range(net(), *batch(), steps=12),
+    "Overfit": lambda: normscope.overfit(net(), *batch(), steps=12, rate=0.01),
+    "Similarity": lambda: normscope.similarity(net(), batch()[0]),
     "Race": lambda: normscope.race(
         {"none": net(), "batch": net()}, batch(), batch(), batch=4, epochs=2, seeds=2, geometry=2
     ),

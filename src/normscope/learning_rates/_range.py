@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -116,7 +115,8 @@ def rate_range(
 def _middle(losses: tuple[float, ...], i: int) -> float:
     """The mean of a loss and as many on both sides, fewer at the ends."""
     beside = min(BESIDE, i, len(losses) - 1 - i)
-    return statistics.fmean(losses[i - beside : i + beside + 1])
+    near = losses[i - beside : i + beside + 1]
+    return sum(near) / len(near)
 
 
 def trials_of(

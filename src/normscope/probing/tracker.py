@@ -25,6 +25,7 @@ from normscope.core.faces import Shown
 from normscope.core.favourites import TRACKED
 from normscope.core.records import csv
 from normscope.probing import measurement
+from normscope.probing.hooks import Clock, Hook, calls_of
 from normscope.probing.measurement import Measurement
 from normscope.probing.runs import Run
 from normscope.probing.scalars import Scalars
@@ -33,37 +34,6 @@ from normscope.probing.writers import Writer, as_writers
 
 if TYPE_CHECKING:
     import polars
-
-
-class _Hook:
-    """A hook that does not follow its module into copies and pickles: there it does nothing."""
-
-    def __init__(self, method: Callable[..., None] | None = None) -> None:
-        self.method = method
-
-    def __call__(self, *args: Any) -> None:
-        if self.method is not None and not torch.compiler.is_compiling():  # compiled, it is nothing
-            self.method(*args)
-
-    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return _Hook, ()
-
-
-class _Clock:
-    """Seconds spent inside ``with clock``, entered several times over or not."""
-
-    def __init__(self) -> None:
-        self.seconds, self._depth, self._start = 0.0, 0, 0.0
-
-    def __enter__(self) -> None:
-        if not self._depth:
-            self._start = time.perf_counter()
-        self._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self.seconds += time.perf_counter() - self._start
 
 
 class Tracker(Shown):
@@ -134,7 +104,7 @@ class Tracker(Shown):
         find_taps(self._inner, layers)  # a pattern that matches nothing is said now
         self._order: dict[str, int] = {}
         self._notes: dict[str, None] = {}
-        self._clock = _Clock()
+        self._clock = Clock()
         self._first = self._last = math.nan
         self._due = 0
         self._now: Measurement | None = None
@@ -146,8 +116,8 @@ class Tracker(Shown):
         self._at_exit: Callable[[], None] | None = None
         self._open = True
         try:
-            model.register_forward_pre_hook(_Hook(self._enter), with_kwargs=True)
-            model.register_forward_hook(_Hook(self._exit), always_call=True)
+            model.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
+            model.register_forward_hook(Hook(self._exit), always_call=True)
             self._at_exit = _close_at_exit(self) if self._writers else None
         except BaseException:  # an interrupt too
             self._unhook()
@@ -281,7 +251,7 @@ class Tracker(Shown):
         after = (root._forward_hooks, root._forward_hooks_with_kwargs, root._forward_hooks_always_called)
         for tables in (before, after):
             hooks = tables[0].items()
-            for key in [k for k, h in hooks if isinstance(h, _Hook) and getattr(h.method, "__self__", None) is self]:
+            for key in [k for k, h in hooks if isinstance(h, Hook) and getattr(h.method, "__self__", None) is self]:
                 for table in tables:
                     table.pop(key, None)
 
@@ -306,7 +276,7 @@ class Tracker(Shown):
         with self._clock:
             if not (module.training and torch.is_grad_enabled()):
                 self._settle()
-            elif _calls_of(module) > 1:
+            elif calls_of(module) > 1:
                 return
             elif self._region:
                 if self._now is not None and self._now.samples is None:
@@ -350,7 +320,7 @@ class Tracker(Shown):
         if now is None or not now.open or measurement.in_backward():
             return
         with self._clock:
-            if _calls_of(module) > 1:
+            if calls_of(module) > 1:
                 return
             if output is None and sys.exc_info()[0] is not None:  # the forward pass raised
                 self._discard()
@@ -424,12 +394,3 @@ def _close_at_exit(tracker: Tracker) -> Callable[[], None]:
 
 def _shapes(call: tuple[Any, Any]) -> list[tuple[int, ...]]:
     return [tuple(x.shape) for x in tensors(call)]
-
-
-def _calls_of(module: nn.Module) -> int:
-    """How many calls of the module are under way: read off the stack, so an interrupt cannot make it wrong."""
-    code, frame, calls = nn.Module._call_impl.__code__, sys._getframe(1), 0
-    while frame is not None:
-        calls += frame.f_code is code and frame.f_locals.get("self") is module
-        frame = frame.f_back  # type: ignore[assignment]
-    return calls
