@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -146,6 +147,54 @@ def a_layer_made_in_forward(broken: bool) -> Setup:
     return setup(Anew(broken), x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss())
 
 
+class Heads(nn.Module):
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.broken, self.qkv, self.out = broken, nn.Linear(12, 36), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, d = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, 2, d // 2).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return self.out((h if self.broken else h.transpose(1, 2)).reshape(n, t, d)).mean(1)
+
+
+@kind("NS119")
+def heads_merged_without_a_transpose(broken: bool) -> Setup:
+    x = torch.randn(448, 7, 12)
+    return setup(Heads(broken), x, (x[:, 0, 0] > 0).long(), nn.CrossEntropyLoss())
+
+
+class Taught(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = mlp(12, 32, 3)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.student(x)
+
+
+@kind("NS617", "student")
+def an_average_into_the_student(broken: bool) -> Setup:
+    model = Taught()
+
+    def step(m: Taught, optimizer: torch.optim.Optimizer, loss: Any, x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        value = loss(m(x), y) + F.mse_loss(m.student(x), m.teacher(x))
+        value.backward()
+        optimizer.step()
+        one, other = (m.student, m.teacher) if broken else (m.teacher, m.student)
+        with torch.no_grad():
+            for a, b in zip(one.parameters(), other.parameters(), strict=True):
+                a.lerp_(b, 0.05)
+        return value
+
+    x = torch.randn(448, 12)
+    optimizer = torch.optim.Adam(model.student.parameters(), 1e-3)
+    return setup(model, x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss(), optimizer, train_step=step)
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("broken", [True, False])
 def test_a_kind_is_named_and_its_twin_is_quiet(name: str, broken: bool) -> None:
@@ -158,6 +207,79 @@ def test_a_kind_is_named_and_its_twin_is_quiet(name: str, broken: bool) -> None:
         assert hits[0].name.startswith(module)
     else:
         assert not [f for f in found if f.severity != "info"]
+
+
+class Autoencoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.back = mlp(16, 32, 8), mlp(4, 32, 16)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log = self.into(x).chunk(2, 1)
+        return self.back(mean + torch.randn_like(mean) * (0.5 * log).exp()), mean, log
+
+
+@pytest.mark.parametrize("weight", [20.0, 0.01])
+def test_a_divergence_that_leaves_nothing_of_the_targets_is_named(weight: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(448, 3) @ torch.randn(3, 16)
+
+    def loss(out: Any, y: Tensor) -> Tensor:
+        back, mean, log = out
+        return F.mse_loss(back, y) + weight * (mean.square() + log.exp() - 1 - log).sum(1).mean() / 2
+
+    given = setup(Autoencoder(), x, x, loss, valid=None)
+    hits = [f for f in diagnose(**given, trial=40).findings if f.code == "NS714" and "likeness" in f.metric]
+    assert len(hits) == (weight > 1)
+
+
+class Agent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = mlp(6, 32, 3)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.q(batch["state"]).gather(1, batch["action"][:, None]).squeeze(1)
+
+
+def test_what_the_loop_reads_of_a_batch_by_name_is_no_unread_input() -> None:
+    torch.manual_seed(0)
+    n = 64
+    batch = {"state": torch.randn(n, 6), "action": torch.randint(3, (n,)), "reward": torch.rand(n)}
+
+    def step(m: Agent, optimizer: torch.optim.Optimizer, loss: Any, b: dict[str, Tensor], _: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        value = loss(m(b), b["reward"] + 0.9 * m.q(b["state"]).amax(1).detach())
+        value.backward()
+        optimizer.step()
+        return value
+
+    model = Agent()
+    found = diagnose(
+        model, batch, batch["reward"], nn.SmoothL1Loss(), optimizer=torch.optim.Adam(model.parameters(), 3e-3),
+        train_step=step, trial=30,
+    )  # fmt: skip
+    assert not {"NS122", "NS423", "NS424"} & {f.code for f in found.findings if f.severity != "info"}
+
+
+def test_a_margin_of_angles_has_no_answer_that_needs_no_inputs() -> None:
+    torch.manual_seed(0)
+
+    class Cosines(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.classes = mlp(12, 32, 8), nn.Parameter(torch.randn(4, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.normalize(self.body(x), dim=1) @ F.normalize(self.classes, dim=1).T
+
+    def arc(o: Tensor, y: Tensor) -> Tensor:
+        angle = o.clamp(-1 + 1e-6, 1 - 1e-6).acos()
+        return F.cross_entropy(32 * torch.where(F.one_hot(y, 4).bool(), (angle + 0.4).cos(), o), y)
+
+    x = torch.randn(448, 12)
+    found = diagnose(**setup(Cosines(), x, (2 * (x[:, 0] > 0) + (x[:, 1] > 0)).long(), arc), trial=30)
+    assert not {"NS421", "NS713"} & {f.code for f in found.findings if f.severity != "info"}
 
 
 class Graph(nn.Module):

@@ -11,6 +11,8 @@ from normscope.findings._rules import Hit, View, inside, listed, rule
 START = 6.0
 #: The least share of the gradient for the targets; how unevenly two tasks may pull.
 DROWNED, UNEVEN = 0.02, 300.0
+#: Squared correlation of an output with its targets below which it has learnt nothing of them.
+UNLIKE = 0.05
 #: How little a loss varies with the outputs; how little is left of it with one answer for all samples.
 FLAT, BLIND = 0.1, 1e-2
 
@@ -114,6 +116,9 @@ def drowned(view: View) -> Iterator[Hit]:
     """The gradient is taken again with every target another one (the next class, the other side of zero). In the
     parameters that all outputs depend on it stays what it was to 2 %: what pulls there is not the targets.
 
+    In the trial: two optimizers bring the loss of one batch down, and of several outputs that of the targets' shape has
+    no likeness to them.
+
     Several targets: the same for each alone, in the parameters that all of them move. Several outputs that answer to
         one
     table of targets: the gradient that comes through each.
@@ -127,6 +132,17 @@ def drowned(view: View) -> Iterator[Hit]:
             "loss outweighs the part that fits the targets; its weight is too large"
         )
         yield Hit(None, "share", share, DROWNED, text)
+    races = [t for n in ("sgd", "adam") if (t := view.section("trial").get(n))]
+    alike = [r["likeness"] for r in races if not math.isnan(r.get("likeness", math.nan))]
+    if alike and max(alike) < UNLIKE and all(r["progress"] > 0.1 and r["steps"] >= 30 for r in races):
+        best = min(races, key=lambda r: r["end"])
+        text = (
+            f"in {best['steps']} steps on one batch the loss falls from {view.section('trial')['start']:.3g} to "
+            f"{best['end']:.3g}, yet the output of the targets' shape has nothing of them (squared correlation "
+            f"{max(alike):.2g}): the rest of the loss, a divergence (KL term, posterior collapse) or penalty, "
+            "outweighs the part that fits the targets"
+        )
+        yield Hit(None, "likeness", max(alike), UNLIKE, text)
     for name in ("tasks", "heads"):
         names = s.get("of", []) if name == "heads" else []
         yield from _uneven(s.get(name, []), {"tasks": "target", "heads": "output"}[name], names)

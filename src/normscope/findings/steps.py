@@ -175,7 +175,7 @@ def taught(view: View) -> Iterator[Hit]:
 )
 def undone(view: View) -> Iterator[Hit]:
     """Between the optimizer's step and the end of the user's own loop body the parameters move back, by more than half
-    of it.
+    of it, or by less, but in its very direction.
 
     As an average that is written into the trained model, old weights that are loaded again, or a copy that is restored
     do.
@@ -188,6 +188,13 @@ def undone(view: View) -> Iterator[Hit]:
             "(load_state_dict)"
         )
         yield Hit(None, "undone", s["undone"], 0.5, text, name=s["undone_in"][0])
+    elif s.get("undone", 0.0) > 0.002 and s.get("straight", 0.0) > 0.999:
+        text = (
+            f"{s['undone']:.1%} of the optimizer's step is taken back in its very direction before the loop's body "
+            f"ends ({listed(s['undone_in'])}): the trained weights are overwritten with an average of themselves and "
+            "older ones, pulled back to where they were (an EMA of a teacher with its arguments exchanged?)"
+        )
+        yield Hit(None, "undone", s["undone"], 0.002, text, name=s["undone_in"][0])
 
 
 @rule(

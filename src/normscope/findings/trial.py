@@ -147,9 +147,12 @@ def own_step(view: View) -> Iterator[Hit]:
 
 
 def _another(own: Mapping[str, Any]) -> bool:
-    """Whether the user's loop returns another loss than the one that is given: at the first step, far from it."""
+    """Whether the user's loop returns another loss than the one that is given: at the first step, far from it, or at
+    all where batches come by name, which a loop may read as it likes.
+    """
     first, given = abs(own["losses"][0]), abs(own["start"])
-    return not own["blown"] and not given / OTHER < first < OTHER * given
+    apart = abs(first - given) > 0.02 * given if own.get("keyed", False) else not given / OTHER < first < OTHER * given
+    return not own["blown"] and apart
 
 
 @rule(
@@ -177,9 +180,9 @@ def validation(view: View) -> Iterator[Hit]:
         return
     chance, start = t["chance"], own["valid_before"]
     limit = chance + ABOVE * abs(chance)
-    if own["eval_after"] > limit:
+    if own["eval_after"] > max(limit, own["again"] + ABOVE * abs(own["again"])):
         text = (
-            f"after {own['steps']} steps the training batches' loss is {own['end']:.3g} in training mode and "
+            f"after {own['steps']} steps the training batches' loss is {own['again']:.3g} in training mode and "
             f"{own['eval_after']:.3g} in eval mode: the two modes are different functions (running statistics, dropout)"
         )
         yield Hit(None, "eval_loss", own["eval_after"], limit, text)

@@ -253,9 +253,14 @@ def _crosses(a: Any, b: Any) -> bool:
 
 
 def exchanged(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
-    """Whether a reshape gives the axes other places: two neighbours exchanged, (n, a, b) to (n, b, a), or classes of
-    images made the last axis, (n, c, h, w) to (n h w, c).
+    """Whether a reshape gives the axes other places: two neighbours exchanged, (n, a, b) to (n, b, a), classes of
+    images made the last axis, (n, c, h, w) to (n h w, c), or heads merged or cut without a transpose, (n, heads, t, d)
+    to (n, t, heads d) and back.
     """
+    if (len(old), len(new)) in ((4, 3), (3, 4)) and old[0] == new[0]:
+        (_, h, t, d), (_, a, b) = (old, new) if len(old) == 4 else (new, old)
+        if (a, b) == (t, h * d) and t not in (1, h) and h > 1 and d > 1:
+            return True
     if len(old) == len(new) and len(old) >= 3 and old[0] == new[0] and old != new:
         places = [i for i in range(len(old)) if old[i] != new[i]]
         if len(places) == 2 and places[1] == places[0] + 1 and min(old[i] for i in places) > 1:

@@ -64,7 +64,9 @@ def of_loop(at: Step) -> dict[str, Any]:
                     hook.remove()
             seeds[-1] = seeds[-1][0], torch.get_rng_state()
             if after:
-                back.update(_undone(names, before, after, copies))
+                found = _undone(names, before, after, copies)
+                if found.get("straight", 0.0) > back.get("straight", 0.0):
+                    back.update(found)
             unmoved[:] = [torch.equal(copies[k], start[k]) for k in start]
             return value
 
@@ -90,7 +92,9 @@ def _undone(
     if not total or not size or sum(along.values()) < 0.5 * (total * size) ** 0.5:
         return {}
     worst = sorted(step, key=lambda k: -along[k])
-    return {"undone": sum(along.values()) / total, "undone_in": list(dict.fromkeys(names[k] for k in worst))[:8]}
+    straight = sum(along.values()) / (total * size) ** 0.5
+    found = {"undone": sum(along.values()) / total, "undone_in": list(dict.fromkeys(names[k] for k in worst))[:8]}
+    return found | {"straight": straight}
 
 
 def order_of(log: list[list[str]], moved: int) -> dict[str, Any]:

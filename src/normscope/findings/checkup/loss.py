@@ -313,6 +313,8 @@ def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, f
     else:
         return {}
     values = [v for c in tried if math.isfinite(v := value(c, t))]
+    # No share of classes is foretold that well: such a loss (a margin of angles) is another function out there.
+    values = [v for v in values if classes is None or v > 1e-3 * abs(value(o, t)) or bool((share > 0.99).any())]
     return {"constant": min(values)} if values else {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -102,6 +102,8 @@ def _unread(again: Rerun) -> dict[str, Any]:
     """Which of several inputs, or of a few columns of ids, other samples' values can stand in for without any
     change.
     """
+    if again.at.train_step is not None and isinstance(again.at.inputs, Mapping):
+        return {}  # the user's loop may read what its model does not
     given = (again.args, again.kwargs)
     every, names = list(tensors(given)), _paths(again)
     base = list(tensors(again.whole()))

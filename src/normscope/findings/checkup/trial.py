@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,8 +151,8 @@ class _Trial:
             "trains": trains if trains or course.blown or len(course.losses) >= ENOUGH else None, "blown": course.blown,
         }  # fmt: skip
 
-    def course(self, runs: ShortRuns, name: str, rate: float, n: int) -> Course:
-        return runs.run(runs.plain(lambda p: RACES[name][0](p, lr=rate)), n, until=self.done)
+    def course(self, runs: ShortRuns, name: str, rate: float, n: int, look: Any = None) -> Course:
+        return runs.run(runs.plain(lambda p: RACES[name][0](p, lr=rate)), n, until=self.done, look=look)
 
     def race(self, name: str) -> dict[str, Any]:
         """The best of several rates: each is tried for a few steps, those that fell lowest for more, the best for
@@ -162,12 +163,15 @@ class _Trial:
         rates = tuple(sorted(sorted(rates, key=lambda r: abs(rates.index(r) - middle))[: self.kept]))
         tried = [(rate, self.course(self.one, name, rate, self.screen)) for rate in rates]
         tried.sort(key=lambda pair: pair[1].end(0.3))
-        finals = [(rate, self.course(self.one, name, rate, self.steps)) for rate, _ in tried[: self.finalists]] or tried
+        look = partial(_likeness, self.one)
+        last = [rate for rate, _ in tried[: self.finalists]]
+        finals = [(rate, self.course(self.one, name, rate, self.steps, look)) for rate in last] or tried
         rate, best = min(finals, key=lambda pair: pair[1].end())
-        outcome = self.told(best)
+        outcome = self.told(best) | {"likeness": math.nan if best.seen is None else best.seen}
         more = self.longer(self.steps, best.fastest)
         if not outcome["trains"] and not best.blown and more > self.steps:
-            outcome = self.told(self.course(self.one, name, rate, more))
+            longer = self.course(self.one, name, rate, more, look)
+            outcome = self.told(longer) | {"likeness": math.nan if longer.seen is None else longer.seen}
             if outcome["trains"] and outcome["steps"] > STEPS and math.isfinite(self.constant):
                 outcome |= {"trains": outcome["progress"] > LATE[name], "slow": True}
         return {"rate": rate, "tried": [(r, c.end(0.3)) for r, c in finals], **outcome}
@@ -255,6 +259,7 @@ class _Trial:
         norms = [m for m in at.root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         norms = [m for m in norms if m.track_running_stats]
         found = self.told(course) | {
+            "keyed": at.train_step is not None and isinstance(at.inputs, Mapping),
             "all": steps == at.steps, "start": start, "valid_before": before, "warms_up": rates[-1] > 1.5 * rates[0],
             "slow_norm": any(m.momentum is None or m.momentum * steps < 2.5 for m in norms),
         }  # fmt: skip
@@ -289,6 +294,30 @@ def _spread(runs: ShortRuns) -> float:
         if len(t) > 1
     ]
     return max(size, default=math.nan)
+
+
+def _likeness(runs: ShortRuns) -> float:
+    """Of several outputs the one of the targets' shape: its squared correlation with them, their means over samples
+    left out; NaN where there is none. Inside a run.
+    """
+    args, kwargs, targets = runs.batch(0)
+    if (
+        runs.at.step is not None
+        or not isinstance(targets, Tensor)
+        or not targets.is_floating_point()
+        or targets.dim() < 2
+    ):
+        return math.nan
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), untouched(runs.at.root):
+        outputs = [t for t in tensors(runs.at.whole(args, kwargs)) if t.is_floating_point()]
+        alike = [t - t.mean(0) for t in outputs if t.shape == targets.shape]
+        right = targets - targets.mean(0)
+        if len(outputs) < 2 or not alike or not float(right.norm()):
+            return math.nan
+        return max(
+            float((t * right).sum().square() / (t.square().sum() * right.square().sum()).clamp_min(1e-30))
+            for t in alike
+        )
 
 
 def _same_floor(one: dict[str, Any], other: dict[str, Any]) -> None:
