@@ -147,11 +147,14 @@ def own_step(view: View) -> Iterator[Hit]:
 
 
 def _another(own: Mapping[str, Any]) -> bool:
-    """Whether the user's loop returns another loss than the one that is given: at the first step, far from it, or at
-    all where batches come by name, which a loop may read as it likes.
+    """Whether the user's loop returns another loss than the one that is given: at the first step, far from it; where
+    batches come by name, which a loop may read as it likes, at all, or one that falls where the given one does not.
     """
     first, given = abs(own["losses"][0]), abs(own["start"])
-    apart = abs(first - given) > 0.02 * given if own.get("keyed", False) else not given / OTHER < first < OTHER * given
+    apart = not given / OTHER < first < OTHER * given
+    if own.get("keyed", False):
+        falls_alone = own["end"] < 0.7 * own["losses"][0] and own["again"] > 0.9 * own["start"]
+        apart = abs(first - given) > 0.02 * given or falls_alone
     return not own["blown"] and apart
 
 
