@@ -209,6 +209,33 @@ def test_a_kind_is_named_and_its_twin_is_quiet(name: str, broken: bool) -> None:
         assert not [f for f in found if f.severity != "info"]
 
 
+SPELLED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squeezed": lambda o, y: F.binary_cross_entropy_with_logits(o.squeeze(1), y),
+    "flat": lambda o, y: F.binary_cross_entropy_with_logits(o.view(-1), y),
+    "made real": lambda o, y: F.binary_cross_entropy_with_logits(o[:, 0], y.float()),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLED)
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_loss_that_brings_targets_and_outputs_to_one_shape_is_read_as_one_that_has_them(
+    spelling: str, broken: bool
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(448, 12)
+    y = (x[:, 0] > 0).long() if spelling == "made real" else (x[:, 0] > 0).float()
+    model = nn.Sequential(mlp(12, 32, 1), nn.Sigmoid()) if broken else mlp(12, 32, 1)
+    found = {f.code for f in diagnose(**setup(model, x, y, SPELLED[spelling]), trial=False).findings}
+    assert ("NS701" in found) == broken
+
+
+def test_a_loss_that_does_not_still_broadcasts() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(448, 12)
+    found = diagnose(**setup(mlp(12, 32, 1), x, x[:, 0], lambda o, y: (o - y).square().mean()), trial=False)
+    assert "NS703" in {f.code for f in found.findings}
+
+
 class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,8 +23,12 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     value = as_function(scene)
     if value is None or scene.output is None or scene.loss is None:
         return found
+    found |= {"outputs": list(scene.output.shape), "targets": list(scene.targets.shape), "name": scene.loss.name}
+    if _squeezes(scene, value):
+        _in_the_outputs_shape(scene)
+        value = as_function(scene)
+        assert value is not None
     o, t = scene.output, scene.targets
-    found |= {"outputs": list(o.shape), "targets": list(t.shape), "name": scene.loss.name}
     parts = [x.dim() for x in tensors(scene.whole) if x.is_floating_point()]
     found["several"] = len(parts) > 2 or 0 in parts  # with a loss of the model's own among them
     g = _gradient(scene, o, t)
@@ -71,6 +76,31 @@ def of_loss(scene: Scene) -> dict[str, Any]:
         found |= floor(value, o, t, g, classes, reach, found)
     found |= unbounded(scene, o, t, g, found)
     return found
+
+
+def _squeezes(scene: Scene, value: Any) -> bool:
+    """Whether a loss of the user's own brings outputs and targets that differ by axes of length one, or whole zeros and
+    ones, to one shape and kind.
+    """
+    o, t = scene.output, scene.targets
+    assert o is not None
+    assert scene.loss is not None
+    if scene.loss.call is None or o.squeeze().shape != t.squeeze().shape or t.is_complex():
+        return False
+    if not t.is_floating_point():
+        return bool(((t == 0) | (t == 1)).all())
+    return o.shape != t.shape and not _broadcast(value, o, t).get("broadcast")
+
+
+def _in_the_outputs_shape(scene: Scene) -> None:
+    """Targets in the shape of the outputs, as real numbers, and the loss that takes them so."""
+    assert scene.output is not None
+    assert scene.loss is not None
+    assert scene.loss.call is not None
+    call, given = scene.loss.call, scene.targets
+    real = given if given.is_floating_point() else given.to(scene.output)
+    scene.targets = real.reshape(scene.output.shape)
+    scene.loss = replace(scene.loss, call=lambda whole, t: call(whole, t.reshape(given.shape).to(given.dtype)))
 
 
 def _other_classes(scene: Scene, value: Any, o: Tensor, t: Tensor) -> bool:
