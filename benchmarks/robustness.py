@@ -199,8 +199,10 @@ def judged_line(words: list[str], ended: Ended, folder: Path) -> str | None:
         return f"code 3 is for the user's code: {err[-1][:300]}"
     if found := left(folder):
         return f"partial files {found}"
-    if ended.wrote:
-        return f"wrote outside: {ended.wrote[:3]}"
+    named = tuple(os.path.dirname(os.path.abspath(w)) for w in words if w.startswith("/"))
+    wrote = [w for w in ended.wrote if os.path.dirname(w.split(" ", 1)[1]) not in named]
+    if wrote:
+        return f"wrote outside: {wrote[:3]}"
     return None
 
 
