@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import tensors
 from normscope.call.targets import what
-from normscope.core.errors import DoesNotRun
+from normscope.core.errors import DoesNotRun, UsageError
 
 #: What torch's layers raise of a batch that they do not take; others are signals of its own, or the user's.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError, KeyError)
@@ -57,7 +57,7 @@ def is_torchs(error: BaseException) -> bool:
     """Whether torch raised the exception (a layer or an operation that refuses what it got), and no ``raise`` of the
     user's.
     """
-    if not isinstance(error, _REFUSALS):
+    if not isinstance(error, _REFUSALS) or isinstance(error, UsageError):
         return False
     tb, last = error.__traceback__, None
     while tb is not None:

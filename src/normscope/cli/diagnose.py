@@ -89,7 +89,7 @@ def diagnose(
             with console.status(f"probing {entry.label} ...") if guard.talks else quiet():
                 step, source = given.step(name)
                 with running(name, source, step):
-                    made_up = source.startswith("tokens:") and asked["trial"] == "auto"  # nothing to be learnt
+                    made_up = source.startswith("tokens:") and asked["trial"] is True  # nothing to be learnt
                     found = run(step, label=entry.label, **asked | ({"trial": False} if made_up else {}))
             diagnoses.append(replace(found, facts={**found.facts, "data": source}))
         places = [place_of(name) for name, _ in jobs]
