@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from normscope.core.errors import UsageError, finite_number, flag, function_of, whole_number
+from normscope.core.errors import UsageError, finite_number, flag, function_of, noted, whole_number
 from normscope.core.files import drop_private_folders, private_folder
 from normscope.sweeping import _rows, _work
 from normscope.sweeping._files import Held
@@ -252,7 +252,8 @@ class _Run:
         self._write(self.store.write, key, done.data, failed=done.failed)
         self._count(failed=done.failed, seconds=done.seconds, error=done.error)
         if self.each is not None:
-            self.each(_rows.read(done.data))
+            with noted("the function each"):
+                self.each(_rows.read(done.data))
 
     def _died(self, flight: _Flight, error: BaseException) -> None:
         """The worker went. Alone, the cell did it, unless somebody else keeps killing workers; so it has three goes."""
