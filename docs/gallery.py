@@ -16,7 +16,14 @@ SCRIPTS = HERE.parent / "examples" / "gallery"
 #: Heading -> the scripts below it, in order.
 ORDER = {
     "What goes wrong with depth": ("rank_collapse", "gradient_explosion", "token_collapse", "graph_network"),
-    "What helps, and how fast it may train": ("cure_race", "learning_rates", "sharpness", "transfer", "tracked_run"),
+    "What helps, and how fast it may train": (
+        "cure_race",
+        "learning_rates",
+        "sharpness",
+        "transfer",
+        "tracked_run",
+        "edge_of_stability",
+    ),
     "Other models, other steps": ("language_model", "diffusion"),
     "Many nets at once": ("phase_diagram",),
     "A figure for each of the papers": ("paper_rank", "paper_orthogonality", "paper_odd_point", "paper_sharpness"),
