@@ -271,7 +271,7 @@ def places(kind: Any, root: Path, count: int) -> None:
     lines: list[tuple[str, set[int], dict[str, str | None]]] = [
         (f"{predict} >&-", {0}, {}), (f"{predict} --json >&- 2>&-", {0}, {}), (f"{predict} <&-", {0}, {}),
         (f"{predict} --csv b.csv <&- >&- 2>&-; grep -c source b.csv", {0}, {}), (f"{predict} > /dev/full", {2}, {}),
-        (f"{predict} --nope 2> /dev/full", {2}, {}), (f"{predict} | head -1; exit ${{PIPESTATUS[0]}}", {141}, {}),
+        (f"{predict} --nope 2> /dev/full", {2}, {}), (f"{predict} | head -1; exit ${{PIPESTATUS[0]}}", {141, 0}, {}),
         (f"{predict} --json | true; exit ${{PIPESTATUS[0]}}", {141, 0}, {}), (predict, {0}, {"COLUMNS": "20"}),
         (f"ns diagnose {SMALL} -n 8 --trial none", {0}, {"COLUMNS": "20"}), ("ns list", {0}, {"COLUMNS": "20"}),
         (predict, {0}, ASCII), (f"ns diagnose {SMALL} -n 8 --trial none", {0}, ASCII), ("ns list", {0}, ASCII),
