@@ -30,7 +30,8 @@ for step in range(401):
 table = pl.DataFrame(rows)
 line = alt.Chart(table).mark_line(point=True).encode(x="step", y="largest eigenvalue of the Hessian")
 edge = alt.Chart(pl.DataFrame({"edge": [2 / RATE]})).mark_rule(strokeDash=[4, 3]).encode(y=alt.Y("edge", title=""))
-(line + edge).properties(width=460, height=240, title=f"Dashed: 2 / rate = {2 / RATE:.3g}").save("edge_of_stability.svg")
+chart = (line + edge).properties(width=460, height=240, title=f"Dashed: 2 / rate = {2 / RATE:.3g}")
+chart.save("edge_of_stability.svg")
 
 sharp = table["largest eigenvalue of the Hessian"]
 assert sharp[0] < 0.7 * 2 / RATE
