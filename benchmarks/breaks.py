@@ -200,9 +200,9 @@ WRONG = (
     Break("descent of half a step", C + "_rates.py", "[(p - rate * g).detach()", "[(p - rate * g / 2).detach()",
           "karakida2019/critical-rate", "tests/theory tests/curvature"),
     # running statistics
-    Break("distance of running statistics not halved", "probing/passes.py", "drift[name] = kl.mean().item() / 2",
+    Break("distance of running statistics not halved", "probing/drift.py", "drift[name] = kl.mean().item() / 2",
           "drift[name] = kl.mean().item()", "", HAND),
-    Break("distance of running statistics without eps", "probing/passes.py",
+    Break("distance of running statistics without eps", "probing/drift.py",
           "v, var = v.clamp_min(0) + eps, var + eps", "v, var = v.clamp_min(0), var + 0 * eps", "", HAND),
     # traces and errors
     Break("standard error with n", "linalg/traces.py", "for v in values) / (n - 1) / n)",

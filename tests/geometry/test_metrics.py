@@ -648,7 +648,7 @@ def test_batches_are_measured_as_one_representation(n, d):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({}, "pass one of them"), ({"data": []}, "gave none"), ({"data": [torch.ones(3, 2), torch.ones(3, 4)]}, "same f"),
+    [({}, "Pass one"), ({"data": []}, "gave none"), ({"data": [torch.ones(3, 2), torch.ones(3, 4)]}, "same f"),
      ({"data": [torch.ones(3, 2)], "metrics": "mean_cosine"}, "second moments"),
      ({"data": [torch.ones(3, 2)], "null": True}, "no null values")],
 )  # fmt: skip

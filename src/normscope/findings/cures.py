@@ -237,8 +237,8 @@ def rank_cures(
             shares = [max(end[o] / chance, FLOOR) if math.isfinite(end[o]) else math.inf for o in RACES]
             trials[other] = replace(trials[other], left=sum(math.log10(min(s, 10.0)) for s in shares))
 
-    for name in finalists:
-        if ends or name == finalists[0]:  # where the first one's steps are too long, so are the others'
+    for i, name in enumerate(finalists):
+        if ends or i < 2:  # where the steps of the first are too long, so are the others'
             race(name)
     best = min(trials.values(), key=lambda t: t.key)
     if not ends:
