@@ -137,7 +137,8 @@ WRITERS: dict[str, tuple[list[str], list[str]]] = {
     "verify": (["verify", "nachum2024/parts", "nachum2024/odd-score", "--store", "runs", "--workers", "2", "--out",
                 "a.jsonl"], ["a.jsonl"]),
     "why": (["why", "--trial", "none", "--html", "a.html", "loop.py"], ["a.html"]),
-    "report": (["predict", SMALL, "-n", "4", "--html", "a.html", "--csv", "a.csv"], ["a.html", "a.csv"]),
+    "predict": (["predict", SMALL, "-n", "4", "--html", "a.html", "--csv", "a.csv"], ["a.html", "a.csv"]),
+    "report": (["report", "losses.csv", "--html", "a.html", "--csv", "a.csv"], ["a.html", "a.csv"]),
     "diagnose": (["diagnose", SMALL, "-n", "16", "--trial", "none", "--html", "a.html", "--csv", "a.csv", "--parquet",
                   "a.parquet"], ["a.html", "a.csv", "a.parquet"]),
     "cure": (["cure", SMALL, "--how", "orthogonal", "-n", "8", "--no-sharpness", "--out", "a.safetensors", "--force"],
@@ -149,6 +150,7 @@ def _fresh(root: Path) -> Path:
     folder = Path(tempfile.mkdtemp(dir=root))
     (folder / "cells.py").write_text(CELLS)
     shutil.copy(root / "F" / "loop.py", folder)
+    (folder / "losses.csv").write_text("step,loss\n" + "".join(f"{i},{0.97**i:.4f}\n" for i in range(60)))
     return folder
 
 
@@ -367,7 +369,9 @@ def writes(kind: Any, root: Path, count: int) -> None:
     hooks = root / "hooks"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(AUDIT)
-    names = ["sweep", "verify", "race", "why", "diagnose", "cure", "report"] + ["Dask"] * bool(find_spec("distributed"))
+    names = ["sweep", "verify", "race", "why", "diagnose", "cure", "predict", "report"] + ["Dask"] * bool(
+        find_spec("distributed")
+    )
     for name in names:
         folder = _fresh(root)
         (folder / "tmp").mkdir()
