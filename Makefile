@@ -27,6 +27,7 @@ docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py
 	rm -rf .cache # notebooks run anew: what they show is the code's
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site: file://$(CURDIR)/site/index.html"
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
