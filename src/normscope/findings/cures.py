@@ -172,7 +172,7 @@ def rank_cures(
     candidates: Sequence[str] = CANDIDATES,
     loss: LossLike = None,
     curvature: bool = True,
-    seconds: float | None = 45.0,
+    seconds: float | None = 30.0,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> list[Trial]:

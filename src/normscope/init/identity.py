@@ -13,7 +13,7 @@ from normscope.init.orthogonal import sweep
 
 
 @register(
-    "identity", "control of daneshmand2021, section 5", auto="middle",
+    "identity", "control of daneshmand2021, section 5", auto="quick",
     doc="Every hidden layer a multiple of the identity, scale kept at 1: the control of `orthogonal`, and often as "
     "good.",
 )  # fmt: skip
