@@ -213,7 +213,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             share = f" ({worked['auto'] / len(some):.0%})" if some else ""
             lines.append(f"| {optimizer} | {kind} | {len(some)} | {worked['lsuv']} | {worked['auto']}{share} |")
     lines += [
-        "", f"Of {len(rows)} nets, {sum('auto' not in r for r in rows)} train as they are with both.", "",
+        "", f"Of {len(rows)} nets (of {len(list(entrants()))} on the list), {sum('auto' not in r for r in rows)} train "
+        "as they are with both.", "",
         "| net | twin SGD, Adam | as it is | lsuv | auto | chosen | CPU s of auto |", "|---|---|---|---|---|---|---:|",
     ]  # fmt: skip
     for r in sorted((r for r in rows if "auto" in r), key=lambda r: r["net"]):

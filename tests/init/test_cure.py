@@ -110,6 +110,13 @@ def test_without_a_loss_or_time_for_races_the_signs_decide(digits, monkeypatch):
     assert all(math.isnan(t.left) for t in few(deep(), *digits[0]))
 
 
+def test_a_frozen_model_is_ranked_by_signs(digits):
+    model = deep(depth=4).requires_grad_(False)
+    ranked = rank_cures(model, *digits[0], candidates=("none", "he"))
+    assert ranked[0].name == "none"
+    assert all(math.isnan(t.left) for t in ranked)
+
+
 def test_a_model_with_errors_comes_after_all_without_where_nothing_raced(trials):
     errors = [bool(t.reading.errors) for t in trials if not t.control and math.isnan(t.left)]
     assert errors == sorted(errors)

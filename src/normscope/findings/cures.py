@@ -47,7 +47,8 @@ def cure(
     how: a name of ``normscope.init.CURES``; several joined by ``+`` are applied in turn
         (``"orthogonal+center-outputs"``); or ``"auto"``: the best of `rank_cures` on this batch.
     model, inputs, targets, loss, data, samples: as in `diagnose`; most cures look at the inputs only.
-    seed: of every random choice; equal seeds give bit-identical weights.
+    seed: of every random choice; equal seeds give bit-identical weights (``auto`` goes by time too, where a net is so
+        large that its candidates, or a race, would take long).
 
     Returns the model; for ``center-outputs`` and ``last-batch-norm`` the module that wraps it. Nothing but the weights
     and biases of the treated layers changes. ``normscope.findings.cures.treat`` takes the same arguments and also says
