@@ -197,6 +197,19 @@ def theory(samples: int) -> None:
         )
 
 
+def importing() -> None:
+    """CPU seconds of importing torch and, on top of it, the verbs; each in a fresh process."""
+    verbs = "from normscope import cure, diagnose, fisher, probe, race, sweep"
+    clock = "time.process_time()"
+    code = (
+        f"import gc, time; a = {clock}; import torch, numpy; b = {clock}; gc.collect(); c = {clock}; {verbs}; "
+        f"print(b - a, {clock} - c)"
+    )
+    for _ in range(3):
+        took = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        print(f"import torch {float(took[0]):.2f} CPU s, the verbs of normscope {float(took[1]):.2f}")
+
+
 def peak(name: str, arm: str) -> float:
     """Peak memory of a fresh process that runs one arm once, above one that only builds the net; MB."""
 
@@ -222,6 +235,7 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--theory", action="store_true")
+    parser.add_argument("--importing", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -230,6 +244,9 @@ def main() -> None:
         runs = arms(*NETS[args.one](), peers="torchlens" in args.arm or "delve" in args.arm)
         runs.get(args.arm, lambda: None)()
         print(_peak_rss())
+        return
+    if args.importing:
+        importing()
         return
     if args.theory:
         for samples in (128, 256, 512, 1024):

@@ -17,6 +17,9 @@ def run(capsys):
     from normscope.cli import main
 
     def run(*args):
+        if any(str(a).startswith("transformers:") for a in args):
+            with capsys.disabled():  # the logger of the package keeps the stream that it finds when it is imported
+                import transformers  # noqa: F401
         try:
             main([str(a) for a in args])
         except SystemExit as stop:

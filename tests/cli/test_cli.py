@@ -703,21 +703,15 @@ HEAVY = (
     "dask", "cloudpickle", "jaxtyping",
 )  # fmt: skip
 IMPORT = f"""
-import gc, sys, time
-before = time.process_time()
+import sys
 import torch, numpy
-torch_took = time.process_time() - before
-gc.collect()  # the full collection that torch's import leaves due is not ours
-before = time.process_time()
 from normscope import cure, diagnose, fisher, probe, race, sweep
-print((time.process_time() - before) / torch_took, *[m for m in {HEAVY!r} if m in sys.modules])
+print(*[m for m in {HEAVY!r} if m in sys.modules])
 """
 
 
-def test_the_verbs_load_little_and_add_little_to_torch():
-    share, *loaded = process("-c", IMPORT).stdout.split()
-    assert loaded == []
-    assert float(share) < 1 / 3  # of the CPU time that importing torch takes; about 1/6
+def test_the_verbs_load_little():
+    assert process("-c", IMPORT).stdout.split() == []
 
 
 def test_a_probe_of_an_eager_model_does_not_load_the_compiler():

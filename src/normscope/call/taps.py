@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -176,27 +176,21 @@ def observed(taps: list[Tap], observer: Observer, root: nn.Module | None = None)
         mode = Functions(calls.seen)
         mode.streams, mode.called = streams, partial(calls.called, streams)
     try:
-        for module in by_module:
-            module.register_forward_hook(hook)
-        with nullcontext() if mode is None or streams is None else streams.listening(), mode or nullcontext():
-            yield mode
-    finally:
-        _take_off(hook, list(by_module))
-
-
-def _take_off(hook: Callable[..., Any], modules: list[nn.Module]) -> None:
-    """The hook comes off all modules first, and an interrupt that falls in between is raised then."""
-    stopped: KeyboardInterrupt | None = None
-    while modules:
         try:
-            hooks = modules[-1]._forward_hooks
-            for key in [k for k, h in hooks.items() if h is hook]:
-                del hooks[key]
-            modules.pop()
-        except KeyboardInterrupt as interrupt:
-            stopped = interrupt
-    if stopped is not None:
-        raise stopped
+            for module in by_module:
+                module.register_forward_hook(hook)
+            with nullcontext() if mode is None or streams is None else streams.listening(), mode or nullcontext():
+                yield mode
+        finally:
+            _take_off(hook, by_module)
+    finally:  # an interrupt can fall into one of them only
+        _take_off(hook, by_module)
+
+
+def _take_off(hook: Callable[..., Any], modules: Iterable[nn.Module]) -> None:
+    for hooks in (module._forward_hooks for module in modules):
+        for key in [k for k, h in hooks.items() if h is hook]:
+            del hooks[key]
 
 
 def _version(tensor: Tensor) -> int:

@@ -219,10 +219,27 @@ class Tracker(Shown):
 
     def close(self) -> None:
         """Take the hooks off and close the writers. The table stays."""
-        if not self._open:
-            return
-        self._unhook()
-        self._open = False
+        try:
+            try:
+                if not self._open:
+                    return
+                self._open = False
+                self._finish()
+            finally:
+                self._unhook()
+        finally:  # an interrupt can fall into one of them only
+            self._unhook()
+        if self._at_exit is not None:
+            atexit.unregister(self._at_exit)
+        if math.isnan(self._first) and sys.exc_info()[0] is None:
+            warnings.warn(
+                "The tracker saw no training step. It counts calls model(batch) in training mode with gradients on, of "
+                "the very object that it was given: pass it what the loop calls (after torch.compile), or use begin() "
+                "and end().",
+                stacklevel=2,
+            )
+
+    def _finish(self) -> None:
         with self._clock:
             self._region = False
             if self._now is not None:
@@ -234,25 +251,17 @@ class Tracker(Shown):
                 getattr(writer, "close", lambda: None)()
             if self.measured:
                 self._watch.write(self)
-        if self._at_exit is not None:
-            atexit.unregister(self._at_exit)
-        if math.isnan(self._first) and sys.exc_info()[0] is None:
-            warnings.warn(
-                "The tracker saw no training step. It counts calls model(batch) in training mode with gradients on, of "
-                "the very object that it was given: pass it what the loop calls (after torch.compile), or use begin() "
-                "and end().",
-                stacklevel=2,
-            )
 
     def _unhook(self) -> None:
         """Take this tracker's hooks off the model, whichever are there."""
+        self._discard()
         root: Any = self._root
         before = (root._forward_pre_hooks, root._forward_pre_hooks_with_kwargs)
         after = (root._forward_hooks, root._forward_hooks_with_kwargs, root._forward_hooks_always_called)
         for tables in (before, after):
             hooks = tables[0].items()
             for key in [k for k, h in hooks if isinstance(h, Hook) and getattr(h.method, "__self__", None) is self]:
-                for table in tables:
+                for table in reversed(tables):  # the one that it is found in comes last
                     table.pop(key, None)
 
     def __enter__(self) -> Tracker:
@@ -342,8 +351,8 @@ class Tracker(Shown):
         now = self._now
         if now is None or now.open or not (force or now.backward_came):
             return
-        self._now = None
         now.finish()
+        self._now = None  # after its hooks are off: an interrupt comes between any two lines
         part = self._store.add(now.step, now.rows(), self._told())
         self.measured += 1
         self._last = time.perf_counter()
