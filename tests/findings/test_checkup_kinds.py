@@ -195,6 +195,47 @@ def an_average_into_the_student(broken: bool) -> Setup:
     return setup(model, x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss(), optimizer, train_step=step)
 
 
+class Views(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(12, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8))
+        self.head = mlp(8, 16, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(self.encoder(x[:, 0])), self.encoder(x[:, 1])
+
+
+@kind("NS427")
+def two_views_without_a_stop_gradient(broken: bool) -> Setup:
+    x = torch.randn(448, 1, 12) + 0.3 * torch.randn(448, 2, 12)
+
+    def loss(out: tuple[Tensor, Tensor], _: Tensor) -> Tensor:
+        return -F.cosine_similarity(out[0], out[1] if broken else out[1].detach()).mean()
+
+    return setup(Views(), x, torch.zeros(448), loss)
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_copy_that_is_never_brought_up_to_date_is_said(follows: bool) -> None:
+    torch.manual_seed(0)
+    model, x = mlp(12, 32, 3), torch.randn(448, 12)
+    target = copy.deepcopy(model)
+
+    def step(m: nn.Module, optimizer: torch.optim.Optimizer, _: Any, x: Tensor, r: Tensor) -> Tensor:
+        with torch.no_grad():
+            goal = r + 0.9 * target(x.roll(1, 0)).max(1).values
+        optimizer.zero_grad()
+        value = F.mse_loss(m(x)[:, 0], goal)
+        value.backward()
+        optimizer.step()
+        for t, p in zip(target.parameters(), m.parameters(), strict=True) if follows else ():
+            t.data.lerp_(p.data, 0.05)
+        return value
+
+    given = setup(model, x, x[:, 0], lambda o, r: F.mse_loss(o[:, 0], r), train_step=step)
+    assert ("NS621" in {f.code for f in diagnose(**given, trial=10).findings}) is not follows
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("broken", [True, False])
 def test_a_kind_is_named_and_its_twin_is_quiet(name: str, broken: bool) -> None:

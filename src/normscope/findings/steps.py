@@ -260,3 +260,26 @@ def reseeded(view: View) -> Iterator[Hit]:
             "of the loop repeats the same noise (dropout, augmentation) in each step"
         )
         yield Hit(None, "reseeded", 1, 0, text)
+
+
+@rule(
+    "NS621",
+    "a copy that stays behind",
+    severity="info",
+    meaning="The loop holds a copy of the model that nothing brings up to date. As a reference that is right; a target "
+    "network or an average has to follow.",
+    cure="Every few hundred steps target.load_state_dict(model.state_dict()), or after each of them "
+    "for t, p in zip(target.parameters(), model.parameters()): t.data.lerp_(p.data, 0.005).",
+    source="a frozen module, or one beside the model, with its very values, that the trial's steps leave as it is",
+)
+def stays_behind(view: View) -> Iterator[Hit]:
+    """A module has the very values of another, of the same class, that learns: beside the model in the user's loop, or
+    a frozen part of it. After the trial's steps it is as it was.
+    """
+    own = view.section("trial").get("own", {})
+    if own.get("asides"):
+        text = (
+            f"{own['asides'][0]} is a copy of what learns, and in {own['steps']} steps was not updated: as a reference "
+            "that is right, but a target network that is never synchronised keeps its random start"
+        )
+        yield Hit(None, "copies", len(own["asides"]), 0, text, name=own["asides"][0])

@@ -290,9 +290,19 @@ def best_race(t: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
 def collapse(view: View) -> Iterator[Hit]:
     """In the user's own steps the loss falls below chance, and no output differs between samples any more.
 
-    Where a constant answer is known the loss cannot fall below it like that: this is about losses without targets.
+    Where a constant answer is known the loss cannot fall below it like that: this is about losses without targets. Of
+    several outputs that the loss compares with each other, before any step: it is at its least where all of them are
+    one and the same vector for all samples, and none is held fixed (a gradient reaches each).
     """
-    t = view.section("trial")
+    t, free = view.section("trial"), view.section("free")
+    if "agrees" in free:
+        text = (
+            f"the loss, {free['start']:.3g} now, is at its least ({free['agrees']:.3g}) where all outputs are one "
+            "constant vector, the same for all samples, and each output gets a gradient: nothing keeps the "
+            "representations from a collapse (is a stop-gradient missing: z.detach() on the branch that is followed?)"
+        )
+        yield Hit(None, "agrees", free["agrees"], free["start"], text)
+        return
     own = t.get("own")
     if own is None or not own["trains"] or math.isfinite(t["constant"]):
         return

@@ -24,7 +24,9 @@ Value = Callable[[Sequence[Tensor]], Tensor]
 def of_free(scene: Scene, task: str) -> dict[str, Any]:
     """Of a loss of no known kind: ``best`` and ``worst`` after a descent and an ascent in the outputs themselves, kept
     to unit norm where the model keeps to it; ``blind``: the best with one answer for all samples. ``links``: an output
-    that is positive by the model's last function, and that the loss takes the exponential of.
+    that is positive by the model's last function, and that the loss takes the exponential of. ``agrees``: the loss
+    where all outputs of all samples are one and the same vector, whichever, if that is as low as it gets and nothing
+    holds them back from it.
     """
     loss, outs = scene.loss, [x for x in tensors(scene.whole) if x.is_floating_point()]
     known = task in ("classes", "regression", "binary")
@@ -49,6 +51,8 @@ def of_free(scene: Scene, task: str) -> dict[str, Any]:
     # a residual that is to vanish has no answer, and views of one sample have none that the loss reads
     others = mapped(scene.targets, lambda t: t.roll(1, 0) if t.dim() and len(t) == len(outs[0]) else t)
     read = several and float(loss.value(scene.whole, others, scene.at.seed).detach()) != start
+    if not read:
+        found |= _agreement(scene, value, outs, start, found["best"])
     if start > 0 and read and any(bool((t != t[:1]).any()) for t in several):
         means = [x.mean(0, keepdim=True) for x in outs]
         spread = [len(x) for x in outs]
@@ -60,6 +64,24 @@ def of_free(scene: Scene, task: str) -> dict[str, Any]:
             1,
         )
     return found
+
+
+def _agreement(scene: Scene, value: Value, outs: list[Tensor], start: float, best: float) -> dict[str, Any]:
+    """The loss of outputs that are all one vector: as low as a descent found, for two vectors that are drawn, and each
+    output gets a gradient and learns.
+    """
+    if len(outs) < 2 or not all(scene.live) or len({x.shape for x in outs}) > 1 or outs[0].dim() != 2:
+        return {}
+    leaves = [x.clone().requires_grad_() for x in outs]
+    slopes = torch.autograd.grad(value(leaves), leaves, allow_unused=True)
+    if not all(g is not None and bool((g != 0).any()) for g in slopes) or not best < start:
+        return {}
+    random, size = torch.Generator().manual_seed(0), float(outs[0].square().mean().sqrt())
+    ends = []
+    for _ in range(2):
+        one = size * torch.randn(outs[0].shape[1], generator=random).to(outs[0])
+        ends.append(float(value([one.expand_as(x) for x in outs]).detach()))
+    return {"agrees": max(ends)} if max(ends) < best + 0.02 * (start - best) else {}
 
 
 def _descent(

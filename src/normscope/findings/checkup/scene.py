@@ -80,6 +80,8 @@ class Scene:
     functions: Functions = field(default_factory=Functions)
     #: Of each floating output the ends of the function that it comes from, if it has any.
     bounds: list[tuple[float, float] | None] = field(default_factory=list)
+    #: And whether it depends on anything that can learn.
+    live: list[bool] = field(default_factory=list)
     #: Layers whose input channels are the same twice.
     twice: list[dict[str, Any]] = field(default_factory=list)
     #: Modules (name, itself, input) with an ``autograd.Function`` of the user's.
@@ -150,7 +152,7 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
         scene.value = float(value.detach())
     outputs = [t for t in tensors(whole) if t.grad_fn is not None]
     floats = [t for t in tensors(whole) if t.is_floating_point()]
-    scene.bounds = [_ends(t) for t in floats]
+    scene.bounds, scene.live = [_ends(t) for t in floats], [t.grad_fn is not None for t in floats]
     mine = {id(scene.copies[k]): name for k, name in scene.names.items()}
     given = {id(t) for t in tensors((args, kwargs))}
     for node in nodes(*outputs):
