@@ -195,6 +195,27 @@ def an_average_into_the_student(broken: bool) -> Setup:
     return setup(model, x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss(), optimizer, train_step=step)
 
 
+class Each(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = mlp(12, 32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.encoder(x), dim=-1)
+
+
+@kind("NS705")
+def triplets_the_wrong_way_round(broken: bool) -> Setup:
+    of = torch.randint(6, (448, 1)).repeat(1, 3)
+    of[:, 2] = (of[:, 2] + torch.randint(1, 6, (448,))) % 6
+
+    def loss(out: Tensor, _: Tensor) -> Tensor:
+        near, far = ((out[:, 0] - out[:, k]).square().sum(1) for k in (1, 2))
+        return F.relu((far - near if broken else near - far) + 0.5).mean()
+
+    return setup(Each(), torch.randn(6, 12)[of] + 0.8 * torch.randn(448, 3, 12), torch.zeros(448), loss)
+
+
 class Views(nn.Module):
     def __init__(self) -> None:
         super().__init__()

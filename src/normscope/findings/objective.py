@@ -176,9 +176,9 @@ def sign(view: View) -> Iterator[Hit]:
     wrong = view.section("pairs").get("pulled_apart", 0.0)
     if wrong > WRONG:
         text = (
-            f"of a pair that the loss pulls together and one that it pushes apart (contrastive), in {wrong:.0%} the "
-            "first is the less alike in the inputs: the labels are swapped, 1 for same and 1 for different are two "
-            "conventions; the sign is flipped"
+            "of a pair that the loss pulls together and one that it pushes apart (contrastive, triplets), in "
+            f"{wrong:.0%} the first is the less alike in the inputs: labels, or positive and negative, are swapped (1 "
+            "for same and 1 for different are two conventions); the sign is flipped"
         )
         yield Hit(None, "pulled_apart", wrong, WRONG, text, "warning")
     if s.get("wrong_sign") and "pulled_apart" not in view.section("pairs"):

@@ -18,11 +18,11 @@ def of_pairs(scene: Scene) -> dict[str, Any]:
     """How often a pair that the loss pulls together is less alike in the inputs than one that it pushes apart, of a
     model that returns their distance or similarity, or both embeddings.
     """
-    two = _inputs(scene)
+    given = _inputs(scene)
     outputs = [t for t in tensors(scene.whole) if t.is_floating_point()]
-    if two is None or scene.loss is None or scene.at.step is not None:
+    if not given or scene.loss is None or scene.at.step is not None:
         return {}
-    apart = (two[0].float() - two[1].float()).flatten(1).norm(dim=1)
+    apart, *others = [(given[0].float() - x.float()).flatten(1).norm(dim=1) for x in given[1:]]
     leaves = [t.detach().clone().requires_grad_() for t in outputs]
     by = {id(old): new for old, new in zip(outputs, leaves, strict=True)}
     with torch.enable_grad():
@@ -30,6 +30,10 @@ def of_pairs(scene: Scene) -> dict[str, Any]:
         if not value.requires_grad:
             return {}
         slopes = torch.autograd.grad(value, leaves, allow_unused=True)
+    if len(outputs) == 1 and outputs[0].dim() == 3 and outputs[0].shape[1] == len(given) and slopes[0] is not None:
+        outputs, slopes = list(outputs[0].unbind(1)), slopes[0].unbind(1)  # side by side in one tensor
+    if others:
+        return _triplets(outputs, slopes, apart, others[0])
     if len(outputs) == 1 and outputs[0].numel() == len(apart) and slopes[0] is not None:
         towards = slopes[0].flatten() * _orientation(scene, outputs[0].flatten())
     elif len(outputs) == 2 and outputs[0].shape == outputs[1].shape and None not in slopes and outputs[0].dim() == 2:
@@ -48,14 +52,27 @@ def _replaced(whole: Any, by: dict[int, Tensor]) -> Any:
     return mapped(whole, lambda t: by.get(id(t), t))
 
 
-def _inputs(scene: Scene) -> tuple[Tensor, Tensor] | None:
-    """The two halves of the inputs: two tensors of one shape, or one (n, 2, ...)."""
+def _triplets(outputs: list[Tensor], slopes: tuple[Tensor | None, ...], one: Tensor, other: Tensor) -> dict[str, Any]:
+    """The same of three embeddings, of which the first is drawn to one of the others and pushed from the other."""
+    if len(outputs) != 3 or len({x.shape for x in outputs}) > 1 or outputs[0].dim() != 2 or len(outputs[0]) != len(one):
+        return {}
+    pulls = [-(g * (outputs[0] - x)).sum(1) for g, x in zip(slopes[1:], outputs[1:], strict=True) if g is not None]
+    if len(pulls) < 2:
+        return {}
+    first, second = (pulls[0] > 0) & (pulls[1] < 0), (pulls[0] < 0) & (pulls[1] > 0)
+    if int(first.sum() + second.sum()) < PAIRS:
+        return {}
+    return {"pulled_apart": float(torch.cat([one[first] > other[first], other[second] > one[second]]).float().mean())}
+
+
+def _inputs(scene: Scene) -> list[Tensor]:
+    """The two or three parts of the inputs: tensors of one shape, or one (n, 2 or 3, ...)."""
     given = [t for t in tensors((scene.at.args, scene.at.kwargs)) if t.is_floating_point()]
-    if len(given) == 2 and given[0].shape == given[1].shape and given[0].dim() > 1:
-        return given[0], given[1]
-    if len(given) == 1 and given[0].dim() > 2 and given[0].shape[1] == 2:
-        return given[0][:, 0], given[0][:, 1]
-    return None
+    if len(given) in (2, 3) and len({t.shape for t in given}) == 1 and given[0].dim() > 1:
+        return given
+    if len(given) == 1 and given[0].dim() > 2 and given[0].shape[1] in (2, 3):
+        return list(given[0].unbind(1))
+    return []
 
 
 def _orientation(scene: Scene, seen: Tensor) -> float:
