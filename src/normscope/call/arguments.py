@@ -103,8 +103,9 @@ def tensors(value: Any, depth: int = 6) -> Iterator[Tensor]:
 def read_inputs(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """``inputs`` as positional and keyword arguments of the model.
 
-    A tensor is the one argument; a tuple or list the positional arguments; a mapping the keyword arguments, or the one
-    argument where the model has no arguments of these names; any other object that holds tensors the one argument.
+    A tensor is the one argument; a tuple or list the positional arguments, or the one argument where a user's model
+    does not take so many; a mapping the keyword arguments, or the one argument where it has none of these names; any
+    other object that holds tensors the one argument.
     Raises ``UsageError`` for what is no batch, and for arguments that ``forward`` does not take.
     """
     args: tuple[Any, ...] = (inputs,)
@@ -113,7 +114,9 @@ def read_inputs(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[st
         if not _refusal(model, (), inputs) or _refusal(model, args, {}):
             args, kwargs = (), dict(inputs)
     elif isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):  # a named tuple is one argument
-        args = tuple(inputs)
+        own = not type(model).__module__.startswith("torch.")  # torch's modules of one argument take one tensor
+        whole = own and _refusal(model, tuple(inputs), {}) and not _refusal(model, args, {})
+        args = args if whole else tuple(inputs)
     elif not isinstance(inputs, Tensor | tuple) and not _is_batch(inputs):
         raise _no_batch(inputs)
     _check_tensors(args, kwargs)

@@ -28,6 +28,26 @@ def nodes(*tensors: Tensor) -> Iterator[Any]:
                 stack.append(parent)
 
 
+def rejoins(y: Tensor) -> bool:
+    """Whether some node behind ``y`` takes two things that depend on one leaf: a path parted and came together."""
+    leaves: dict[Any, int] = {}  # the leaves behind a node, as the bits of a number
+    stack = [] if y.grad_fn is None else [(y.grad_fn, False)]
+    while stack:
+        node, done = stack.pop()
+        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        if not done and node not in leaves:
+            stack.append((node, True))
+            stack.extend((parent, False) for parent in parents if parent not in leaves)
+        elif done:
+            held = 0 if parents else 1 << len(leaves)
+            for parent in parents:
+                if held & leaves[parent]:
+                    return True
+                held |= leaves[parent]
+            leaves[node] = held
+    return False
+
+
 def handwritten(y: Tensor, x: Tensor) -> bool:
     """Whether a ``torch.autograd.Function`` with a backward pass of its own lies among the nodes from ``y`` down to
     ``x``.

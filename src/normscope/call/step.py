@@ -182,7 +182,7 @@ class Step:
 
     def traceless(self, dtype: torch.dtype | None = None) -> Traceless:
         """What runs the model, its loss and ``step`` without a trace; floating numbers in ``dtype``, if it is given."""
-        also = (self.criterion.call, self.step)
+        also = (self.criterion.call, self.step, self.train_step)
         return Traceless(self.root, mode=self.mode, seed=self.seed, dtype=dtype, also=also)
 
     @cached_property

@@ -26,8 +26,9 @@ from normscope.init.wrappers import off_centre
 
 #: What ``auto`` tries, the quick ones first; controls among them are never chosen.
 CANDIDATES = tuple(name for pace in ("quick", "middle", "slow") for name, c in CURES.items() if c.auto == pace)
-#: What treats activations or branches, and is tried behind the best of the cures that draw weights too.
-JOINED = ("shape", "branch-scale")
+#: What treats activations or branches, and is tried behind the best of the cures that draw weights too, and behind
+#: those that are exact in their scale: which of them is best alone says little of what is best with these.
+JOINED, SCALED = ("shape", "branch-scale"), ("lsuv", "delta-orthogonal")
 #: A cure must beat the model as it is by this much (decades, a factor of 2): chosen by us, because redrawing the
 #: weights of one law moves the cost by about as much.
 LEAST_GAIN = 0.3
@@ -173,7 +174,7 @@ def rank_cures(
     candidates: Sequence[str] = CANDIDATES,
     loss: LossLike = None,
     curvature: bool = True,
-    seconds: float | None = 30.0,
+    seconds: float | None = 45.0,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> list[Trial]:
@@ -181,15 +182,15 @@ def rank_cures(
 
     model, inputs, targets, loss: a batch as in `cure`.
     fresh: (inputs, targets) to measure on, better than the batch that the cures have seen.
-    candidates: names as for `cure`. The best that draws weights is also tried with each of `JOINED` that can be
-        applied, and the best of all with ``center-outputs``.
+    candidates: names as for `cure`. The best that draws weights, and those of `SCALED`, are also tried with each of
+        `JOINED` that can be applied, and the best of all with ``center-outputs``.
     seconds: start no further candidate after so many CPU seconds. curvature: measure lambda_max too, of what raced or
         is best.
 
-    Signs at initialization, `Reading.cost`, choose `FINALISTS` candidates; with a loss these and what was joined, and
-    the model as it is, race: `STEPS` steps of SGD and of Adam on the batch, at several rates, and what is left of the
-    loss decides. Where a step takes more than `SECONDS` there is no race, and the signs decide. The model as it is
-    stays first unless a cure is better by `LEAST_GAIN`. Controls are shown and never first.
+    Signs at initialization, `Reading.cost`, choose `FINALISTS` candidates, at most two of them joined; with a loss
+    these and the model as it is race, `STEPS` steps of SGD and of Adam on the batch, at several rates, and what is left
+    of the loss decides. Where a step takes more than `SECONDS` there is no race, and the signs decide. The model as it
+    is stays first unless a cure is better by `LEAST_GAIN`. Controls are shown and never first.
     """
     at = Step.of(model, inputs, targets, loss, mode="train", seed=seed)
     on = _fresh(at, fresh)
@@ -214,10 +215,12 @@ def rank_cures(
 
     for name in candidates:
         attempt(name)
-    drawn = usable(*JOINED, "none", "zero-branches")
-    joined = [attempt(f"{drawn[0].name}+{n}") for n in JOINED if drawn and n in trials and trials[n].reading]
-    finalists = list(dict.fromkeys(t.name for t in (*usable("none")[:FINALISTS], *usable()[:1], *joined) if t.reading))
-    finalists += ["none"] if "none" in trials and "none" not in finalists and trials["none"].reading else []
+    drawn = [t.name for t in usable(*JOINED, "none", "zero-branches")]
+    first = dict.fromkeys([*drawn[:1], *(n for n in SCALED if n in drawn)])
+    joins = [attempt(f"{d}+{n}").name for n in JOINED if n in trials and trials[n].reading for d in first]
+    both = [t.name for t in usable() if t.name in joins][:2]
+    finalists = [t.name for t in usable("none", *joins)[: FINALISTS - len(both)]] + both
+    finalists += ["none"] if "none" in trials and trials["none"].reading else []
     ends: dict[str, dict[str, float]] = {}
 
     def sharpened(name: str) -> None:

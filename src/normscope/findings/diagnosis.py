@@ -26,6 +26,7 @@ from normscope.findings.checkup import check_up
 from normscope.findings.checkup.data import cleaned, finite, finite_loss, firsts, load
 from normscope.findings.rates import numbers, tried, wanted
 from normscope.probing.passes import probe
+from normscope.training.handed import by_its_loop
 
 if TYPE_CHECKING:
     import polars
@@ -236,6 +237,7 @@ def diagnose(
         valid=valid,
         step=step, train_step=train_step, steps=steps,
     )  # fmt: skip
+    at = by_its_loop(at)
     model = at.root
     notes: list[str] = []
     batches = load(at, at.data)

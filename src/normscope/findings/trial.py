@@ -12,6 +12,9 @@ from normscope.findings._rules import Hit, View, rule
 NOTHING, LITTLE = 0.15, 0.35
 #: A fall of the loss below this share of the best race's, and that race's progress, for NS423 (chosen by us).
 BEHIND, AHEAD = 0.01, 0.3
+#: A relative change of the weights in one step, of the median matrix, and progress, by which a rate is too large that
+#: holds the loss at chance (chosen by us).
+WILD, LITTLE_WILD = 0.2, 0.05
 #: Eval or validation loss this share of chance above chance, where training fell by AHEAD.
 ABOVE = 0.1
 #: Progress beyond which a training did not end too soon.
@@ -102,7 +105,8 @@ def only_adam(view: View) -> Iterator[Hit]:
 )
 def own_step(view: View) -> Iterator[Hit]:
     """After the user's own steps, on copies, the loss of the same batches is hardly lower, where SGD or Adam get far
-    below chance.
+    below chance; or it stays at chance while each step changes the weights by a fifth, at a rate above three times the
+    best of that kind.
 
     Not judged while the learning rate still rises (a warm-up), nor for fewer than twenty steps.
     """
@@ -125,17 +129,20 @@ def own_step(view: View) -> Iterator[Hit]:
     k = min(own["steps"], len(race["losses"]))
     there = sum(race["losses"][max(k - 5, 0) : k]) / min(k, 5)  # the race after as many steps
     fall, theirs = own["start"] - own.get("again", math.inf), own["start"] - there
+    if own.get("changed"):  # what the loop brings down is the loss of other inputs than the batch's
+        fall = own["losses"][0] - own["end"]
+    u = view.section("update")
+    kin = t["adam" if u and "ada" in u["class"].lower() else "sgd"]["rate"]  # the best rate of the optimizer's own kind
+    wild = bool(u) and u["lr"] > 3 * kin and u.get("median", 0.0) > WILD and own["progress"] < LITTLE_WILD
     several = view.section("loss").get("several", False)
     rises = own["blown"] or fall < -(RISES_OF_PARTS if several else RISES) * abs(t["chance"])
-    stands = abs(fall) < BEHIND * theirs if several else fall < BEHIND * theirs
+    stands = wild or (abs(fall) if several else fall) < BEHIND * theirs
     bounded = abs(race["end"]) <= abs(t["start"])
     if race["progress"] < AHEAD or not (rises or (bounded and stands)):
         return
-    u = view.section("update")
     kind = f"{u['class']} at learning rate {u['lr']:.2g}" if u else "the optimizer as given"
     fate = "the loss diverges" if own["blown"] else "the loss rises" if rises else "the loss hardly falls"
     if u and view.section("loop").get("moved", 1):
-        kin = t["adam" if "ada" in u["class"].lower() else "sgd"]["rate"]  # the best rate of the optimizer's own kind
         fate += (
             ": the rate is too large" if u["lr"] > 3 * kin else ": the rate is too small" if u["lr"] < kin / 20 else ""
         )

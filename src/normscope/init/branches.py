@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, mapped
+from normscope.call.graph import rejoins
 from normscope.call.step import Step
 from normscope.core.errors import UsageError
 from normscope.init._cures import in_place, register
@@ -111,7 +112,7 @@ def _branches(model: nn.Module, inputs: Any, generator: torch.Generator | None) 
         except Exception:  # a part of the batch is not always one, as where other inputs index the samples
             look = replace(look, samples=step.rows.n)
             reached = look.reached()
-        for i, layer in reversed(list(enumerate(order))):
+        for i, layer in reversed(list(enumerate(order))) if reached.rejoins else ():
             if not reached.layers[i]:
                 left[layer.name] = "inside a branch that ends later"
                 continue
@@ -149,11 +150,14 @@ def _fill(parameters: list[Tensor], values: list[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class _Reached:
-    """What a gradient reaches: each layer's weight, the inputs, the weight that was set to zero."""
+    """What a gradient reaches: each layer's weight, the inputs, the weight that was set to zero; and whether paths part
+    and come together on its way.
+    """
 
     layers: list[bool]
     inputs: bool
     zeros: bool
+    rejoins: bool
 
 
 @dataclass(frozen=True)
@@ -176,13 +180,16 @@ class _Look:
     def reached(self, zeros: Tensor | None = None, at: Layer | None = None) -> _Reached:
         """From a random direction of the outputs, or of the input of the layer ``at``."""
         weights: list[Tensor] = [layer.module.weight for layer in self.order]
-        entry, slopes = self._run(at, [*weights, *([] if zeros is None else [zeros])])
+        entry, joined, slopes = self._run(at, [*weights, *([] if zeros is None else [zeros])])
         got = [slope is not None and bool(slope.count_nonzero()) for slope in slopes]
         layers = got[: len(weights)]
-        return _Reached(layers, layers[0] if entry is None else entry, zeros is None or got[-1])
+        return _Reached(layers, layers[0] if entry is None else entry, zeros is None or got[-1], joined)
 
-    def _run(self, at: Layer | None, wanted: Sequence[Tensor] = ()) -> tuple[bool | None, list[Any]]:
-        """Whether a gradient reaches the inputs (``None`` where these are integers), and the slopes of ``wanted``."""
+    def _run(self, at: Layer | None, wanted: Sequence[Tensor]) -> tuple[bool | None, bool, list[Any]]:
+        """Whether a gradient reaches the inputs (``None`` where these are integers), whether its paths come together,
+        and the slopes of ``wanted``.
+        """
+        joined = False
         seen: list[Tensor | None] = []
         entries: list[Tensor] = []
         samples = self.step.rows.n
@@ -206,8 +213,10 @@ class _Look:
                 if handle is not None:
                     handle.remove()
             x = seen[0] if seen else out
-            if x is None or not x.requires_grad or not wanted:
+            if x is None or not x.requires_grad:
                 return None
+            nonlocal joined
+            joined = rejoins(x)
             direction = torch.randn(
                 x.shape, generator=torch.Generator().manual_seed(self.step.seed), dtype=torch.float64
             )
@@ -217,7 +226,7 @@ class _Look:
         norms = [Layer("", m) for m in weighed]  # type: ignore[arg-type]
         slopes = self.step.run(work, kept(self.order) | kept(norms))
         if slopes is None:
-            return None, [None] * len(wanted)
+            return None, joined, [None] * len(wanted)
         ends = slopes[len(wanted) :]
         entry = any(e is not None and bool(e.count_nonzero()) for e in ends) if entries else None
-        return entry, slopes[: len(wanted)]
+        return entry, joined, slopes[: len(wanted)]

@@ -286,10 +286,12 @@ def _one_id(scene: Scene) -> dict[str, Any]:
     """
     cast = all(t.is_floating_point() for t in tensors((scene.at.args, scene.at.kwargs)))
     for c in scene.weighted:
-        if not isinstance(c.module, nn.Embedding) or c.data is None or c.data.numel() < 32:
+        looked_up = [x.data for x in scene.weighted if x.module is c.module]  # a decoder begins with one id for all
+        ids = [x.flatten() for x in looked_up if x is not None]
+        if not isinstance(c.module, nn.Embedding) or len(ids) < len(looked_up) or sum(map(len, ids)) < 32:
             continue
-        kinds, counts = c.data.unique(return_counts=True)
-        share = float(counts.max()) / c.data.numel()
+        kinds, counts = torch.cat(ids).unique(return_counts=True)
+        share = float(counts.max() / counts.sum())
         if c.module.num_embeddings > 3 and (len(kinds) == 1 or (cast and len(kinds) == 2 and share > 0.9)):
             row = int(kinds[counts.argmax()])
             return {"one_id": {"module": c.name, "rows": c.module.num_embeddings, "id": row, "share": share}}
