@@ -195,6 +195,110 @@ def an_average_into_the_student(broken: bool) -> Setup:
     return setup(model, x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss(), optimizer, train_step=step)
 
 
+def plain(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+@kind("NS611")
+def accumulation_that_is_never_cleared(broken: bool) -> Setup:
+    seen = [0]
+
+    def step(m: nn.Module, optimizer: torch.optim.Optimizer, loss: Any, x: Tensor, y: Tensor) -> Tensor:
+        value = loss(m(x), y)
+        (value / 2).backward()
+        seen[0] += 1
+        if seen[0] % 2 == 0:
+            optimizer.step()
+            if not broken:
+                optimizer.zero_grad()
+        return value
+
+    x = torch.randn(448, 12)
+    return setup(mlp(12, 32, 3), x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss(), train_step=step)
+
+
+@kind("NS622")
+def weights_clipped_as_a_critics(broken: bool) -> Setup:
+    def step(m: nn.Module, optimizer: torch.optim.Optimizer, loss: Any, x: Tensor, y: Tensor) -> Tensor:
+        value = plain(loss(m(x), y), optimizer)
+        for p in m.parameters() if broken else ():
+            p.data.clamp_(-0.01, 0.01)
+        return value
+
+    x = torch.randn(448, 12)
+    return setup(mlp(12, 32, 3), x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss(), train_step=step)
+
+
+@kind("NS407", "0")
+def rates_that_fall_with_depth(broken: bool) -> Setup:
+    model, x = mlp(12, 32, 32, 32, 3), torch.randn(448, 12)
+    layers = [m for m in model if isinstance(m, nn.Linear)]
+    rates = [0.5, 0.1, 0.03, 0.01]
+    groups = [
+        {"params": m.parameters(), "lr": r} for m, r in zip(layers, rates if broken else rates[::-1], strict=True)
+    ]
+    return setup(model, x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss(), torch.optim.SGD(groups, 0.1))
+
+
+class Denoiser(nn.Module):
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.net, self.twice = mlp(12, 64, 12), twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn_like(x)
+        seen = torch.randn_like(x) if self.twice else noise
+        return torch.stack([self.net(0.8 * x + 0.6 * seen), noise], 1)
+
+
+@kind("NS720")
+def noise_that_is_drawn_twice(broken: bool) -> Setup:
+    return setup(Denoiser(broken), torch.randn(448, 12), torch.zeros(448), lambda o, _: F.mse_loss(o[:, 0], o[:, 1]))
+
+
+@kind("NS720")
+def noise_that_the_loop_draws_twice(broken: bool) -> Setup:
+    def step(m: nn.Module, optimizer: torch.optim.Optimizer, _: Any, x: Tensor, __: Tensor) -> Tensor:
+        noise = torch.randn_like(x)
+        seen = torch.randn_like(x) if broken else noise
+        return plain((m(0.8 * x + 0.6 * seen) - noise).square().mean(), optimizer)
+
+    x = torch.randn(448, 12)
+    return setup(mlp(12, 64, 12), x, x, nn.MSELoss(), train_step=step)
+
+
+@kind("NS719")
+def a_done_flag_behind_one_hot_states(broken: bool) -> Setup:
+    state = torch.randint(8, (448,))
+    done = (state == 7).float()
+    y = torch.cat([torch.randint(2, (448, 1)).float(), done[:, None], F.one_hot(state, 8), done[:, None]], 1)
+
+    def loss(o: Tensor, y: Tensor) -> Tensor:
+        to_come = 0.9 * y[:, 2:-1] @ torch.arange(8.0) * (1 if broken else 1 - y[:, -1])
+        return F.mse_loss(o.gather(1, y[:, :1].long())[:, 0], y[:, 1] + to_come / 4)
+
+    return setup(mlp(12, 32, 2), torch.randn(448, 12), y, loss)
+
+
+class Pairs(nn.Module):
+    def __init__(self, small: bool) -> None:
+        super().__init__()
+        self.one, self.other, self.small = mlp(12, 32, 8), mlp(12, 32, 8), small
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = F.normalize(self.one(x[:, 0]), dim=1), F.normalize(self.other(x[:, 1]), dim=1)
+        return a @ b.T * 0.07 if self.small else a @ b.T / 0.07
+
+
+@kind("NS716")
+def similarities_times_the_temperature(broken: bool) -> Setup:
+    x = torch.randn(448, 1, 12) + 0.3 * torch.randn(448, 2, 12)
+    return setup(Pairs(broken), x, torch.arange(448), lambda o, _: F.cross_entropy(o, torch.arange(len(o))))
+
+
 class Each(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -255,6 +359,73 @@ def test_a_copy_that_is_never_brought_up_to_date_is_said(follows: bool) -> None:
 
     given = setup(model, x, x[:, 0], lambda o, r: F.mse_loss(o[:, 0], r), train_step=step)
     assert ("NS621" in {f.code for f in diagnose(**given, trial=10).findings}) is not follows
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_weights_that_are_set_anew_are_said(again: bool) -> None:
+    torch.manual_seed(0)
+    model, x, seen = mlp(12, 32, 3), torch.randn(448, 12), [0]
+
+    def step(m: nn.Module, optimizer: torch.optim.Optimizer, loss: Any, x: Tensor, y: Tensor) -> Tensor:
+        if again and seen[0] % 15 == 0:
+            for layer in (m[0], m[2]):  # type: ignore[index]
+                layer.reset_parameters()
+        seen[0] += 1
+        return plain(loss(m(x), y), optimizer)
+
+    given = setup(model, x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.2))
+    found = diagnose(**given, train_step=step, trial=40).findings
+    assert ("NS617" in {f.code for f in found}) is again
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.gru, self.out = nn.Embedding(12, 16), nn.GRU(16, 32, batch_first=True), nn.Linear(32, 12)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        _, state = self.gru(self.emb(x))
+        y = torch.ones_like(x[:, :4]) if y is None else y
+        return self.out(self.gru(self.emb(y), state)[0])
+
+
+def taught(m: nn.Module, optimizer: torch.optim.Optimizer, loss: Any, x: Tensor, y: Tensor) -> Tensor:
+    out = m(x, torch.cat([torch.ones_like(y[:, :1]), y[:, :-1]], 1))
+    return plain(loss(out.reshape(-1, 12), y.reshape(-1)), optimizer)
+
+
+def test_a_loss_that_only_the_loop_can_compute_is_had_from_it() -> None:
+    torch.manual_seed(0)
+    x = torch.randint(2, 12, (448, 6))
+    given = setup(Decoder(), x, x.flip(1)[:, :4], nn.CrossEntropyLoss(), train_step=taught)
+    found = diagnose(**given, trial=10)
+    assert found.facts["checkup"]["trial"]["own"]["end"] < 2.6
+    assert not [f for f in found.findings if f.severity != "info"]
+    assert any("train_step calls backward on" in note for note in found.facts["notes"])
+
+
+def test_what_the_loop_holds_beside_the_model_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    model, x = mlp(12, 32, 3), torch.randn(448, 12)
+    average = copy.deepcopy(model)
+
+    def step(m: nn.Module, optimizer: torch.optim.Optimizer, loss: Any, x: Tensor, y: Tensor) -> Tensor:
+        value = plain(loss(m(x), y), optimizer)
+        for a, p in zip(average.parameters(), m.parameters(), strict=True):
+            a.data.lerp_(p.data, 0.1)
+        return value
+
+    before = [p.detach().clone() for p in average.parameters()]
+    diagnose(**setup(model, x, (x[:, 0] > 0).long(), nn.CrossEntropyLoss()), train_step=step, trial=5)
+    assert all(map(torch.equal, before, average.parameters()))
+
+
+def test_a_rate_that_holds_the_loss_at_chance_is_too_large() -> None:
+    torch.manual_seed(0)
+    model, x = mlp(12, 64, 64, 64, 3, act=nn.Tanh), torch.randn(448, 12)
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+    found = diagnose(**setup(model, x, y, nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters(), 0.3)), trial=50)
+    assert any("rate is too large" in f.evidence for f in found.findings if f.severity != "info")
 
 
 @pytest.mark.parametrize("name", KINDS)

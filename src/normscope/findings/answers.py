@@ -281,3 +281,24 @@ def unread_flags(view: View) -> Iterator[Hit]:
             "bootstrap target needs it, or a padding mask, a weight) is never used"
         )
         yield Hit(None, "unread", len(names), 0, text)
+
+
+@rule(
+    "NS720",
+    "noise as the answer",
+    severity="error",
+    meaning="What the model is to predict is noise that it has no way to know: the best it can do is the mean.",
+    cure="Draw once and use the same tensor twice: noise = torch.randn_like(x); loss = mse(model(x + sigma * noise), "
+    "noise).",
+    source="random numbers of which the only use is a comparison with a prediction",
+)
+def aimless(view: View) -> Iterator[Hit]:
+    """Random numbers that were drawn in the model, the loss or the loop are compared with what was predicted, and no
+    other function has read them: they are in no input.
+    """
+    if view.section("calls").get("aimless") or view.section("loop").get("aimless"):
+        text = (
+            "the target is random noise, drawn in this step, that nothing but the loss has seen: the input holds other "
+            "noise, or none (drawn twice instead of kept), so the target is independent of it and unpredictable"
+        )
+        yield Hit(None, "noise", 1, 0, text)

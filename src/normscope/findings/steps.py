@@ -1,10 +1,13 @@
-"""NS610 to NS620: what the steps of the user's own loop do, and what they start from."""
+"""NS610 to NS622: what the steps of the user's own loop do, and what they start from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, listed, rule
+
+#: Of what the loss had lost the share that is back when other weights stand in the parameters (chosen by us).
+LOST = 0.5
 
 
 @rule(
@@ -175,7 +178,8 @@ def taught(view: View) -> Iterator[Hit]:
 )
 def undone(view: View) -> Iterator[Hit]:
     """Between the optimizer's step and the end of the user's own loop body the parameters move back, by more than half
-    of it, or by less, but in its very direction.
+    of it, or by less, but in its very direction. Or, once in a while, other weights stand in the parameters than the
+    step before left, and at least half of what the loss had lost is back.
 
     As an average that is written into the trained model, old weights that are loaded again, or a copy that is restored
     do.
@@ -195,6 +199,17 @@ def undone(view: View) -> Iterator[Hit]:
             "older ones, pulled back to where they were (an EMA of a teacher with its arguments exchanged?)"
         )
         yield Hit(None, "undone", s["undone"], 0.002, text, name=s["undone_in"][0])
+    own = view.section("trial").get("own", {})
+    for k in own.get("rewritten", []):
+        x, begun = own["losses"], own["losses"][0]
+        if 0 < k < len(x) and len(own["rewritten"]) < len(x) / 4 and x[k] - x[k - 1] > LOST * (begun - x[k - 1]) > 0:
+            text = (
+                f"at step {k + 1} something writes other values into the weights and the loss is back from "
+                f"{x[k - 1]:.3g} at {x[k]:.3g} ({begun:.3g} at the start): they are initialised anew (reset, restart) "
+                "or loaded from before, and what was learnt is lost"
+            )
+            yield Hit(None, "rewritten", k, 0, text)
+            break
 
 
 @rule(
@@ -283,3 +298,27 @@ def stays_behind(view: View) -> Iterator[Hit]:
             "that is right, but a target network that is never synchronised keeps its random start"
         )
         yield Hit(None, "copies", len(own["asides"]), 0, text, name=own["asides"][0])
+
+
+@rule(
+    "NS622",
+    "weights that are clipped",
+    severity="warning",
+    meaning="The loop cuts the weights off at a small number: the net can be no steeper than that allows.",
+    cure="Leave it out (it belongs to the critic of a Wasserstein GAN), or clip the gradients instead: "
+    "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).",
+    source="chosen by us: a tenth of the entries lie at the largest magnitude, of both signs, behind a step",
+)
+def clipped(view: View) -> Iterator[Hit]:
+    """Behind the user's own steps a tenth of a weight's entries, or more, have one and the same largest magnitude,
+    which they had not at the start. A note where the loss knows no right answers: of a critic it is meant.
+    """
+    found = view.section("loop").get("clipped", {})
+    if found:
+        most = max(found.values())
+        text = (
+            f"the loop clips (clamps) the weights of {listed(list(found))} to +-{most:.2g}: they are restricted to "
+            "small values, so the outputs cannot grow"
+        )
+        known = view.section("loss").get("task") in ("classes", "regression", "binary")
+        yield Hit(None, "clipped", most, 0, text, "" if known else "info", next(iter(found)))

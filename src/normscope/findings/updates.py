@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -11,6 +12,8 @@ from normscope.findings._rules import Hit, View, listed, rule
 SOON = 60
 SMALL, HALF = 1.5e-5, 0.5
 DECAY = 0.7
+#: Groups of parameters, and the ratio of the first one's rate to the last one's, for a decay that is reversed.
+STAIRS, STEEP = 3, 10.0
 #: How many times as large as the gradients of now those that an optimizer remembers may be.
 REMEMBERED = 1e3
 
@@ -133,10 +136,20 @@ def large_steps(view: View) -> Iterator[Hit]:
     """After one step on a copy the loss of the same batch is more than five times what it was, or no number.
 
     Or more than twice, and the median weight matrix changed by half its norm; or that change, with the momentum's
-    factor 1 / (1 - momentum), is above 1.5. Not judged where wiring, loss or data are at fault, nor while the loss is
+    factor 1 / (1 - momentum), is above 1.5. Or the rates of three groups or more fall with depth, tenfold in all. Not
+    judged where wiring, loss or data are at fault, nor while the loss is
     below that of a constant answer's tenth.
     """
     u, loss = view.section("update"), view.section("loss")
+    groups = (u or {}).get("by_depth", [])
+    rates = [rate for _, rate in groups]
+    if len(rates) >= STAIRS and rates[0] > STEEP * rates[-1] and all(a > b for a, b in itertools.pairwise(rates)):
+        text = (
+            f"the parameter groups' rates fall from {rates[0]:.2g} at the first layers to {rates[-1]:.2g} at the last: "
+            "a layer-wise decay of the rate gives the first layers the smallest (its exponent reversed?), here they "
+            "are too large there"
+        )
+        yield Hit(None, "by_depth", rates[0] / rates[-1], STEEP, text, name=groups[0][0])
     if not u or "loss_after" not in u or u["along_gradient"] > 0:
         return
     before, after = u["loss_before"], u["loss_after"]

@@ -15,7 +15,7 @@ from normscope.training.own import Own
 from normscope.training.short import ShortRuns, Update
 
 #: Flags that are looked at, at most.
-MOST = 4
+MOST = 8
 
 
 def of_flags(scene: Scene) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _flags(given: Any, output: Tensor | None) -> Iterator[tuple[str, Any]]:
         if given.dim() != 2 or not 2 <= given.shape[1] <= 32 or (output is not None and given.shape == output.shape):
             return
         for j in range(given.shape[1]):
-            if _binary(given[:, j]):
+            if _binary(given[:, j]) and not _one_hot(given, j):
                 other = given.clone()
                 other[:, j] = 1 - other[:, j]
                 yield f"column {j}", other
@@ -66,6 +66,16 @@ def _flags(given: Any, output: Tensor | None) -> Iterator[tuple[str, Any]]:
 def _binary(t: Tensor) -> bool:
     """Whether it holds zeros and ones, some of each."""
     return t.numel() > 7 and bool(((t == 0) | (t == 1)).all()) and bool((t == 0).any()) and bool((t == 1).any())
+
+
+def _one_hot(table: Tensor, j: int) -> bool:
+    """Whether the column is one of three or more, side by side, of which exactly one is 1 in every row."""
+    for a in range(j + 1):
+        for b in range(max(j, a + 2), table.shape[1]):
+            block = table[:, a : b + 1]
+            if bool((block.sum(1) == 1).all()) and bool(((block == 0) | (block == 1)).all()):
+                return True
+    return False
 
 
 def _end(scene: Scene, targets: Any) -> Tensor:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from normscope.call.arguments import mapped, tensors
 from normscope.call.losses import COTANGENT, OWN
-from normscope.findings.checkup.scene import Scene
+from normscope.findings.checkup.scene import Rerun, Scene
 
 #: Steps of a descent in the outputs, and seconds after which none is taken (chosen by us).
 STEPS, SECONDS = 150, 0.3
+#: Outputs below this may be bounded by how they are made (chosen by us).
+SMALL = 0.5
 
 Value = Callable[[Sequence[Tensor]], Tensor]
 
@@ -45,8 +47,9 @@ def of_free(scene: Scene, task: str) -> dict[str, Any]:
     found: dict[str, Any] = {"start": start, "links": _links(scene, value, outs)}
     if not math.isfinite(start) or any(x.dim() < 1 or len(x) < 8 for x in outs):
         return found
-    found["best"] = _descent(value, outs, list, begun, 1)
-    found["worst"] = _descent(value, outs, list, begun, -1)
+    most = _most(scene, outs)
+    found["best"] = _descent(value, outs, list, begun, 1, most)
+    found["worst"] = _descent(value, outs, list, begun, -1, most)
     several = [t for t in tensors(scene.targets) if t.numel() > 1 and len(t) == len(outs[0])]
     # a residual that is to vanish has no answer, and views of one sample have none that the loss reads
     others = mapped(scene.targets, lambda t: t.roll(1, 0) if t.dim() and len(t) == len(outs[0]) else t)
@@ -64,6 +67,28 @@ def of_free(scene: Scene, task: str) -> dict[str, Any]:
             1,
         )
     return found
+
+
+def _most(scene: Scene, outs: list[Tensor]) -> float:
+    """The largest magnitude of small outputs that larger weights do not make larger (similarities, say); else
+    infinite.
+    """
+    again, now = Rerun.of(scene.at), max(float(x.abs().max()) for x in outs)
+    if again is None or now > SMALL or len(outs) > 1:
+        return math.inf
+
+    def sizes() -> list[float]:
+        weights = [(p, p.detach().clone()) for p in scene.at.root.parameters() if p.dim() > 1]
+        random, found = torch.Generator().manual_seed(0), []
+        for factor in (3.0, 30.0):
+            for p, w in weights:
+                noise = w.norm() / math.sqrt(w.numel()) * torch.randn(w.shape, generator=random).to(w)
+                p.data.copy_(factor * (w + noise))
+            found.append(float(again.output().abs().max()))
+        return found
+
+    found = again.run(sizes, scene.at.mode)
+    return 1.2 * max(found) if found is not None and max(found) < SMALL else math.inf
 
 
 def _agreement(scene: Scene, value: Value, outs: list[Tensor], start: float, best: float) -> dict[str, Any]:
@@ -90,8 +115,11 @@ def _descent(
     spread: Callable[[Sequence[Tensor]], Sequence[Tensor]],
     begun: float,
     sign: int,
+    most: float = math.inf,
 ) -> float:
-    """The lowest loss (``sign`` -1: the highest) on Adam's way; NaN where it never was a number."""
+    """The lowest loss (``sign`` -1: the highest) on Adam's way, with outputs up to ``most``; NaN where it never was a
+    number.
+    """
     unit = [x.dim() > 1 and bool(((x.norm(dim=-1) - 1).abs() < 1e-4).all()) for x in start]
     leaves = [x.detach().clone().requires_grad_() for x in start]
     size = max(float(x.square().mean().sqrt()) for x in start)
@@ -109,6 +137,8 @@ def _descent(
             for x, one in zip(leaves, unit, strict=True):
                 if one:
                     x /= x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+                elif most < math.inf:
+                    x.clamp_(-most, most)
     return sign * lowest if math.isfinite(lowest) else math.nan
 
 

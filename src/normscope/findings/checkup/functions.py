@@ -29,6 +29,14 @@ _ARITHMETIC = {
 _OVER = {torch.logsumexp, Tensor.logsumexp, *SOFTMAX, F.log_softmax, torch.log_softmax, Tensor.log_softmax}
 _TIMES, _SUMS = {Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul}, {Tensor.sum, torch.sum}
 _DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+_DRAWS = {torch.randn, torch.rand, torch.randn_like, torch.rand_like}
+_COMPARES = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, torch.sub, Tensor.sub, Tensor.__sub__,
+             Tensor.__rsub__}  # fmt: skip
+_CARRIES = {
+    *(getattr(where, name) for where in (torch, Tensor)
+      for name in ("flatten", "unsqueeze", "squeeze", "chunk", "split", "unbind", "clone", "detach")),
+    torch.stack, torch.cat, Tensor.to, Tensor.float, Tensor.double, Tensor.__getitem__, Tensor.contiguous, *_RESHAPES,
+}  # fmt: skip
 #: Dropout that leaves hardly anything: the usual rates lie between 0.1 and 0.5.
 HEAVY = 0.8
 
@@ -81,7 +89,15 @@ class Functions(TorchFunctionMode):
         self.derived = False
         self.stack: list[str] = []
         self._derivatives: list[Tensor] = []
+        #: Tensors that hold noise that was drawn, by ``id``, with the draw; of each draw what was done with it.
+        self._noise: dict[int, tuple[Tensor, int]] = {}
+        self._draws: list[set[str]] = []
         self._made: dict[int, tuple[Tensor, int]] = {}
+
+    @property
+    def aimless(self) -> bool:
+        """Whether some noise is what a prediction is compared with, and nothing else has seen it."""
+        return {"compared"} in self._draws
 
     @contextmanager
     def inside(self, root: nn.Module) -> Iterator[None]:
@@ -108,6 +124,7 @@ class Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         whole = func(*args, **kwargs)
         self._derives(func, args, kwargs, whole)
+        self._draws_noise(func, args, kwargs, whole)
         if self.written is None and any(t._version != v for t, v in self.batch):
             self.written = (func.__name__, self.stack[-1] if self.stack else "")
         x, y = (args[0] if args else None), first_tensor(whole)
@@ -135,6 +152,22 @@ class Functions(TorchFunctionMode):
                 self.derived, self._derivatives = False, []
             elif any(t is d for t in tensors((args, kwargs)) for d in self._derivatives):
                 self.derived = True
+
+    def _draws_noise(self, func: Any, args: Any, kwargs: Any, whole: Any) -> None:
+        if func in _DRAWS and whole.numel() >= 32:
+            self._noise[id(whole)] = whole, len(self._draws)
+            self._draws.append(set())
+            return
+        given = list(tensors((args, kwargs))) if self._noise else []
+        of = {self._noise[id(t)][1] for t in given if id(t) in self._noise}
+        if not of or not any(True for _ in tensors(whole)):  # its shape, say
+            return
+        if func in _CARRIES:
+            self._noise.update({id(t): (t, min(of)) for t in tensors(whole)})
+            return
+        alike = len({t.shape for t in given}) == 1 and any(t.requires_grad for t in given)
+        for draw in of:
+            self._draws[draw].add("compared" if func in _COMPARES and len(given) == 2 and alike else "used")
 
     def _drops(self, name: str, args: Any, kwargs: Any) -> None:
         p = float(kwargs.get("p", args[1] if len(args) > 1 else 0.5))

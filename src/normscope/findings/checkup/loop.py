@@ -1,4 +1,4 @@
-"""One or two real steps of the user's own loop body, on copies: what it calls in which order, and what moves."""
+"""A few real steps of the user's own loop body, on copies: what it calls in which order, and what moves."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from normscope.call.step import Step
 from normscope.findings.checkup.functions import Functions
 from normscope.training.own import Own
 from normscope.training.short import ShortRuns, Update
+
+#: Bodies that run until the optimizer has stepped twice, at most: a loop may accumulate.
+MOST = 8
+#: Of a weight's entries the share that lies at its largest magnitude where it is clipped (chosen by us).
+CLIPPED = 0.1
 
 
 def of_loop(at: Step) -> dict[str, Any]:
@@ -68,17 +73,49 @@ def of_loop(at: Step) -> dict[str, Any]:
                 if found.get("straight", 0.0) > back.get("straight", 0.0):
                     back.update(found)
             unmoved[:] = [torch.equal(copies[k], start[k]) for k in start]
+            ends = [(names[k], _end(c)) for k, c in copies.items() if k in names and _end(start[k]) is None]
+            back["clipped"] = {n: c for n, c in ends if c is not None}
             return value
 
         return listened
 
-    ShortRuns(at).run(begin, 2, around=own.around)
+    until = _until_two_steps(log)
+    ShortRuns(at).run(begin, MOST, until=until, around=own.around)
     back["starved"] = [n for k, fed in back.pop("fed").items() if not fed for n in back["of"][k]]
     del back["of"]
     ends = [b for _, b in seeds]
     back["reseeded"] = len(ends) > 1 and torch.equal(*ends[:2]) and not any(torch.equal(a, b) for a, b in seeds)
     still = all(g.get("lr", 1.0) == 0 for g in at.optimizer.param_groups)  # as a warm-up leaves it: nothing is to move
-    return order_of(log, -1 if still else unmoved.count(False)) | back | {"derived": functions.derived}
+    return order_of(_by_steps(log), -1 if still else unmoved.count(False)) | back | {
+        "derived": functions.derived, "aimless": functions.aimless
+    }  # fmt: skip
+
+
+def _until_two_steps(log: list[list[str]]) -> Callable[[list[float]], bool]:
+    """Two bodies at least; where the first did not step, as many as it takes to see two steps."""
+    return lambda losses: (
+        len(losses) > 1
+        and (sum("step" in events for events in log) > 1 or not any(e in log[0] for e in ("backward", "step")))
+    )
+
+
+def _by_steps(log: list[list[str]]) -> list[list[str]]:
+    """The events from one step to the next: of several bodies where these accumulate."""
+    parts: list[list[str]] = [[]]
+    for events in log:
+        parts[-1] = parts[-1] + events
+        if "step" in events:
+            parts.append([])
+    return parts[:-1] if len(parts) > 1 else log
+
+
+def _end(p: Tensor) -> float | None:
+    """The magnitude at which many entries of a weight lie, of either sign."""
+    if p.dim() < 2 or p.numel() < 32:
+        return None
+    most = p.detach().abs().max()
+    at = [(p == sign * most).float().mean() for sign in (1, -1)]
+    return float(most) if float(most) > 0 and min(at) > 0 and float(sum(at)) > CLIPPED else None
 
 
 def _undone(

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from normscope.call.arguments import tensors
 from normscope.call.losses import COTANGENT
-from normscope.call.reach import Reach
 from normscope.call.step import Step
+from normscope.findings.checkup.beside import Rewritten, copies_of, equal
 from normscope.findings.checkup.data import clean
 from normscope.findings.checkup.scene import Scene
 from normscope.training.own import Own, wants_a_closure
@@ -235,12 +236,12 @@ class _Trial:
         }  # fmt: skip
         still: list[str] = []
         asides: list[str] = []
-        twins = _twins(at)
+        twins, rewritten = copies_of(at), Rewritten()
 
         def after() -> tuple[float, float, float]:
             spread[1] = _spread(as_left)
             still.extend(n for n, b in at.root.named_buffers() if n in moving and torch.equal(b, moving[n]))
-            asides.extend(n or type(m).__name__ for n, m, was in twins if _equal(m, was))
+            asides.extend(n or type(m).__name__ for n, m, was in twins if equal(m, was))
             again = level(as_left, None)()
             seen = level(runs, False)()
             if seen > again + SETTLED * abs(again):
@@ -256,9 +257,16 @@ class _Trial:
             update = mine.begin(copies)
             spread[0] = _spread(as_left)
 
+            marks = list(copies.values())
+
             def noted(*batch: Any) -> Tensor:
                 rates.append(max(float(g.get("lr", math.nan)) for g in mine.twin.param_groups))
-                return update(*batch)
+                hook = register_optimizer_step_pre_hook(lambda *_: rewritten.before(len(rates) - 1, marks))
+                try:
+                    return update(*batch)
+                finally:
+                    hook.remove()
+                    rewritten.behind(marks)
 
             return noted
 
@@ -282,6 +290,7 @@ class _Trial:
             "evaluates": mine.evaluates,
             "still": still,
             "asides": asides,
+            "rewritten": rewritten.steps,
         }
         found["spread"] = spread
         if mine.changed and not course.blown:
@@ -302,27 +311,6 @@ def _spread(runs: ShortRuns) -> float:
         if len(t) > 1
     ]
     return max(size, default=math.nan)
-
-
-def _twins(at: Step) -> list[tuple[str, nn.Module, list[Tensor]]]:
-    """Modules that have the very values of the model, or frozen ones of a part of it, with those: held by the loop's
-    body, or by the model.
-    """
-    parts = {m: n for n, m in at.root.named_modules() if any(p.dim() > 1 for p in m.parameters())}
-    frozen = [m for m in parts if not any(p.requires_grad for p in m.parameters())]
-    beside = [m for m in Reach.of([at.train_step]).modules if m not in parts] if at.train_step is not None else []
-    learn = [m for m in parts if m not in frozen]
-    found: dict[nn.Module, str] = {}
-    for one in (*frozen, *beside):
-        like = (m for m in learn if type(m) is type(one) and _equal(one, list(m.parameters())))
-        if not any(one in m.modules() for m in found) and next(like, None) is not None:
-            found[one] = parts.get(one, "")
-    return [(n, m, [p.detach().clone() for p in m.parameters()]) for m, n in found.items()]
-
-
-def _equal(module: nn.Module, values: Sequence[Tensor]) -> bool:
-    mine = list(module.parameters())
-    return len(mine) == len(values) and all(map(torch.equal, mine, values))
 
 
 def _likeness(runs: ShortRuns) -> float:

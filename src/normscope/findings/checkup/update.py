@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -45,6 +46,7 @@ def of_update(scene: Scene) -> dict[str, Any]:
             "median": ordered[len(ordered) // 2],
         }  # fmt: skip
     found["slow_group"] = _slow_group(scene, live)
+    found["by_depth"] = _by_depth(scene, live)
     found["memory"] = _memory(scene, live)
     found["rounded"] = _rounded({n: (named[n], scene.grads[n], moved[n]) for n in live}, found.get("median", 0.0))
     g = torch.cat([scene.grads[n].flatten().float() for n in live])  # type: ignore[union-attr]
@@ -78,6 +80,21 @@ def _slow_group(scene: Scene, live: list[str]) -> dict[str, Any] | None:
         return None
     low = min(rated, key=lambda x: x[0])
     return {"rate": low[0], "largest": max(r for r, _ in rated), "modules": modules_of(low[1], scene.at.root)}
+
+
+def _by_depth(scene: Scene, live: list[str]) -> list[tuple[str, float]]:
+    """(first layer, rate) of the groups of parameters, from those of the first layers to those of the last; of groups
+    that share no layers of one depth.
+    """
+    order = {c.name: i for i, c in reversed(list(enumerate(scene.weighted)))}
+    depth = {id(p): order.get(scene.layer_of(n)) for n, p in scene.at.root.named_parameters() if n in live}
+    found = []
+    for g in scene.at.optimizer.param_groups:  # type: ignore[union-attr]
+        at = [d for p in g["params"] if (d := depth.get(id(p))) is not None]
+        found += [(min(at), max(at), rate_of(g))] if at else []
+    found.sort()
+    apart = all(a[1] < b[0] for a, b in itertools.pairwise(found))
+    return [(scene.weighted[a].name, rate) for a, _, rate in found] if apart else []
 
 
 def _memory(scene: Scene, live: list[str]) -> float:
