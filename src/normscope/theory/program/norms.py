@@ -245,7 +245,7 @@ def through_norm(base: Field, of: Scalar) -> tuple[Tensor, Tensor] | None:
     phi, scale = as_function(lambda x: of(math.sqrt(gain) * x)), 1.0
     if known is not None and known.function.slope is not None:
         phi, scale = ACTIVATIONS["leaky_relu"].of_slope(known.function.slope), known.scale * math.sqrt(gain)
-    points = quasi_normals(field.count, _POINTS, 1, 0)[0] if norm.samples(phi, True)[0] else None
+    points = quasi_normals(field.count, _POINTS, 1, 0)[0] if norm.samples(phi, True) else None
     found = torch.from_numpy(norm.forward(field.moments[1].double().numpy(), phi, True, points)) * scale**2
     variance = torch.full((field.count,), gain, dtype=torch.float64)
     return first_moment(of, torch.zeros_like(variance), variance), found
