@@ -267,7 +267,7 @@ class Program(TorchFunctionMode):
         def pull(grad: Tensor) -> Pulled:
             return [(base, grad * second_moments(function, base.moments[0], base.covariance, derivative=True))]
 
-        field = Field(first.shape, first.features, self.draws, of=laws, by=call.again, moments=moments, pull=pull)
+        field = Field(first.shape, first.features, self.draws, of=laws, by=call.again, moments=moments, pull=pull, kept=False)
         field.base, field.function = base, function
         return field
 
@@ -296,6 +296,11 @@ class Program(TorchFunctionMode):
         """A field known by draws alone."""
         field = Field(out.shape, features, self.draws, of=laws, by=_nth(again, 0))
         return field if field.count <= self.most else None
+
+    def release(self, node: Law) -> None:
+        """Nothing behind this node is asked for again."""
+        if isinstance(node, Field):
+            node.release()
 
     def cotangents(self, field: Field, outer: Tensor) -> list[Tensor]:
         """Tensors of the field's shape whose products over sites, summed over features, have the mean ``outer``."""
@@ -327,6 +332,7 @@ class Program(TorchFunctionMode):
             self.in_time()
             moment, back = moments.pop(id(node), None), drawn.pop(id(node), None)
             if moment is None and back is None:
+                self.release(node)
                 continue
             sizes[id(node)] = _size(moment, back)
             if isinstance(node, Field) and back is not None and node.by is None:
@@ -341,6 +347,7 @@ class Program(TorchFunctionMode):
             if back is not None:
                 for parent, grads in _through(node, back):
                     add(parent, grads)
+            self.release(node)
         return sizes
 
 

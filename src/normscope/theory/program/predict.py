@@ -117,10 +117,11 @@ def _followed(at: Step, program: Program, names: Sequence[str], gradients: bool)
             law = law_of(first_tensor(whole))
         finally:
             program.forget()
-        if not gradients or not isinstance(law, Field):
-            return seen, {}
-        outer = torch.eye(law.count, dtype=law.moments[1].dtype) / law.count
-        return seen, program.backward(law, outer)
+        grads: dict[int, float] = {}
+        if gradients and isinstance(law, Field):
+            grads = program.backward(law, torch.eye(law.count, dtype=law.moments[1].dtype) / law.count)
+        program.draws.clear()
+        return seen, grads
 
 
 def _seen(at: Step, tap: Tap, call: int, x: Tensor, names: Sequence[str]) -> Seen | None:
