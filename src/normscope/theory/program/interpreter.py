@@ -373,7 +373,8 @@ def _through(node: Law, back: list[Tensor]) -> Pulled:
     for i, g in enumerate(back):
         with torch.enable_grad():
             inputs = [x.draw(i).detach().clone().requires_grad_() for x in node.of]
-            grads = torch.autograd.grad(node.by(*inputs), inputs, g, allow_unused=True)
+            total = (node.by(*inputs) * g).sum()  # given g, torch would import sympy
+            grads = torch.autograd.grad(total, inputs, allow_unused=True)
         for kept, grad, x in zip(found, grads, inputs, strict=True):
             kept.append(torch.zeros_like(x) if grad is None else grad)
     return [(law, kept) for law, kept in zip(node.of, found, strict=True) if law.sources]
