@@ -334,7 +334,9 @@ def cat(program: Program, call: Call, out: Tensor) -> Law | None:
         return [(f, back[s : s + c, s : s + c]) for f, s, c in zip(fields, starts, counts, strict=True) if f.sources]
 
     gaussian = all(f.gaussian for f in fields)
-    return Field(out.shape, first.features, program.draws, moments=ordered, pull=pull, gaussian=gaussian, kept=False, **parts_of)
+    return Field(
+        out.shape, first.features, program.draws, moments=ordered, pull=pull, gaussian=gaussian, kept=False, **parts_of
+    )
 
 
 def _weighted(parts: list[Tensor], shares: list[float]) -> Tensor:

@@ -33,6 +33,7 @@ from normscope.theory.program.laws import (
     of_data,
     uncanonical,
 )
+from normscope.theory.program.lent import Refused, reads
 from normscope.theory.program.moves import Pattern
 from normscope.theory.program.reading import (
     Call,
@@ -68,18 +69,21 @@ class Program(TorchFunctionMode):
     """A run of a model in which tensors have laws.
 
     seed, draws: of the draws, and how many. until: when it gives up, by ``time.perf_counter``. sites: samples x
-    positions that a field may have; what has more is measured.
+    positions that a field may have; what has more is measured. lent: weights are the user's own, so that a call that
+    might write to them is ``refused``.
     nodes: laws in the order in which they were found. unknown: what was measured, by the name of the function, and
     why. noted: approximations that were made. weights: where those of so many entries, this sum and mean square are.
     """
 
     def __init__(
-        self, seed: int = 0, sites: int = 2048, until: float = math.inf, draws: int = DRAWS
+        self, seed: int = 0, sites: int = 2048, until: float = math.inf, draws: int = DRAWS, lent: bool = False
     ) -> None:  # fmt: skip
         super().__init__()
         self.seed, self.most, self.draws = seed, sites, Draws(draws)
         self.until = until
         self.nodes: list[Law] = []
+        self.lent = lent
+        self.refused = False
         self.unknown: dict[str, str] = {}
         self.weights: dict[tuple[int, float, float], int] = {}
         self.noted: dict[str, None] = {}
@@ -91,6 +95,9 @@ class Program(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         call = Call(func, args, kwargs or {})
+        if self.lent and not reads(call):
+            self.refused = True
+            raise Refused
         special = COMPOSITE.get(call.name)
         if special is not None and (call.at or not all(map(is_weight, call.others()))):
             with self:
@@ -267,7 +274,9 @@ class Program(TorchFunctionMode):
         def pull(grad: Tensor) -> Pulled:
             return [(base, grad * second_moments(function, base.moments[0], base.covariance, derivative=True))]
 
-        field = Field(first.shape, first.features, self.draws, of=laws, by=call.again, moments=moments, pull=pull, kept=False)
+        field = Field(
+            first.shape, first.features, self.draws, of=laws, by=call.again, moments=moments, pull=pull, kept=False
+        )
         field.base, field.function = base, function
         return field
 
@@ -336,8 +345,11 @@ class Program(TorchFunctionMode):
                 continue
             sizes[id(node)] = _size(moment, back)
             if isinstance(node, Field) and back is not None and node.by is None:
-                rows = [node.canonical(g).to(dtype_of(node.count)) for g in back]
-                total = torch.stack([r @ r.T for r in rows]).mean(0)
+                total = torch.zeros(node.count, node.count, dtype=dtype_of(node.count))
+                for g in back:
+                    r = node.canonical(g).to(total.dtype)
+                    total.addmm_(r, r.T)
+                total /= len(back)
                 moment, back = total if moment is None else moment + total, None
             if isinstance(node, Field) and node.sampled and moment is not None:
                 more = self.cotangents(node, moment)
