@@ -194,7 +194,7 @@ def over_batch(
 
     made = Field(
         out.shape, field.features, program.draws, of=(field,), by=again, moments=moments, pull=pull,
-        gaussian=field.gaussian,
+        gaussian=field.gaussian, kept=n <= SPECTRAL,
     )  # fmt: skip
     if not field.gaussian and n <= FEW:
         return _of_function(program, field, out, again, norm, gain, shift)
