@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from normscope.core.errors import UsageError
+from normscope.core.memory import trim
 from normscope.theory.program.kernels import first_moment, second_moments
 from normscope.theory.program.laws import (
     Draws,
@@ -51,6 +52,8 @@ from normscope.theory.program.reading import (
 #: name of a function -> its rule: from the program, the call and the tensor that it returned, the law of that tensor;
 #: ``None``: this call has none. Filled by the modules beside this one.
 RULES: dict[str, Callable[[Program, Call, Tensor], Law | None]] = {}
+#: Laws after which freed memory goes back to the system.
+TRIM = 16
 #: Gaussian fields drawn at a time: with 256 features 1024 neurons.
 DRAWS = 4
 
@@ -157,6 +160,8 @@ class Program(TorchFunctionMode):
             if law is not None:
                 if not isinstance(law, Known) and law not in call.laws:
                     self.nodes.append(law)
+                    if len(self.nodes) % TRIM == 0:
+                        trim()
             elif call.at and x.is_floating_point() and not (call.in_place and 0 not in call.at):
                 self.unknown.setdefault(call.name, "no rule")
 
@@ -337,8 +342,10 @@ class Program(TorchFunctionMode):
             else:
                 moments[key] = moments[key] + grad if key in moments else grad
 
-        for node in reversed(self.nodes):
+        for at, node in enumerate(reversed(self.nodes)):
             self.in_time()
+            if at % TRIM == 0:
+                trim()
             moment, back = moments.pop(id(node), None), drawn.pop(id(node), None)
             if moment is None and back is None:
                 self.release(node)
