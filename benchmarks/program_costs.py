@@ -3,7 +3,7 @@
     python benchmarks/program_costs.py [NAME ...]
 
 Memory is the peak of the process above that when the net was built (its own copies and scipy's import included); one
-core. Writes the last section of results/programs.md.
+core. Writes the last section of results/programs.md: with names, these rows of it.
 """
 
 from __future__ import annotations
@@ -131,13 +131,13 @@ def measured(name: str) -> str:
 
 def main(wanted: list[str]) -> None:
     """Each in a process of its own; and write the section."""
-    rows = []
+    before, _, section = OUT.read_text().partition(TITLE)
+    kept = {line.split(" | ")[0][2:]: line for line in section.splitlines() if line.startswith("| ")}
     for name in wanted or CASES:
         done = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, check=True)
-        rows.append(done.stdout.strip().splitlines()[-1])
-        print(rows[-1], flush=True)
-    if wanted:
-        return
+        kept[name] = done.stdout.strip().splitlines()[-1]
+        print(kept[name], flush=True)
+    rows = [kept[name] for name in CASES if name in kept]
     text = f"""{TITLE}
 
 `python benchmarks/program_costs.py`: `predict` with gradients, each net in a fresh process on one core; MB: its peak
@@ -147,7 +147,7 @@ facts and notes of the profile name them): pass fewer samples.
 | net | layers with a law | CPU s | MB |
 |---|---|---|---|
 """ + "\n".join(rows) + "\n"  # fmt: skip
-    OUT.write_text(OUT.read_text().split(TITLE)[0].rstrip() + "\n\n" + text)
+    OUT.write_text(before.rstrip() + "\n\n" + text)
 
 
 if __name__ == "__main__":
