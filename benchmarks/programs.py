@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from program_costs import TITLE
 from torch import Tensor, nn
 
 from normscope import Spec, build, predict, probe
@@ -285,7 +286,8 @@ Over all layers and metrics: median {np.median(whole):.3f}, {share:.1%} within .
 """ + "\n".join(rows) + "\n"  # fmt: skip
     print(text)
     if not wanted:
-        OUT.write_text(text)
+        _, title, costs = OUT.read_text().partition(TITLE)
+        OUT.write_text(text + (f"\n{title}{costs}" if title else ""))
 
 
 if __name__ == "__main__":

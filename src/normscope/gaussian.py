@@ -110,6 +110,10 @@ def second_moment(name: str | Function, q: Any, method: str = "auto", derivative
     return one_dimensional(lambda x: np.square(f(x)), q)
 
 
+#: Numbers of a Gram that closed forms work on at a time (2 MB).
+_HELD = 1 << 18
+
+
 def product_moment(name: str | Function, gram: Any, method: str = "auto", derivative: bool = False) -> Array:
     r"""Matrix $E\varphi(u_i)\varphi(u_j)$ (or of $\varphi'$), $u \sim N(0, G)$, for Grams G (..., n, n).
 
@@ -118,12 +122,18 @@ def product_moment(name: str | Function, gram: Any, method: str = "auto", deriva
     Hermite series for the pairs where its remainder is below 1e-11, else quadrature), "closed" (an error where there
     is none) or "quadrature".
     """
-    a, g = activation(name), np.asarray(gram, dtype=np.float64)
-    q = _variances(np.diagonal(g, axis1=-2, axis2=-1))
-    qi, qj = np.broadcast_arrays(q[..., :, None], q[..., None, :])
+    a, g = activation(name), np.asarray(gram)
+    q = _variances(np.diagonal(g, axis1=-2, axis2=-1).astype(np.float64))
     if _closed(a, method):
-        out = _closed_pair(a, qi, qj, g, derivative)
+        out = np.empty(g.shape)
+        size = max(1, _HELD // max(1, q.size))
+        for at in range(0, g.shape[-1], size):  # rows
+            rows = slice(at, at + size)
+            block = g[..., rows, :].astype(np.float64, copy=False)
+            out[..., rows, :] = _closed_pair(a, q[..., rows, None], q[..., None, :], block, derivative)
     else:
+        g = g.astype(np.float64, copy=False)
+        qi, qj = np.broadcast_arrays(q[..., :, None], q[..., None, :])
         upper = np.triu_indices(g.shape[-1], 1)
         f = a.derivative if derivative else a.phi
         u, v, w = qi[..., *upper], qj[..., *upper], g[..., *upper]

@@ -11,7 +11,7 @@ import torch
 
 from normscope import Spec, UsageError
 from normscope.nn.norms import integrals
-from normscope.nn.norms.integrals import batch_norm_gram, rescaled_spectrum
+from normscope.nn.norms.integrals import batch_norm_gram, batch_norm_pull, batch_norm_push, rescaled_spectrum
 from normscope.theory.predicted import predict, predicted_grams
 from normscope.theory.simulated import simulate
 
@@ -252,6 +252,37 @@ def test_the_few_nodes_of_batch_norm_against_all(monkeypatch, kind, slope, recen
     few = batch_norm_gram(c, slope, recenter)
     monkeypatch.setattr(integrals, "_FEW", 60)
     every = batch_norm_gram(c, slope, recenter)
+    assert 0 < np.abs(few - every).max() < 1e-11 * np.abs(every).max()
+
+
+@pytest.mark.parametrize("way", [batch_norm_pull, batch_norm_push])
+@pytest.mark.parametrize("recenter", [True, False])
+@pytest.mark.parametrize("slope", [0.0, 0.3, -1.0])
+def test_the_jacobian_of_batch_norm_and_leaky_family_against_draws(way, recenter, slope):
+    n, draws = 7, 40_000
+    random = np.random.default_rng(0)
+    c, outer = (x @ x.T / 9 for x in random.standard_normal((2, n, 9)))
+    u = torch.from_numpy(random.multivariate_normal(np.zeros(n), c, draws))
+
+    def layer(row):
+        y = row - row.mean() if recenter else row
+        y = y / y.square().mean().sqrt()
+        return torch.where(y > 0, y, slope * y)
+
+    j = torch.vmap(torch.func.jacrev(layer))(u).numpy()
+    left = j if way is batch_norm_push else j.transpose(0, 2, 1)
+    found = left @ outer @ left.transpose(0, 2, 1)
+    error = found.std(0) / np.sqrt(draws)
+    assert (np.abs(way(c, outer, slope, recenter) - found.mean(0)) < 5 * error + 1e-12).all()
+
+
+@pytest.mark.parametrize("way", [batch_norm_pull, batch_norm_push])
+def test_the_few_nodes_of_the_jacobian_against_all(monkeypatch, way):
+    x, y = np.random.default_rng(0).standard_normal((2, 60, 80))
+    c, outer = (x + x[:1]) @ (x + x[:1]).T / 80, y @ y.T / 80
+    few = way(c, outer, 0.0, True)
+    monkeypatch.setattr(integrals, "_FEW", 60)
+    every = way(c, outer, 0.0, True)
     assert 0 < np.abs(few - every).max() < 1e-11 * np.abs(every).max()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,19 @@ def check_copies(tensors: Iterable[Any], times: int, what: str, itemsize: int = 
     """
     needed = times * sum(t.numel() * (itemsize or t.element_size()) for t in tensors if t.device.type == "cpu")
     check_room(needed, f"What is made beside the model ({what})", "Take a smaller net of its kind: fewer layers, say.")
+
+
+@cache
+def _trim() -> Any:
+    with suppress(OSError, AttributeError):  # glibc's alone
+        return ctypes.CDLL(None).malloc_trim
+    return None
+
+
+def trim() -> None:
+    """Give back to the system what was freed: glibc keeps aligned blocks of a few MB, and seldom uses them again."""
+    if (give := _trim()) is not None:
+        give(0)
 
 
 def does_not_fit(error: BaseException) -> bool:

@@ -45,7 +45,7 @@ class LayerMap:
         return self.norm.push(covariance, inner, self.phi, self.first, points)
 
     @property
-    def samples(self) -> tuple[bool, bool]:
+    def samples(self) -> bool:
         """Do `forward` and `backward` need points to average over?"""
         return self.norm.samples(self.phi, self.first)
 

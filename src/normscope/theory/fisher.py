@@ -154,8 +154,7 @@ def wide_ntk(
     """
     spec, start = checked_spec(spec, "wide_ntk"), read_start(gram, inputs, "wide_ntk")
     check_wide(spec)
-    through = WideLayer(spec).map
-    sampled = through.norm.rescales_batch and not through.phi.linear
+    sampled = WideLayer(spec).map.samples
     points = quasi_normals(start.samples, log2_points, 1, seed)[0] if sampled else None
     layer = WideLayer(spec, points)
     bias, kernel, q = float(spec.bias is not None), np.zeros_like(start.gram), start.gram

@@ -44,7 +44,7 @@ def predict(
 
     Forward: $G_{l+1} = E\,h h^T$ (`normscope.theory.grams`): closed forms or quadrature without batch rescaling, a
         one-dimensional integral for batch norm and the leaky family (identity, relu, leaky_relu, abs), averages over
-        8 x 2^log2_points quasi-random neurons elsewhere (``stderr``: from the spread of the 8). Backward: the
+        8 x 2^log2_points quasi-random neurons elsewhere (``stderr``: from the spread of the 8). Backward, alike: the
         gradient's second moments (`WideLayer.backward`), gradient independence assumed, from loss gradients
         of equal size that are independent between samples at the last layer.
 
@@ -89,22 +89,21 @@ def predict(
         return predict_spec(spec, start, names, gradients, seed_of(seed))
     log2_points, seed = _options(log2_points, seed)
     through = LayerMap.of(spec)
-    n, (sampled, back) = start.samples, through.samples
-    rows = sampled or (gradients and back)
-    layers = _layers(spec, n, log2_points, seed, rows)
+    n, sampled = start.samples, through.samples
+    layers = _layers(spec, n, log2_points, seed, sampled)
     tables, runs = [], []
-    for i, layer in enumerate(layers):
-        if i == 0 or sampled:
-            grams, table = _follow(spec, start, layer, names, keep=gradients)
-            tables.append(table)
+    for layer in layers:
+        grams, table = _follow(spec, start, layer, names, keep=gradients)
+        tables.append(table)
         if gradients:
             runs.append(_backward(layer, grams, start.features))
     records = _activation_records(tables) + (_gradient_records(runs) if gradients else [])
+    method = "quasi-Monte Carlo over neurons" if sampled else "closed form or quadrature"
     facts: dict[str, Any] = {
         "samples": n,
-        "method": "quasi-Monte Carlo over neurons" if sampled else "closed form or quadrature",
-        "gradient_method": "quasi-Monte Carlo over neurons" if rows else "closed form or quadrature",
-        "points": len(layers) * 2**log2_points if rows else 0,
+        "method": method,
+        "gradient_method": method,
+        "points": len(layers) * 2**log2_points if sampled else 0,
         "seed": seed,
         "seconds": time.perf_counter() - began,
         "notes": [],
@@ -123,7 +122,7 @@ def predicted_grams(spec: Spec, gram: Any = None, *, inputs: Any = None, log2_po
     check_wide(spec)
     check_samples(spec, start, 2 * spec.depth + 3)
     log2_points, seed = _options(log2_points, seed)
-    layers = _layers(spec, start.samples, log2_points, seed, LayerMap.of(spec).samples[0])
+    layers = _layers(spec, start.samples, log2_points, seed, LayerMap.of(spec).samples)
     chains = [[gram for gram, _ in _forward(spec, start, layer)] for layer in layers]
     return np.asarray(np.mean(chains, axis=0))
 

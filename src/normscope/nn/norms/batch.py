@@ -15,7 +15,12 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from normscope.core.errors import UsageError
 from normscope.gaussian import Function, product_moment
 from normscope.linalg import Array, centred
-from normscope.nn.norms.integrals import batch_norm_gram, linear_batch_norm_pull
+from normscope.nn.norms.integrals import (
+    batch_norm_gram,
+    batch_norm_pull,
+    batch_norm_push,
+    linear_batch_norm_pull,
+)
 from normscope.nn.norms.norm import EPS, Norm, reciprocal_root, widened
 
 if TYPE_CHECKING:
@@ -55,15 +60,15 @@ class OverBatch(Norm):
         """Of what only recentres."""
         return centred(outer) if self.recenter else outer
 
-    def samples(self, phi: Function, first: bool) -> tuple[bool, bool]:
-        """The integral wants the leaky family, and a norm of the Gaussian rows themselves; backwards, linear layers."""
-        return self.rescale and not (phi.homogeneous and (first or phi.linear)), self.rescale and not phi.linear
+    def samples(self, phi: Function, first: bool) -> bool:
+        """The integrals want the leaky family, and a norm of the Gaussian rows themselves."""
+        return self.rescale and not (phi.homogeneous and (first or phi.linear))
 
     def forward(self, covariance: Array, phi: Function, first: bool, points: Array | None) -> Array:
         """An integral over the size of a row, or an average over rows."""
         if not self.rescale:
             return super().forward(covariance, phi, first, points)
-        if not self.samples(phi, first)[0]:
+        if not self.samples(phi, first):
             assert phi.slope is not None
             return batch_norm_gram(covariance, phi.slope, recenter=self.recenter)
         u = self._neurons(covariance, phi, first, points)[None]
@@ -79,6 +84,8 @@ class OverBatch(Norm):
             return np.full_like(outer, math.inf)  # E 1/sigma^2 is infinite with two degrees of freedom
         if phi.linear:
             return linear_batch_norm_pull(covariance, outer, self.recenter)
+        if phi.slope is not None and first:
+            return batch_norm_pull(covariance, outer, phi.slope, self.recenter)
         return self._pull_rows(self._neurons(covariance, phi, first, points), outer, phi, first)
 
     def push(self, covariance: Array, inner: Array, phi: Function, first: bool, points: Array | None) -> Array:
@@ -94,6 +101,8 @@ class OverBatch(Norm):
             <= 2
         ):
             return self.backward(covariance, inner, phi, first, points)
+        if phi.slope is not None and first:
+            return batch_norm_push(covariance, inner, phi.slope, self.recenter)
         return self._push_rows(self._neurons(covariance, phi, first, points), inner, phi, first)
 
     def _normed(self, x: Array) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ under each tilt, and the integral over s is left.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -78,16 +79,102 @@ def _some_entries(s: Array, tilted: Array, vectors: Array) -> Array:
     The variances; each sample with the one most correlated with it (c near 1 or -1 bends the kernel most) and with one
     at random; all pairs of the 16 largest. K_a is linear in the covariance and in K_0: both lie in the span of these.
     """
+    i, j = _some_pairs(s)
+    variances = tilted @ np.square(vectors).T
+    t = tilted @ (vectors[i] * vectors[j]).T
+    root = np.sqrt(variances[:, i] * variances[:, j])
+    return np.concatenate([variances, root * half_plane(np.divide(t, root, out=np.zeros_like(t), where=root > 0))], 1)
+
+
+def _some_pairs(s: Array) -> tuple[Array, Array]:
     n, scale = len(s), np.sqrt(np.diagonal(s).clip(0))
     correlation = np.abs(s) * np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)  # times the row's scale
     np.fill_diagonal(correlation, -1)
     one, other = np.argsort(scale)[-16:][np.array(np.triu_indices(16, 1))]
     i = np.concatenate([np.arange(n), np.arange(n), one])
     j = np.concatenate([correlation.argmax(1), np.random.default_rng(0).permutation(n), other])
-    variances = tilted @ np.square(vectors).T
-    t = tilted @ (vectors[i] * vectors[j]).T
-    root = np.sqrt(variances[:, i] * variances[:, j])
-    return np.concatenate([variances, root * half_plane(np.divide(t, root, out=np.zeros_like(t), where=root > 0))], 1)
+    return i, j
+
+
+def batch_norm_pull(covariance: Array, outer: Array, slope: float, recenter: bool) -> Array:
+    r"""$E[J^T \Pi J]$ for h = phi(u / rms(u)), u ~ N(0, S), phi of the leaky family, as one integral over the tilt.
+
+    $J = \sigma^{-1} D (P - y y^T / n)$, $y = u / \sigma$, D the slopes, those of u. Under a tilt u ~ N(0, T), and by
+    Stein's lemma only moments of pairs are left: with $Q_{jk} = \Pi_{jk} E\phi'(u_j)\phi'(u_k)$, to whose diagonal
+    $Q'$ adds $\sum_j \Pi_{jk} E\phi(u_j)\phi''(u_k)$,
+    $$\int w \big[Q - \tfrac{s}{n}(T Q' + Q' T) + \tfrac{s^2}{n^2}(T\,\mathrm{tr}(T Q')/2 + T Q' T)\big]\,ds.$$
+    """
+    total = np.zeros_like(outer)
+    for w, share, t in _tilts(covariance, slope, recenter):
+        both, mixed = _slopes(*_correlations(t), slope)
+        q = outer * both
+        more = q + np.diag((outer * mixed).sum(0))
+        product = share * (t @ more)
+        total += w * (q - product - product.T + share * (t * (np.trace(product) / 2) + product @ t))
+    return centred(total) if recenter else total
+
+
+def batch_norm_push(covariance: Array, inner: Array, slope: float, recenter: bool) -> Array:
+    r"""$E[J \Lambda J^T]$ for the same J, in the same way.
+
+    With $M = T \Lambda$, $N = T \Lambda T$, $A = E\phi'\phi'$, $K = E\phi\phi$ and $R_{jk} = E\phi(u_j)\phi''(u_k)$
+    the integral of $w [\Lambda \circ A - \frac{s}{n}(B + B^T) + \frac{s^2}{2n^2}(K\,\mathrm{tr} M + C + C^T)]$,
+    $B_{ik} = M_{ik} A_{ik} + R_{ik} M_{kk}$, $C_{ik} = N_{ik} A_{ik} + R_{ik} N_{kk}$.
+    """
+    inner = centred(inner) if recenter else inner
+    total = np.zeros_like(inner)
+    for w, share, t in _tilts(covariance, slope, recenter):
+        scale, c = _correlations(t)
+        both, mixed = _slopes(scale, c, slope)
+        m = share * (t @ inner)
+        b, c2 = (x * both + mixed * np.diagonal(x) for x in (m, share * (m @ t)))
+        k = slope * t + (1 - slope) ** 2 * np.outer(scale, scale) * half_plane(c)
+        total += w * (inner * both - b - b.T + (share * np.trace(m) * k + c2 + c2.T) / 2)
+    return np.asarray(total)
+
+
+def _correlations(t: Array) -> tuple[Array, Array]:
+    """Deviations (n,) and correlations (n, n)."""
+    scale = np.sqrt(np.diagonal(t).clip(0))
+    root = np.outer(scale, scale)
+    c = np.divide(t, root, out=np.zeros_like(t), where=root > 0).clip(-1, 1)
+    np.fill_diagonal(c, 1)  # arccos(1 - 1e-16) is 1e-8
+    return scale, c
+
+
+def _slopes(left: Array, c: Array, slope: float, right: Array | None = None) -> tuple[Array, Array]:
+    """E phi'(u_j) phi'(u_k) and E phi(u_j) phi''(u_k), phi'' = (1 - slope) delta; ``left``: deviations of u_j, of u_k
+    too if these are the same samples.
+    """
+    jump = (1 - slope) ** 2 / (2 * np.pi)
+    above, below = (left[:, None], left) if right is None else (left, right)
+    ratio = np.divide(above, below, out=np.zeros_like(c), where=below > 0)
+    return slope + jump * (np.pi - np.arccos(c)), jump * np.sqrt((1 - c) * (1 + c)) * ratio
+
+
+def _tilts(covariance: Array, slope: float, recenter: bool) -> Iterator[tuple[float, float, Array]]:
+    """(w, s tr T / n^2, n T / tr T) at nodes for pulls and pushes: all, or few that tell products of tilted moments."""
+    s = centred(covariance) if recenter else covariance
+    values, vectors = np.linalg.eigh(s)
+    log_weights, tilted = _tilted(values.clip(0), 0)
+    weights, size = np.exp(log_weights - log_weights.max()), tilted.mean(1)
+    # The grid's s, recovered from T of the largest eigenvalue: 1/T - 1/S = 2 s / n.
+    shares, tilted = (1 / tilted[:, -1] - 1 / values[-1]) / 2 * size, tilted / size[:, None]
+    if len(s) > _FEW:
+        i, j = _some_pairs(s)
+        variances, t = tilted @ np.square(vectors).T, tilted @ (vectors[i] * vectors[j]).T
+        left, right = np.sqrt(variances[:, i]), np.sqrt(variances[:, j])
+        root = left * right
+        c = np.divide(t, root, out=np.zeros_like(t), where=root > 0).clip(-1, 1)
+        both, mixed = _slopes(left, c, slope, right)
+        a, b, r = np.roll(t, 1, 1), np.roll(t, len(s) // 2, 1), shares[:, None] * len(s)
+        family = [np.ones_like(r), both, r * variances, r * a, r * a * both, r * a * mixed]
+        family += [r**2 * a * b * both, r**2 * a * b * mixed, r**2 * t * a]
+        nodes, weights = few_nodes(weights, np.concatenate(family, 1))
+        shares, tilted = shares[nodes], tilted[nodes]
+    weights = weights * math.exp(log_weights.max())
+    for w, share, row in zip(weights.tolist(), shares.tolist(), tilted, strict=True):
+        yield w, share, (vectors * row) @ vectors.T
 
 
 def rescaled_spectrum(values: Array) -> Array:
@@ -103,14 +190,16 @@ def rescaled_spectrum(values: Array) -> Array:
     return np.asarray(p * (len(values) / p.sum()))
 
 
-def _tilted(values: Array) -> tuple[Array, Array]:
-    """Weights ds det(I + 2 s S / n)^(-1/2) and eigenvalues of S (I + 2 s S / n)^(-1), on a grid of log s."""
+def _tilted(values: Array, power: int = 1) -> tuple[Array, Array]:
+    """Weights ds det(I + 2 s S / n)^(-1/2) and eigenvalues of S (I + 2 s S / n)^(-1), on a grid of log s, where an
+    integrand of that ``power`` in these counts.
+    """
     n = len(values)
     grid, step = np.linspace(-42, 66, 433, retstep=True)
     s = np.exp(grid) * n / (2 * values.max())
     growth = 1 + 2 * np.outer(s, values) / n
     log_weights = np.log(s) - 0.5 * np.log(growth).sum(1) + math.log(step)
-    size = log_weights + np.log((values / growth).max(1))
+    size = log_weights + power * np.log((values / growth).max(1))
     keep = size > size.max() - 45  # the rest is below 1e-19 of the integral
     return log_weights[keep], (values / growth)[keep]
 

@@ -121,9 +121,9 @@ class Norm:
         """
         return self.backward(covariance, inner, phi, first, points)
 
-    def samples(self, phi: Function, first: bool) -> tuple[bool, bool]:
+    def samples(self, phi: Function, first: bool) -> bool:
         """Do `forward` and `backward` need points, having no integral in closed or one-dimensional form?"""
-        return False, False
+        return False
 
     def order(self, q: Array) -> tuple[Array, float] | None:
         """(q_1, q_2) behind the norm of a large batch, of pre-activations with (q_1, q_2), and the factor on the

@@ -254,14 +254,18 @@ def dropped(program: Program, law: Law, p: float, whole: bool = False) -> Law:
     if isinstance(law, Scores):
         return Scores(law.shape, law.draws, **parts)
     assert isinstance(law, Field)
-    same = torch.eye(law.count, dtype=dtype_of(law.count))
-    if whole:
-        sample = torch.arange(law.shape[0]).repeat_interleave(law.count // law.shape[0])
-        same = (sample[:, None] == sample).to(same.dtype)
-    grown = 1 + same * (p / (1 - p))
+    sample = torch.arange(law.shape[0]).repeat_interleave(law.count // law.shape[0])
+
+    def grown(k: Tensor) -> Tensor:
+        if whole:
+            return k * (1 + (sample[:, None] == sample).to(k.dtype) * (p / (1 - p)))
+        k = k.clone()
+        k.diagonal().mul_(1 + p / (1 - p))
+        return k
+
     return Field(
-        law.shape, law.features, program.draws, moments=lambda: (law.moments[0], grown * law.moments[1]),
-        pull=lambda grad: [(law, grown * grad)], **parts,
+        law.shape, law.features, program.draws, moments=lambda: (law.moments[0], grown(law.moments[1])),
+        pull=lambda grad: [(law, grown(grad))], kept=False, **parts,
     )  # fmt: skip
 
 
@@ -300,7 +304,8 @@ def cat(program: Program, call: Call, out: Tensor) -> Law | None:
         fields.append(law if isinstance(law, Field) else program.data(x.detach(), first.features))
     if any(f.features != first.features for f in fields):
         return None
-    parts_of: dict[str, Any] = {"of": fields, "by": lambda *x: torch.cat([a.to(out.dtype) for a in x], dim)}
+    dtype = out.dtype
+    parts_of: dict[str, Any] = {"of": fields, "by": lambda *x: torch.cat([a.to(dtype) for a in x], dim)}
 
     if dim in first.features:
         shares = [f.size / sum(g.size for g in fields) for f in fields]
@@ -329,7 +334,9 @@ def cat(program: Program, call: Call, out: Tensor) -> Law | None:
         return [(f, back[s : s + c, s : s + c]) for f, s, c in zip(fields, starts, counts, strict=True) if f.sources]
 
     gaussian = all(f.gaussian for f in fields)
-    return Field(out.shape, first.features, program.draws, moments=ordered, pull=pull, gaussian=gaussian, **parts_of)
+    return Field(
+        out.shape, first.features, program.draws, moments=ordered, pull=pull, gaussian=gaussian, kept=False, **parts_of
+    )
 
 
 def _weighted(parts: list[Tensor], shares: list[float]) -> Tensor:

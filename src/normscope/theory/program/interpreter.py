@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from normscope.core.errors import UsageError
+from normscope.core.memory import trim
 from normscope.theory.program.kernels import first_moment, second_moments
 from normscope.theory.program.laws import (
     Draws,
@@ -33,6 +34,7 @@ from normscope.theory.program.laws import (
     of_data,
     uncanonical,
 )
+from normscope.theory.program.lent import Refused, reads
 from normscope.theory.program.moves import Pattern
 from normscope.theory.program.reading import (
     Call,
@@ -50,6 +52,8 @@ from normscope.theory.program.reading import (
 #: name of a function -> its rule: from the program, the call and the tensor that it returned, the law of that tensor;
 #: ``None``: this call has none. Filled by the modules beside this one.
 RULES: dict[str, Callable[[Program, Call, Tensor], Law | None]] = {}
+#: Laws after which freed memory goes back to the system.
+TRIM = 16
 #: Gaussian fields drawn at a time: with 256 features 1024 neurons.
 DRAWS = 4
 
@@ -68,18 +72,21 @@ class Program(TorchFunctionMode):
     """A run of a model in which tensors have laws.
 
     seed, draws: of the draws, and how many. until: when it gives up, by ``time.perf_counter``. sites: samples x
-    positions that a field may have; what has more is measured.
+    positions that a field may have; what has more is measured. lent: weights are the user's own, so that a call that
+    might write to them is ``refused``.
     nodes: laws in the order in which they were found. unknown: what was measured, by the name of the function, and
     why. noted: approximations that were made. weights: where those of so many entries, this sum and mean square are.
     """
 
     def __init__(
-        self, seed: int = 0, sites: int = 2048, until: float = math.inf, draws: int = DRAWS
+        self, seed: int = 0, sites: int = 2048, until: float = math.inf, draws: int = DRAWS, lent: bool = False
     ) -> None:  # fmt: skip
         super().__init__()
         self.seed, self.most, self.draws = seed, sites, Draws(draws)
         self.until = until
         self.nodes: list[Law] = []
+        self.lent = lent
+        self.refused = False
         self.unknown: dict[str, str] = {}
         self.weights: dict[tuple[int, float, float], int] = {}
         self.noted: dict[str, None] = {}
@@ -91,6 +98,9 @@ class Program(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         call = Call(func, args, kwargs or {})
+        if self.lent and not reads(call):
+            self.refused = True
+            raise Refused
         special = COMPOSITE.get(call.name)
         if special is not None and (call.at or not all(map(is_weight, call.others()))):
             with self:
@@ -150,6 +160,8 @@ class Program(TorchFunctionMode):
             if law is not None:
                 if not isinstance(law, Known) and law not in call.laws:
                     self.nodes.append(law)
+                    if len(self.nodes) % TRIM == 0:
+                        trim()
             elif call.at and x.is_floating_point() and not (call.in_place and 0 not in call.at):
                 self.unknown.setdefault(call.name, "no rule")
 
@@ -267,7 +279,9 @@ class Program(TorchFunctionMode):
         def pull(grad: Tensor) -> Pulled:
             return [(base, grad * second_moments(function, base.moments[0], base.covariance, derivative=True))]
 
-        field = Field(first.shape, first.features, self.draws, of=laws, by=call.again, moments=moments, pull=pull)
+        field = Field(
+            first.shape, first.features, self.draws, of=laws, by=call.again, moments=moments, pull=pull, kept=False
+        )
         field.base, field.function = base, function
         return field
 
@@ -297,6 +311,11 @@ class Program(TorchFunctionMode):
         field = Field(out.shape, features, self.draws, of=laws, by=_nth(again, 0))
         return field if field.count <= self.most else None
 
+    def release(self, node: Law) -> None:
+        """Nothing behind this node is asked for again."""
+        if isinstance(node, Field):
+            node.release()
+
     def cotangents(self, field: Field, outer: Tensor) -> list[Tensor]:
         """Tensors of the field's shape whose products over sites, summed over features, have the mean ``outer``."""
         found = []
@@ -323,15 +342,21 @@ class Program(TorchFunctionMode):
             else:
                 moments[key] = moments[key] + grad if key in moments else grad
 
-        for node in reversed(self.nodes):
+        for at, node in enumerate(reversed(self.nodes)):
             self.in_time()
+            if at % TRIM == 0:
+                trim()
             moment, back = moments.pop(id(node), None), drawn.pop(id(node), None)
             if moment is None and back is None:
+                self.release(node)
                 continue
             sizes[id(node)] = _size(moment, back)
             if isinstance(node, Field) and back is not None and node.by is None:
-                rows = [node.canonical(g).to(dtype_of(node.count)) for g in back]
-                total = torch.stack([r @ r.T for r in rows]).mean(0)
+                total = torch.zeros(node.count, node.count, dtype=dtype_of(node.count))
+                for g in back:
+                    r = node.canonical(g).to(total.dtype)
+                    total.addmm_(r, r.T)
+                total /= len(back)
                 moment, back = total if moment is None else moment + total, None
             if isinstance(node, Field) and node.sampled and moment is not None:
                 more = self.cotangents(node, moment)
@@ -341,6 +366,7 @@ class Program(TorchFunctionMode):
             if back is not None:
                 for parent, grads in _through(node, back):
                     add(parent, grads)
+            self.release(node)
         return sizes
 
 
@@ -366,7 +392,8 @@ def _through(node: Law, back: list[Tensor]) -> Pulled:
     for i, g in enumerate(back):
         with torch.enable_grad():
             inputs = [x.draw(i).detach().clone().requires_grad_() for x in node.of]
-            grads = torch.autograd.grad(node.by(*inputs), inputs, g, allow_unused=True)
+            total = (node.by(*inputs) * g).sum()  # given g, torch would import sympy
+            grads = torch.autograd.grad(total, inputs, allow_unused=True)
         for kept, grad, x in zip(found, grads, inputs, strict=True):
             kept.append(torch.zeros_like(x) if grad is None else grad)
     return [(law, kept) for law, kept in zip(node.of, found, strict=True) if law.sources]

@@ -22,26 +22,47 @@ from normscope.theory.program.kernels import Scalar
 Pulled = list[tuple["Law", Any]]
 #: Sites up to which moments are kept in float64.
 _DOUBLE = 512
-#: Numbers of draws that are kept, the latest ones.
-_HELD = 2**24
+#: Numbers of draws, and of moments that are soon found again, that are kept, the latest ones.
+_HELD, _LATELY = 2**24, 2**22
 
 
-class Draws:
-    """How many draws of each law there are, and the latest of them, as many as there is room for."""
+class Latest:
+    """The latest tensors of laws, as many as there is room for."""
 
-    def __init__(self, count: int) -> None:
-        self.count, self._size = count, 0
-        self._kept: OrderedDict[tuple[int, int], tuple[Law, Tensor]] = OrderedDict()
+    def __init__(self, most: int) -> None:
+        self._most, self._size = most, 0
+        self._kept: OrderedDict[tuple[int, int], tuple[Law, tuple[Tensor, ...]]] = OrderedDict()
 
-    def of(self, law: Law, i: int, draw: Callable[[int], Tensor]) -> Tensor:
+    def of(self, law: Law, i: int, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """The i-th of a law, kept or made (again: the same numbers)."""
         found = self._kept.get((id(law), i))
         if found is None:
-            found = self._kept[id(law), i] = law, draw(i)
-            self._size += found[1].numel()
-            while self._size > _HELD and len(self._kept) > 1:
-                self._size -= self._kept.popitem(last=False)[1][1].numel()
+            found = self._kept[id(law), i] = law, make()
+            self._size += _numbers(found[1])
+            while self._size > self._most and len(self._kept) > 1:
+                self._size -= _numbers(self._kept.popitem(last=False)[1][1])
         return found[1]
+
+    def clear(self) -> None:
+        """Keep none."""
+        self._kept.clear()
+        self._size = 0
+
+
+def _numbers(tensors: Sequence[Tensor]) -> int:
+    return sum(x.numel() for x in tensors)
+
+
+class Draws:
+    """How many draws of each law there are, and the latest of them, and of moments that are not kept."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.latest, self.moments = count, Latest(_HELD), Latest(_LATELY)
+
+    def clear(self) -> None:
+        """Keep none."""
+        self.latest.clear()
+        self.moments.clear()
 
 
 class Law:
@@ -63,7 +84,7 @@ class Law:
 
     def draw(self, i: int) -> Tensor:
         """The i-th draw, a tensor of its shape; the same one each time: kept for a while, then made again."""
-        return self.draws.of(self, i, self._made)
+        return self.draws.latest.of(self, i, lambda: (self._made(i),))[0]
 
     def _made(self, i: int) -> Tensor:
         if self.by is not None:
@@ -138,10 +159,18 @@ class Field(Law):
         """m (N,) and K (N, N)."""
         if self._found is not None:
             return self._found
-        found = self._moments() if self._moments is not None else of_draws(self)
-        if self._kept:
-            self._found = found
-        return found
+        if not self._kept:
+            m, k = self.draws.moments.of(self, 0, self._work_out)
+            return m, k
+        self._found = self._work_out()
+        return self._found
+
+    def _work_out(self) -> tuple[Tensor, Tensor]:
+        return self._moments() if self._moments is not None else of_draws(self)
+
+    def release(self) -> None:
+        """Keep no moments any longer."""
+        self._found = None
 
     @property
     def covariance(self) -> Tensor:
@@ -196,9 +225,10 @@ def _root(covariance: Tensor, scale: Tensor) -> Tensor:
     """R with R R^T = covariance; sums of moments and averages over draws may be a little less than positive: then of
     what is positive in it, with the variances as they are.
     """
-    identity = torch.eye(len(covariance), dtype=covariance.dtype)
     for jitter in (1e-10, 1e-6, 1e-4) if covariance.dtype == torch.float64 else (1e-5, 1e-4):
-        lower, info = torch.linalg.cholesky_ex(covariance + jitter * scale * identity)
+        moved = covariance.clone()
+        moved.diagonal().add_(jitter * scale)
+        lower, info = torch.linalg.cholesky_ex(moved)
         if not info:
             return lower
     values, vectors = torch.linalg.eigh(covariance)

@@ -149,48 +149,52 @@ def over_batch(
 
     def centred_moments() -> Tensor:
         k = field.moments[1]
-        return k if not norm.recenter else k - k.mean(0) - k.mean(1)[:, None] + k.mean()
-
-    def size() -> float:
-        return float(centred_moments().diagonal().mean())
+        return (k - k.mean(0)).sub_(k.mean(1)[:, None]).add_(k.mean()) if norm.recenter else k
 
     def behind() -> Tensor:
         """K without gain and bias; eps as at the mean size."""
         s = centred_moments()
-        shrink = size() / (size() + eps)
-        if not size() > 0:
+        size = float(s.diagonal().mean())
+        shrink = size / (size + eps)
+        if not size > 0:
             return torch.zeros_like(s)
         if field.gaussian and n <= SPECTRAL:
             values, vectors = np.linalg.eigh(s.double().numpy())
             exactly = (vectors * rescaled_spectrum(values.clip(0))) @ vectors.T
             return torch.from_numpy(exactly).to(s.dtype) * shrink
         trace, square = s.diagonal().sum(), s @ s
-        t = share(s)
-        return n * shrink * (s / trace * (1 + 2 * t) - 2 * square / trace**2)
+        first = (s / trace).mul_(1 + 2 * share(s))
+        return first.sub_(square.mul_(2).div_(trace**2)).mul_(n * shrink)
 
     def moments() -> tuple[Tensor, Tensor]:
         m = torch.zeros(n, dtype=field.moments[1].dtype)
         if not norm.recenter:
-            m = field.moments[0] / math.sqrt(size() + eps)
+            m = field.moments[0] / math.sqrt(float(field.moments[1].diagonal().mean()) + eps)
         return affine(m, behind(), w, b)
 
     def pull(grad: Tensor) -> Pulled:
         s, pi = centred_moments(), gain * grad
-        factor = 1 / (size() + eps)
+        size = float(s.diagonal().mean())
+        factor = 1 / (size + eps)
         if field.gaussian and n <= SPECTRAL and _rank(s) > 2:
             exactly = linear_batch_norm_pull(field.moments[1].double().numpy(), pi.double().numpy(), norm.recenter)
-            return [(field, torch.from_numpy(exactly).to(s.dtype) * (size() * factor))]
+            return [(field, torch.from_numpy(exactly).to(s.dtype) * (size * factor))]
         # One neuron y ~ N(0, K) of mean square 1: J = (P - y y^T / n) / sigma, sigma^2 of a Gamma law of its variance.
-        factor, k = factor / max(1 - 2 * share(s), 0.2), (made.moments[1] - shift) / gain if gain else behind()
+        factor = factor / max(1 - 2 * share(s), 0.2)
+        del s
+        k = (made.moments[1] - shift).div_(gain) if gain else behind()
         kp = k @ pi
-        found = pi - (kp + kp.mT) / n + (k * kp.diagonal().sum() + 2 * kp @ k) / n**2
+        found = pi.sub_((kp + kp.mT).div_(n))
+        second = (2 * kp) @ k
+        found.add_(second.add_(k.mul_(kp.diagonal().sum())).div_(n**2))
         if norm.recenter:
-            found = found - found.mean(0) - found.mean(1)[:, None] + found.mean()
-        return [(field, factor * found)]
+            rows, columns, whole = found.mean(0), found.mean(1)[:, None], found.mean()
+            found.sub_(rows).sub_(columns).add_(whole)
+        return [(field, found.mul_(factor))]
 
     made = Field(
         out.shape, field.features, program.draws, of=(field,), by=again, moments=moments, pull=pull,
-        gaussian=field.gaussian,
+        gaussian=field.gaussian, kept=n <= SPECTRAL,
     )  # fmt: skip
     if not field.gaussian and n <= FEW:
         return _of_function(program, field, out, again, norm, gain, shift)
@@ -245,7 +249,7 @@ def through_norm(base: Field, of: Scalar) -> tuple[Tensor, Tensor] | None:
     phi, scale = as_function(lambda x: of(math.sqrt(gain) * x)), 1.0
     if known is not None and known.function.slope is not None:
         phi, scale = ACTIVATIONS["leaky_relu"].of_slope(known.function.slope), known.scale * math.sqrt(gain)
-    points = quasi_normals(field.count, _POINTS, 1, 0)[0] if norm.samples(phi, True)[0] else None
+    points = quasi_normals(field.count, _POINTS, 1, 0)[0] if norm.samples(phi, True) else None
     found = torch.from_numpy(norm.forward(field.moments[1].double().numpy(), phi, True, points)) * scale**2
     variance = torch.full((field.count,), gain, dtype=torch.float64)
     return first_moment(of, torch.zeros_like(variance), variance), found

@@ -24,6 +24,7 @@ from normscope.geometry.statistic import Statistic
 from normscope.theory._values import evaluate
 from normscope.theory.program.interpreter import DRAWS, Program
 from normscope.theory.program.laws import Field, canonical
+from normscope.theory.program.lent import lending
 from normscope.theory.program.moves import distinct
 from normscope.theory.program.reading import law_of, places
 
@@ -62,8 +63,14 @@ def predict_model(
         raise UsageError(f"A prediction compares samples, so it needs a batch of at least 2; got {at.rows.n}.")
     if not all(bool(torch.isfinite(x).all()) for x in tensors((at.args, at.kwargs)) if x.is_floating_point()):
         raise UsageError("The inputs must be finite; they hold NaN or infinity. Clean the data.")
-    program = Program(seed, sites, began + budget, draws)
-    seen, grads = at.run(lambda: _followed(at, program, names, gradients))
+    programs: list[Program] = []
+
+    def work(lent: bool) -> tuple[list[Seen], dict[int, float]]:
+        programs.append(Program(seed, sites, began + budget, draws, lent))
+        return _followed(at, programs[-1], names, gradients)
+
+    seen, grads = lending(at, work, lambda: programs[-1].refused)
+    program = programs[-1]
     layers = [s for s in seen if s.tap.layer]
     if not partly and not any(s.law is not None for s in layers):
         raise UsageError(
@@ -117,10 +124,11 @@ def _followed(at: Step, program: Program, names: Sequence[str], gradients: bool)
             law = law_of(first_tensor(whole))
         finally:
             program.forget()
-        if not gradients or not isinstance(law, Field):
-            return seen, {}
-        outer = torch.eye(law.count, dtype=law.moments[1].dtype) / law.count
-        return seen, program.backward(law, outer)
+        grads: dict[int, float] = {}
+        if gradients and isinstance(law, Field):
+            grads = program.backward(law, torch.eye(law.count, dtype=law.moments[1].dtype) / law.count)
+        program.draws.clear()
+        return seen, grads
 
 
 def _seen(at: Step, tap: Tap, call: int, x: Tensor, names: Sequence[str]) -> Seen | None:

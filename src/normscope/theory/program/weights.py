@@ -110,9 +110,11 @@ def convolution(program: Program, call: Call, out: Tensor) -> Law | None:
             k = sum(float(s) / rows.shape[1] * (r @ r.T) for s, r in zip(shares, parts, strict=True))
         else:
             padded = F.pad(field.moments[1].to(dtype), (1, 0, 1, 0))
-            k = sum(float(s) * padded[at][:, at] for s, at in zip(shares, index.T, strict=True))
+            k = torch.zeros(len(index), len(index), dtype=dtype)
+            for s, at in zip(shares, index.T, strict=True):
+                k += padded[at[:, None], at].mul_(float(s))
         assert isinstance(k, Tensor)
-        return torch.full((len(k),), shift[0], dtype=dtype), k + shift[1]
+        return torch.full((len(k),), shift[0], dtype=dtype), k.add_(shift[1])
 
     def pull(grad: Tensor) -> Pulled:
         if given:
