@@ -287,6 +287,8 @@ NAN_NORMS = (
     (N, "OverBatch", "gram", "nachum2024/odd-fixed-points", WIDE),
     (N, "OverBatch", "forward", "nachum2024/gram-integral", WIDE),
     (N, "OverBatch", "backward", "nachum2024/gradient-rates", WIDE), (N, "OverBatch", "pull", "", WIDE),
+    ("nn/norms/squash.py", "DyT", "forward", "daneshmand2021/dyt", NORMS),
+    ("nn/norms/squash.py", "Squash", "forward", "", WIDE), ("nn/norms/squash.py", "Squash", "backward", "", WIDE),
     (F, "RMSNorm", "forward", "", NORMS), (F, "OverFeatures", "rows", "", CHAINS),
     (F, "OverFeatures", "gram", "", WIDE), (F, "OverFeatures", "pull", "", WIDE),
 )  # fmt: skip
