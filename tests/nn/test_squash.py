@@ -38,9 +38,9 @@ class Curve(nn.Module):
 
 
 class Scale(nn.Module):
-    def __init__(self):
+    def __init__(self, alpha):
         super().__init__()
-        self.alpha = nn.Parameter(torch.tensor(0.7))
+        self.alpha = nn.Parameter(torch.tensor(alpha))
 
     def forward(self, x):
         return self.alpha * x
@@ -60,7 +60,8 @@ def test_a_curve_is_known_by_what_it_does(module, found):
 
 
 @pytest.mark.parametrize(
-    "module", [Scale(), nn.PReLU(), nn.Linear(1, 1), nn.LayerNorm(8), nn.BatchNorm1d(1), nn.Tanh()]
+    "module",
+    [Scale(0.7), Scale(1e-4), Scale(0.0), nn.PReLU(), nn.Linear(1, 1), nn.LayerNorm(8), nn.BatchNorm1d(1), nn.Tanh()],
 )
 def test_another_module_is_no_curve(module):
     assert curve_of(module) is None

@@ -130,20 +130,22 @@ def curve_of(module: nn.Module) -> tuple[str, float, bool] | None:
         return None
     if any(p.dim() > 1 or p.numel() not in (1, features) for p in own) or any(p.is_meta for p in own):
         return None
-    x = torch.linspace(-2, 2, 2 * features, dtype=single[0].dtype, device=single[0].device).reshape(2, features)
-    for trial in (x, x.reshape(2, features, 1, 1)):
-        try:
-            y, centre = (deepcopy(module).forward(z) for z in (trial, torch.zeros_like(trial)))
-        except Exception:  # a user's module, of inputs that it may not be made for
-            continue
-        if not isinstance(y, Tensor) or y.shape != trial.shape:
-            continue
-        fresh = all(bool((p == 1).all() | (p == 0).all()) for p in own if p.numel() > 1)
-        gains = [p.reshape(1, -1, *[1] * (trial.dim() - 2)) for p in own if p.numel() == features > 1]
-        for alpha in single:
+    fresh = all(bool((p == 1).all() | (p == 0).all()) for p in own if p.numel() > 1)
+    gains: list[Tensor] = [torch.ones(1), *(p for p in own if p.numel() == features > 1)]
+    for alpha in single:
+        x = torch.linspace(-2, 2, 2 * features, dtype=alpha.dtype, device=alpha.device) / alpha  # where it bends
+        for shape in ((2, features), (2, features, 1, 1)):
+            z = x.reshape(shape)
+            try:
+                y, centre = (deepcopy(module).forward(v) for v in (z, torch.zeros_like(z)))
+            except Exception:  # a user's module, of inputs that it may not be made for
+                continue
+            if not isinstance(y, Tensor) or y.shape != z.shape or not bool(y.isfinite().all()):
+                continue
             for curve, f in CURVES.items():
-                for gain in (gains[0] if gains else 1.0, 1.0, *gains[1:]):
-                    if torch.allclose(y, f(alpha * trial) * gain + centre, rtol=1e-3, atol=1e-5):
+                for gain in gains:
+                    expected = f(alpha * z) * gain.to(z).reshape(1, -1, *[1] * (z.dim() - 2)) + centre
+                    if torch.allclose(y, expected, rtol=1e-3, atol=1e-5):
                         return curve, round(float(alpha), 6), fresh and not bool(centre.any())
     return None
 
