@@ -409,8 +409,15 @@ def since(layer, value, before=0.0):
     return lambda at: value if at >= layer else before
 
 
+def curves(*scales):
+    """Of curves in the place of norms, alpha = 0.5, the rms of their inputs."""
+    return profile({}, checkup={"norms": {"curves": [(f"norms.{i}", "tanh", 0.5, r) for i, r in enumerate(scales)]}})
+
+
 #: name -> (profile, code, severity, layer) of a rule that fires.
 FIRES = {
+    "alpha leaves a sign": (curves(2, 42, 90), "NS508", "warning", None),
+    "alpha lets the signal fall": (curves(2, 0.4, 0.09), "NS508", "warning", None),
     "rank one at the end": (profile(activation(participation_rank=since(7, 1 + 2e-6, 8))), "NS101", "warning", 7),
     "rank one at the end of a deep net": (
         profile(activation(participation_rank=since(7, 1.0, 8)), layers=20), "NS101", "error", 7,
@@ -531,6 +538,9 @@ def test_the_evidence_of_a_non_finite_value_names_its_layer(case):
 
 #: name -> (profile, code) of a rule that must be silent.
 SILENT = {
+    "alpha large once": (curves(2, 3, 90), "NS508"),
+    "alpha small everywhere, as with skips": (curves(0.05, 0.05, 0.04), "NS508"),
+    "alpha small behind two layers": (curves(2, 0.09), "NS508"),
     "low for a while": (profile(activation(participation_rank=lambda at: 1.1 if 2 < at < 9 else 8)), "NS101"),
     "ends low after few layers": (profile(activation(participation_rank=since(9, 1.1, 8))), "NS101"),
     "the output alone is of rank one": (profile(activation(participation_rank=since(13, 1.0, 8))), "NS101"),

@@ -191,9 +191,9 @@ STEEP, FLAT, FALLEN = 20.0, 0.05, 0.2
     "NS508",
     "alpha far from its input's scale",
     severity="warning",
-    meaning="tanh(alpha x) in the place of a norm (DyT, or erf) is a sign where alpha x is large, so that gradients "
-    "are lost or explode, and the factor alpha where it is small, so that a plain net's signal shrinks layer by "
-    "layer.",
+    meaning="A curve tanh(alpha x) in the place of a norm (DyT, or erf) is a sign where alpha x is large, so that "
+    "gradients are lost or explode, and the factor alpha where it is small, so that a plain net's signal shrinks layer "
+    "by layer.",
     cure="Start each at alpha = 1 / rms of its input on a batch, first layers first (0.5 to 1.5 of that trains alike): "
     "module.alpha.data.fill_(1 / x.square().mean().sqrt()).",
     source="trained nets (12 plain layers on digits, SGD and Adam): .10, .20 as published (alpha = 0.5), .86, .86 with "
