@@ -14,13 +14,14 @@ ROWS = [f"C{i}" for i in range(1, 28)] + [
     "Fig.5a",
     "Fig.5b", "Fig.6", "Fig.6-bug", "Fig.7", "Tab.1", "Tab.2", "Tab.3", "F.2", "F.conjecture", "vanilla-law",
     "transient",
-    "F-gradients", "F-haar", "F-haar-floor", "F-isometry", "F-nonlinearity", "F-mean-field", "E-slice", "E-identity",
+    "F-gradients", "F-haar", "F-haar-floor", "F-isometry", "F-nonlinearity", "F-groups", "F-dyt",
+    "F-mean-field", "E-slice", "E-identity",
 ]  # fmt: skip
 MINE = [name for name in CLAIMS if name.startswith("daneshmand2021/")]
 FAST = [
     "normalization", "gap", "lemma8", "contraction", "theorem1-as-printed", "appendix-constant", "lemma4", "mean-gram",
     "transient",
-    "appendix-e", "slice-spectrum", "isometry", "vanilla-relu", "fig2a",
+    "appendix-e", "slice-spectrum", "isometry", "vanilla-relu", "fig2a", "dyt",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ FAST = [
     "odd-state-stable",
     "several-become-one", "rescaling-destabilises", "odd-dissolves", "plain-relu-angle", "linear-rates",
     "equiangular", "rescaling-alone", "one-ray", "odd-activations", "detector-planted", "detector-false-alarms",
+    "detector-several",
 ]  # fmt: skip
 
 #: Rows of section 7, the statements of sections 0, 1, 2, 5 and 6, those of section 3 that have no row, figures in
@@ -20,7 +21,7 @@ FAST = [
 ROWS = (
     [f"D{i}" for i in range(1, 30)]
     + ["S0.1", "S0.2", "S0.3", "S0.4a", "S0.4b", "S0.4c", "S0.5a", "S0.5b", "S0.5c", "S0.6", "S0.7", "S1", "S2.kernel"]
-    + ["S2.score", "S2.integral", "S4", "S5.planted", "S5.false", "S5.nets", "S6.law", "S6.cost"]
+    + ["S2.score", "S2.integral", "S4", "S5.planted", "S5.false", "S5.several", "S5.nets", "S6.law", "S6.cost"]
     + ["3.1.exact", "3.1.shape", "3.1.k", "3.1.rescaled", "3.1.leaky", "3.2.spread", "3.2.table", "3.2.threshold"]
     + ["3.2.slopes", "3.2.asymptotics", "3.3.equiangular", "3.3.odd", "3.3.saddle", "3.3.several", "3.3.growth"]
     + ["3.3.basin", "3.3.cosine", "3.4", "3.5.map", "3.5.depth", "3.5.odd", "3.6.factor", "3.6.root", "3.6.relax"]

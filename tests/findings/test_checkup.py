@@ -127,6 +127,16 @@ def batch_norm_over_three_samples():
     return given | {"data": [(x[i : i + 3], t[i : i + 3]) for i in range(0, 60, 3)]}
 
 
+def grouped(groups):
+    layers = [(nn.Linear(a, 64), nn.GroupNorm(groups, 64), nn.ReLU()) for a in (12, 64)]
+    return classify(nn.Sequential(*[m for layer in layers for m in layer], nn.Linear(64, 3)))
+
+
+@broken("NS126", "1", "warning")
+def groups_of_two_units():
+    return grouped(32)
+
+
 @broken("NS118", "1")
 def a_norm_after_the_last_layer():
     return regress(nn.Sequential(mlp(12, 64, 1), nn.BatchNorm1d(1, affine=False)), lambda t: 3 * t + 20)
@@ -2070,6 +2080,7 @@ HEALED = {
     "NS714 of a value": lambda: class_and_value(1.0),
     "NS701 of a divergence": lambda: distilled(F.log_softmax),
     "NS125": lambda: graphs(True),
+    "NS126": lambda: grouped(8),
     "NS714 of heads": lambda: heads("mean"),
     "NS303": lambda: attentive(0.125),
     "NS411": lambda: remembered(1.0),

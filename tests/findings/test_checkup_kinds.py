@@ -428,6 +428,67 @@ def test_a_rate_that_holds_the_loss_at_chance_is_too_large() -> None:
     assert any("rate is too large" in f.evidence for f in found.findings if f.severity != "info")
 
 
+def grouped(groups: int, depth: int, width: int = 64) -> Setup:
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Linear(width if i else 12, width), nn.GroupNorm(groups, width), nn.ReLU()]
+    x = torch.randn(448, 12)
+    return setup(nn.Sequential(*layers, nn.Linear(width, 3)), x, x[:, :3].argmax(1), nn.CrossEntropyLoss())
+
+
+@kind("NS126", "1")
+def groups_of_four_in_eight_layers(broken: bool) -> Setup:
+    return grouped(16 if broken else 2, 10)
+
+
+@kind("NS126", "7")
+def groups_of_two_where_the_map_is_one_pixel(broken: bool) -> Setup:
+    first = [
+        nn.Conv2d(3, 32, 3, 2, 1),
+        nn.GroupNorm(8, 32),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, 2, 1),
+        nn.GroupNorm(32, 64),
+    ]
+    last = [nn.ReLU(), nn.Conv2d(64, 64, 2), nn.GroupNorm(32 if broken else 8, 64), nn.ReLU(), nn.Flatten()]
+    x = torch.randn(448, 3, 8, 8)
+    y = (x.mean((2, 3))).argmax(1)
+    return setup(nn.Sequential(*first, *last, nn.Linear(64, 3)), x, y, nn.CrossEntropyLoss())
+
+
+class Dynamic(nn.Module):
+    """DyT as published, by another name."""
+
+    def __init__(self, width: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha, self.weight = nn.Parameter(torch.ones(1) * alpha), nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.alpha * x) * self.weight + self.bias
+
+
+def curved(alphas: list[float]) -> Setup:
+    layers: list[nn.Module] = [nn.Linear(12, 64)]
+    for alpha in alphas:
+        layers += [Dynamic(64, alpha), nn.GELU(), nn.Linear(64, 64)]
+    for m in layers:
+        if isinstance(m, nn.Linear):
+            nn.init.normal_(m.weight, 0, m.in_features**-0.5)
+    x = torch.randn(448, 12)
+    return setup(nn.Sequential(*layers, nn.Linear(64, 3)), x, x[:, :3].argmax(1), nn.CrossEntropyLoss())
+
+
+@kind("NS508")
+def alphas_that_lose_the_signal(broken: bool) -> Setup:
+    return curved([0.5] * 6 if broken else [1.0, 2.5, 2.5, 2.5, 2.5, 2.5])
+
+
+@kind("NS508", "1")
+def alphas_that_leave_a_sign(broken: bool) -> Setup:
+    return curved([60.0] * 4 if broken else [1.0, 2.5, 2.5, 2.5])
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("broken", [True, False])
 def test_a_kind_is_named_and_its_twin_is_quiet(name: str, broken: bool) -> None:

@@ -141,6 +141,15 @@ def test_the_odd_samples_share_is_the_oracles(n, seed):
     assert found(RECENTRED, "NS103", n=n, seed=seed).value == pytest.approx(share, rel=1e-3)
 
 
+def test_several_odd_samples_are_named_and_are_no_rank_collapse():
+    x = torch.ones(64, 200) + 0.05 * torch.randn(64, 200, generator=torch.Generator().manual_seed(0))
+    which = [3, 17, 40]
+    x[which, 0] += 300
+    said = {f.code: f.evidence for f in diagnose(build(RECENTRED, 200, seed=0), x, trial=False).findings}
+    assert "samples 3, 17 and 40 stand against the other 61" in said["NS103"]
+    assert "NS101" not in said
+
+
 @pytest.mark.parametrize(("n", "seed"), ODD)
 def test_complete_batch_norm_has_no_odd_point(n, seed):
     assert found(COMPLETE, "NS103", n=n, seed=seed) is None
@@ -400,8 +409,15 @@ def since(layer, value, before=0.0):
     return lambda at: value if at >= layer else before
 
 
+def curves(*scales):
+    """Of curves in the place of norms, alpha = 0.5, the rms of their inputs."""
+    return profile({}, checkup={"norms": {"curves": [(f"norms.{i}", "tanh", 0.5, r) for i, r in enumerate(scales)]}})
+
+
 #: name -> (profile, code, severity, layer) of a rule that fires.
 FIRES = {
+    "alpha leaves a sign": (curves(2, 42, 90), "NS508", "warning", None),
+    "alpha lets the signal fall": (curves(2, 0.4, 0.09), "NS508", "warning", None),
     "rank one at the end": (profile(activation(participation_rank=since(7, 1 + 2e-6, 8))), "NS101", "warning", 7),
     "rank one at the end of a deep net": (
         profile(activation(participation_rank=since(7, 1.0, 8)), layers=20), "NS101", "error", 7,
@@ -421,6 +437,16 @@ FIRES = {
         "NS103",
         "error",
         3,
+    ),
+    "several odd samples": (
+        profile(activation(odd_samples=since(6, 3)), odd_samples=[3, 17, 40]), "NS103", "error", 6,
+    ),
+    "several odd samples on the way to rank one": (
+        profile(activation(odd_samples=since(6, 2), participation_rank=since(2, 1.02, 8)), odd_samples=[3, 17]),
+        "NS103", "error", 6,
+    ),
+    "several odd samples that came so": (
+        profile(activation(odd_samples=lambda _: 3), odd_samples=[3, 17, 40]), "NS103", "warning", 1,
     ),
     "another odd point before": (profile(odd(index=since(8, 5, before=2))), "NS103", "error", 8),
     "directions lost": (profile(activation(numerical_rank_float32=since(9, 50, before=64))), "NS104", "info", 9),
@@ -512,6 +538,9 @@ def test_the_evidence_of_a_non_finite_value_names_its_layer(case):
 
 #: name -> (profile, code) of a rule that must be silent.
 SILENT = {
+    "alpha large once": (curves(2, 3, 90), "NS508"),
+    "alpha small everywhere, as with skips": (curves(0.05, 0.05, 0.04), "NS508"),
+    "alpha small behind two layers": (curves(2, 0.09), "NS508"),
     "low for a while": (profile(activation(participation_rank=lambda at: 1.1 if 2 < at < 9 else 8)), "NS101"),
     "ends low after few layers": (profile(activation(participation_rank=since(9, 1.1, 8))), "NS101"),
     "the output alone is of rank one": (profile(activation(participation_rank=since(13, 1.0, 8))), "NS101"),
@@ -524,6 +553,18 @@ SILENT = {
     "odd among six": (profile(odd(), n=6), "NS103"),
     "separated in a batch of fifty": (
         profile(odd(score=lambda _: 0.5, separation=lambda _: 11, margin=lambda _: 0.95), n=50), "NS103",
+    ),
+    "several odd for a while": (profile(activation(odd_samples=lambda at: 3 if at < 9 else 0)), "NS103"),
+    "the odd one of a collapsed batch": (
+        profile(odd(score=since(6, 0.9)) | activation(odd_samples=lambda _: 0)), "NS103",
+    ),
+    "several odd samples of a net that has learnt": (
+        profile(
+            activation(odd_samples=lambda _: 3),
+            odd_samples=[3, 17, 40],
+            checkup={"loss": {"value": 0.1, "constant": 0.4}},
+        ),
+        "NS103",
     ),
     "equal samples": (profile(odd(score=lambda _: math.nan, coherence=lambda _: math.nan)), "NS103"),
     "directions lost without batch norm": (

@@ -59,7 +59,8 @@ def detect(x):
     spread = np.mean([np.sum((row - mean) ** 2) for row in others])
     coherence = mean @ mean / (mean @ mean + spread)
     apart = np.sum((x[odd] - mean) ** 2) >= 100 * spread
-    if n >= 7 and coherence >= 0.6 and (q[0] >= 0.8 or (n > 50 and q[1] <= 0.1 * q[0] and apart)):
+    off_the_ray = np.linalg.norm(x[odd] - mean) >= np.linalg.norm(mean) / 2
+    if n >= 7 and coherence >= 0.6 and off_the_ray and (q[0] >= 0.8 or (n > 50 and q[1] <= 0.1 * q[0] and apart)):
         return "odd"
     if min(pairs(x)) >= 0.98:
         return "ray"
@@ -434,3 +435,68 @@ def test_complete_batch_norm_makes_no_odd_point(seed):
 @pytest.mark.parametrize("seed", range(2))
 def test_without_normalization_a_deep_relu_net_is_one_ray(seed):
     assert simulated("none", "relu", 16, seed, depth=300).label == "ray"
+
+
+# Several odd samples
+
+
+def several(n, k, together, noise=0.05, seed=0, length=None):
+    """n - k samples at one point and k orthogonal to it, together or each in a direction of its own, (n - k) / k times
+    as long; and which these are.
+    """
+    g = rng(seed)
+    axes = np.linalg.qr(g.standard_normal((200, k + 1)))[0].T
+    which = np.sort(g.choice(n, k, replace=False))
+    x = np.tile(axes[0], (n, 1))
+    x[which] = ((n - k) / k if length is None else length) * axes[1 : 2 if together else None]
+    return tuple(which), x + noise * np.linalg.norm(x, axis=1, keepdims=True) * g.standard_normal(x.shape) / 200**0.5
+
+
+@pytest.mark.parametrize("length", [None, 1.0])
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(("n", "k"), [(64, 1), (64, 2), (64, 3), (64, 8), (16, 2), (128, 16)])
+def test_several_odd_samples_are_named(n, k, together, length):
+    for seed in range(3):
+        which, x = several(n, k, together, seed=seed, length=length)
+        assert of(x).odds == which
+
+
+def test_odd_samples_without_noise_are_named():
+    which, x = several(64, 3, True, noise=0.0)
+    assert of(x).odds == which
+
+
+def test_odd_samples_in_several_places_are_an_odd_shape_without_one_index():
+    assert (of(several(64, 3, False)[1]).label, of(several(64, 3, False)[1]).index) == ("odd", -1)
+
+
+def test_more_than_an_eighth_of_the_batch_is_not_odd():
+    assert of(several(64, 9, True)[1]).odds == ()
+
+
+def classes(g, n, count):
+    return g.standard_normal((count, 40))[g.integers(0, count, n)] + 0.02 * g.standard_normal((n, 40)) + 2
+
+
+#: Batches of n samples without odd ones.
+QUIET = {
+    "independent": lambda g, n: g.standard_normal((n, 50)),
+    "independent, off the origin": lambda g, n: g.standard_normal((n, 50)) + 5,
+    "heavy tails": lambda g, n: g.standard_t(3, (n, 50)) + 5,
+    "ten classes": lambda g, n: classes(g, n, 10),
+    "four classes": lambda g, n: classes(g, n, 4),
+    "one ray": lambda g, n: np.exp(0.5 * g.standard_normal((n, 1))) + 1e-3 * g.standard_normal((n, 30)),
+    "one point, some farther from it": lambda g, n: 1 + 1e-6 * g.standard_t(1, (n, 1)) * g.standard_normal((1, 30)),
+    "one ray, two lengths": lambda g, n: np.where(np.arange(n) < 4, 9, 1)[:, None] + 1e-6 * g.standard_normal((n, 30)),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_other_batches_have_no_several_odd_samples(name):
+    assert [seed for seed in range(40) if len(of(QUIET[name](rng(seed), 64)).odds) > 1] == []
+
+
+def test_the_sample_that_differs_most_of_a_collapsed_batch_is_not_odd():
+    x = np.ones((64, 30))
+    x[5] += 1e-2 * rng(0).standard_normal(30)
+    assert of(x).label == "ray"

@@ -117,6 +117,29 @@ def odd_point_margin(x):
     return 1 - second / first
 
 
+def odd_samples(x):
+    """Section 5 of the rules: one odd sample, or the most that lie far from a cluster, sorted by their distance from
+    the sample with the least median distance.
+    """
+    if len(x) < 7:
+        return 0
+    odd, mean, spread = odd_and_others(x)
+    apart = np.linalg.norm(odd - mean) >= np.linalg.norm(mean) / 2
+    found = int(apart and mean @ mean >= 0.6 * (mean @ mean + spread) and max(shares(x)) >= 0.8)
+    away = min((np.linalg.norm(x - row, axis=1) for row in x), key=lambda d: sorted(d)[(len(x) - 1) // 2])
+    order = np.argsort(-away)
+    for k in range(2, len(x) // 8 + 1):
+        odds, others = x[order[:k]], x[order[k:]]
+        mean, spread = others.mean(0), others.var(0).sum()
+        size = np.linalg.norm(mean)
+        fits = [size > 0, away[order[k - 1]] >= 3 * away[order[k]], size**2 >= 0.85 * (size**2 + spread)]
+        for o in odds:
+            far = np.linalg.norm(o - mean)
+            fits += [far >= 10 * math.sqrt(spread), far >= size / 2, o @ mean <= 0.98 * np.linalg.norm(o) * size]
+        found = k if all(fits) else found
+    return found
+
+
 def alpha_req(x):
     """A weighted fit by numpy over the variances, singular values of the centred batch squared."""
     values = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
@@ -158,6 +181,7 @@ ORACLE = {
     "odd_point_coherence": odd_point_coherence,
     "odd_point_separation": odd_point_separation,
     "odd_point_margin": odd_point_margin,
+    "odd_samples": odd_samples,
     "alpha_req": alpha_req,
     "stable_rank": stable_rank,
     "weight_spectral_norm": lambda x: np.linalg.norm(x, 2),
@@ -209,6 +233,7 @@ INPUTS = {
 DEFICIENT = {
     "rank 3": normal(10, 3, seed=5) @ normal(3, 20, seed=6),
     "rank 3, wider than 4n": normal(10, 3, seed=5) @ normal(3, 90, seed=6),
+    "two far from a cluster": torch.cat([0.05 * normal(22, 30) + 1, 9 * normal(2, 30)]),
     "rank 3, tall": normal(20, 3, seed=5) @ normal(3, 8, seed=6),
     "recentred": normal(10, 90) - normal(10, 90).mean(0),
 }

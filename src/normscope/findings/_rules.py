@@ -153,7 +153,7 @@ AFTERWARDS = ("NS402", "NS403", "NS407", "NS423")
 #: What a trial decides: predictions from one batch at the start. The rates of the user's own optimizer by its own
 #: trial.
 PREDICTIONS, RATES = (
-    ("NS101", "NS102", "NS103", "NS104", "NS105", "NS106", "NS2", "NS3", "NS401", "NS713"),
+    ("NS101", "NS102", "NS103", "NS104", "NS105", "NS106", "NS126", "NS2", "NS3", "NS401", "NS508", "NS713"),
     ("NS403", "NS405", "NS407"),
 )
 

@@ -1,4 +1,4 @@
-"""NS119 to NS125: axes, channels, inputs and layers that were taken for others."""
+"""NS119 to NS126: axes, channels, inputs and layers that were taken for others, groups that are too small."""
 
 from __future__ import annotations
 
@@ -178,3 +178,53 @@ def neighbours(view: View) -> Iterator[Hit]:
             "not normalized by the degrees): activations grow by that factor in each such layer"
         )
         yield Hit(None, "degree", n["degree"], 2.0, text, "warning" if large else "", n["module"])
+
+
+#: Numbers in a group: two keep a sign, and from SMALL on (chosen by us) a group norm keeps three quarters of them.
+PAIR, FEW, SMALL = 2, 4, 8
+#: Layers with groups of three or four, and how much larger the first one's gradient must be than the last one's, chosen
+#: by us: eight layers of groups of four grow so on digits, and train worse (the source of NS126).
+DEEP, GROWN = 4, 4.0
+
+
+@rule(
+    "NS126",
+    "group norm over too few values",
+    severity="warning",
+    meaning="A group norm takes mean and size out of each group: of two numbers it keeps which one is larger, of m it "
+    "keeps m - 2, and the smaller the groups, the more gradients grow towards the first layers.",
+    cure="Take fewer groups, with 8 numbers or more in each (channels / groups x positions): "
+    "nn.GroupNorm(max(1, channels // 8), channels).",
+    source="trained nets: 3 layers of 96 units on digits, best of SGD and Adam .43 with groups of 2, .88 of 3, .91 of "
+    "4, .92 of 8; 8 layers .14, .48, .82, .88",
+)
+def small_groups(view: View) -> Iterator[Hit]:
+    """A group norm has two numbers in each group; or four layers or more have three or four, and the gradient of the
+    first of them is four times that of the last.
+
+    A group of m = (channels / groups) x positions numbers leaves m - 2 of them: one goes with the mean, one with the
+    size. The squared gradient grows by (m - 2)/(m - 3) a layer, as behind a batch norm of m samples: without bound for
+    m = 3, by 2 for 4, 1.2 for 8, 1.02 for 64; of m = 2 only eps bounds it. On images positions count: 32 groups of
+    two channels on maps of 8 x 8 have 128 numbers. Large groups are no fault of this kind: one group (layer norm)
+    keeps most of each sample and least gradient growth, but less of the differences between samples (Lubana, Dick,
+    Tanaka 2021). Groups of one number are NS114.
+    """
+    found = [(m, *one) for one in view.section("norms").get("groups", []) if (m := one[1] * one[3] // one[2]) > 1]
+    pairs, few = [f for f in found if f[0] == PAIR], [f for f in found if PAIR < f[0] <= FEW]
+    curve = {r.name: r.value for r in view.curve("gradient_norm", "gradient")}
+    grown = 0.0
+    if len(few) >= DEEP and curve.get(few[-1][1], 0.0) > 0:
+        grown = curve.get(few[0][1], 0.0) / curve[few[-1][1]]
+    if not pairs and not grown > GROWN:
+        return
+    m, name, channels, groups, positions = (pairs or few)[0]
+    best = next(g for g in range(groups, 0, -1) if channels % g == 0 and (channels // g * positions >= SMALL or g == 1))
+    kept = channels // best * positions
+    count = len(pairs or few)
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    text = (
+        f"{name}{more}: {groups} groups of {m} numbers, of which {m - 2} are left when mean and size are gone"
+        + (": the sign of one difference" if m == PAIR else f", and gradients grow {grown:.3g}-fold over them")
+        + f"; nn.GroupNorm({best}, {channels}) leaves {kept - 2} of {kept}"
+    )
+    yield Hit(None, "group", m, PAIR if m == PAIR else FEW, text, name=name)

@@ -113,13 +113,13 @@ def aligned_input(view: View) -> Iterator[Hit]:
     "NS103",
     "cluster and one odd point",
     severity="error",
-    meaning="All samples but one are almost the same point to the deep layers: the net can single out one "
-    "sample, not classes.",
+    meaning="All samples but one, or a few, are almost the same point to the deep layers: the net can single out "
+    "these, not classes.",
     cure="Divide by the batch standard deviation as well (complete batch norm), or leave the recentring out.",
     source="detector calibrated on simulated batches (docs/findings.md)",
 )
 def odd_point(view: View) -> Iterator[Hit]:
-    """The batch has become one tight cluster and a single far, nearly orthogonal sample.
+    """The batch has become one tight cluster and a single far, nearly orthogonal sample, or a few of them.
 
     This is what recentring + ReLU without per-neuron rescaling does to a batch of 7 samples or more; with rescaling
     (complete batch norm) the state is unstable and the batch becomes equiangular instead. The odd sample never changes
@@ -128,19 +128,32 @@ def odd_point(view: View) -> Iterator[Hit]:
     With S = P G P the centred Gram matrix, R2 = max_i n/(n-1) S_ii / tr S is the share of the centred energy that is
     "one sample against the mean of the others". Fires when R2 ≥ 0.8 and the others' coherence |m|² / (|m|² + W²) ≥ 0.6
     (m their mean, W² their mean squared distance from it), from some layer to the end; for more than 50 samples also
-    when no second sample has a tenth of that share and the odd one lies 10 spreads away. Never below 7 samples.
+    when no second sample has a tenth of that share and the odd one lies 10 spreads away. Never below 7 samples, nor
+    where it is nearer to m than |m| / 2: in a collapsed batch some sample always differs most.
+
+    Several odd samples, 2 to n/8, together or each by itself, live long in large batches (two grow apart by 1 + 2/n a
+    layer). They are the most for which each lies 10 spreads W and half of |m| away from m, off its ray (cosine below
+    0.98: on it they are of a rank collapse), the others' coherence is 0.85, and none of these is a third as far from
+    the middle. It takes their number from a layer to the end. Silent where the loss is below that of a constant answer
+    already: trained nets bring a rare class together.
 
     Reference: Nachum, Bondaschi, Gastpar, Khina 2024 (the phenomenon); the detector and its thresholds are ours.
     """
     if view.samples < 7:
         return
+    several = _several_odd(view)
+    if several:
+        yield several
+        return
     scores = view.hidden("odd_point_score")
+    counted = {(r.layer, r.call): r.value for r in view.hidden("odd_samples")}
     at = {m: {(r.layer, r.call): r.value for r in view.hidden(m)} for m in _ODD}
     odd = []
     for r in scores:
         coherence, separation, margin, index = (at[m].get((r.layer, r.call), math.nan) for m in _ODD)
         strong = r.value >= 0.8 or (view.samples > 50 and margin >= 0.9 and separation >= 10)
-        odd.append((r, strong and coherence >= 0.6, coherence, index))
+        apart = counted.get((r.layer, r.call), 1) > 0
+        odd.append((r, strong and coherence >= 0.6 and apart, coherence, index))
     if not odd or not odd[-1][1]:
         return
     start = odd[-1]
@@ -156,6 +169,29 @@ def odd_point(view: View) -> Iterator[Hit]:
         0.8,
         f"from {where(start[0])} on, sample {index:.0f} stands against the other {view.samples - 1}: it has "
         f"{last.value:.1%} of the centred energy at the end, the others' coherence is {coherence:.2f}",
+    )
+
+
+def _several_odd(view: View) -> Hit | None:
+    """The finding of two odd samples or more; a warning where the batch came so, or with samples of very unequal
+    length.
+    """
+    counts, which = view.hidden("odd_samples"), view.facts.get("odd_samples", ())
+    loss = view.section("loss")
+    if not counts or len(which) < 2 or loss.get("value", 0.0) < 0.8 * loss.get("constant", 0.0):
+        return None
+    start = settles(counts, lambda k: k == len(which))
+    if start is None:
+        return None
+    names = ", ".join(map(str, which[:-1])) + f" and {which[-1]}"
+    return Hit(
+        start,
+        "odd_samples",
+        len(which),
+        1,
+        f"from {where(start)} on, samples {names} stand against the other {view.samples - len(which)}, which are one "
+        "cluster",
+        "warning" if view.at_input("odd_samples") == len(which) or view.at_input("norm_spread") > 1 else "error",
     )
 
 

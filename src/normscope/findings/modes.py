@@ -180,3 +180,51 @@ def mixed(view: View) -> Iterator[Hit]:
                 "another function"
             )
             yield Hit(None, "apart", apart, 3.0, text, name=name)
+
+
+#: alpha times the rms of the input of a curve, from nets that we trained (the source of NS508): too much, too little
+#: where it has fallen on the way to FALLEN of the first one's.
+STEEP, FLAT, FALLEN = 20.0, 0.05, 0.2
+
+
+@rule(
+    "NS508",
+    "alpha far from its input's scale",
+    severity="warning",
+    meaning="A curve tanh(alpha x) in the place of a norm (DyT, or erf) is a sign where alpha x is large, so that "
+    "gradients are lost or explode, and the factor alpha where it is small, so that a plain net's signal shrinks layer "
+    "by layer.",
+    cure="Start each at alpha = 1 / rms of its input on a batch, first layers first (0.5 to 1.5 of that trains alike): "
+    "module.alpha.data.fill_(1 / x.square().mean().sqrt()).",
+    source="trained nets (12 plain layers on digits, SGD and Adam): .10, .20 as published (alpha = 0.5), .86, .86 with "
+    "alpha x at rms 1, .57, .68 at 2, .10, .12 at 5; 8 residual blocks .93 up to 3, .88 at 20, .42 at 50",
+)
+def unfit_alpha(view: View) -> Iterator[Hit]:
+    """By what a module does, not by its name: tanh or erf of a parameter (one number) times its input.
+
+    With a the product of alpha and the rms of the input, Gaussian inputs pass the mean square E tanh(a z)^2 (0.17 at
+    a = 0.5, 0.39 at 1, 1 when large) and, times alpha^2, the squared gradient E sech(a z)^4 (0.72, 0.46, 0.53/a when
+    large). A norm divides by what comes; a fixed alpha does not, and a plain layer multiplies a by alpha times the
+    gain. Fires where the median of a is above 20; or, of three or more, where the last a is below 0.05 and a fifth of
+    the first one's. With skip connections small ones are fine, and are silent: a does not fall. Published starts: 0.5;
+    of large language models 0.8 in front of attention, 0.2 elsewhere, less when wider.
+
+    Reference: Zhu, Chen, He, LeCun, Liu 2025.
+    """
+    curves = view.section("norms").get("curves", [])
+    scales = [(alpha * rms, name, alpha, rms) for name, _, alpha, rms in curves]
+    if not scales:
+        return
+    middle, (first, *_), last = sorted(scales)[len(scales) // 2], scales[0], scales[-1]
+    if middle[0] > STEEP:
+        a, name, alpha, rms = next(s for s in scales if s[0] > STEEP)
+        text = f"{name}: alpha = {alpha:.3g} times inputs of rms {rms:.3g} is {a:.3g}: all but a sign is lost"
+    elif len(scales) >= 3 and last[0] < FLAT and last[0] < FALLEN * first:
+        a, name, alpha, rms = last
+        text = (
+            f"alpha times the rms of the input falls from {first:.2g} at {scales[0][1]} to {a:.2g} at {name}: they "
+            "multiply by alpha alone, and the signal shrinks"
+        )
+    else:
+        return
+    yield Hit(None, "alpha", a, STEEP if a > STEEP else FLAT, f"{text}; alpha = {1 / rms:.2g} fits {name}", name=name)

@@ -19,6 +19,7 @@ from normscope.geometry.metric import METRICS as METRICS
 from normscope.geometry.metric import Metric as Metric
 from normscope.geometry.metric import register
 from normscope.geometry.odd import contrast_shares, first_largest, odd_points
+from normscope.geometry.odd import odd_samples as which_are_odd
 from normscope.geometry.statistic import Statistic
 
 # Orthogonality and rank
@@ -287,6 +288,16 @@ def odd_point_margin(s: Statistic) -> Tensor:
     """How alone the odd sample is: 1 - (second largest share of the centred energy / largest)."""
     odd = odd_points(s)
     return 1 - odd["runner_up"] / odd["score"]
+
+
+@register(title="Odd samples", unit="samples", needs="gram", source="nachum2024 (our detector)")
+def odd_samples(s: Statistic) -> Tensor:
+    r"""Number of samples that stand far from one tight cluster of all others: 0, 1, or k of up to n/8.
+
+    Of several each lies 10 spreads of the cluster and half the length of its mean m away from m, off its ray; the
+    cluster's coherence $|m|^2 / (|m|^2 + W^2)$ is 0.85 or more. `configuration` names them.
+    """
+    return torch.where(s.finite, which_are_odd(s).sum(-1).double(), torch.nan)
 
 
 # Gradients

@@ -1,4 +1,4 @@
-r"""Cluster + odd point (nachum2024): the sample that differs most from all others, and by how much.
+r"""Cluster + odd points (nachum2024): the sample that differs most from all others, and by how much; several of them.
 
 The measurements; `normscope.geometry.shapes` names the shape.
 """
@@ -15,7 +15,16 @@ from torch import Tensor
 from normscope.geometry.statistic import Statistic, squared_lengths
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
+
+#: A batch this small has no odd state at any width: the fixed point exists for n >= 7 (nachum2024, our section 3.2).
+SMALLEST_ODD_BATCH = 7
+#: Several odd samples, all chosen by us: at most this share of the batch; each this many spreads of the cluster from
+#: its mean, and this many times as far as the farthest of the cluster; how much of one point the cluster is (a ReLU net
+#: of 9 layers reaches that from independent samples; fuzzy odd states of 16 samples or more have more); and the least
+#: distance over the length of the mean: of a collapsed batch the differences are small, whichever stands out; and the
+#: largest cosine with the mean: on one ray with it they are of the collapse, too.
+MOST_ODD, SPREADS, GAP, TIGHT, APART, SAME_RAY = 1 / 8, 10.0, 3.0, 0.85, 0.5, 0.98
 
 
 @dataclass(frozen=True)
@@ -103,3 +112,63 @@ def odd_point(s: Statistic) -> OddPoint:
     found = {name: float(value) for name, value in odd_points(s).items()}
     index = found.pop("index")
     return OddPoint(index=-1 if math.isnan(index) else int(index), **found)
+
+
+def is_odd(odd: dict[str, Tensor], samples: int) -> Bool[Tensor, "*m"]:
+    """One odd point, of the fields of `odd_points`: R2 >= 0.8 and coherence >= 0.6; above 50 samples also by
+    separation. Half of |m| away from m at least: a batch that collapsed is no odd state, whichever sample differs most.
+    """
+    ratio = odd["norm_ratio"]
+    apart = 1 + ratio**2 - 2 * ratio * odd["cosine"] >= APART**2  # |o - m|^2 / |m|^2
+    score, tight = odd["score"], (odd["coherence"] >= 0.6) & apart
+    far = (odd["runner_up"] <= 0.1 * score) & (odd["separation"] >= SPREADS) & (samples > 50)
+    return tight & ((score >= 0.8) | far) & (samples >= SMALLEST_ODD_BATCH)
+
+
+def odd_samples(s: Statistic) -> Bool[Tensor, "*m n"]:
+    r"""Which samples stand far from one tight cluster of all others, alone or together; none where there is no such
+    state.
+
+    One, by `is_odd`; or k of 2 to n/8, the most for which, m the mean of the others and W^2 their mean squared
+    distance from it, each odd one lies $10 W$ and $|m|/2$ from m, and not on its ray, the others' coherence
+    $|m|^2/(|m|^2 + W^2)$ is 0.85, and no other is a third as far from the middle (the sample with the least median
+    distance to all).
+    """
+    return s.cached(_odd_samples)
+
+
+def _odd_samples(s: Statistic) -> Tensor:
+    found, most = torch.zeros_like(s.squared_norms, dtype=torch.bool), int(MOST_ODD * s.samples)
+    one = odd_points(s)
+    single = is_odd(one, s.samples)
+    index = one["index"].nan_to_num(0.0).long()[..., None]
+    found = found.scatter(-1, index, single[..., None])
+    if most < 2:
+        return found
+    gram = torch.where(s.finite[..., None, None], s.centred, 0.0)
+    own = gram.diagonal(dim1=-2, dim2=-1)
+    between = (own[..., None] + own[..., None, :] - 2 * gram).clamp_min(0)
+    middle = between.median(-1).values.argmin(-1)
+    away = between.take_along_dim(middle[..., None, None], -2).squeeze(-2).sqrt()
+    far, order = away.sort(dim=-1, descending=True, stable=True)
+    far = far.clamp_min(1e-7 * far[..., :1])  # distances below are rounding of the squares
+    for k in range(2, most + 1):
+        gap = (far[..., k - 1] >= GAP * far[..., k]) & (far[..., 0] > 0)
+        if gap.any():
+            odd = torch.zeros_like(found).scatter(-1, order[..., :k], torch.ones_like(order[..., :k], dtype=torch.bool))
+            found = torch.where((gap & _stand_apart(s, gram, odd))[..., None], odd, found)
+    return found
+
+
+def _stand_apart(s: Statistic, gram: Tensor, odd: Bool[Tensor, "*m n"]) -> Bool[Tensor, "*m"]:
+    others = (~odd).double() / (~odd).sum(-1, keepdim=True)  # the weights of the mean m
+    sums = (gram @ others[..., None]).squeeze(-1)
+    own = gram.diagonal(dim1=-2, dim2=-1)
+    distances = (own - 2 * sums + torch.linalg.vecdot(others, sums)[..., None]).clamp_min(0)
+    spread = torch.linalg.vecdot(others, distances)
+    along = (s.gram @ others[..., None]).squeeze(-1)
+    mean = torch.linalg.vecdot(others, along)
+    nearest = torch.where(odd, distances, torch.inf).amin(-1)
+    aside = (along <= SAME_RAY * s.norms * mean.clamp_min(0).sqrt()[..., None]) | ~odd
+    tight = (mean > 0) & (mean >= TIGHT * (mean + spread))
+    return aside.all(-1) & tight & (nearest >= SPREADS**2 * spread) & (nearest >= APART**2 * mean)

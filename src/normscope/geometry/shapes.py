@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from normscope.geometry.metrics import representation
-from normscope.geometry.odd import OddPoint, contrast_shares, odd_point
+from normscope.geometry.odd import SMALLEST_ODD_BATCH as SMALLEST_ODD_BATCH
+from normscope.geometry.odd import OddPoint, contrast_shares, is_odd, odd_point, odd_points, odd_samples
 from normscope.geometry.statistic import Statistic
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-#: A batch this small has no odd state at any width: the fixed point exists for n >= 7 (nachum2024, our section 3.2).
-SMALLEST_ODD_BATCH = 7
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,9 @@ class Configuration:
     """``label``: ``point, odd, ray, line, clusters, heavy, equiangular, mixed``; ``clusters`` counts the far samples.
 
     ``index`` is the odd sample for ``odd`` (else -1), ``confidence`` 1 - (second share / first share),
-    ``orthogonal``: |cos(odd, cluster)| <= 0.1, ``cosine``: the mean cosine over pairs.
+    ``orthogonal``: |cos(odd, cluster)| <= 0.1, ``cosine``: the mean cosine over pairs, ``odds``: all samples that stand
+    far from one tight cluster of the others, up to n/8 of them: of ``odd`` (without an index if they are several, in
+    several places), or those of ``clusters`` that are together.
     """
 
     label: str
@@ -35,6 +35,7 @@ class Configuration:
     orthogonal: bool
     cosine: float
     clusters: int = 1
+    odds: tuple[int, ...] = ()
 
 
 def configuration(x: Float[Tensor, "n ..."] | Statistic) -> Configuration:
@@ -47,19 +48,21 @@ def configuration(x: Float[Tensor, "n ..."] | Statistic) -> Configuration:
     odd, shares, cosines = odd_point(s), contrast_shares(s), _cosines(s)
     cosine = cosines.mean().item()
     differ = not shares.isnan().any()
+    one = bool(is_odd(odd_points(s), s.samples))
+    odds = tuple(odd_samples(s).nonzero().flatten().tolist()) if differ and s.samples > 2 else ()
 
     def named(label: str, clusters: int = 1) -> Configuration:
-        found = label == "odd"
+        found = label == "odd" and one
         confidence = 1 - odd.runner_up / odd.score if differ and s.samples > 2 else math.nan
         return Configuration(
-            label, odd, odd.index if found else -1, confidence, found and abs(odd.cosine) <= 0.1, cosine, clusters
+            label, odd, odd.index if found else -1, confidence, found and abs(odd.cosine) <= 0.1, cosine, clusters, odds
         )
 
     if not s.finite or s.samples < 3:
         return named("mixed")
     if not differ:
         return named("point")
-    if is_odd(odd, s.samples):
+    if one:
         return named("odd")
     if (cosines >= 0.98).all():
         return named("ray")
@@ -67,6 +70,8 @@ def configuration(x: Float[Tensor, "n ..."] | Statistic) -> Configuration:
         return named("line")
     if k := _clusters(s, shares):
         return named("clusters", k)
+    if len(odds) > 1:
+        return named("odd")
     if s.spreads.max() > 3 * s.spreads.median() and odd.coherence < 0.6:
         return named("heavy")
     spread = cosines.std(correction=0).item()
@@ -75,13 +80,6 @@ def configuration(x: Float[Tensor, "n ..."] | Statistic) -> Configuration:
     if odd.score <= 3 / (s.samples - 1) and spread <= narrow:
         return named("equiangular")
     return named("mixed")
-
-
-def is_odd(odd: OddPoint, samples: int) -> bool:
-    """The rule for cluster + odd point: R2 >= 0.8 and coherence >= 0.6; above 50 samples also by separation."""
-    if samples < SMALLEST_ODD_BATCH or not odd.coherence >= 0.6:
-        return False
-    return odd.score >= 0.8 or (samples > 50 and odd.runner_up <= 0.1 * odd.score and odd.separation >= 10)
 
 
 def _cosines(s: Statistic) -> Float[Tensor, " pairs"]:

@@ -67,9 +67,14 @@ class LayerMap:
     @property
     def homogeneous(self) -> bool:
         """Does scaling the input only scale the output?"""
-        return not self.norm.rescale and self.phi.homogeneous
+        return not self.norm.rescale and not self.norm.bends and self.phi.homogeneous
+
+    @property
+    def linear(self) -> bool:
+        """Does nothing in it act on an entry alone but as a straight line?"""
+        return self.phi.linear and not self.norm.bends
 
     @property
     def plain(self) -> bool:
         """Does it do nothing?"""
-        return not self.norm.over and self.phi.linear
+        return not self.norm.over and self.linear

@@ -134,6 +134,7 @@ def probe(
         "batch_norms": len(normalizers(root)) + found.functional_norms,
         "untrained_batch_norms": sum(untrained_statistics(m) for _, m in normalizers(root)),
         "shape": _shape(found.hidden),
+        "odd_samples": list(configuration(found.hidden).odds),
         "parts": {s.layer: found.parts[s.tap.name] for s in found.seen if s.tap.name in found.parts},
         "attention": [{"layer": layer, "name": name, **told} for layer, name, told in found.attention],
         "seed": at.seed,
@@ -374,7 +375,9 @@ def _shape(hidden: Statistic) -> str:
     c = configuration(hidden)
     words = {
         "point": "all samples are one point",
-        "odd": f"one cluster and an odd point, sample {c.index}",
+        "odd": f"one cluster and an odd point, sample {c.index}"
+        if len(c.odds) < 2
+        else f"one cluster and {len(c.odds)} odd points",
         "ray": f"one ray (mean cosine {c.cosine:.3f})",
         "line": "one line, with both signs",
         "clusters": f"two clusters, {c.clusters} samples against {hidden.samples - c.clusters}",

@@ -49,7 +49,7 @@ def method_of(spec: Spec) -> str:
 def is_spectral(spec: Spec, eps: float) -> bool:
     """Does the law of the spectrum depend on the spectrum alone? Then the samples may be rotated at will."""
     between = LayerMap.of(spec)
-    linear = between.phi.linear and between.row_local and not spec.bias and spec.skip is None
+    linear = between.linear and between.row_local and not spec.bias and spec.skip is None
     return linear and method_of(spec) == "gaussian" and not eps
 
 

@@ -234,7 +234,7 @@ def fisher_statistics(
     top = float(per_layer.sum())
     common = ("width large", "gradient independence", "samples alike: same second moment, same overlap")
     last: Norm = NORMS[spec.output_norm]
-    if not last.over:
+    if not last.over and not last.bends:
         squares = c * ((n - 1) / n * k2**2 + k1**2 / n)
         bulk = (k1 - k2) / n
         value, outliers, said = (math.nan, 0, "no outlier: kappa_2 ~ 0")

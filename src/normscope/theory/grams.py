@@ -105,7 +105,7 @@ def check_wide(spec: Spec) -> None:
 def closes(spec: Spec) -> bool:
     """Does the recursion close on Gram matrices: is what a skip passes on Gaussian?"""
     layer = LayerMap.of(spec)
-    return spec.skip is None or not (layer.norm.rescales_batch or not layer.phi.linear)
+    return spec.skip is None or not (layer.norm.rescales_batch or not layer.linear)
 
 
 def quasi_normals(n: int, log2_points: int, replicates: int, seed: int) -> list[Array]:

@@ -150,7 +150,8 @@ def _scale_matters(block: _Block) -> bool:
     """Does the scale of the weights change more than the scale of the output?"""
     between = block.between
     normalised = between.norm.rescale and between.first
-    return not (normalised or between.phi.homogeneous) or block.skip is not None or block.linear.bias is not None
+    scaled = between.phi.homogeneous and not between.norm.bends
+    return not (normalised or scaled) or block.skip is not None or block.linear.bias is not None
 
 
 def _law(linears: list[nn.Linear], scale_matters: bool) -> tuple[str, float] | None:

@@ -9,6 +9,7 @@ from normscope.claims.daneshmand2021 import (
     figures,
     followups,
     gaussian,
+    groups,
     orthogonalization,  # fmt: skip
     stationary,
     theorems,
@@ -17,4 +18,4 @@ from normscope.claims.daneshmand2021 import (
 from normscope.claims.daneshmand2021.paper import PAPER
 
 __all__ = ["PAPER", "convolutions", "definitions", "depth", "figure5", "figure6", "figures", "followups", "gaussian",
-           "orthogonalization", "stationary", "theorems", "training"]  # fmt: skip
+           "groups", "orthogonalization", "stationary", "theorems", "training"]  # fmt: skip

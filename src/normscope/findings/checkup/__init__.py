@@ -18,6 +18,7 @@ from normscope.findings.checkup.free import of_free
 from normscope.findings.checkup.loop import of_loop
 from normscope.findings.checkup.loss import of_loss
 from normscope.findings.checkup.mixing import of_mixing
+from normscope.findings.checkup.norms import of_norms
 from normscope.findings.checkup.pairs import of_pairs
 from normscope.findings.checkup.places import of_places
 from normscope.findings.checkup.pull import of_pull
@@ -76,6 +77,7 @@ def check_up(
     every("pull", lambda: of_pull(scene))
     every("pairs", lambda: of_pairs(scene))
     every("flags", lambda: of_flags(scene))
+    every("norms", lambda: of_norms(scene))
     every("backward", lambda: of_backward(scene))
     every("update", lambda: of_update(scene))
     every("loop", lambda: observed["loop"] if "loop" in observed else of_loop(at))

@@ -95,6 +95,8 @@ class Scene:
     remade: list[str] = field(default_factory=list)
     #: Mean and variance, a channel, of what each batch norm got, call by call, from `FEW` samples.
     normed: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    #: Modules with a single number among their parameters, and the rms of what the first call got.
+    scales: dict[str, tuple[nn.Module, float]] = field(default_factory=dict)
     #: Names of parameters that outputs depend on, whatever the loss reads.
     reached: set[str] = field(default_factory=set)
 
@@ -199,6 +201,9 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
             few = x.detach()[:FEW]
             axes = [d for d in range(x.dim()) if d != 1]
             scene.normed.setdefault(call.name, []).append((few.mean(axes), few.var(axes, unbiased=False)))
+        single = any(p.numel() == 1 for p in module.parameters(recurse=False))
+        if single and x.is_floating_point() and call.name not in scene.scales:
+            scene.scales[call.name] = module, float(x.detach().float().square().mean().sqrt())
         if isinstance(module, nn.Linear):
             before = linear.get(id(x))
             same = before is not None and before[3] == x._version  # no activation in place between them

@@ -82,6 +82,11 @@ class Norm:
         """Does every sample leave it with mean 0 and mean square 1 over all its features?"""
         return False
 
+    @property
+    def bends(self) -> bool:
+        """Is it a curve of each entry, as an activation is?"""
+        return False
+
     # Infinite width
 
     def gram(self, moments: Array, means: Array | None = None) -> Array:
