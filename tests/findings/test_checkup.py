@@ -20,6 +20,7 @@ from test_checkup_healthy import (
     table,
     tokens,
 )
+from test_checkup_kinds import KINDS, bootstrapped
 from torch import Tensor, nn
 
 from normscope import UsageError, diagnose
@@ -1328,6 +1329,11 @@ def an_average_written_back():
     return averaging(1.0)
 
 
+@broken("NS621", severity="info")
+def a_target_network_that_is_never_synchronised():
+    return bootstrapped(False)
+
+
 def advantage(keep):
     def loss(o, t):
         chosen = o.log_softmax(1)[:, 0]
@@ -2121,6 +2127,7 @@ HEALED = {
     "NS614": lambda: cut(1.0),
     "NS615": lambda: stepping(plain),
     "NS617": lambda: averaging(0.0),
+    "NS621": lambda: bootstrapped(True),
     "NS701": lambda: classify(mlp(12, 32, 3)) | {"loss": nn.CrossEntropyLoss(label_smoothing=0.2)},
     "NS703": lambda: advantage(False),
     "NS715": lambda: focal(False),
@@ -2239,7 +2246,7 @@ def test_a_broken_setup_gets_the_rule_of_its_cause_among_the_first_three(name):
     [c for c in RULES if RULES[c].check.__module__.rpartition(".")[2] in CHECKED_HERE],
 )
 def test_a_rule_of_the_check_up_has_a_setup_that_fires(code):
-    assert code in {c for _, c, _, _ in BROKEN.values()}
+    assert code in {c for _, c, *_ in (*BROKEN.values(), *KINDS.values())}
 
 
 def test_without_data_a_bad_number_in_the_inputs_is_refused_as_before():
