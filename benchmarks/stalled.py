@@ -1,6 +1,7 @@
 """Nets that stall as they are: how many does ``cure --how auto`` bring to where their shallow twin comes?
 
     python benchmarks/stalled.py --work runs/stalled            # goes on where it stopped; three hours on one core
+    python benchmarks/stalled.py --work runs/stalled --again    # only the cures of what is there: they were changed
     python benchmarks/stalled.py --work runs/stalled --table    # what is finished, as results/stalled.md
 
 A net, of digits, is trained for `STEPS` steps at each rate of SGD and of Adam, as it is, with its scale repaired alone
@@ -137,6 +138,7 @@ def reached(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("results/stalled.md"))
     args = parser.parse_args()
@@ -150,37 +152,41 @@ def main() -> None:
     train, test = load("digits", split="train"), load("digits", split="test")
     x, y = train.inputs.flatten(1), train.targets
     held = (test.inputs.flatten(1), test.targets)
-    finished = {row["net"] for row in done}
-    twins: dict[tuple[Any, ...], dict[str, float]] = {}
     order = list(entrants())
-    for entrant in order[::7] + [e for i, e in enumerate(order) if i % 7]:  # every kind early
+    order = order[::7] + [e for i, e in enumerate(order) if i % 7]  # every kind early
+    known = {row["net"]: row for row in done}
+    fresh = rows.with_suffix(".again") if args.again else rows
+    twins: dict[tuple[Any, ...], dict[str, float]] = {}
+    for entrant in order:
         name = " ".join(map(str, entrant))
-        if name in finished:
+        if (name in known) is not args.again:
             continue
         kind, _, norm, act, init = entrant
         began = time.process_time()
-        twin = (kind, norm, act, init)
-        if twin not in twins:
-            twins[twin] = {
-                o: max(reached(net(kind, 2, norm, act, init, 0), x, y, held, o, r, 2.0) for r in rates)
-                for o, rates in RATES.items()
-            }
-        row: dict[str, Any] = {"net": name, "twin": twins[twin]}
-        plain = {o: best(entrant, "none", x, y, held, o, ENOUGH * twins[twin][o]) for o in RATES}
-        row["none"] = plain
-        stalled = [o for o in RATES if plain[o] < ENOUGH * twins[twin][o]]
+        row = known.get(name)
+        if row is None:
+            twin = (kind, norm, act, init)
+            if twin not in twins:
+                twins[twin] = {
+                    o: max(reached(net(kind, 2, norm, act, init, 0), x, y, held, o, r, 2.0) for r in rates)
+                    for o, rates in RATES.items()
+                }
+            row = {"net": name, "twin": twins[twin]}
+            row["none"] = {o: best(entrant, "none", x, y, held, o, ENOUGH * twins[twin][o]) for o in RATES}
+        stalled = [o for o in RATES if row["none"][o] < ENOUGH * row["twin"][o]]
         if stalled:
             started = time.process_time()
             row["chosen"] = rank_cures(net(*entrant, 0), x[:BATCH], y[:BATCH])[0].name
             row["seconds"] = time.process_time() - started
-            for how in ("lsuv", row["chosen"]):
-                key = "lsuv" if how == "lsuv" else "auto"
-                row[key] = {o: best(entrant, how, x, y, held, o, ENOUGH * twins[twin][o]) for o in stalled}
-            row.setdefault("auto", row["lsuv"])
+            for key, how in (("lsuv", "lsuv"), ("auto", row["chosen"])):
+                if key == "auto" or key not in row:
+                    row[key] = {o: best(entrant, how, x, y, held, o, ENOUGH * row["twin"][o]) for o in stalled}
         row["all"] = time.process_time() - began
-        with rows.open("a") as file:
+        with fresh.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(row, flush=True)
+    if args.again:
+        fresh.replace(rows)
 
 
 def best(
