@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_checkup_healthy import mlp, setup, tokens
+from test_checkup_healthy import images, mlp, setup, tokens
 from torch import Tensor, nn
 
 from normscope import diagnose
@@ -297,6 +297,14 @@ class Pairs(nn.Module):
 def similarities_times_the_temperature(broken: bool) -> Setup:
     x = torch.randn(448, 1, 12) + 0.3 * torch.randn(448, 2, 12)
     return setup(Pairs(broken), x, torch.arange(448), lambda o, _: F.cross_entropy(o, torch.arange(len(o))))
+
+
+@kind("NS816")
+def colours_that_are_viewed_into_place(broken: bool) -> Setup:
+    x, y = images()
+    x = x.permute(0, 2, 3, 1).contiguous().view_as(x) if broken else x
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1024, 10))
+    return setup(net, x, y, nn.CrossEntropyLoss())
 
 
 class Each(nn.Module):

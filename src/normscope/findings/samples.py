@@ -273,3 +273,24 @@ def one_by_one(view: View) -> Iterator[Hit]:
             "amplitude is erased"
         )
         yield Hit(None, "alone", 1.0, 0.0, text, "warning" if lost else "")
+
+
+@rule(
+    "NS816",
+    "interleaved colours",
+    severity="warning",
+    meaning="Images of (height, width, channels) were given the shape (channels, height, width) without moving their "
+    "numbers: pixels and colours are scrambled.",
+    cure="Move the axis: x.permute(0, 3, 1, 2), not x.view(n, c, h, w) or reshape.",
+    source="chosen by us: the correlation with the c-th row below is .15 above that with the next one",
+)
+def interleaved(view: View) -> Iterator[Hit]:
+    """Of images of 3 or 4 channels a row is more like the third (fourth) below than like the next."""
+    s = view.section("data").get("interleaved", {})
+    if s and s["below"] > s["next"] + 0.15:
+        text = (
+            f"rows of the images are more like the row that is as many below as there are channels (correlation "
+            f"{s['below']:.2f}) than like the next one ({s['next']:.2f}): channels last (HWC) were viewed or reshaped "
+            "as channels first instead of permuted, the layout of the pixels is scrambled"
+        )
+        yield Hit(None, "interleaved", s["below"], s["next"] + 0.15, text)

@@ -21,6 +21,7 @@ from normscope.findings.checkup.samples import (
     alone,
     balance,
     class_like,
+    interleaved,
     leak,
     leak_of_training,
     per_batch,
@@ -160,6 +161,7 @@ def of_data(
     again = found.get("repeated", 0.0) >= 0.5 or few < every / 2
     found["sentinel"] = sentinel(_pooled(batches[:1]) if again else pooled)
     found["alone"] = alone(own)
+    found["interleaved"] = interleaved(own)
     found["closure"] = scene.at.optimizer is not None and wants_a_closure(scene.at.optimizer)  # all data at once
     if pooled is not None:
         found |= leak(*pooled)

@@ -181,3 +181,27 @@ def against_valid(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) ->
         "train_chance": float(mine.square().sum()), "n_valid": len(tv), "n_train": k,
     }  # fmt: skip
     return found
+
+
+def interleaved(x: Tensor | None) -> dict[str, float]:
+    """Of images (n, c, h, w), c 3 or 4: the correlation of a pixel with the next row, and with the c-th row below.
+
+    In photographs the next row is always the more alike; in pixels (h, w, c) that were only viewed as (c, h, w) it is
+    the c-th, for it holds the pixel below.
+    """
+    if (
+        x is None
+        or not x.is_floating_point()
+        or x.dim() != 4
+        or x.shape[1] not in (3, 4)
+        or x.shape[2] < 3 * x.shape[1]
+    ):
+        return {}
+    x = x[:256].float()
+    x = x - x.mean((2, 3), keepdim=True)
+    size = float(x.square().mean())
+
+    def alike(rows: int) -> float:
+        return float((x[:, :, rows:] * x[:, :, :-rows]).mean()) / max(size, 1e-30)
+
+    return {"next": alike(1), "below": alike(x.shape[1])}
