@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import mapped, tensors
 from normscope.call.graph import unreached
 from normscope.call.losses import COTANGENT, OWN
+from normscope.findings.checkup.beside import copies_of
 from normscope.findings.checkup.scene import Scene
 from normscope.findings.checkup.wiring import modules_of
 
@@ -84,12 +85,14 @@ def of_pull(scene: Scene) -> dict[str, Any]:
 
 
 def _untold(scene: Scene, ends: list[Tensor], silent: list[bool]) -> dict[str, Any]:
-    """Modules whose gradient no target changes though the first output changes with their weights."""
+    """Modules whose gradient no target changes though the first output changes with their weights; not where a frozen
+    copy of a part of the model is followed, which is a task of its own.
+    """
     at, names = scene.at, {id(scene.copies[k]): n for k, n in scene.names.items()}
     mine = {id(p) for p, s in zip(ends, silent, strict=True) if s and p.dim() > 1 and id(p) in names}
     # a codebook is told so
     layers = {f"{c.name}.weight" for c in scene.weighted if not isinstance(c.module, nn.Embedding)}
-    if not any(names[i] in layers for i in mine) or len(mine) == sum(p.dim() > 1 for p in ends):
+    if not any(names[i] in layers for i in mine) or len(mine) == sum(p.dim() > 1 for p in ends) or copies_of(at):
         return {}
     noise = torch.Generator().manual_seed(5)
 
