@@ -100,6 +100,7 @@ CASES: dict[str, Case] = {
     "20 convolutions, BN, n = 32": lambda: plain(32, True),
     "20 convolutions, BN, n = 256": lambda: plain(256, True),
     "GPT-2, 2 x 64 tokens": lambda: library("GPT2", 2, 64),
+    "GPT-2, 2 x 128 tokens": lambda: library("GPT2", 2, 128),
     "GPT-2, 4 x 128 tokens": lambda: library("GPT2", 4, 128),
     "GPT-2, 8 x 128 tokens": lambda: library("GPT2", 8, 128),
     "BERT base, 4 x 128 tokens": lambda: library("Bert", 4, 128),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -50,3 +52,16 @@ def calls_of(module: nn.Module) -> int:
         calls += frame.f_code is code and frame.f_locals.get("self") is module
         frame = frame.f_back  # type: ignore[assignment]
     return calls
+
+
+def closing_at_exit(tracker: Any) -> Callable[[], None]:
+    """Closed when the interpreter ends, unless it was closed, or forgotten, before."""
+    alive = weakref.ref(tracker)
+
+    def close() -> None:
+        tracker = alive()
+        if tracker is not None:
+            tracker.close()
+
+    atexit.register(close)
+    return close

@@ -7,7 +7,6 @@ import math
 import sys
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from normscope.core.faces import Shown
 from normscope.core.favourites import TRACKED
 from normscope.core.records import csv
 from normscope.probing import measurement
-from normscope.probing.hooks import Clock, Hook, calls_of
+from normscope.probing.hooks import Clock, Hook, calls_of, closing_at_exit
 from normscope.probing.measurement import Measurement
 from normscope.probing.runs import Run
 from normscope.probing.scalars import Scalars
@@ -118,7 +117,7 @@ class Tracker(Shown):
         try:
             model.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
             model.register_forward_hook(Hook(self._exit), always_call=True)
-            self._at_exit = _close_at_exit(self) if self._writers else None
+            self._at_exit = closing_at_exit(self) if self._writers else None
         except BaseException:  # an interrupt too
             self._unhook()
             raise
@@ -386,19 +385,6 @@ class Tracker(Shown):
     def note(self, text: str) -> None:
         """Remember once what could not be measured."""
         self._notes[text] = None
-
-
-def _close_at_exit(tracker: Tracker) -> Callable[[], None]:
-    """Closed when the interpreter ends, unless it was closed, or forgotten, before."""
-    alive = weakref.ref(tracker)
-
-    def close() -> None:
-        tracker = alive()
-        if tracker is not None:
-            tracker.close()
-
-    atexit.register(close)
-    return close
 
 
 def _shapes(call: tuple[Any, Any]) -> list[tuple[int, ...]]:

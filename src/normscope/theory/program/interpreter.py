@@ -43,6 +43,7 @@ from normscope.theory.program.reading import (
     forget,
     is_weight,
     moved,
+    nth,
     places,
     pointwise,
     set_law,
@@ -177,7 +178,7 @@ class Program(TorchFunctionMode):
         if len(laws) == 1:
             ids = moved(call, laws[0].shape)
             if ids is not None and len(ids) == len(tensors):
-                return [self.moved(laws[0], i, _nth(call.again, at)) for at, i in enumerate(ids)]
+                return [self.moved(laws[0], i, nth(call.again, at)) for at, i in enumerate(ids)]
         if all(x.shape == out.shape for x in laws) and pointwise(call, out.shape):
             if len({id(x.base) for x in laws}) == 1:
                 return [self.pointwise(call, laws)]
@@ -296,7 +297,7 @@ class Program(TorchFunctionMode):
             return s @ m, s @ k @ s.T
 
         return Field(
-            out.shape, features, self.draws, of=(field,), by=_nth(call.again, 0), moments=moments,
+            out.shape, features, self.draws, of=(field,), by=nth(call.again, 0), moments=moments,
             pull=lambda grad: [(field, s.T @ grad.to(s.dtype) @ s)], gaussian=field.gaussian,
         )  # fmt: skip
 
@@ -308,7 +309,7 @@ class Program(TorchFunctionMode):
         self, again: Callable[..., Any], laws: Sequence[Law], out: Tensor, features: tuple[int, ...]
     ) -> Field | None:
         """A field known by draws alone."""
-        field = Field(out.shape, features, self.draws, of=laws, by=_nth(again, 0))
+        field = Field(out.shape, features, self.draws, of=laws, by=nth(again, 0))
         return field if field.count <= self.most else None
 
     def release(self, node: Law) -> None:
@@ -368,16 +369,6 @@ class Program(TorchFunctionMode):
                     add(parent, grads)
             self.release(node)
         return sizes
-
-
-def _nth(again: Callable[..., Any], at: int) -> Callable[..., Tensor]:
-    """The same for functions that return several tensors: one of these."""
-
-    def nth(*tensors: Tensor) -> Tensor:
-        found = again(*tensors)
-        return [x for x in found if isinstance(x, Tensor)][at] if isinstance(found, list | tuple) else found
-
-    return nth
 
 
 def _size(moment: Tensor | None, back: list[Tensor] | None) -> float:

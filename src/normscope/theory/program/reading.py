@@ -186,3 +186,13 @@ def basis(call: Call, field: Field, features: tuple[int, ...], like: torch.dtype
     x = sites.reshape([shape[i] for i in order]).permute([order.index(i) for i in range(len(order))])
     found = call.again(x)
     return canonical(found[0] if isinstance(found, tuple) else found, features)
+
+
+def nth(again: Callable[..., Any], at: int) -> Callable[..., Tensor]:
+    """The same for functions that return several tensors: one of these."""
+
+    def nth(*tensors: Tensor) -> Tensor:
+        found = again(*tensors)
+        return [x for x in found if isinstance(x, Tensor)][at] if isinstance(found, list | tuple) else found
+
+    return nth
