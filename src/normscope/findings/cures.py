@@ -174,7 +174,7 @@ def rank_cures(
     candidates: Sequence[str] = CANDIDATES,
     loss: LossLike = None,
     curvature: bool = True,
-    seconds: float | None = 45.0,
+    seconds: float | None = 40.0,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> list[Trial]:
@@ -222,6 +222,7 @@ def rank_cures(
     finalists = [t.name for t in usable("none", *joins)[: FINALISTS - len(both)]] + both
     finalists += ["none"] if "none" in trials and trials["none"].reading else []
     ends: dict[str, dict[str, float]] = {}
+    slow = [False]  # where the steps of one are too long, so are the others'
 
     def sharpened(name: str) -> None:
         reading = trials[name].reading
@@ -232,7 +233,9 @@ def rank_cures(
     def race(name: str) -> None:
         if progress is not None:
             progress(f"{name}, racing")
-        if (found := _race(replace(at, model=made(name)))) is None:
+        found = _race(replace(at, model=made(name)))
+        if not found:
+            slow[0] = found is not None
             return
         sharpened(name)
         ends[name] = found
@@ -241,8 +244,8 @@ def rank_cures(
             shares = [max(end[o] / chance, FLOOR) if math.isfinite(end[o]) else math.inf for o in RACES]
             trials[other] = replace(trials[other], left=sum(math.log10(min(s, 10.0)) for s in shares))
 
-    for i, name in enumerate(finalists):
-        if ends or i < 2:  # where the steps of the first are too long, so are the others'
+    for name in finalists:
+        if not slow[0]:
             race(name)
     best = min(trials.values(), key=lambda t: t.key)
     if not ends:

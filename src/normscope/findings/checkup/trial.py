@@ -100,14 +100,16 @@ def of_trial(
 
 def raced(at: Step, steps: int, most: float) -> dict[str, float] | None:
     """The loss of the batch at the ``start``, and where ``sgd`` and ``adam`` bring it in so many steps, each at its
-    best rate; ``None`` where it is no number at the start, where a step takes more than ``most`` seconds, and of a
-    frozen model.
+    best rate; ``None`` where it is no number at the start and of a frozen model, empty where a step takes more than
+    ``most`` seconds.
     """
     if not any(p.requires_grad for p in at.root.parameters()):
         return None
     trial = _Trial(at, [(at.inputs, at.targets)], math.nan, steps)
-    if not math.isfinite(trial.start) or trial.second > most:
+    if not math.isfinite(trial.start):
         return None
+    if trial.second > most:
+        return {}
     return {"start": trial.start} | {name: trial.race(name)["end"] for name in RACES}
 
 
