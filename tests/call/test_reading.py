@@ -313,6 +313,7 @@ CASES = [
     case("dict-of-arguments", Two, {"x": X, "z": Z}, Y, of=ce()),
     case("dict-like", Two, UserDict(x=X, z=Z), Y, of=ce(), call=lambda m: m(X, Z)),
     case("one-argument-is-a-list", Parts, ([X, Z],), Y, of=ce()),
+    case("one-argument-is-a-tuple", Parts, (X, Z), Y, of=ce(), call=lambda m: m((X, Z))),
     case("tokens-and-a-mask", Masked, (TOKENS, MASK), Y, of=ce()),
     case("graph-data", OfData, SimpleNamespace(x=X, edge_index=EDGES), Y, of=ce(), without="race"),
     case("edges-first", Graph, (EDGES, X), Y, of=ce(), without="race"),
