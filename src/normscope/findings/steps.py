@@ -281,8 +281,8 @@ def reseeded(view: View) -> Iterator[Hit]:
     "NS621",
     "a copy that stays behind",
     severity="info",
-    meaning="The loop holds a copy of the model that nothing brings up to date. As a reference that is right; a target "
-    "network or an average has to follow.",
+    meaning="The loop holds a copy of the model that nothing brings up to date: right for a reference, wrong for a "
+    "target network or an average.",
     cure="Every few hundred steps target.load_state_dict(model.state_dict()), or after each of them "
     "for t, p in zip(target.parameters(), model.parameters()): t.data.lerp_(p.data, 0.005).",
     source="a frozen module, or one beside the model, with its very values, that the trial's steps leave as it is",
