@@ -26,8 +26,8 @@ from normscope.init.wrappers import off_centre
 
 #: What ``auto`` tries, the quick ones first; controls among them are never chosen.
 CANDIDATES = tuple(name for pace in ("quick", "middle", "slow") for name, c in CURES.items() if c.auto == pace)
-#: What treats activations or branches, and is tried behind the best of the cures that draw weights too, and behind
-#: those that are exact in their scale: which of them is best alone says little of what is best with these.
+#: What treats activations or branches, and is tried behind the best of the cures that draw weights too; the former also
+#: behind those that are exact in their scale: which is best alone says little of what is best with it.
 JOINED, SCALED = ("shape", "branch-scale"), ("lsuv", "delta-orthogonal")
 #: A cure must beat the model as it is by this much (decades, a factor of 2): chosen by us, because redrawing the
 #: weights of one law moves the cost by about as much.
@@ -182,8 +182,8 @@ def rank_cures(
 
     model, inputs, targets, loss: a batch as in `cure`.
     fresh: (inputs, targets) to measure on, better than the batch that the cures have seen.
-    candidates: names as for `cure`. The best that draws weights, and those of `SCALED`, are also tried with each of
-        `JOINED` that can be applied, and the best of all with ``center-outputs``.
+    candidates: names as for `cure`. The best that draws weights is also tried with each of `JOINED` that can be
+        applied, those of `SCALED` with ``shape``, and the best of all with ``center-outputs``.
     seconds: start no further candidate after so many CPU seconds. curvature: measure lambda_max too, of what raced or
         is best.
 
@@ -216,8 +216,9 @@ def rank_cures(
     for name in candidates:
         attempt(name)
     drawn = [t.name for t in usable(*JOINED, "none", "zero-branches")]
-    first = dict.fromkeys([*drawn[:1], *(n for n in SCALED if n in drawn)])
-    joins = [attempt(f"{d}+{n}").name for n in JOINED if n in trials and trials[n].reading for d in first]
+    for_shape = dict.fromkeys([*drawn[:1], *(n for n in SCALED if n in drawn)])
+    pairs = {"shape": for_shape, "branch-scale": drawn[:1]}
+    joins = [attempt(f"{d}+{n}").name for n, first in pairs.items() if n in trials and trials[n].reading for d in first]
     both = [t.name for t in usable() if t.name in joins][:2]
     finalists = [t.name for t in usable("none", *joins)[: FINALISTS - len(both)]] + both
     finalists += ["none"] if "none" in trials and trials["none"].reading else []
