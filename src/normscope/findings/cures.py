@@ -184,8 +184,8 @@ def rank_cures(
     fresh: (inputs, targets) to measure on, better than the batch that the cures have seen.
     candidates: names as for `cure`. The best that draws weights is also tried with each of `JOINED` that can be
         applied, those of `SCALED` with ``shape``, and the best of all with ``center-outputs``.
-    seconds: start no further candidate after so many CPU seconds. curvature: measure lambda_max too, of what raced or
-        is best.
+    seconds: start no further candidate after so many CPU seconds, but ``center-outputs`` behind a race.
+    curvature: measure lambda_max too, of what raced or is best.
 
     Signs at initialization, `Reading.cost`, choose `FINALISTS` candidates, at most two of them joined; with a loss
     these and the model as it is race, `STEPS` steps of SGD and of Adam on the batch, at several rates, and what is left
@@ -196,16 +196,15 @@ def rank_cures(
     on = _fresh(at, fresh)
     _check_differ(on.inputs)
     _check_differ(at.inputs)
-    begin = time.process_time()
+    begin, made = time.process_time(), _Made(at)
     trials: dict[str, Trial] = {}
-    made = _Made(at)
+    say = progress or (lambda _name: None)
 
-    def attempt(name: str) -> Trial:
-        if seconds is not None and time.process_time() - begin > seconds and trials:
+    def attempt(name: str, *, late: bool = False) -> Trial:
+        if not late and seconds is not None and time.process_time() - begin > seconds and trials:
             trials[name] = Trial(name, False, 0.0, None, "not tried: no time left")
         else:
-            if progress is not None:
-                progress(name)
+            say(name)
             trials[name] = _try(name, on, made)
         return trials[name]
 
@@ -216,8 +215,7 @@ def rank_cures(
     for name in candidates:
         attempt(name)
     drawn = [t.name for t in usable(*JOINED, "none", "zero-branches")]
-    for_shape = dict.fromkeys([*drawn[:1], *(n for n in SCALED if n in drawn)])
-    pairs = {"shape": for_shape, "branch-scale": drawn[:1]}
+    pairs = {"shape": dict.fromkeys([*drawn[:1], *(n for n in SCALED if n in drawn)]), "branch-scale": drawn[:1]}
     joins = [attempt(f"{d}+{n}").name for n, first in pairs.items() if n in trials and trials[n].reading for d in first]
     both = [t.name for t in usable() if t.name in joins][:2]
     finalists = [t.name for t in usable("none", *joins)[: FINALISTS - len(both)]] + both
@@ -232,8 +230,7 @@ def rank_cures(
             trials[name] = replace(trials[name], reading=replace(reading, lambda_max=peak))
 
     def race(name: str) -> None:
-        if progress is not None:
-            progress(f"{name}, racing")
+        say(f"{name}, racing")
         found = _race(replace(at, model=made(name)))
         if not found:
             slow[0] = found is not None
@@ -255,7 +252,7 @@ def rank_cures(
     sharp = best.reading is not None and best.reading.terms["sharpness"] > 0
     if sharp and "center-outputs" not in best.name and not off_centre(at.targets):
         name = "center-outputs" if best.name == "none" else f"{best.name}+center-outputs"
-        if attempt(name).reading is not None:
+        if attempt(name, late=bool(ends)).reading is not None:
             race(name) if ends else sharpened(name)
     ranked = sorted(trials.values(), key=lambda t: t.key)
     centred = trials.get(f"{best.name}+center-outputs".removeprefix("none+"))
