@@ -11,7 +11,7 @@ QUICK = Verdicts.load(Path(__file__).parents[2] / "results" / "verify.jsonl")
 
 
 def test_the_quick_results_are_those_of_the_claims_there_are():
-    assert [v.claim for v in QUICK] == list(CLAIMS)
+    assert sorted(v.claim for v in QUICK) == sorted(CLAIMS)  # their order is that in which papers were imported
     assert {v.size for v in QUICK} == {"quick"}
 
 
