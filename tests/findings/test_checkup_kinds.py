@@ -407,6 +407,23 @@ def test_a_loss_that_only_the_loop_can_compute_is_had_from_it() -> None:
     assert any("train_step calls backward on" in note for note in found.facts["notes"])
 
 
+def test_such_a_loop_leaves_its_optimizer_and_schedule_alone() -> None:
+    torch.manual_seed(0)
+    model, x = Decoder(), torch.randint(2, 12, (448, 6))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+
+    def step(*given: Any) -> Tensor:
+        value = taught(*given)
+        optimizer.param_groups[0]["weight_decay"] = 0.3
+        schedule.step()
+        return value
+
+    diagnose(**setup(model, x, x.flip(1)[:, :4], nn.CrossEntropyLoss(), optimizer, train_step=step), trial=5)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], schedule.last_epoch, len(optimizer.state)) == (1e-2, 0, 0, 0)
+
+
 def test_what_the_loop_holds_beside_the_model_stays_as_it_is() -> None:
     torch.manual_seed(0)
     model, x = mlp(12, 32, 3), torch.randn(448, 12)

@@ -15,6 +15,7 @@ from normscope.call.batches import read_batch
 from normscope.call.step import Step
 from normscope.call.traceless import Kept
 from normscope.core.errors import UsageError
+from normscope.training.held import borrowed, held_by
 
 
 class HandedLoss:
@@ -29,11 +30,11 @@ class HandedLoss:
     def __call__(self, model: Any, batch: Any) -> Tensor:
         """The loss of a batch, (inputs, targets) or as the loader gives it."""
         inputs, targets = read_batch(batch)
-        still: Any = copy.copy(self.optimizer)
-        still.step = lambda closure=None: None if closure is None else closure()
-        still.zero_grad = lambda *_, **__: None
-        kept = Kept(self.train_step, self.loss)
-        with kept, kept, _Handed() as handed:
+        kept, held = Kept(self.train_step, self.loss), [self.optimizer, *held_by(self.train_step)]
+        with kept, kept, borrowed(held, {}), _Handed() as handed:  # schedules write into the optimizer, too
+            still: Any = copy.copy(self.optimizer)
+            still.step = lambda closure=None: None if closure is None else closure()
+            still.zero_grad = lambda *_, **__: None
             returned = self.train_step(model, still, self.loss, inputs, targets)
         given = handed.losses or ([returned] if isinstance(returned, Tensor) else [])
         if not given:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from normscope.findings.checkup.scene import Scene
 from normscope.findings.checkup.wiring import modules_of
-from normscope.training.own import rate_of, to_its_rate, twin, wants_a_closure
+from normscope.training.held import twin
+from normscope.training.own import rate_of, to_its_rate, wants_a_closure
 
 
 def of_update(scene: Scene) -> dict[str, Any]:

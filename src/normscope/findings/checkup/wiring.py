@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import mapped
 from normscope.call.reach import Reach
 from normscope.findings.checkup.scene import Rerun, Scene
-from normscope.training.own import held_by
+from normscope.training.held import held_by
 
 #: What modules are called that another one is to follow or to imitate, and that get no gradient.
 TEACHERS = {
