@@ -69,7 +69,8 @@ def by_its_loop(at: Step) -> Step:
         handed = replace(at, step=HandedLoss(at.train_step, own, at.optimizer))
         try:
             _value(handed)
-        except Exception:
+        except Exception as other:
+            error.add_note(f"normscope: train_step gave no loss either: {type(other).__name__}: {other}")
             raise error from None
         first = (str(error).splitlines() or [type(error).__name__])[0]
         handed.notes.append(f"the loss is what train_step calls backward on; of outputs and targets alone: {first}")

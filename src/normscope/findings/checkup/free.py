@@ -88,7 +88,7 @@ def _most(scene: Scene, outs: list[Tensor]) -> float:
         return found
 
     found = again.run(sizes, scene.at.mode)
-    return 1.2 * max(found) if found is not None and max(found) < SMALL else math.inf
+    return 1.2 * max(found) if found is not None and all(x < SMALL for x in found) else math.inf
 
 
 def _agreement(scene: Scene, value: Value, outs: list[Tensor], start: float, best: float) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _agreement(scene: Scene, value: Value, outs: list[Tensor], start: float, bes
     for _ in range(2):
         one = size * torch.randn(outs[0].shape[1], generator=random).to(outs[0])
         ends.append(float(value([one.expand_as(x) for x in outs]).detach()))
-    return {"agrees": max(ends)} if max(ends) < best + 0.02 * (start - best) else {}
+    return {"agrees": max(ends)} if all(x < best + 0.02 * (start - best) for x in ends) else {}
 
 
 def _descent(
