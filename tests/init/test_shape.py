@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from normscope import UsageError, diagnose
 from normscope.findings.cures import rank_cures, treat
+from normscope.nn import Shaped
 from normscope.nn import growth as law
 
 X = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
@@ -73,8 +74,11 @@ def test_shaped_nets_do_not_explode(act: type[nn.Module]) -> None:
     assert len(shaped.treated) == 40
     assert abs(log_growth(plain)) < 2
     changed = [k for k, v in plain.named_parameters() if not torch.equal(v, before[k])]
-    assert changed == ([f"{3 * i + 1}.weight" for i in range(40)] if act is nn.Tanh else [])
-    if act is nn.ReLU:
+    assert changed == []
+    if act is nn.Tanh:
+        gains = law.shaped_gains("tanh", 40)
+        assert [(m.gain, m.scale) for m in plain.modules() if isinstance(m, Shaped)] == [(g, 1 / g) for g in gains]
+    else:
         slopes = {m.negative_slope for m in plain.modules() if isinstance(m, nn.LeakyReLU)}
         assert slopes == {law.leaky_slope(40)}
 
@@ -96,13 +100,18 @@ def test_one_activation_for_all_layers_is_replaced_once_and_counted_each_time() 
     found = treat(Shared(), "shape", X)
     assert found.treated == ("act",)
     assert found.model.get_submodule("act").negative_slope == law.leaky_slope(20)  # type: ignore[union-attr]
+    smooth = Shared()
+    smooth.act = nn.GELU()  # type: ignore[assignment]
+    found = treat(smooth, "shape", X)  # its gains differ from layer to layer: the norms get them
+    assert found.treated == tuple(f"norms.{i}" for i in range(20))
+    assert [float(m.weight[0]) for m in smooth.norms] == pytest.approx(law.shaped_gains("gelu", 20))
 
 
 def test_what_cannot_be_shaped_is_said() -> None:
-    with pytest.raises(UsageError, match=r"a norm with an activation module behind it, or a ReLU behind a layer"):
+    with pytest.raises(UsageError, match=r"an activation module behind a norm or a layer"):
         treat(nn.Sequential(nn.Linear(32, 8), nn.GELU(), nn.Linear(8, 10)), "shape", X)
-    model = net(2, nn.Tanh, affine=False)
-    with pytest.raises(UsageError, match=r"1: it has no weight"):
+    model = net(200, nn.SELU, 8)
+    with pytest.raises(UsageError, match=r"step at 0"):
         treat(model, "shape", X)
 
 
@@ -139,7 +148,7 @@ def test_behind_layer_norm_the_gains_fall_as_behind_batch_norm() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(m for _ in range(40) for m in (nn.Linear(32, 32), nn.LayerNorm(32), nn.Tanh())))
     treat(model, "shape", X)
-    assert [float(m.weight[0]) for m in model[1::3]] == pytest.approx(law.shaped_gains("tanh", 40))
+    assert [m.gain for m in model[2::3]] == law.shaped_gains("tanh", 40)
 
 
 class Block(nn.Module):
@@ -234,7 +243,33 @@ def test_a_frozen_norm_is_left_alone(act: type[nn.Module]) -> None:
     for p in model[1].parameters():
         p.requires_grad_(False)
     found = treat(model, "shape", X)
-    assert found.treated == (("4", "7") if act is nn.Tanh else ("5", "8"))
+    assert found.treated == ("5", "8")
     assert "frozen" in found.left_alone["1"]
     assert bool((model[1].weight == 1).all())  # type: ignore[union-attr]
     assert type(model[2]) is act
+
+
+def test_a_tanh_net_without_norms_keeps_lengths_and_bends_less() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(m for _ in range(40) for m in (nn.Linear(200, 200, bias=False), nn.Tanh())))
+    x = torch.randn(64, 200)
+    treat(model, "lsuv+shape", x)
+    assert sum(isinstance(m, Shaped) for m in model) == 40
+    assert 0.5 < float(model(x).norm() / treat(copy.deepcopy(model), "lsuv", x).model(x).norm()) < 2
+
+
+def test_a_step_on_a_norm_weighs_as_much_as_before() -> None:
+    def pull(how: str) -> float:
+        model = treat(net(40, nn.GELU), how, X).model
+        nn.functional.cross_entropy(model(X), Y).backward()
+        return max(float(m.bias.grad.norm()) for m in model.modules() if isinstance(m, nn.BatchNorm1d))
+
+    # by the norms' weights the shift of the last layers, whose gain is least, would pull 1/g = 41 times as hard
+    assert pull("delta-orthogonal+shape") < 3 * pull("delta-orthogonal")
+
+
+def test_loading_what_shape_made_says_to_shape_first() -> None:
+    model = treat(net(6, nn.Tanh), "shape", X).model
+    again = treat(net(6, nn.Tanh), "shape", X).model
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(X), model(X))

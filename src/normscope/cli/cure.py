@@ -145,6 +145,7 @@ def _how_to_load(course: Course, path: str) -> str:
         "center-outputs": "net = normscope.nn.CenterOutputs(net, outputs); ",
         "last-batch-norm": "net = normscope.nn.NormalizeOutputs(net, outputs); ",
         "bn": 'net = normscope.cure(net, "bn", inputs); ',
+        "shape": 'net = normscope.cure(net, "shape", inputs); ',
         "fold-batch-norm": 'net = normscope.cure(net, "fold-batch-norm", inputs); ',
     }
     before = "".join(text for name, text in wrap.items() if name in course.how.split("+"))

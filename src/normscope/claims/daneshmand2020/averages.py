@@ -129,6 +129,7 @@ def weight_law(run: Run, chains: int, layers: int, gamma: float, shifted: Sequen
     law against every other. Then d = N = 8, where laws differ more: sign over t without a skip connection, 1.068, and
     with one, 1.013 at gamma = .3 and 1.004 at .1 (each +- .003): the difference shrinks. 1 % was asked for at
     gamma = .01, whose memory of 30 000 layers no chain here has the length for. The controls shift two laws by .7 each.
+    A singular matrix of signs ends a chain of 8 for good (a constant batch, then no number): up to a tenth is left out.
     """
     rng = np.random.default_rng([run.seed, 8])
     plain: dict[str, Callable[[tuple[int, ...]], Array]] = {"Gaussian": rng.standard_normal,
@@ -136,18 +137,16 @@ def weight_law(run: Run, chains: int, layers: int, gamma: float, shifted: Sequen
                 "sign": lambda shape: 2 * rng.integers(0, 2, shape).astype(float) - 1,
                 "t with 5 d.o.f.": lambda shape: rng.standard_t(5, shape) * math.sqrt(3 / 5)}  # fmt: skip
     laws = {name: (lambda shape, draw=draw, up=name in shifted: draw(shape) + 0.7 * up) for name, draw in plain.items()}
-    found = {name: _settled_rank(draw, 32, chains, layers) for name, draw in laws.items()}
+    found = {name: mean_and_error(_settled_rank(draw, 32, chains, layers)) for name, draw in laws.items()}
     value, error = found["Gaussian"]
     yield near("r, Gaussian", value, INFINITE[32][0], relative=0.03, stderr=error, reason="3 % of the simulated chain")
     for one, other in combinations(found, 2):
         value, error = ratio_and_error(found[one], found[other])
         yield near(f"r, {one} over {other}", value, 1, 0.05, stderr=error, reason="5 %")
-    (free, free_error), (tied, tied_error) = (
-        ratio_and_error(
-            *(_settled_rank(laws[name], 8, 8 * chains, layers, skip) for name in ("sign", "t with 5 d.o.f."))
-        )
-        for skip in (0.0, gamma)
-    )
+    pair = ("sign", "t with 5 d.o.f.")
+    small = [_settled_rank(laws[name], 8, 8 * chains, layers, skip) for skip in (0.0, gamma) for name in pair]
+    alive = [mean_and_error(r[np.isfinite(r)] if np.isnan(r).mean() < 0.1 else r) for r in small]
+    (free, free_error), (tied, tied_error) = ratio_and_error(*alive[:2]), ratio_and_error(*alive[2:])
     yield between("r, sign over t, d = 8", free, 1.04, 1.1, stderr=free_error, expected=1.068,
                   reason="1.068 +- .004 before")  # fmt: skip
     yield near(f"the same, gamma = {gamma:g}", tied, 1, 0.025, stderr=tied_error, reason="chosen by us: 40 % of that")
@@ -156,14 +155,14 @@ def weight_law(run: Run, chains: int, layers: int, gamma: float, shifted: Sequen
 
 
 def _settled_rank(draw: Callable[[tuple[int, ...]], Array], d: int, chains: int, layers: int,
-                  skip: float = 0.0) -> tuple[float, float]:  # fmt: skip
-    """Time average of r over the later two thirds of explicit chains, N = d, and its standard error over chains."""
+                  skip: float = 0.0) -> Array:  # fmt: skip
+    """Time average of r over the later two thirds of each explicit chain, N = d; NaN of one that ended."""
     shape = (chains, d, d)
     start = math.sqrt(d) * torch.eye(d, dtype=torch.float64).expand(shape)
     steps = side_by_side(start, layers, lambda: torch.from_numpy(draw(shape)), skip=skip)
     kept = [d**4 / (u @ u.transpose(1, 2)).square().sum((1, 2))
             for layer, u in enumerate(steps) if layer >= layers // 3 and layer % 5 == 0]  # fmt: skip
-    return mean_and_error(torch.stack(kept).mean(0).numpy())
+    return torch.stack(kept).mean(0).numpy()
 
 
 @PAPER.claim(
