@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ def shape(model: nn.Module, inputs: Any, *, budget: float = 1.0) -> Treatment:
     left = {names[m]: "no module takes its output" for m in norms if m not in with_taker}
     done: list[str] = []
     depth = len(pairs)
+    gains = cache(lambda law: shaped_gains(law, depth, budget))
     with torch.no_grad():
         for i, (maker, taker, law) in enumerate(pairs):
             weight = maker.weight if isinstance(maker.weight, Tensor) else None
@@ -81,7 +83,7 @@ def shape(model: nn.Module, inputs: Any, *, budget: float = 1.0) -> Treatment:
                 done.append(names[taker])
             else:
                 try:
-                    gain = shaped_gains(law, depth, budget)[i]
+                    gain = gains(law)[i]
                 except UsageError as error:
                     left[names[taker]] = str(error)
                     continue
@@ -106,7 +108,7 @@ def shape(model: nn.Module, inputs: Any, *, budget: float = 1.0) -> Treatment:
 
 
 def _replace(modules: Iterable[nn.Module], old: nn.Module, new: nn.Module) -> None:
-    """Wherever it stands; in the old one's mode, and its children's stay."""
+    """Put the new one wherever the old one stands, in its mode."""
     new.training = old.training
     for parent in modules:
         parent._modules.update({k: new for k, m in parent._modules.items() if m is old})

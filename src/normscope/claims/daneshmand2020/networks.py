@@ -152,8 +152,7 @@ def breaking_conv(
             kept[arm] = values
         if family == "vgg":
             yield at_most("vgg, no norm", highest(kept["plain"]), 1.01, reason="1.000 on VGG19")
-        yield at_least(f"{family}, batch norm, rank beyond 1 over that with broken weights",
-                       (lowest(kept["standard"]) - 1) / (highest(kept["broken"]) - 1), 20,
-                       reason="1.71 on VGG19, 1.24 on ResNet-50, broken 1.0000")  # fmt: skip
+        why = "1.71 on VGG19, 1.24 on ResNet-50"
+        yield at_least(f"{family}, batch norm", lowest(kept["standard"]), 1.1, reason=why)
         name = f"{family}, batch norm, weights of positive mean"
         yield at_most(name, highest(kept["broken"]), 1.01, reason="1.0000 on both")
