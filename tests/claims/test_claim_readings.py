@@ -18,7 +18,7 @@ from normscope import claims
 from normscope.claims import CLAIMS, Reading, Verdict, Verdicts, at_least, at_most, between, judge, near, verify
 from normscope.claims._tables import highest, indicator, lowest
 from normscope.claims._training import Data, accuracy
-from normscope.claims.verification import coverage
+from normscope.claims.verification import coverage, fingerprint
 from normscope.cli.verify import UNDECIDED
 from normscope.geometry.metrics import METRICS
 from normscope.nn import norms
@@ -273,6 +273,44 @@ def test_each_verdict_is_told_as_it_ends_and_not_again_from_the_store(tmp_path):
     assert {v.claim for v in first} == set(names)
     assert {v.to_json() for v in first} == {v.to_json() for v in found}
     assert again == []
+
+
+def test_a_verdict_of_other_code_is_not_taken_from_the_store(tmp_path, monkeypatch):
+    name, told = "nachum2024/odd-score", []
+    verify(name, workers=1, store=tmp_path)
+    monkeypatch.setattr(claims.verification, "fingerprint", lambda claim: "changed")
+    verify(name, workers=1, store=tmp_path, each=told.append)
+    assert len(told) == 1
+
+
+def _limit() -> float:
+    return LIMIT
+
+
+def _measure(run: object) -> list[float]:
+    return [_limit() for _ in range(2)]
+
+
+LIMIT = 1.0
+
+
+def test_a_claim_is_known_by_its_code_that_of_its_helpers_and_what_they_read(monkeypatch):
+    claim = replace(CLAIMS["nachum2024/odd-score"], measure=_measure)
+    known = fingerprint(claim)
+    assert fingerprint(replace(claim)) == known
+    assert fingerprint(replace(claim, full={"d": 7})) != known
+    monkeypatch.setitem(globals(), "LIMIT", 2.0)
+    assert fingerprint(claim) != known
+    monkeypatch.setitem(globals(), "LIMIT", 1.0)
+    monkeypatch.setitem(globals(), "_limit", lambda: LIMIT + 1)
+    assert fingerprint(claim) != known
+
+
+@pytest.mark.parametrize(("name", "found"), [("odd-score", ["nachum2024/odd-score"]),
+                                             ("odd-activations", ["daneshmand2021/odd-activations",
+                                                                  "nachum2024/odd-activations"])])  # fmt: skip
+def test_a_claim_is_found_without_its_paper(name, found):
+    assert [claim.name for claim in claims.chosen(name)] == found
 
 
 def test_what_ended_is_said_and_kept_when_the_command_is_stopped(tmp_path):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Claim
@@ -33,7 +37,9 @@ def load() -> None:
 
 
 def chosen(names: str | Iterable[str] = "*") -> list[Claim]:
-    """The claims of these names, in order: ``paper``, ``paper/claim``, a pattern (``*/fig*``), or ``*`` for all."""
+    """The claims of these names, in order: ``paper``, ``paper/claim``, ``claim`` (of every paper that has one of this
+    name), a pattern (``*/fig*``), or ``*`` for all.
+    """
     load()
     given = [names] if isinstance(names, str) else names
     if not (isinstance(given, Sequence | Set) and all(isinstance(n, str) for n in given)):
@@ -41,10 +47,12 @@ def chosen(names: str | Iterable[str] = "*") -> list[Claim]:
     found: set[str] = set()
     for pattern in given or ["*"]:
         hits = fnmatch.filter(CLAIMS, f"{pattern}/*" if pattern in PAPERS else pattern)
+        hits = hits or fnmatch.filter(CLAIMS, f"*/{pattern}")
         if not hits and any(c in pattern for c in "*?["):
             raise UsageError(f"A pattern must match a claim; {pattern!r} matches none of the {len(CLAIMS)}.")
         if not hits:
-            raise unknown("claim", pattern, [*PAPERS, *CLAIMS])
+            short = [name.rpartition("/")[2] for name in CLAIMS]
+            raise unknown("claim", pattern, {*PAPERS, *(CLAIMS if "/" in pattern else short)})
         found.update(hits)
     return [claim for name, claim in CLAIMS.items() if name in found]
 
@@ -164,7 +172,8 @@ def verify(
     seeds: how many, or which; a verdict each. data_dir: where the data sets lie; without it data-based claims run on
         the bundled digits, with the expectation declared for those.
     store, executor, workers, progress, timeout: as in `normscope.sweeping`; with a store, a second run computes only
-        what is missing (verdicts of another version of the library are not reused).
+        what is missing (verdicts of another version of the library, or of other code or arguments of the claim, are
+        not reused).
     each: is called with every verdict as it ends; not with those that the store had.
 
     Returns `Verdicts`. A claim that raises, hangs, measures NaN or takes its worker with it is a verdict of status
@@ -178,11 +187,14 @@ def verify(
     if data_dir is not None and not expanded(data_dir).is_dir():
         raise UsageError(f"The folder of the data must exist; there is no {str(data_dir)!r}.")
     which = seeds_of(seeds)
-    names = [claim.name for claim in chosen(claims)]
-    shared: dict[str, Any] = {"size": size, "device": device, "version": blank(names[0], size, 0).normscope}
+    which_claims = chosen(claims)
+    names = [claim.name for claim in which_claims]
+    library = blank(names[0], size, 0).normscope
+    shared: dict[str, Any] = {"size": size, "device": device}
     if data_dir is not None:
         shared["data_dir"] = str(Path(data_dir).resolve())
-    grid = Grid(claim=names, seed=which) * Grid([shared])
+    grid = Grid([{"claim": c.name, "version": f"{library} {fingerprint(c)}"} for c in which_claims])
+    grid = grid * Grid(seed=which) * Grid([shared])
 
     def tell(rows: polars.DataFrame) -> None:
         if each is not None:
@@ -192,6 +204,43 @@ def verify(
                   timeout=timeout, each=tell)  # fmt: skip
     found = {(v.claim, v.seed): v for v in _read(table.lazy().collect(), size)}
     return Verdicts(tuple(found[name, seed] for name in names for seed in which))
+
+
+def fingerprint(claim: Claim) -> str:
+    """What changes with the arguments of a claim, and with its code: its function, what this calls and reads in the
+    claims (of its own package where it is not ours), and so on.
+    """
+    package = claim.measure.__module__.partition(".")[0]
+    home = __package__ if __package__.startswith(f"{package}.") else package
+    parts = [repr((claim.quick, claim.full, claim.controls, claim.should))]
+    left = [claim.measure] if isinstance(claim.measure, FunctionType) else []
+    seen = set(left)
+    while left:
+        measure = left.pop()
+        parts.append(_source(measure))
+        for name in sorted(_names(measure.__code__)):
+            used = measure.__globals__.get(name)
+            if isinstance(used, FunctionType):
+                if used.__module__.startswith(home) and used not in seen:
+                    seen.add(used)
+                    left.append(used)
+            elif isinstance(used, bool | int | float | str | tuple | list | dict):
+                parts.append(f"{name} = {used!r}")
+    steady = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(parts))  # the same in every process
+    return hashlib.sha256(steady.encode()).hexdigest()[:16]
+
+
+def _source(measure: FunctionType) -> str:
+    try:
+        return inspect.getsource(measure)
+    except OSError:  # typed in, or shipped without its source
+        return measure.__code__.co_code.hex()
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names in the code of a function, and in what is defined in it."""
+    inner = (_names(c) for c in code.co_consts if isinstance(c, CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def _read(rows: polars.DataFrame, size: str) -> list[Verdict]:

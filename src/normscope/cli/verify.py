@@ -27,7 +27,9 @@ UNDECIDED = 4
 def verify(
     claims: Annotated[
         list[str] | None,
-        typer.Argument(help="Papers, claims or patterns: nachum2024, daneshmand2021/gap, '*/fig*'. Default: all."),
+        typer.Argument(
+            help="Papers, claims or patterns: nachum2024, growth, daneshmand2021/gap, '*/fig*'. Default: all."
+        ),
     ] = None,
     size: Annotated[str, typer.Option(help="quick (minutes for all) or full (the papers' sizes).")] = "quick",
     seeds: Annotated[int, typer.Option(help="Independent repetitions, a verdict each.")] = 1,
