@@ -27,12 +27,16 @@ _LOG_L = {"sigmoid": (-1.97, -2.23, -2.54, -2.88, -3.22), "relu": (-1.14, -1.53,
 def _deviation(seed: int, activation: str, recenter: bool, d: int, chains: int, layers: int,
                mean: float = 0.0) -> tuple[float, float, float]:  # fmt: skip
     """L = E|M - E M| of M = Q Q^T / d (n = 4, rows of Q of norm 1), its standard error, and |E M - I/n|."""
-    run, n = Run(seed), 4
+    run, n, burn = Run(seed), 4, 30
     name, argument = _FIGURE_6[activation]
     draw = shifted(normal_weights(chains, d, run.generator(d)), mean / math.sqrt(d))
     x = torch.from_numpy(gaussian(run, chains, n, d, stream=d))
     steps = side_by_side(x, layers, draw, recenter=recenter, activation=name, argument=argument / math.sqrt(n))
-    m = np.stack([(u @ u.transpose(1, 2)).numpy() / (n * d) for layer, u in enumerate(steps) if layer >= 30])
+    # One array for all layers: small ones, kept between weights of 31 MB, let the heap grow by 20 MB a layer.
+    m = np.empty((layers - burn, chains, n, n))
+    for layer, u in enumerate(steps):
+        if layer >= burn:
+            m[layer - burn] = (u @ u.transpose(1, 2)).numpy() / (n * d)
     settled = m.mean((0, 1))
     apart = np.sqrt(np.square(m - settled).sum((-2, -1)))
     value, error = mean_and_error(apart.mean(0))
