@@ -21,6 +21,7 @@ from scipy import stats
 from torch import nn
 
 import normscope as ns
+from normscope.claims._tables import mean_and_error, power_and_error, ratio_and_error, slope_and_error
 from normscope.learning_rates._laws import LEVEL, fitted
 from normscope.linalg.maps import from_matrix, gram
 from normscope.linalg.spectra import slq, spectrum
@@ -183,6 +184,25 @@ def rates(_: int) -> Iterator[Row]:
         yield f"rates, largest, {name}, one run each", "interval", 0.85, held
 
 
+def readings(seeds: int) -> Iterator[Row]:
+    """Of what the claims make their errors with: means, ratios and powers of skew values, slopes from residuals."""
+    means, ratios, powers, slopes = [], [], [], []
+    widths = np.array([16.0, 32.0, 64.0, 128.0, 256.0])
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        first, second = rng.gamma(4, 0.25, 16), rng.gamma(4, 0.5, 16)  # of mean 1 and 2
+        means.append((*mean_and_error(first), 1.0))
+        ratios.append((*ratio_and_error(mean_and_error(first), mean_and_error(second)), 0.5))
+        chains = widths**-0.5 * rng.gamma(4, 0.25, (16, 5))
+        powers.append((*power_and_error(list(widths), [mean_and_error(c) for c in chains.T]), -0.5))
+        x = np.arange(8.0)
+        slopes.append((*slope_and_error(x, 3 - 0.7 * x + rng.normal(size=8)), -0.7))
+    yield from bars("claims, mean of 16", means, 16)
+    yield from bars("claims, ratio of means of 16", ratios, 31)
+    yield from bars("claims, power over five widths, 16 each", powers, 76)
+    yield from bars("claims, slope of 8 points by their residuals", slopes, 7)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=200)
@@ -195,7 +215,7 @@ def main() -> None:
         "what the bar says by more than three standard errors of so many tries.", "",
         "| bar | of | says | tries | within | |", "|---|---|---:|---:|---:|---|",
     ]  # fmt: skip
-    for kind in (traces, densities, eigenvalues, simulations, races, laws, rates):
+    for kind in (traces, densities, eigenvalues, simulations, races, laws, rates, readings):
         for name, of, says, held in kind(args.seeds):
             share = sum(held) / len(held)
             slack = 3 * math.sqrt(max(says * (1 - says), 0.25 / len(held) if says == 1 else 0) / len(held))
