@@ -69,10 +69,21 @@ VERBS: dict[str, Callable[[Case], Callable[[], Any]]] = {
 }
 
 
-def tensors() -> dict[int, Tensor]:
-    """The tensors that Python can reach."""
+@contextmanager
+def only_what_comes() -> Iterator[None]:
+    """The collector looks at new objects alone: walking over all imported ones is most of a test's time."""
     gc.collect()
-    return {id(x): x for x in gc.get_objects() if issubclass(type(x), Tensor)}
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def tensors() -> list[Tensor]:
+    """The new tensors that Python can reach."""
+    gc.collect()
+    return [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
 
 
 _give_back = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)  # what is free goes back to the system: else noise
@@ -101,16 +112,17 @@ def growth(go: Callable[[], Any]) -> Growth:
     with kept_surroundings():
         for _ in range(SETTLED):
             go()
-        before, at_first = tensors(), resident()
-        found = []
-        for stop, start in ((HALF, SETTLED), (CALLS, HALF)):
-            for _ in range(stop - start):
-                go()
-            new = [t for key, t in tensors().items() if key not in before]
-            memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in new if not t.is_sparse}
-            found.append((len(new), sum(memory.values())))
-            del new
-        return Growth(*zip(*found, strict=True), resident() - at_first)
+        with only_what_comes():
+            at_first = resident()
+            found = []
+            for stop, start in ((HALF, SETTLED), (CALLS, HALF)):
+                for _ in range(stop - start):
+                    go()
+                new = tensors()
+                memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in new if not t.is_sparse}
+                found.append((len(new), sum(memory.values())))
+                del new
+            return Growth(*zip(*found, strict=True), resident() - at_first)
 
 
 @pytest.mark.parametrize("verb", VERBS)
