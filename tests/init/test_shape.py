@@ -197,7 +197,7 @@ def test_a_folded_batch_norm_changes_nothing_on_its_batch(bias: bool) -> None:
 
 
 def test_auto_shapes_a_deep_tanh_net_with_batch_norm() -> None:
-    model = net(60, nn.Tanh, 32)
+    model = net(40, nn.Tanh, 32)
     ranked = rank_cures(model, X, Y, candidates=("none", "he", "shape"), curvature=False)
     assert "shape" in ranked[0].name
 

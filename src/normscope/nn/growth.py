@@ -53,7 +53,12 @@ def shaped_gains(name: str | Function, layers: int, budget: float = 1.0) -> list
         raise UsageError(f"A gain does not shape {a.name}, which is homogeneous. Give it a slope: leaky_slope.")
     for power in POWERS:
         gains = [(layer + 1) ** -power for layer in range(1, layers + 1)]
-        if total_growth(a, gains) <= budget:
+        total = 0.0
+        for gain in gains:
+            total += growth(a, gain)
+            if total > budget:
+                break
+        else:
             return gains
     raise UsageError(f"No gain keeps {a.name} within {budget:g} over {layers} layers: its slope has a step at 0.")
 
