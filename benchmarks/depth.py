@@ -1,4 +1,4 @@
-"""Deep nets behind batch norm: growth of gradients beside its law, and what `shape` makes of them in training.
+"""Deep nets behind batch norm: what `shape` makes of them in training.
 
 python benchmarks/depth.py [--depth 60] [--steps 150]      # a minute a table; digits, width 100
 """
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from normscope.data.datasets import load
 from normscope.findings.cures import treat
 from normscope.nn import make_activation
-from normscope.nn.growth import growth
 
 WIDTH, BATCH, RATES = 100, 128, (0.01, 0.1)
 CURES = ("none", "shape", "delta-orthogonal+shape")
@@ -57,15 +56,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("| activation, width 200, n = 200 | growth a layer over the law's |\n|---|---|")
-    torch.manual_seed(2)
-    noise = torch.randn(200, 200)
-    for name in ("relu", "leaky_relu(0.3)", "tanh", "erf", "sin", "elu", "gelu", "silu", "softplus"):
-        model = treat(net(args.depth, name, 200, 200), "delta-orthogonal", noise).model
-        print(f"| {name} | {log_growth(model, noise) / (args.depth - 2) / growth(name):.2f} |")
     digits = load("digits", n=1440)
     x, y = digits.inputs.flatten(1), digits.targets
-    print(f"\n| net, {args.depth} layers | cure | log growth | accuracy at {', '.join(f'{r:g}' for r in RATES)} |")
+    print(f"| net, {args.depth} layers | cure | log growth | accuracy at {', '.join(f'{r:g}' for r in RATES)} |")
     print("|---|---|---|---|")
     for name in ("tanh", "relu", "gelu"):
         for how in CURES:
