@@ -131,8 +131,8 @@ def mean_eigenvalue(run: Run, width: int, nets: int, swap: bool = False) -> Iter
 @PAPER.claim(
     "second-moment", "The second moment of the eigenvalues is alpha C ((N-1)/N kappa_2^2 + kappa_1^2/N).",
     where="Theorem 1", covers="7.4 T1.second", quick={"width": 1000, "samples": 100, "nets": 120},
-    full={"width": 2000, "samples": 2000, "nets": 80},
-    control={"last": "batch_recenter", "nets": 4}, because="without the outliers it is of order 1/M", seconds=(6, 500),
+    full={"width": 2000, "samples": 2000, "nets": 200},
+    control={"last": "batch_recenter", "nets": 4}, because="without the outliers it is of order 1/M", seconds=(6, 1000),
 )  # fmt: skip
 def second_moment(run: Run, width: int, samples: int, nets: int, last: str = "none") -> Iterator[Reading]:
     """tr F^2 / (alpha M^2), C = 2, over the formula, within 6 % (3 % at full size). It converges slowly (37 % too large
