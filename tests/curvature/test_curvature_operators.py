@@ -109,7 +109,7 @@ def oracle_jacobian(model: nn.Module, x: Tensor) -> Tensor:
         return torch.func.functional_call(twin, {**theta, **chosen}, (x,)).reshape(-1)
 
     rows = torch.func.jacrev(f)({n: theta[n] for n in names})
-    return torch.cat([rows[n].reshape(N * C, -1) for n in names], 1)
+    return torch.cat([rows[n].reshape(len(x) * C, -1) for n in names], 1)
 
 
 def oracle_loss_hessian(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
@@ -360,6 +360,15 @@ def test_several_batches_are_the_sum_each_coupled_inside_itself() -> None:
     got = curvature.hessian(model, data=list(zip(parts, ys, strict=True)))
     eye = torch.eye(len(want), dtype=torch.float64)
     assert off(got.matmat(eye), want) < 1e-10
+
+
+def test_unequal_batches_weigh_by_their_samples() -> None:
+    model, x = make("mlp-batchnorm")
+    parts = [torch.randn(N + 5, 6, dtype=torch.float64), x]
+    data = [(p, torch.randn(len(p), C, dtype=torch.float64)) for p in parts]
+    want = sum(oracle_jacobian(model, p).T @ oracle_jacobian(model, p) for p in parts) * 2 / ((2 * N + 5) * C)
+    found = curvature.fisher(model, data=data, loss=lambda o, t: ((o - t) ** 2).mean())
+    assert off(found.dense(), want) < 1e-10
 
 
 def test_subsets_of_parameters_and_outputs() -> None:

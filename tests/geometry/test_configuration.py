@@ -487,6 +487,9 @@ QUIET = {
     "four classes": lambda g, n: classes(g, n, 4),
     "one ray": lambda g, n: np.exp(0.5 * g.standard_normal((n, 1))) + 1e-3 * g.standard_normal((n, 30)),
     "one point, some farther from it": lambda g, n: 1 + 1e-6 * g.standard_t(1, (n, 1)) * g.standard_normal((1, 30)),
+    "three far from a cloud around the origin": lambda g, n: (
+        g.standard_normal((n, 50)) + np.where(np.arange(n)[:, None] < 3, 40, 0)
+    ),
     "one ray, two lengths": lambda g, n: np.where(np.arange(n) < 4, 9, 1)[:, None] + 1e-6 * g.standard_normal((n, 30)),
 }
 

@@ -84,6 +84,15 @@ def test_trace_and_outlier_of_explicit_nets():
     assert np.mean(tops) < centred.upper
 
 
+def test_mean_subtraction_takes_one_sample_of_the_trace():
+    """Of few samples a sixth of it, which 200 cannot show."""
+    rng = np.random.default_rng(3)
+    spec = dataclasses.replace(karakida(width=300, bias=False), output_norm="batch_recenter")
+    nets = [explicit_gram(rng, 300, 6, 1, 2.0, bias=False) / 6 for _ in range(40)]
+    found = np.mean([np.trace((np.eye(6) - 1 / 6) @ g) for g in nets])
+    assert found == pytest.approx(fisher_statistics(spec, 6, readout_gain=math.sqrt(2)).trace, rel=0.06)
+
+
 def test_ntk_of_a_batch_is_the_mean_of_explicit_nets():
     rng = np.random.default_rng(4)
     spec = karakida(width=300, bias=True)

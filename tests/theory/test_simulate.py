@@ -341,6 +341,28 @@ def test_simulated_grams_keep_the_scale_that_linear_chains_without_norm_have():
     assert growth.mean() == pytest.approx(math.log(4) + special.digamma(D / 2) + math.log(2 / D), abs=0.06)
 
 
+def test_one_layer_of_gaussian_weights_turns_orthogonal_samples_by_its_width():
+    """From the Gram I: E G_ii = 1, and E G_ij^2 = 1 / D, which no common scale gives."""
+    grams = list(simulated_grams(Spec(depth=1, width=D, norm="none", activation="identity"), np.eye(N), seeds=3000))[1]
+    off = grams[:, ~np.eye(N, dtype=bool)]
+    assert np.einsum("rii->r", grams).mean() == pytest.approx(N, rel=0.02)
+    assert np.square(off).mean() * D == pytest.approx(1, rel=0.08)
+
+
+def test_square_orthogonal_weights_leave_the_gram_as_it_is():
+    spec = Spec(depth=3, width=D, norm="none", activation="identity", weights="orthogonal")
+    first, *others = simulated_grams(spec, inputs(), seeds=2)
+    for gram in others:
+        np.testing.assert_allclose(gram, first, rtol=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_rescale"])
+def test_behind_batch_norm_a_linear_chain_has_mean_square_one(norm):
+    spec = Spec(depth=3, width=D, norm=norm, activation="identity")
+    found = by_layer(simulate(spec, inputs=inputs(), seeds=2, metrics=["rms"]), "rms")
+    assert [found[layer] for layer in (1, 2, 3)] == [pytest.approx([1, 1], abs=1e-9)] * 3
+
+
 def test_simulated_grams_refuse_a_bad_start_before_the_first_layer():
     with pytest.raises(UsageError, match="at least 2 samples"):
         simulated_grams(Spec(depth=2, width=4, norm="batch"), inputs=np.ones((1, 4)))
