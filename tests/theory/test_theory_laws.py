@@ -76,6 +76,11 @@ def test_gap_is_bounded_by_the_lyapunov_function():
         assert orthogonality.gap_from_lyapunov(hat, len(v)) <= orthogonality.gap_from_lyapunov(hat, len(v), sharp=False)
 
 
+def test_the_bound_of_theorem_5_by_hand():
+    """n = 4, d = 100, V = 0.1: (1 - 2/3 (1/4 - 0.1)) 0.1 + 1/10."""
+    assert orthogonality.lyapunov_bound(0.1, 4, 100) == pytest.approx(0.19, abs=1e-12)
+
+
 def test_gap_bound_wants_the_squared_singular_value():
     assert orthogonality.gap_bound(2, 4096, 10**4, 0.476) == pytest.approx(0.197, abs=1e-3)
     with pytest.raises(UsageError, match="squared"):
