@@ -81,6 +81,19 @@ def test_the_bound_of_theorem_5_by_hand():
     assert orthogonality.lyapunov_bound(0.1, 4, 100) == pytest.approx(0.19, abs=1e-12)
 
 
+def test_the_bound_of_the_average_by_hand():
+    """V(H_0) = 0.2, 30 layers of width 100: 0.3 / 30 + 1.5 / 10."""
+    assert orthogonality.average_bound(0.2, 30, 100) == pytest.approx(0.16, abs=1e-12)
+
+
+def test_what_a_long_chain_settles_at_by_hand():
+    """Of two samples in width 100; of four; of d = 2, where the exponents differ by psi(1)/2 - psi(1/2)/2 = ln 2."""
+    assert orthogonality.stationary_cosine(100) == pytest.approx(0.0651470, abs=1e-7)
+    assert orthogonality.wasserstein_bound(0.08, 4) == pytest.approx(0.8, abs=1e-12)
+    assert orthogonality.stationary_wasserstein(4, 100) == pytest.approx(math.sqrt(0.0135), abs=1e-12)
+    assert rank.collapse_depth(2) == pytest.approx(1 / math.log(2), abs=1e-12)
+
+
 def test_gap_bound_wants_the_squared_singular_value():
     assert orthogonality.gap_bound(2, 4096, 10**4, 0.476) == pytest.approx(0.197, abs=1e-3)
     with pytest.raises(UsageError, match="squared"):
