@@ -5,7 +5,8 @@ $E \varphi'(z)^2$ of a squared gradient on, and the next norm divides by the var
 the layer returns: the log of the gradient's norm grows from the last layer to the first by
 $\sum_l \frac12 \log\bigl(\gamma_l^2\, E \varphi'(z_l)^2 / \mathrm{Var}\,\varphi(z_l)\bigr)$, never negative (Poincare).
 Of activations that are neither odd nor homogeneous (gelu, silu, softplus) it is a lower bound at full gain, since the
-samples' lengths spread with depth; with the gains below it holds again (docs/cures.md, benchmarks/depth.py).
+samples' lengths spread with depth, which `predict(Spec)` follows (results/growth.md); with the gains below it holds
+again (docs/cures.md).
 Follows Meterez, Joudaki, Orabona, Immer, Raetsch, Daneshmand 2023, arXiv 2310.02012, who show that it is bounded in
 depth where activations are shaped; the formula for many samples is ours.
 """
