@@ -465,8 +465,8 @@ class Residual(nn.Module):
         return self.last((h + self.down(self.up(h).relu())).relu())
 
 
-#: Cures of nets with batch norm, which are tried in test_shape.py.
-NORMED = ("shape", "fold-batch-norm")
+#: Cures of nets with batch norm, which are tried in test_shape.py and test_recalibrate.py.
+NORMED = ("shape", "fold-batch-norm", "recalibrate")
 
 
 @pytest.mark.parametrize("name", [n for n in CURES if n not in NORMED])

@@ -17,8 +17,9 @@ SETTLED = 2.5
     severity="warning",
     meaning="In eval mode the network is another function than the one that trains: expect a gap between the "
     "two accuracies.",
-    cure="Let the running statistics catch up (more steps, a larger momentum), or check that this batch looks "
-    "like the data.",
+    cure="Let the running statistics catch up (more steps, a larger momentum), set them anew (torch.optim.swa_utils."
+    "update_bn over the data, or normscope.cure(model, 'recalibrate', inputs)), or check that this batch looks like "
+    "the data.",
     source="chosen by us: about a shift of one standard deviation, or a variance off by a factor of 3.5",
 )
 def running_statistics(view: View) -> Iterator[Hit]:

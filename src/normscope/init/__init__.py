@@ -17,6 +17,7 @@ from normscope.init.lsuv import lsuv_
 from normscope.init.orthogonal import haar_, orthogonal_representations_
 from normscope.init.rank import raise_rank_
 from normscope.init.shape import shape_
+from normscope.init.statistics import recalibrate_
 from normscope.init.wrappers import off_centre
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "off_centre",
     "orthogonal_representations_",
     "raise_rank_",
+    "recalibrate_",
     "shape_",
     "torch_default_",
     "xavier_",

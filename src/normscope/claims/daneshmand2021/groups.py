@@ -85,9 +85,9 @@ def _growth(x: Tensor, weights: list[Tensor], norm: nn.Module) -> float:
     "dyt", "tanh(alpha x) for a norm: with alpha x at rms 1 signal and gradient of a plain net last; at alpha = 0.5 "
     "the signal dies, at rms 5 the gradient explodes.",
     where="follow-ups (Zhu, Chen, He, LeCun, Liu 2025); the law is ours", covers="F-dyt",
-    quick={"width": 256, "depth": 12, "nets": 4}, full={"width": 1024, "depth": 24, "nets": 10},
+    quick={"width": 256, "depth": 12, "nets": 12}, full={"width": 1024, "depth": 24, "nets": 10},
     control=({"curve": "erf"}, {"shift": 4.0}),
-    because="erf bends at another scale; and alphas four times as large do not keep it", seconds=(1, 20),
+    because="erf bends at another scale; and alphas four times as large do not keep it", seconds=(3, 20),
 )  # fmt: skip
 def dyt(run: Run, width: int, depth: int, nets: int, curve: str = "tanh", shift: float = 1.0) -> Iterable[Reading]:
     """Mean square and squared slope of a module at alpha x of rms a, against sums over a Gaussian; then linear layers

@@ -98,7 +98,7 @@ def odd_state_stable(run: Run, sizes: Sequence[int], at: str = "odd") -> Iterato
 @PAPER.claim(
     "several-become-one", "Two, three or eight odd points become one, at infinite width, within 300 layers.",
     where="odd_point.md 3.3", covers="D16 3.3.several",
-    quick={"n": 16, "groups": (2, 3, 8), "layers": 300, "noise": 1e-3},
+    quick={"n": 32, "groups": (2, 3, 8), "layers": 300, "noise": 1e-3},
     full={"n": 64, "groups": (2, 3, 8), "layers": 2000, "noise": 1e-3}, control={"activation": "identity"},
     because="a linear net keeps the split", seconds=(0.3, 3.8),
 )  # fmt: skip
@@ -107,14 +107,20 @@ def several_become_one(
 ) -> Iterator[Reading]:
     """The Gram recursion from a planted split k against n - k with a relative noise of 1e-3 in the samples; the largest
     share R2 in the end. The exact split is invariant, but over two thousand layers even the noise of rounding breaks
-    it.
+    it. Of 16 samples eight are no odd points but half of the batch, which ends at equal angles now and then (2 of 13
+    seeds).
     """
     for k in groups:
         x = np.zeros((n, n))
         x[:k, 0], x[k:, 1] = (n - k) / k, 1
         x = x + noise * gaussian(run, n, n, stream=k) + 1e-3 * np.eye(n)
         g = predicted_grams(Spec(depth=layers, width=8, norm="batch_recenter", activation=activation), x @ x.T / n)
-        yield at_least(f"R2 in the end, k = {k}", share(g[-1]), 0.95, reason="the fixed point has .9898 at n = 16")
+        yield at_least(
+            f"R2 in the end, k = {k}",
+            share(g[-1]),
+            0.95,
+            reason="the fixed point has .9898 at n = 16, and more of larger batches",
+        )
 
 
 @PAPER.claim(
