@@ -41,9 +41,9 @@ def _rank_by_depth(run: Run, norm: str, metric: str, dtype: torch.dtype, nets: i
 
 @PAPER.claim(
     "fig1-rank", "At initialization the rank of a vanilla net falls with depth to 1, with batch norm it stays full.",
-    where="Fig. 1 right", covers="R14 Fig.1-right", quick={"nets": 10}, full={"nets": 50},
+    where="Fig. 1 right", covers="R14 Fig.1-right", quick={"nets": 40}, full={"nets": 50},
     control={"norm": "batch", "normed": "none"}, because="with batch norm the rank does not fall, without it does",
-    seconds=(1.4, 6.0), axes=Axes("number of hidden layers", "rank of the last hidden layer")
+    seconds=(5, 6.0), axes=Axes("number of hidden layers", "rank of the last hidden layer")
 )  # fmt: skip
 def fig1_rank(run: Run, nets: int, norm: str = "none", normed: str = "batch") -> Evidence:
     """PyTorch's default ReLU MLP of width 128 on one batch of 128 images; the rank is what float32 can tell.
