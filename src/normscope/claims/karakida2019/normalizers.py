@@ -264,8 +264,8 @@ def _above(alone: float, bulk: Array) -> float:
 
 @PAPER.claim(
     "softmax-outliers-as-printed", "Cross-entropy has C outliers.", where="PS21, summary", covers="T6.erratum",
-    quick={"counted": "C", "nets": 5}, control={"counted": "C - 1"}, because="Q 1 = 0 takes one away: C - 1", should="fail",
-    seconds=(1, 1),
+    quick={"counted": "C", "nets": 5}, control={"counted": "C - 1"}, because="Q 1 = 0 takes one away: C - 1",
+    should="fail", seconds=(1, 1),
 )  # fmt: skip
 def softmax_outliers(run: Run, counted: str, nets: int) -> Iterator[Reading]:
     """As reported of the summary in the 2021 paper: C outliers. (diag(g) - g g^T) 1 = 0 for every sample, so there are
