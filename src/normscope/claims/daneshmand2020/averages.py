@@ -88,8 +88,8 @@ def theorem2(
 
 @PAPER.claim(
     "fig3a-as-printed", "Fig. 3a shows the numerical rank of M, as its published code computes it.", where="Fig. 3a",
-    covers="Fig.3a-code", should="fail", quick={"widths": (16, 32), "chains": 12, "layers": 2000},
-    control={"count": "soft"}, because="the soft rank at tau = 1/2 gives the printed points", seconds=(4.2, 4.2)
+    covers="Fig.3a-code", should="fail", quick={"widths": (16, 32), "chains": 36, "layers": 2000},
+    control={"count": "soft"}, because="the soft rank at tau = 1/2 gives the printed points", seconds=(12, 12)
 )  # fmt: skip
 def fig3a_as_printed(
     run: Run, widths: Sequence[int], chains: int, layers: int, count: str = "numerical"
