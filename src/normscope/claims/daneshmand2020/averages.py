@@ -246,7 +246,7 @@ def recentring(run: Run, width: int, chains: int, layers: int, activation: str =
     "relu", "ReLU nets show the same dichotomy: rank one without batch norm, a few directions at every depth with it.",
     where="abstract; Fig. 2 right", covers="R12", quick={"widths": (16, 32), "chains": 10, "layers": 600},
     full={"widths": (16, 32, 64, 128, 256), "chains": 20, "layers": 2000},
-    control=({"norm": "none"}, {"early": (0, 0), "plain": "batch", "layers": 320, "widths": (16, 32)}),
+    control=({"norm": "none", "widths": (32,)}, {"early": (0, 0), "plain": "batch", "layers": 320, "widths": (32,)}),
     because="without batch norm one direction is left, with it never; and the start is far from the settled rank",
     seconds=(2.3, 400),
 )  # fmt: skip
@@ -276,7 +276,7 @@ def relu(
             if i:
                 full = float((series(found, "numerical_rank", 200) == d).mean())
                 why = "d in the reference runs; numpy has 15 on one layer in a thousand at d = 16"
-                yield at_least(f"share of layers of float64 rank d = {d}", full, 0.99, reason=why)
+                yield at_least(f"share of layers of full float64 rank, d = {d}", full, 0.99, reason=why)
         alone = simulated(run, Spec(depth=50, width=d, norm=plain), x, ["participation_rank"], chains=21, stream=9,
                           every=50)  # fmt: skip
         median = float(np.median(series(alone, "participation_rank", 50)))

@@ -94,9 +94,9 @@ def fig6_as_printed(run: Run, activations: Sequence[str], width: int, chains: in
 
 @PAPER.claim(
     "odd-activations", "Odd activations orthogonalize as linear layers do; uncentred ReLU and sigmoid nets do not.",
-    where="appendix F.2; Fig. 6", covers="C22 F.2", quick={"width": 64, "chains": 24, "layers": 150},
+    where="appendix F.2; Fig. 6", covers="C22 F.2", quick={"width": 64, "chains": 64, "layers": 150},
     full={"width": 256, "chains": 60, "layers": 1000}, control={"recenter": True},
-    because="with recentring the settled Gram cannot be isotropic for any activation", seconds=(6, 300),
+    because="with recentring the settled Gram cannot be isotropic for any activation", seconds=(16, 1100),
 )  # fmt: skip
 def odd_activations(run: Run, width: int, chains: int, layers: int, recenter: bool = False) -> Iterable[Reading]:
     """Distance of the settled mean Gram from I/n, n = 4, batch norm without recentring.

@@ -76,9 +76,9 @@ def last_batch_norm(run: Run, widths: Sequence[int], nets: int, last: str = "bat
 
 @PAPER.claim(
     "hidden-batch-norm-relu", "Batch norm in hidden layers of ReLU nets leaves lambda_max = M/(2 pi) + O(1).",
-    where="hidden-layer theorem (sharper form ours)", covers="7.10 T4.relu", quick={"widths": (100, 200), "nets": 4},
+    where="hidden-layer theorem (sharper form ours)", covers="7.10 T4.relu", quick={"widths": (100, 200), "nets": 16},
     full={"widths": (100, 200, 400, 1000, 2000), "nets": 8}, control={"hidden": "none", "nets": 2},
-    because="without it the slope is .8", seconds=(1, 120), axes=Axes("width M", "lambda_max"),
+    because="without it the slope is .8", seconds=(4, 120), axes=Axes("width M", "lambda_max"),
 )  # fmt: skip
 def hidden_batch_norm_relu(run: Run, widths: Sequence[int], nets: int, hidden: str = "batch") -> Evidence:
     """The last layer alone has an outlier, of the mean square of its inputs' means: 1/(2 pi) a unit, whatever the
@@ -195,11 +195,11 @@ def layer_norm(
 @PAPER.claim(
     "softmax", "With softmax the outliers are alpha M kappa_2 times the eigenvalues of the mean of diag(g) - g g^T.",
     where="PS21 (constants ours)", covers="7.9 T6 Fig.E",
-    quick={"width": 400, "samples": 200, "outputs": 3, "nets": 24},
+    quick={"width": 400, "samples": 200, "outputs": 3, "nets": 64},
     full={"width": 1000, "samples": 100, "outputs": 10, "nets": 40},
     control=({"last": "batch_recenter", "nets": 2}, {"loss": "squared_error", "nets": 2}),
     because="mean subtraction in the last layer removes them; the squared loss has one more, and larger ones",
-    seconds=(14, 24),
+    seconds=(35, 24),
 )  # fmt: skip
 def softmax(
     run: Run, width: int, samples: int, outputs: int, nets: int, last: str = "none", loss: str = "cross_entropy"
