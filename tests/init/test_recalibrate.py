@@ -49,6 +49,13 @@ def test_weights_modes_and_the_count_of_batches_stay_and_no_finding_is_left():
     assert "NS501" not in {f.code for f in ns.diagnose(cured, X).findings}
 
 
+@pytest.mark.parametrize("recenter", [True, False])
+def test_our_own_batch_norm_is_brought_up_to_date_with_and_without_recentring(recenter):
+    model = nn.Sequential(nn.Linear(6, 8), ns.nn.BatchNorm(8, recenter=recenter), nn.ReLU())
+    cured = treat(model, "recalibrate", X).model
+    assert (cured.eval()(X) - cured.train()(X)).abs().max() < 0.05
+
+
 def test_a_norm_that_runs_twice_gets_the_mean_of_both():
     class Twice(nn.Module):
         def __init__(self) -> None:

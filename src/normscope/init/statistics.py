@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.call.taps import normalizers
 from normscope.core.errors import UsageError
 from normscope.init._cures import in_place, register
 from normscope.init._layers import Treatment, model_of, step_of
@@ -29,8 +30,9 @@ def recalibrate(model: nn.Module, inputs: Any) -> Treatment:
     Source: Izmailov et al. 2018, arXiv 1803.05407, section 3.2; Jordan et al. 2022, arXiv 2211.08403 (for merged nets).
     """
     model = model_of(model)
-    names: dict[Any, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    seen: dict[Any, list[tuple[Tensor, Tensor]]] = {m: [] for m in names if m.running_mean is not None}
+    instance = nn.modules.instancenorm._InstanceNorm  # its statistics are means over samples of their own
+    names: dict[Any, str] = {m: n for n, m in normalizers(model) if not isinstance(m, instance)}
+    seen: dict[Any, list[tuple[Tensor, Tensor]]] = {m: [] for m in names}
     if not seen:
         raise UsageError(
             "There must be a batch norm with running statistics; this model has none. Choose another cure: normscope "
@@ -42,7 +44,8 @@ def recalibrate(model: nn.Module, inputs: Any) -> Treatment:
         axes = [d for d in range(x.dim()) if d != 1]
         if x.numel() == x.shape[1]:
             raise UsageError(f"A variance needs two values a channel; {names[norm]!r} gets one. Pass a larger batch.")
-        seen[norm].append((x.mean(axes), x.var(axes)))
+        recentred = getattr(norm, "recenter", True)  # else its variance is a mean square
+        seen[norm].append((x.mean(axes), x.var(axes)) if recentred else (0 * x.mean(axes), x.square().mean(axes)))
         if not all(bool(torch.isfinite(m).all()) for m in seen[norm][-1]):
             raise UsageError(
                 f"Activations must be finite; what {names[norm]!r} gets holds NaN or infinity. Clean the data, or "
@@ -50,8 +53,7 @@ def recalibrate(model: nn.Module, inputs: Any) -> Treatment:
             )
 
     step_of(model, inputs).watched(lambda: [m.register_forward_pre_hook(look) for m in seen])
-    left = {names[m]: "it has no running statistics" for m in names if m not in seen}
-    left |= {names[m]: "it does not run" for m, moments in seen.items() if not moments}
+    left = {names[m]: "it does not run" for m, moments in seen.items() if not moments}
     done = {m: moments for m, moments in seen.items() if moments}
     with torch.no_grad():
         for norm, moments in done.items():
