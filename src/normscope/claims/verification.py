@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from normscope.claims.claim import CLAIMS, PAPERS, SIZES, Claim
@@ -224,17 +224,19 @@ def fingerprint(claim: Claim) -> str:
                 if used.__module__.startswith(home) and used not in seen:
                     seen.add(used)
                     left.append(used)
-            elif isinstance(used, bool | int | float | str | tuple | list | dict):
+            elif isinstance(used, type):
+                parts.append(_source(used) if used.__module__.startswith(home) else name)
+            elif used is not None and not isinstance(used, ModuleType) and not callable(used):
                 parts.append(f"{name} = {used!r}")
     steady = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(parts))  # the same in every process
     return hashlib.sha256(steady.encode()).hexdigest()[:16]
 
 
-def _source(measure: FunctionType) -> str:
+def _source(made: FunctionType | type) -> str:
     try:
-        return inspect.getsource(measure)
+        return inspect.getsource(made)
     except OSError:  # typed in, or shipped without its source
-        return measure.__code__.co_code.hex()
+        return made.__code__.co_code.hex() if isinstance(made, FunctionType) else made.__qualname__
 
 
 def _names(code: CodeType) -> set[str]:

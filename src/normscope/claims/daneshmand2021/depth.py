@@ -18,9 +18,9 @@ from normscope.nn import BatchNorm
 from normscope.nn.growth import growth, leaky_slope
 from normscope.theory import predict
 
-#: Odd and nearly linear activations, behind which all samples keep one length; and their slack: 6 %.
-ACTIVATIONS = ("leaky_relu(0.3)", "tanh", "erf", "sin")
-#: Samples of the Gram matrix that ReLU is held against.
+#: Odd and homogeneous activations, of which the law is more than a bound, and their slack: 6 %.
+ACTIVATIONS = ("relu", "leaky_relu(0.3)", "tanh", "erf", "sin")
+#: Samples of that Gram matrix.
 FEW = 50
 
 
@@ -32,7 +32,7 @@ FEW = 50
 )  # fmt: skip
 def depth(run: Run, width: int, depth: int, nets: int, norm: str = "batch") -> Iterable[Reading]:
     """As many samples as units; log of the gradient's norm, layer 5 from either end, over the law's. With ReLU the
-    samples' lengths spread, so it is held against the recursion of the Gram matrix of its few samples, which starts
+    samples' lengths spread, so it is held against the recursion of the Gram matrix of few samples too, which starts
     from the same law. And the slope of leaky ReLU at which a net of a quarter as many layers as samples grows by e.
     """
 

@@ -163,13 +163,11 @@ def twelve_samples(run: Run, d: int, layers: int, runs: int, norm: str = "batch_
 def odd_activations(
     run: Run, d: int, layers: int, runs: int, activations: Sequence[str] = ("tanh", "identity")
 ) -> Iterator[Reading]:
-    """R2 under recentring (tanh with a gain of 1.5, so that its scale stays), median over chains: the direction of a
-    linear chain is uniform, so that one in twenty has a sample with more than .6 of it.
-    """
+    """Largest R2 over chains under recentring (tanh with a gain of 1.5, so that its scale stays)."""
     for name in activations:
         score = chains(run, 16, d, layers, runs, "batch_recenter", activation=name,
                        gain=1.5 if name == "tanh" else None)["odd_point_score"][-1]  # fmt: skip
-        yield at_most(f"median R2, {name}", float(np.median(score)), 0.6, reason="seen .43 and .07 at most")
+        yield at_most(f"largest R2, {name}", float(score.max()), 0.6, reason="seen .43 and .07")
 
 
 @PAPER.claim(
