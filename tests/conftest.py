@@ -1,5 +1,6 @@
 """One thread a test process: small products are slower on many, and the tests run in several processes."""
 
+import copy
 import os
 import signal
 
@@ -9,6 +10,17 @@ import pytest
 
 # A shell's background job ignores Ctrl-C, and so would every test of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def draws(request):
+    """A test's draws from its module's ``RNG`` are the same whichever tests ran before it in this process."""
+    if (rng := getattr(request.module, "RNG", None)) is not None:
+        start = copy.deepcopy(rng.bit_generator.state)
+        yield
+        rng.bit_generator.state = start
+    else:
+        yield
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_lyapunov_drift_is_below_the_bound(n, d):
 def test_gap_is_bounded_by_the_lyapunov_function():
     for _ in range(2000):
         v = RNG.dirichlet(np.full(int(RNG.integers(2, 10)), 0.3))
-        gap = math.sqrt(max(np.square(v).sum() - 1 / len(v), 0))
+        gap = float(np.linalg.norm(v - 1 / len(v)))
         hat = orthogonality.lyapunov(v)
         assert gap <= orthogonality.gap_from_lyapunov(hat, len(v)) + 1e-12
         assert orthogonality.gap_from_lyapunov(hat, len(v)) <= orthogonality.gap_from_lyapunov(hat, len(v), sharp=False)
