@@ -191,6 +191,66 @@ def test_the_accuracy_of_a_net_whose_outputs_are_nan_is_nan():
 # What guards a reading ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def measured(monkeypatch):
+    """The verdict on readings that ``draw(seed, how many came before)`` gives, and the seeds it was measured with."""
+
+    def measured(draw):
+        seeds = []
+
+        def measure(run, broken=False):
+            if broken:
+                return (at_most("q", 9, 1),)
+            seeds.append(run.seed)
+            return draw(len(seeds) - 1)
+
+        claim = replace(CLAIMS["daneshmand2021/gap"], measure=measure, quick={}, controls=({"broken": True},))
+        monkeypatch.setitem(CLAIMS._enrolled, claim.name, claim)
+        return judge(claim.name, seed=3), seeds
+
+    return measured
+
+
+def test_a_claim_that_its_errors_leave_open_is_measured_again_and_the_means_decide(measured):
+    """1.1, .9 and 1.0 of error .3 each: 1.1 +- .6 leaves [.5, 1.5] open, and so does 1 +- .42; 1 +- .35 does not."""
+    verdict, seeds = measured(lambda i: (near("q", (1.1, 0.9, 1.0)[i], 1.0, 0.4, stderr=0.3), near("exact", i, 0, 0.5)))
+    noisy, first = verdict.readings
+    assert verdict.status == "holds"
+    assert len(set(seeds)) == 3
+    assert seeds[0] == 3
+    assert (noisy.value, noisy.stderr) == (pytest.approx(1.0), pytest.approx(0.3 / math.sqrt(3)))
+    assert first.value == 0, "a reading without an error stays as first measured"
+    assert "means of 3" in verdict.notes[0]
+
+
+def test_the_means_can_fail_too(measured):
+    verdict, seeds = measured(lambda i: (near("q", (1.4, 2.0)[i], 1.0, 0.4, stderr=0.1),))
+    assert (verdict.status, len(seeds)) == ("fails", 2)
+
+
+def test_what_stays_open_is_undecided_after_four_measurements(measured):
+    verdict, seeds = measured(lambda i: (near("q", 1.4, 1.0, 0.4, stderr=0.1),))
+    assert (verdict.status, len(set(seeds))) == ("undecided", 4)
+
+
+def test_a_band_that_the_draws_set_is_averaged_with_them(measured):
+    verdict, _ = measured(lambda i: (near("q", 1.0 + i, 1.2 + i, 0.4, stderr=0.12),))
+    (reading,) = verdict.readings
+    assert (reading.value, reading.low, reading.high) == pytest.approx((1.5, 1.3, 2.1))
+
+
+def test_nan_in_a_later_measurement_is_an_error(measured):
+    verdict, _ = measured(lambda i: (near("q", (1.4, NAN)[i], 1.0, 0.4, stderr=0.1),))
+    assert verdict.status == "error"
+    assert "'q'" in verdict.error
+
+
+def test_one_measurement_decides_where_another_one_has_other_readings(measured):
+    verdict, _ = measured(lambda i: (near(f"q{i}", 1.4, 1.0, 0.4, stderr=0.1),))
+    assert verdict.status == "undecided"
+    assert verdict.readings[0].quantity == "q0"
+
+
 def test_a_reading_is_guarded_by_a_control_that_turns_it_or_exact_or_by_none():
     mine = (at_most("turns", 0, 1), at_most("stays", 0, 1), near("identity", 1, 1, 1e-9, exact="algebra"))
     control = (at_most("turns", 9, 1), at_most("stays", 0, 1), near("identity", 1, 1, 1e-9, exact="algebra"))
