@@ -215,6 +215,23 @@ def test_deep_relu_nets_are_orthogonal_on_the_batch_and_not_on_fresh_samples():
     assert 0.2 < gap(inputs_of(model, fresh, 39).double()) < plain - 0.2
 
 
+def test_a_unit_that_one_sample_barely_wakes_does_not_take_over_on_fresh_samples():
+    """A unit wakes by 1e-4, for the first sample alone: the one that the next layer's first unit is to answer to."""
+    first, x, fresh = torch.tensor([[3.0] + 5 * [0.0]]), draw(63, 6).clamp(-2.9, 2.9), 2 * draw(64, 6, seed=7)
+    x = torch.cat([first.double(), x])
+
+    def gap_on_fresh_samples(wakes):
+        torch.manual_seed(0)
+        model = mlp(6, 16, 16, 3)
+        with torch.no_grad():
+            model[0].weight[0] = first
+            model[0].bias[0] = wakes - (x @ model[0].weight[0]).max()
+        init.orthogonal_representations_(model, x, scale="paper", generator=gen())
+        return gap(inputs_of(model, fresh, 3))
+
+    assert gap_on_fresh_samples(1e-4) == pytest.approx(gap_on_fresh_samples(0), abs=0.05)
+
+
 def test_the_sliced_weights_become_multiples_of_the_identity():
     """Section 5: why the identity is its control."""
     model = mlp(20, *[32] * 20, 3, bias=False)

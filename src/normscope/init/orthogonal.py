@@ -42,7 +42,7 @@ def orthogonal(
     scale: str = "rms",
     ends: bool = False,
     rows: int | None = None,
-    cut: float | None = None,
+    cut: float = 3e-4,
     generator: torch.Generator | None = None,
 ) -> Treatment:
     r"""Set each weight so that the layer's outputs on this batch are more orthogonal than its inputs; in place.
@@ -67,8 +67,9 @@ def orthogonal(
     ends: also treat the first and the last layer that run. The paper leaves them as they are; with ``scale="rms"`` the
         first one is only scaled, so that no step in scale follows it.
     rows: most rows (samples, tokens, patches) looked at; default max(2048, 4 out), drawn at random.
-    cut: directions weaker than ``cut`` times the strongest count as absent; default 10 machine epsilons of X's dtype,
-        since the rounding of its entries makes about as much.
+    cut: directions weaker than ``cut`` times the strongest count as absent. A unit that one sample barely wakes is such
+        a direction: the power -p takes it for a strong one, and it takes over on other samples (measured, 80 ReLU nets
+        of 30 layers: with a cut of 1e-6 V of the last layer is .98 for one of them and above .25 for two more).
     generator: of the random choices; default seed 0.
 
     Directions that the batch does not have (fewer samples than inputs, or cut away) are not killed: they go, as nearly
@@ -94,7 +95,7 @@ def orthogonal(
     def weight(layer: Layer, x: Tensor) -> Tensor:
         most = max(2048, 4 * layer.weight.shape[0]) if rows is None else rows
         blocks, _ = input_rows(layer, x, most, generator)
-        limit = 10 * torch.finfo(x.dtype).eps if cut is None else cut
+        limit = max(cut, 10 * torch.finfo(x.dtype).eps)  # the rounding of X's entries makes about as much
         out = layer.weight.shape[0] // layer.groups
         made = [orthogonalizer(block.double(), out, power, basis, limit, generator) for block in blocks]
         if min(blocks.shape[1:]) < min(out, blocks.shape[2]):
