@@ -157,8 +157,8 @@ def twelve_samples(run: Run, d: int, layers: int, runs: int, norm: str = "batch_
 @PAPER.claim(
     "odd-activations", "Odd activations (identity, tanh) get no odd point: E phi = 0 leaves no drive.", where="our "
     "3.5, 3.7",
-    covers="D23 3.5.odd", quick={"d": 300, "layers": 150, "runs": 5}, full={"d": 1000, "layers": 400, "runs": 10},
-    control={"activations": ("relu",)}, because="ReLU has a mean", seconds=(0.33, 2.6),
+    covers="D23 3.5.odd", quick={"d": 600, "layers": 150, "runs": 5}, full={"d": 1000, "layers": 400, "runs": 10},
+    control={"activations": ("relu",)}, because="ReLU has a mean", seconds=(0.6, 2.6),
 )  # fmt: skip
 def odd_activations(
     run: Run, d: int, layers: int, runs: int, activations: Sequence[str] = ("tanh", "identity")
