@@ -32,9 +32,11 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
 
-# Wrong lines planted one at a time: which the tests and the claims catch (about an hour on two cores).
+# Wrong lines planted one at a time, by hand and by chance: which the tests and the claims catch (an hour each).
 mutants: $(VENV)/.test
 	$(BIN)/python benchmarks/breaks.py
+	$(BIN)/python -m pip install -q cosmic-ray
+	$(BIN)/python benchmarks/mutants.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .cache site normscope-report.html

@@ -23,7 +23,7 @@ def alpha_req(s: Statistic) -> Tensor:
     eigenvalues above 1e-10 of the largest, i from 1. NaN for fewer than three of them. Near 1: the balance that the
     papers find best; larger: few directions hold all; smaller: noise. A finite batch raises it: look at ``null``.
     """
-    values = torch.linalg.eigvalsh(torch.where(s.finite[..., None, None], s.centred, 0.0)).flip(-1)
+    values = s.variances
     known = (values > LEAST * values[..., :1]) & (values > 0)
     place = torch.arange(1, values.shape[-1] + 1, dtype=torch.float64, device=values.device)
     x, y = place.log().expand_as(values), torch.where(known, values, 1.0).log()

@@ -286,6 +286,21 @@ class Statistic:
         return found
 
     @cached_property
+    def variances(self) -> Float[Tensor, "*m r"]:
+        """Eigenvalues of $P X X^T P$, descending, 0 where it is not finite; from the smaller of the two Grams, of r
+        samples or units that are not all 0: the others are 0.
+        """
+        most = self.samples if self.factor is None else int(self.alive.sum(-1).max())
+        if most < self.samples:
+            units = self.alive.to(torch.uint8).argsort(dim=-1, descending=True)[..., None, :most]
+            f = torch.take_along_dim(self.factor64, units, dim=-1)
+            f -= f.mean(-2, keepdim=True)
+            product = f.mT @ f
+        else:
+            product = self.centred
+        return torch.linalg.eigvalsh(torch.where(self.finite[..., None, None], product, 0.0)).flip(-1)
+
+    @cached_property
     def eigenvalues(self) -> Float[Tensor, "*m n"]:
         """Eigenvalues of $X X^T$, all n, descending, never negative: the squares of the singular values."""
         return self.singular_values.square()

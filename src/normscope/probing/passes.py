@@ -116,7 +116,8 @@ def probe(
             "No observed layer ran in the forward pass, so there is nothing to report. Layers inside a scripted "
             "function, or under other names than those asked for, are not seen."
         )
-    records = [r for seen in found.seen for r in _records(seen, picked, found, root)]
+    parameters = dict(root.named_parameters())
+    records = [r for seen in found.seen for r in _records(seen, picked, found, parameters)]
     records += _attention(found) if metrics is None else []
     if metrics is None and found.loss_name != "none":
         records += _growth(records)
@@ -324,7 +325,9 @@ def _differentiate(
             recorder.look_back(first, grad)
 
 
-def _records(seen: Seen, metrics: list[Metric], found: Collection, root: nn.Module) -> Iterable[Record]:
+def _records(
+    seen: Seen, metrics: list[Metric], found: Collection, parameters: dict[str, nn.Parameter]
+) -> Iterable[Record]:
     tap = seen.tap
     kind = tap.kind if seen.layer else "input"
     for signal, name, value in numbers(seen, metrics):
@@ -333,7 +336,6 @@ def _records(seen: Seen, metrics: list[Metric], found: Collection, root: nn.Modu
     wanted = {m.name for m in metrics}
     if seen.layer and seen.call == 0:
         own = tap.parameters or [f"{tap.name}.{n}" if tap.name else n for n, _ in tap.module.named_parameters()]
-        found_at = dict(root.named_parameters())
         both = of_weights([found.weights[n] for n in own if n in found.weights])
         if both is not None:
             weight = here._replace(signal="weight")
@@ -341,7 +343,7 @@ def _records(seen: Seen, metrics: list[Metric], found: Collection, root: nn.Modu
                 yield weight._replace(metric="gradient_norm", value=both[0])
             if wanted >= {m.name for m in chosen(None)}:
                 yield weight._replace(metric="relative_gradient", value=both[1])
-        held = [found_at[n] for n in own if n in found_at] if any(m.signal == "weight" for m in metrics) else []
+        held = [parameters[n] for n in own if n in parameters] if any(m.signal == "weight" for m in metrics) else []
         for name, value in of_matrix(held, metrics).items():
             yield here._replace(signal="weight", metric=name, value=value)
         for name, value in found.drift.items():
