@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from normscope.claims import CLAIMS, PAPERS, load
+from normscope.claims.verdict import LOOKS
 from normscope.claims.verification import covered, tally
 from normscope.report import sheet
 from normscope.report.grammar import Axis, Chart, Colour, Dash, lines, measure, tip
@@ -79,7 +80,8 @@ def of_verdicts(found: Verdicts | Verdict, brief: bool = False) -> Sheet:
     }  # fmt: skip
     how = [
         "A claim is one statement of a paper. It is measured, and compared with a band: value ± 2 standard errors "
-        "inside the band `holds`, outside `fails`, else `undecided`.",
+        "inside the band `holds`, outside `fails`, else `undecided`. What would be undecided is measured up to "
+        f"{LOOKS} times, with other draws, and the means decide.",
         "Each claim has a control that breaks what the statement rests on. If the control does not come out the other "
         "way, the check proves nothing and the claim is not counted.",
         "For each reading the tables say whether it turns under its claim's `control`, is `exact` (an identity, "
