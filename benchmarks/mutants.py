@@ -4,6 +4,8 @@
     python benchmarks/mutants.py --seed 1 -n 50    # others
     python benchmarks/mutants.py --list            # only say which
 
+What is finished stands in the csv, and the same command goes on from there.
+
 A mutant is one place where one of cosmic-ray's operators applies (another operator, comparison, number, keyword ...),
 with one of those operators; places are drawn, so that none counts more for having many. Annotations are left alone:
 nothing runs them. The tests that import the file run first. Tests that do not end in ten minutes have caught it.
@@ -50,7 +52,7 @@ def places(file: Path) -> dict[tuple[int, int], list[tuple[str, int]]]:
     found, tree = defaultdict(list), get_ast(file.read_text("utf-8"))
     for name in plugins.operator_names():
         operator = plugins.get_operator(name)
-        if operator.arguments() or name.endswith("NoOp"):
+        if operator.arguments() or name.endswith(("NoOp", "_Is", "_IsNot")):  # of == these mostly say the same
             continue
         spots = (start for node in ast_nodes(tree) for start, _ in operator().mutation_positions(node))
         for occurrence, start in enumerate(spots):
@@ -136,26 +138,32 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "mutants.csv")
     options = parser.parse_args()
-    chosen = drawn(options.n, options.seed)
-    rows: list[dict[str, object]] = []
+    rows = [] if options.list or not options.out.exists() else list(csv.DictReader(options.out.open(encoding="utf-8")))
+    known = {(r["file"], int(r["line"]), r["mutant"]): r for r in rows}
+    chosen = [(one, *change(one)) for one in drawn(options.n, options.seed)]
+    rows = [known[key] for one, _, mutant in chosen if (key := (one.file, one.line, mutant)) in known]
 
-    def told(one: Mutant) -> dict[str, object]:
-        was, mutant = change(one)
+    def told(given: tuple[Mutant, str, str]) -> dict[str, object]:
+        one, was, mutant = given
         found = {} if options.list else run(one, claims=False)
         row = {"file": one.file, "line": one.line, "was": was, "mutant": mutant} | found
         return {name: row.get(name, "") for name in COLUMNS}
 
     with ThreadPoolExecutor(options.workers) as pool:
-        for row in pool.map(told, chosen):
+        for row in pool.map(told, [g for g in chosen if (g[0].file, g[0].line, g[2]) not in known]):
             rows.append(row)
             print(f"{row['by_tests']:<9} {row['file']}:{row['line']}  {row['was']}  ->  {row['mutant']}", flush=True)
-    if options.list:
-        return
-    with options.out.open("w", newline="", encoding="utf-8") as file:
+            if not options.list:
+                keep(rows, options.out, options.seed)
+
+
+def keep(rows: list[dict[str, object]], out: Path, seed: int) -> None:
+    """Write the table and the page of what is finished."""
+    with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    options.out.with_suffix(".md").write_text(page(rows, options.seed), "utf-8")
+    out.with_suffix(".md").write_text(page(rows, seed), "utf-8")
 
 
 if __name__ == "__main__":

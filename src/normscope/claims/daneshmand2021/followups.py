@@ -73,9 +73,10 @@ def gradients(run: Run, width: int, depth: int, nets: int, none: bool = False) -
 @PAPER.claim(
     "haar", "With orthogonal weights and n = d samples the isometry gap never rises, falls by d/(d+2), and gradients "
     "stay.",
-    where="follow-ups (2310.02012)", covers="F-haar", quick={"chains": 30, "nets": 3}, full={"chains": 500, "nets": 20},
+    where="follow-ups (2310.02012)", covers="F-haar", quick={"chains": 30, "nets": 20},
+    full={"chains": 500, "nets": 20},
     control={"weights": "gaussian"}, because="Gaussian weights add noise at every layer, and explode "
-    "gradients", seconds=(4, 11),
+    "gradients", seconds=(10, 11),
 )  # fmt: skip
 def haar(run: Run, chains: int, nets: int, weights: str = "orthogonal") -> Iterable[Reading]:
     """d = 16. phi = log mean - mean log of the Gram's eigenvalues; E phi_l <= phi_0 exp(-l/k), k = C d^2 (1 + d phi_0).

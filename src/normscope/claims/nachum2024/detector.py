@@ -20,7 +20,8 @@ from normscope.geometry.shapes import configuration
 @PAPER.claim(
     "detector-planted", "The detector names planted states: odd, ray, line, clusters, equal angles, a point.",
     where="odd_point.md 5", covers="S5.planted", quick={"noise": 0.02}, control=({"noise": 50.0}, {"turn": 1}),
-    because="noise larger than the states drowns them; and each state has the label of no other", seconds=(0.1, 0.1),
+    because="noise larger than the states drowns them; and each state has the label of no other, its odd sample "
+    "another place", seconds=(0.1, 0.1),
 )  # fmt: skip
 def detector_planted(run: Run, noise: float, turn: int = 0) -> Iterator[Reading]:
     """Batches of the shapes of our table with 2 % noise: the label, the index of the odd sample, the number of
@@ -29,8 +30,8 @@ def detector_planted(run: Run, noise: float, turn: int = 0) -> Iterator[Reading]
     n, d = 16, 400
     blank = noise * gaussian(run, n, d) / np.sqrt(d)
     states = {name: blank.copy() for name in ("odd", "ray", "line", "clusters", "equiangular")}
-    states["odd"][3, 0] += n - 1
-    states["odd"][np.arange(n) != 3, 1] += 1
+    states["odd"][3 + turn, 0] += n - 1
+    states["odd"][np.arange(n) != 3 + turn, 1] += 1
     states["ray"][:, 0] += np.linspace(1, 3, n)
     states["line"][:, 0] += np.linspace(1, 3, n) * np.where(np.arange(n) % 2, 1, -1)
     states["clusters"][:4, 0] += 3
