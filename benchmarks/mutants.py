@@ -61,8 +61,11 @@ def places(file: Path) -> dict[tuple[int, int], list[tuple[str, int]]]:
 
 
 def running(text: str) -> str:
-    """The code without what does not run: annotations, and how it is written."""
-    tree = ast.parse(text)
+    """The code without what does not run: annotations, and how it is written; empty where it is none."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return ""
     for node in ast.walk(tree):
         for part in ("annotation", "returns"):
             if getattr(node, part, None) is not None:
@@ -93,7 +96,7 @@ def drawn(n: int, seed: int) -> list[Mutant]:
         operator, occurrence = chance.choice(how)
         text = file.read_text("utf-8")
         new = mutate_code(text, plugins.get_operator(operator)(), occurrence)
-        if new is None or running(new) == running(text):
+        if new is None or running(new) in ("", running(text)):
             continue
         name = str(file.relative_to(PACKAGE))
         found.append(Mutant(f"{name}:{at[0]} {operator}", name, text, new, "", tests(room, file), at[0]))
