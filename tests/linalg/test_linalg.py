@@ -11,6 +11,7 @@ from torch import Tensor
 from normscope.core.errors import UsageError
 from normscope.linalg import LinearMap, from_directions, hutchinson, hutchpp, lanczos, moments, slq, spectrum
 from normscope.linalg.maps import Directions, from_matrix, gram
+from normscope.linalg.spectra import Spectrum
 
 
 def symmetric(values: Tensor, seed: int = 0) -> Tensor:
@@ -209,3 +210,12 @@ def test_bad_requests_are_refused() -> None:
         spectrum(as_map(a), method="lancsos")
     with pytest.raises(UsageError, match="directions"):
         spectrum(as_map(a), method="directions")
+
+
+@pytest.mark.parametrize("converged", [True, False])
+def test_a_spectrum_says_whether_it_converged(converged: bool) -> None:
+    values = torch.tensor([3.0, 2.0], dtype=torch.float64)
+    found = Spectrum(values, 0.01 * values, 0.001 * values, 5, "samples", "lanczos", 7.5, converged)
+    said = repr(found)
+    assert ("NOT converged" in said) is not converged
+    assert said.startswith("Spectrum(3, 2; error <= 0.003; lanczos on the samples side, 7.5 products")
