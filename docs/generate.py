@@ -158,33 +158,34 @@ def paper_page(key: str, quick: Verdicts | None, full: Verdicts | None) -> str:
         f"# {paper.title}\n",
         f"{paper.authors}, {paper.venue}. {paper.summary}\n",
         f"{len(mine)} claims, each with controls that must come out the other way; `normscope verify {key}` runs them "
-        "at their quick size, `--size full` at the paper's. Seconds are of the clock, on one core of a machine with "
+        "at their quick size, `--size full` at the paper's, `--size reduced` too, but smaller where that needs a GPU. "
+        "Seconds are of the clock, on one core of a machine with "
         f"other work; those of a size that was not run are estimates. {_run('quick', small)} {_run('full', large)}\n",
         "| claim | where | statement | quick size | full size |\n|---|---|---|---|---|",
     ]
     for c in mine:
-        name, results = _bare(c.name), f"{_said(c, small, 0)} | {_said(c, large, 1)}"
+        name, results = _bare(c.name), f"{_said(c, small, 'quick')} | {_said(c, large, 'full')}"
         lines.append(f"| [{name}](#{name}) | {_linked(c.where)} | {_cell(c.statement)} | {results} |")
     lines.append("")
     for c in mine:
         place = f"({_linked(c.where)}; covers {', '.join(c.covers)})"
         lines += [f"## {_bare(c.name)}\n", f"**{c.statement}** {place}\n", c.text, ""]
         lines.append(f"Control: {c.because}.\n")
-        for size, found in (("quick", small), ("full", large)):
+        for found in (small, large):
             if (v := found.get(c.name)) is not None and v.readings:
-                lines += _readings(v, size)
+                lines += _readings(v)
     if paper.left_out:
         lines += ["## Not checked\n", *(f"- {row}: {why}" for row, why in paper.left_out.items())]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _readings(verdict: Verdict, size: str) -> list[str]:
+def _readings(verdict: Verdict) -> list[str]:
     rows = [
         f"| {_cell(r.quantity)} | {measured(r)} | {band(r)} | {'' if r.printed is None else number(r.printed)} | "
         f"{r.status} | {verdict.guard(r)} | {_cell(r.reason)} |"
         for r in verdict.readings
     ]
-    head = f"| quantity, {size} size | measured | band | printed | | control | why this band |"
+    head = f"| quantity, {_size(verdict)} size | measured | band | printed | | control | why this band |"
     return [head, "|---|---|---|---|---|---|---|", *rows, "", *(f"- {note}" for note in verdict.notes)]
 
 
@@ -210,14 +211,23 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _said(claim: Claim, found: dict[str, Verdict], size: int) -> str:
+def _size(verdict: Verdict) -> str:
+    """The size that was run, and what is smaller in a reduced one."""
+    claim = CLAIMS[verdict.claim]
+    smaller = {k: v for k, v in claim.reduced.items() if claim.full[k] != v}
+    if verdict.size != "reduced" or not smaller:
+        return "full" if verdict.size == "reduced" else verdict.size
+    return f"reduced ({', '.join(f'{k} {v} instead of {claim.full[k]}' for k, v in smaller.items())})"
+
+
+def _said(claim: Claim, found: dict[str, Verdict], size: str) -> str:
     """The verdict with its seconds, or the estimated cost of one that was not run."""
     if (verdict := found.get(claim.name)) is not None:
-        return f"{said(verdict)}, {verdict.seconds:.2g} s"
-    if size and claim.full == claim.quick:
+        reduced = "at a reduced size, " if _size(verdict).startswith("reduced") else ""
+        return f"{said(verdict)}, {reduced}{verdict.seconds:.2g} s"
+    if size != "quick" and claim.full == claim.quick:
         return "the same"
-    cost = f"about {duration(claim.seconds[size])}"
-    return f"not run: {claim.needs or cost}"
+    return f"not run: {claim.needs or f'about {duration(claim.cost(size))}'}"
 
 
 def picture() -> None:

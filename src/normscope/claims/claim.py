@@ -25,7 +25,8 @@ import torch
 from normscope.claims.reading import Reading
 from normscope.core.registry import Registry
 
-SIZES = ("quick", "full")
+#: Quick: minutes for all. Full: the papers' sizes. Reduced: those too, but smaller where they need a GPU.
+SIZES = ("quick", "reduced", "full")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Claim:
     """A statement and how to check it.
 
     ``name`` is ``paper/claim``; ``where`` the place in the paper; ``covers`` the short names of the paper's statements.
-    ``quick`` and ``full`` are the arguments of ``measure`` at each size, ``seconds`` their estimated cost on one core.
+    ``quick``, ``reduced`` and ``full`` are the arguments of ``measure`` at each size (``reduced``: those of ``full``
+    where no GPU is needed), ``seconds`` their estimated cost on one core.
     Each of the ``controls`` is a set of arguments that breaks what the statement rests on (``because``): the claim must
     then fail. ``should`` is ``hold``, or ``fail`` for a statement that is wrong as printed; its control then must hold.
     """
@@ -96,10 +98,11 @@ class Claim:
     covers: tuple[str, ...]
     measure: Callable[..., Evidence | Iterable[Reading]]
     quick: Mapping[str, Any]
+    reduced: Mapping[str, Any]
     full: Mapping[str, Any]
     controls: tuple[Mapping[str, Any], ...]
     because: str
-    seconds: tuple[float, float]
+    seconds: tuple[float, float, float]
     should: str = "hold"
     axes: Axes | None = None
     needs: str = ""
@@ -107,7 +110,15 @@ class Claim:
 
     def arguments(self, size: str, control: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The arguments of ``measure`` at ``size``; with a ``control``, those that must make it fail."""
-        return {**(self.full if size == "full" else self.quick), **(control or {})}
+        return {**getattr(self, size), **(control or {})}
+
+    def cost(self, size: str) -> float:
+        """Estimated seconds of one core at ``size``."""
+        return self.seconds[SIZES.index(size)]
+
+    def needed(self, size: str) -> str:
+        """What it needs at ``size`` beside a core; empty if nothing."""
+        return self.needs if size == "full" or (size == "reduced" and self.reduced == self.full) else ""
 
     def run(self, size: str, run: Run, control: Mapping[str, Any] | None = None) -> Evidence:
         """Measure once."""
@@ -135,9 +146,10 @@ class Paper:
         self, name: str, statement: str, *, where: str, covers: str, quick: Mapping[str, Any],
         full: Mapping[str, Any] | None = None, control: Mapping[str, Any] | Sequence[Mapping[str, Any]], because: str,
         seconds: tuple[float, float], should: str = "hold", axes: Axes | None = None, needs: str = "",
+        reduced: Mapping[str, Any] | None = None, reduced_seconds: float | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
         """Enrol the decorated function ``measure(run, **arguments)`` as the claim ``paper/name``; ``control`` is one
-        control or several.
+        control or several. ``full`` changes arguments of ``quick``, ``reduced`` those of ``full``.
         """
         if should not in ("hold", "fail"):
             raise ValueError(f"a claim should 'hold' or 'fail', not {should!r}")
@@ -147,11 +159,13 @@ class Paper:
             known = set(inspect.signature(measure).parameters)
             larger = dict(quick) | dict(full or {})
             controls = (control,) if isinstance(control, Mapping) else tuple(control)
-            if unknown := set(larger).union(*controls) - known:
+            smaller = larger | dict(reduced or {})
+            if unknown := set(smaller).union(*controls) - known:
                 raise TypeError(f"{key}: {measure.__name__}() takes no {', '.join(sorted(unknown))}")
             CLAIMS.add(key, Claim(
-                key, statement, where, tuple(covers.split()), measure, dict(quick), larger, controls, because,
-                seconds, should, axes, needs, inspect.getdoc(measure) or "",
+                key, statement, where, tuple(covers.split()), measure, dict(quick), smaller, larger, controls, because,
+                (seconds[0], reduced_seconds or seconds[1], seconds[1]), should, axes, needs,
+                inspect.getdoc(measure) or "",
             ))  # fmt: skip
             return measure
 

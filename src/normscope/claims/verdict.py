@@ -118,7 +118,7 @@ def judge(
     """Run the claim ``name`` and its control at ``size``. A claim that raises is a verdict of status ``error``."""
     claim = CLAIMS[name]
     if size not in SIZES:
-        raise UsageError(f"The size of a claim must be {' or '.join(SIZES)}; got {size!r}.")
+        raise UsageError(f"The size of a claim must be one of {', '.join(SIZES)}; got {size!r}.")
     run, began = Run(seed, device, data_dir), time.perf_counter()
     verdict = blank(name, size, seed, device, data_dir)
     try:

@@ -168,7 +168,8 @@ def verify(
 ) -> Verdicts:  # fmt: skip
     """Run claims of the four papers, each with its control, and say which hold.
 
-    claims: names or patterns (see `chosen`). size: ``quick`` (all of them in minutes) or ``full`` (the papers' sizes).
+    claims: names or patterns (see `chosen`). size: ``quick`` (all of them in minutes), ``full`` (the papers' sizes) or
+        ``reduced`` (those too, but smaller where they need a GPU).
     seeds: how many, or which; a verdict each. data_dir: where the data sets lie; without it data-based claims run on
         the bundled digits, with the expectation declared for those.
     store, executor, workers, progress, timeout: as in `normscope.sweeping`; with a store, a second run computes only
@@ -183,7 +184,7 @@ def verify(
     from normscope.sweeping import Grid, sweep
 
     if size not in SIZES:
-        raise UsageError(f"The size of a claim must be {' or '.join(SIZES)}; got {size!r}.")
+        raise UsageError(f"The size of a claim must be one of {', '.join(SIZES)}; got {size!r}.")
     if data_dir is not None and not expanded(data_dir).is_dir():
         raise UsageError(f"The folder of the data must exist; there is no {str(data_dir)!r}.")
     which = seeds_of(seeds)
@@ -212,7 +213,7 @@ def fingerprint(claim: Claim) -> str:
     """
     package = claim.measure.__module__.partition(".")[0]
     home = __package__ if __package__.startswith(f"{package}.") else package
-    parts = [repr((claim.quick, claim.full, claim.controls, claim.should))]
+    parts = [repr((claim.quick, claim.reduced, claim.full, claim.controls, claim.should))]
     left = [claim.measure] if isinstance(claim.measure, FunctionType) else []
     seen = set(left)
     while left:

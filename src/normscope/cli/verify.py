@@ -31,7 +31,12 @@ def verify(
             help="Papers, claims or patterns: nachum2024, growth, daneshmand2021/gap, '*/fig*'. Default: all."
         ),
     ] = None,
-    size: Annotated[str, typer.Option(help="quick (minutes for all) or full (the papers' sizes).")] = "quick",
+    size: Annotated[
+        str,
+        typer.Option(
+            help="quick (minutes for all), full (the papers' sizes), reduced (full, smaller where that needs a GPU)."
+        ),
+    ] = "quick",
     seeds: Annotated[int, typer.Option(help="Independent repetitions, a verdict each.")] = 1,
     first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     data_dir: Annotated[
@@ -70,9 +75,9 @@ def verify(
     check_options(workers=workers, timeout=timeout)
     names = claims or ["*"]
     if size not in science.SIZES:
-        raise UsageError(f"--size must be {' or '.join(science.SIZES)}; got {size!r}.")
+        raise UsageError(f"--size must be one of {', '.join(science.SIZES)}; got {size!r}.")
     picked = science.chosen(names)
-    cost = sum(c.seconds[science.SIZES.index(size)] for c in picked) * seeds
+    cost = sum(c.cost(size) for c in picked) * seeds
     if dry_run:
         _list(picked, size, json)
         return
@@ -141,11 +146,9 @@ def _print(v: Verdict) -> None:
 def _list(picked: list[Claim], size: str, json: bool) -> None:
     from normscope.core.words import duration
 
-    at = 0 if size == "quick" else 1
     rows: list[dict[str, Any]] = [
         {"claim": c.name, "where": c.where, "statement": c.statement, "covers": list(c.covers),
-            "seconds": c.seconds[at],
-         "needs": c.needs if at else ""}
+         "seconds": c.cost(size), "needs": c.needed(size)}
         for c in picked
     ]  # fmt: skip
     if json:
