@@ -219,3 +219,14 @@ def test_a_spectrum_says_whether_it_converged(converged: bool) -> None:
     said = repr(found)
     assert ("NOT converged" in said) is not converged
     assert said.startswith("Spectrum(3, 2; error <= 0.003; lanczos on the samples side, 7.5 products")
+
+
+def test_a_rectangular_map_takes_vectors_of_its_columns_and_its_transpose_those_of_its_rows() -> None:
+    matrix = torch.arange(15, dtype=torch.float64).reshape(3, 5)
+    m = from_matrix(matrix)
+    columns, rows = torch.linspace(1, 2, 5, dtype=torch.float64), torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64)
+    assert torch.allclose(m.matvec(columns), matrix @ columns)
+    assert torch.allclose(m.rmatvec(rows), matrix.T @ rows)
+    for call, wrong, length in ((m.matvec, rows, 5), (m.rmatvec, columns, 3)):
+        with pytest.raises(UsageError, match=rf"multiplies vectors \({length},\)"):
+            call(wrong)
