@@ -2,25 +2,28 @@
 
 import copy
 import os
+import random
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
+import torch
 
 # A shell's background job ignores Ctrl-C, and so would every test of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def draws(request):
-    """A test's draws from its module's ``RNG`` are the same whichever tests ran before it in this process."""
-    if (rng := getattr(request.module, "RNG", None)) is not None:
-        start = copy.deepcopy(rng.bit_generator.state)
-        yield
-        rng.bit_generator.state = start
-    else:
-        yield
+def pytest_runtest_setup(item):
+    """What a test draws, its fixtures included, is the same whichever tests ran before it in this process: from the
+    global generators, and from the ``RNG`` of its module.
+    """
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  # what others draw from
+    random.seed(0)
+    if (rng := getattr(getattr(item, "module", None), "RNG", None)) is not None:
+        rng.bit_generator.state = item.module.__dict__.setdefault("_start", copy.deepcopy(rng.bit_generator.state))
 
 
 @pytest.fixture
