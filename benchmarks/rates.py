@@ -246,10 +246,12 @@ def stable(model: nn.Module, task: Task, x: Tensor, y: Tensor) -> float:
     return found.max_stable_lr
 
 
-def long(net: str, recipe: str, largest: dict[str, float]) -> dict[str, float]:
-    """The best of rates a factor 2 apart after 200 steps, the mean of the last ten losses, by optimizer.
+def long(net: str, recipe: str, largest: dict[str, float], rates: dict[str, float]) -> dict[str, float]:
+    """The best of rates a factor 2 apart after 200 steps, the mean of the last ten losses, by optimizer; the sweep goes
+    on to lower ones while the lowest is the best.
 
-    Beside it ``horizon best``, of `rates` with that horizon, where there are fresh batches on others.
+    Beside it ``horizon best``, of `rates` with that horizon, where there are fresh batches on others; and the loss at
+    the start, the least after 200 steps, and where the two rates that are told (``rates``: of 20 steps) end.
     """
     del recipe
     model, task = NETS[net].make(0)
@@ -258,20 +260,25 @@ def long(net: str, recipe: str, largest: dict[str, float]) -> dict[str, float]:
     state = {k: v.clone() for k, v in model.state_dict().items()}
     told = {}
     for name, top in largest.items():
-        ends = {}
-        for rate in grid(top / 16, top * 8, 2):
+        start = loss_of(model, task, batches[0])
+
+        def end(rate: float, name: str = name, most: float = 100 * abs(start)) -> float:
             model.load_state_dict(state)
-            most = 100 * abs(loss_of(model, task, batches[0]))
             optimizer = OPTIMIZERS[name](model.parameters(), lr=rate)
-            losses, whole = course(model, task, optimizer, batches, LONG, lambda seen, most=most: not seen[-1] <= most)
-            ends[rate] = statistics.fmean(losses[-10:]) if whole else math.inf
+            losses, whole = course(model, task, optimizer, batches, LONG, lambda seen: not seen[-1] <= most)
+            return statistics.fmean(losses[-10:]) if whole else math.inf
+
+        ends = {rate: end(rate) for rate in grid(top / 16, top * 8, 2)}
+        while (low := min(ends)) == min(ends, key=lambda r: ends[r]) and low > top / 4096:
+            ends[low / 2] = end(low / 2)
         told |= {f"{name} best {LONG}": min(ends, key=lambda r: ends[r])}
         model.load_state_dict(state)
         given = [task.batch(BATCH, 1000 + i) for i in range(count)]
         where = {"data": given} if fresh(net) else {"inputs": given[0][0], "targets": given[0][1]}
         found = ns.rates(model, loss=task.loss, optimizer=name, horizon=LONG, **where)  # type: ignore[arg-type]
         told |= {f"{name} horizon best": found.best, f"{name} horizon cost": found.cost}
-        told |= {f"{name} end {k}": v for k, v in enumerate(ends.values())}
+        told |= {f"{name} {LONG} start": start, f"{name} {LONG} least": min(ends.values())}
+        told |= {f"{name} {LONG} horizon": end(found.best), f"{name} {LONG} short": end(rates[name])}
     return told
 
 
@@ -307,12 +314,13 @@ def main() -> None:
 
 def measure_long(mine: list[Net], args: argparse.Namespace) -> None:
     """Adds the columns of 200 steps to the csv."""
-    known = pl.read_csv(args.csv).drop(polars.selectors.contains(" best 200", " end ", " horizon "))
+    known = pl.read_csv(args.csv).drop(polars.selectors.contains(" best 200", " 200 ", " horizon "))
     rows = {row["net"]: row for row in known.iter_rows(named=True)}
     some = [mine[i * len(mine) // args.long] for i in range(args.long)]
     cells = [
         {"net": n.name, "recipe": f"{n.task}: {n.words}",
-         "largest": {o: rows[n.name][f"{o} true"] for o in OPTIMIZERS}}
+         "largest": {o: rows[n.name][f"{o} true"] for o in OPTIMIZERS},
+         "rates": {o: rows[n.name][f"{o} best"] for o in OPTIMIZERS}}
         for n in some if all(math.isfinite(rows[n.name][f"{o} true"] or math.nan) for o in OPTIMIZERS)
     ]  # fmt: skip
     found = swept(cells, "long", args.out)

@@ -91,7 +91,10 @@ def without(rows: list[Row]) -> list[str]:
 
 
 def best(rows: list[Row]) -> str:
-    lines = ["\n| best rate | nets | within 2 x, after 20 | nets | within 2 x, after 200 |", "|---|---|---|---|---|"]
+    lines = [
+        "\n| best rate | nets | within 2 x, after 20 | nets | within 2 x, after 200 | 95 % of the fall, after 200 |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
     for o in OPTIMIZERS:
         ways = {"`rates`": (f"{o} best", 1.0), "finder, steepest": (f"{o} finder slope", 1.0)}
         if any(get(r, f"{o} horizon best") > 0 for r in rows):
@@ -99,11 +102,21 @@ def best(rows: list[Row]) -> str:
         ways |= {"finder, a tenth of the least": (f"{o} finder min", 0.1)}
         for name, (said, times) in ways.items():
             cells = []
-            for after in (f"{o} true best below", f"{o} best 200"):
+            for after in (f"{o} true best below", f"{o} best {LONG}"):
                 found = ratios(known(rows, o), said, after, times)
                 cells.append(f"{len(found)} | {share(near(x, 2) for x in found)}")
+            where = {f"{o} best": "short", f"{o} horizon best": "horizon"}.get(said)
+            cells.append("-" if where is None else share(falls(known(rows, o), o, where)))
             lines.append(f"| {o}: {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def falls(rows: list[Row], o: str, where: str) -> Iterable[bool]:
+    """Whether the rate that was told makes 95 % of the way from the first loss to the least after 200 steps."""
+    for r in rows:
+        start, least = get(r, f"{o} {LONG} start"), get(r, f"{o} {LONG} least")
+        if math.isfinite(least):
+            yield start - get(r, f"{o} {LONG} {where}") >= 0.95 * (start - least)
 
 
 def by_kind(rows: list[Row]) -> str:
