@@ -74,6 +74,17 @@ class Function(nn.Module):
         return self.f(x, *self.parts)
 
 
+class Product(nn.Module):
+    """A weight without a layer: x times w by ``product``."""
+
+    def __init__(self, product):
+        super().__init__()
+        self.product, self.w = product, nn.Parameter(torch.randn(20, 64) / 20**0.5)
+
+    def forward(self, x):
+        return self.product(x, self.w)
+
+
 def chain(*parts):
     return lambda: nn.Sequential(*[p() for p in parts])
 
@@ -85,6 +96,8 @@ def dense(a=20, b=64):
 EXACT = {
     "linear": chain(dense()),
     "relu": chain(dense(), nn.ReLU),
+    "matmul": chain(lambda: Product(torch.matmul), nn.ReLU, dense(64, 64)),
+    "mm": chain(lambda: Product(torch.mm), nn.ReLU, dense(64, 64)),
     "gelu": chain(dense(), nn.GELU),
     "hardswish": chain(dense(), nn.Hardswish),
     "user's own": lambda: Function(lambda x, a: torch.sin(2 * a(x)) + 0.3, nn.Linear(20, 64)),
