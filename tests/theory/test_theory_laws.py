@@ -294,3 +294,8 @@ def test_haar_weights_contract_the_isometry_gap():
         ratios.append([-math.log(isometry.isometry(x.T @ x)) for x in (h, out)])
     before, after = np.mean(ratios, 0)
     assert after / before == pytest.approx(isometry.haar_contraction(d), abs=0.01)
+
+
+@pytest.mark.parametrize(("recenter", "factor"), [(False, 5 / 7), (True, 4 / 6)])
+def test_the_contraction_of_five_samples_by_hand(recenter, factor):
+    assert orthogonality.contraction(5, recenter) == pytest.approx(factor, rel=1e-15)
