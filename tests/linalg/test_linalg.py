@@ -230,3 +230,10 @@ def test_a_rectangular_map_takes_vectors_of_its_columns_and_its_transpose_those_
     for call, wrong, length in ((m.matvec, rows, 5), (m.rmatvec, columns, 3)):
         with pytest.raises(UsageError, match=rf"multiplies vectors \({length},\)"):
             call(wrong)
+
+
+def test_one_product_is_a_budget_and_none_is_not() -> None:
+    m = from_matrix(symmetric(torch.linspace(0, 1, 300)))
+    assert spectrum(m, method="lanczos", max_products=1).products <= 1
+    with pytest.raises(UsageError, match="max_products"):
+        spectrum(m, method="lanczos", max_products=0)

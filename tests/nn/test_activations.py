@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from normscope.nn.activations import ACTIVATIONS, POINTWISE
+from normscope.nn.norms.squash import _scaled
 
 X = torch.linspace(-4, 4, 402, dtype=torch.float64)  # no kink at 0 among them
 SHAPED = [name for name, found in POINTWISE.items() if found.functions]
@@ -27,11 +28,14 @@ def test_it_is_odd_where_it_says_so(name):
     assert activation.odd == np.allclose(activation.phi(-x), -activation.phi(x), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [n for n, a in ACTIVATIONS.items() if a.products is not None])
+PRODUCTS = {n: a for n, a in ACTIVATIONS.items() if a.products is not None} | {"erf(.6 x)": _scaled("erf", 0.6)}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("derivative", [False, True])
 def test_gaussian_products_are_those_of_a_quadrature(name, derivative):
     """E f(u) f(v) for (u, v) ~ N(0, [[.7, .5], [.5, 1.9]]), by 80 x 80 Gauss-Hermite nodes."""
-    activation, (qi, qj, g) = ACTIVATIONS[name], (0.7, 1.9, 0.5)
+    activation, (qi, qj, g) = PRODUCTS[name], (0.7, 1.9, 0.5)
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     weights = weights / math.sqrt(2 * math.pi)
     u = math.sqrt(qi) * nodes[:, None]

@@ -299,3 +299,9 @@ def test_haar_weights_contract_the_isometry_gap():
 @pytest.mark.parametrize(("recenter", "factor"), [(False, 5 / 7), (True, 4 / 6)])
 def test_the_contraction_of_five_samples_by_hand(recenter, factor):
     assert orthogonality.contraction(5, recenter) == pytest.approx(factor, rel=1e-15)
+
+
+def test_the_gap_from_the_lyapunov_function_is_sharp_unless_asked_otherwise():
+    """n = 5: sqrt(20) V^ sharp, 10 V^ as stated."""
+    assert orthogonality.gap_from_lyapunov(0.1, 5) == pytest.approx(math.sqrt(20) * 0.1, rel=1e-15)
+    assert orthogonality.gap_from_lyapunov(0.1, 5, sharp=False) == pytest.approx(1.0, rel=1e-15)
