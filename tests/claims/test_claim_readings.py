@@ -239,8 +239,11 @@ def test_a_band_that_the_draws_set_is_averaged_with_them(measured):
     assert (reading.value, reading.low, reading.high) == pytest.approx((1.5, 1.3, 2.1))
 
 
-def test_nan_in_a_later_measurement_is_an_error(measured):
-    verdict, _ = measured(lambda i: (near("q", (1.4, NAN)[i], 1.0, 0.4, stderr=0.1),))
+@pytest.mark.parametrize("stderr", [0.0, 0.01])
+def test_nan_in_a_later_measurement_is_an_error(stderr, measured):
+    verdict, _ = measured(
+        lambda i: (near("open", 1.4, 1.0, 0.4, stderr=0.1), near("q", (1.0, NAN)[i], 1.0, 0.4, stderr=stderr))
+    )
     assert verdict.status == "error"
     assert "'q'" in verdict.error
 

@@ -154,7 +154,9 @@ def _measured(claim: Claim, size: str, run: Run, control: Mapping[str, Any] | No
 
 
 def _mean(readings: tuple[Reading, ...]) -> Reading:
-    """The mean of one reading's measurements, held against the mean of their bands."""
+    """The mean of one reading's measurements, held against the mean of their bands; one at fault stands for all."""
+    if faulty := [r for r in readings if r.fault]:
+        return faulty[0]
     if not all(r.stderr for r in readings):
         return readings[0]
     stderr = math.hypot(*(r.stderr for r in readings)) / len(readings)
