@@ -260,6 +260,7 @@ def long(net: str, recipe: str, largest: dict[str, float], rates: dict[str, floa
     state = {k: v.clone() for k, v in model.state_dict().items()}
     told = {}
     for name, top in largest.items():
+        model.load_state_dict(state)
         start = loss_of(model, task, batches[0])
 
         def end(rate: float, name: str = name, most: float = 100 * abs(start)) -> float:

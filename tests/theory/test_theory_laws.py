@@ -305,3 +305,9 @@ def test_the_gap_from_the_lyapunov_function_is_sharp_unless_asked_otherwise():
     """n = 5: sqrt(20) V^ sharp, 10 V^ as stated."""
     assert orthogonality.gap_from_lyapunov(0.1, 5) == pytest.approx(math.sqrt(20) * 0.1, rel=1e-15)
     assert orthogonality.gap_from_lyapunov(0.1, 5, sharp=False) == pytest.approx(1.0, rel=1e-15)
+
+
+def test_the_stationary_gap_of_recentred_samples_by_hand():
+    """n = 5, d = 100: the law of four samples, 3 * 36 / (16 * 5 * 100), and the floor 1/4 - 1/5."""
+    found = orthogonality.stationary_gap(5, 100, recenter=True, root_mean_square=True)
+    assert found == pytest.approx(math.sqrt(0.0135 + 0.05), rel=1e-12)
