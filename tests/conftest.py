@@ -19,7 +19,7 @@ def pytest_runtest_setup(item):
     """What a test draws, its fixtures included, is the same whichever tests ran before it in this process: from the
     global generators, and from the ``RNG`` of its module.
     """
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  # what others draw from
     random.seed(0)
     if (rng := getattr(getattr(item, "module", None), "RNG", None)) is not None:
