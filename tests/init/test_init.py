@@ -232,6 +232,12 @@ def test_a_unit_that_one_sample_barely_wakes_does_not_take_over_on_fresh_samples
     assert gap_on_fresh_samples(1e-4) == pytest.approx(gap_on_fresh_samples(0), abs=0.05)
 
 
+@pytest.mark.parametrize("cut", [-1, 1, math.nan, "a", None])
+def test_a_cut_is_a_share(cut):
+    with pytest.raises(UsageError, match="cut must"):
+        init.orthogonal_representations_(mlp(6, 16, 16, 3), draw(8, 6), cut=cut)
+
+
 def test_the_sliced_weights_become_multiples_of_the_identity():
     """Section 5: why the identity is its control."""
     model = mlp(20, *[32] * 20, 3, bias=False)

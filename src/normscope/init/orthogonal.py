@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from normscope.core.errors import UsageError, flag, unknown
+from normscope.core.errors import UsageError, finite_number, flag, unknown
 from normscope.core.tensors import rms
 from normscope.init._cures import in_place, register
 from normscope.init._layers import (
@@ -89,6 +89,7 @@ def orthogonal(
     _check_scale(scale)
     if not 0 < power <= 1:
         raise UsageError(f"power must lie in (0, 1]; got {power!r}. The paper has 0.5 in its text and 1 in its code.")
+    finite_number("cut", cut, least=0, below=1)
     generator = generator_of(generator)
     short: list[str] = []
 
