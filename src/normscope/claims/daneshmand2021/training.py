@@ -176,6 +176,7 @@ def fig4(
     where="section 5, controls found here", covers="C26",
     quick={"depth": 75, "width": 100, "images": 1440, "epochs": 5, "nets": 2},
     full={"depth": 75, "width": 800, "images": 50000, "epochs": 30, "nets": 4},
+    reduced={"width": 200, "images": 10000, "epochs": 5, "nets": 2}, reduced_seconds=900,
     control={"identity": "xavier", "haar": "xavier"},
     because="Xavier nets of this depth neither train nor diverge", seconds=(10, 20000), needs="a GPU, about 1 h",
 )  # fmt: skip
