@@ -21,6 +21,7 @@ from normscope.geometry.metrics import measure
 from normscope.nn import build
 
 FULL = {"depths": (15, 30, 45, 60, 75), "width": 800, "images": 50000, "epochs": 30, "batch": 500, "nets": 4}
+REDUCED = {"depths": (15, 45, 75), "width": 200, "images": 10000, "epochs": 10, "batch": 100, "nets": 2}
 
 
 def mlp(run: Run, inputs: int, depth: int, width: int, net: int) -> nn.Module:
@@ -53,7 +54,7 @@ def prepared(model: nn.Module, how: str, x: Tensor, scale: str = "paper") -> nn.
 @PAPER.claim(
     "fig3a", "Without batch norm both the initial gap and the training loss rise with depth.", where="Fig. 3a",
     covers="Fig.3a C25", quick={"depths": (5, 60), "width": 100, "images": 1440, "epochs": 6, "batch": 50, "nets": 2},
-    full=FULL, reduced={"depths": (15, 45, 75), "width": 200, "images": 10000, "epochs": 10, "batch": 100, "nets": 2},
+    full=FULL, reduced=REDUCED,
     control={"how": "orthogonal"}, because="orthogonalized layers leave a small gap at every depth",
     seconds=(9, 20000), reduced_seconds=900, axes=Axes("depth", ""), needs="a GPU, about 1 h",
 )  # fmt: skip
@@ -131,7 +132,8 @@ def fig3b(run: Run, depth: int, width: int, images: int, epochs: int, batch: int
     "fig4", "Iterative orthogonalization avoids the slowdown that depth brings to Xavier initialization.", where="Fig. "
     "4",
     covers="Fig.4 C25", quick={"depths": (15, 75), "width": 100, "images": 1440, "epochs": 7, "batch": 50, "nets": 2},
-    full=FULL, control=({"how": "haar"}, {"plain": "identity", "nets": 1}),
+    full=FULL, reduced=REDUCED,
+    reduced_seconds=900, control=({"how": "haar"}, {"plain": "identity", "nets": 1}),
     because="with a random V' in place of the slice deep nets diverge at once; and identity layers show no slowdown",
     seconds=(16, 40000), axes=Axes("depth", "training loss"), needs="a GPU, about 2 h",
 )  # fmt: skip
