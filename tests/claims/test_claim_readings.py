@@ -193,7 +193,7 @@ def test_the_accuracy_of_a_net_whose_outputs_are_nan_is_nan():
 
 @pytest.fixture
 def measured(monkeypatch):
-    """The verdict on readings that ``draw(seed, how many came before)`` gives, and the seeds it was measured with."""
+    """The verdict on readings that ``draw(how many came before)`` gives, and the seeds it was measured with."""
 
     def measured(draw):
         seeds = []
