@@ -49,7 +49,7 @@ def fork(folder):
 
 
 def newest(folder):
-    return max((stamp(p) for p in Path(folder).glob("*/*/state.pt")), default=0)
+    return max((stamp(p) for p in Path(folder).glob("states/*.pt")), default=0)
 
 
 def stamp(path):
@@ -83,7 +83,7 @@ def main(where, wanted):
     kills, states = int(os.WIFSIGNALED(os.waitpid(pid, 0)[1])), 0
     for _ in range(wanted - 1):
         kills += killed_at_random(fork(f"{where}/killed"), f"{where}/killed", draw)
-        states += any(Path(where, "killed").glob("*/*/state.pt"))
+        states += any(Path(where, "killed").glob("states/*.pt"))
     _, status = os.waitpid(fork(f"{where}/killed"), 0)
     assert status == 0
     print(json.dumps({"kills": kills, "states": states}))

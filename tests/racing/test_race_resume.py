@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -12,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from normscope import UsageError, race
+from normscope import Grid, UsageError, race, sweep
 from normscope.racing import Interrupted, Watcher
+from normscope.sweeping import Cell, Store
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(64, 6, generator=G)
@@ -26,6 +28,16 @@ def net(width=12):
 
 
 VARIANTS = {"narrow": lambda seed: net(8), "wide": lambda seed: net(16)}
+
+
+def double(x):
+    return 2 * x
+
+
+def file_of(folder, variant, seed):
+    """Where the numbers of a finished run lie."""
+    key = Cell({"variant": variant, "seed": seed, "lr": CALM["lr"]}).key("race")
+    return folder / "cells" / key[:2] / f"{key}.parquet"
 
 
 def numbers(table):
@@ -78,7 +90,7 @@ def test_ctrl_c_stops_after_a_step_says_how_to_resume_and_loses_nothing(tmp_path
     with pytest.raises(Interrupted, match="goes on from here"):
         race(variants, DATA, **options)
     assert signal.getsignal(signal.SIGINT) is before
-    state = torch.load(next(tmp_path.glob("*/seed-0/state.pt")), weights_only=True)
+    state = torch.load(next(tmp_path.glob("states/*.pt")), weights_only=True)
     assert 0 < state["training"]["step"] < 8
     resumed = race(variants, DATA, **options)
     undisturbed = race({"one": lambda seed: Counted()}, DATA, **CALM | {"geometry": 0})
@@ -100,10 +112,10 @@ def test_finished_runs_are_not_run_again(tmp_path):
 
 def test_more_seeds_and_variants_join_a_folder(tmp_path):
     race({"narrow": VARIANTS["narrow"]}, DATA, **CALM, out=tmp_path)
-    stamp = next(tmp_path.glob("narrow*/seed-1/records.parquet")).stat().st_mtime_ns
+    stamp = file_of(tmp_path, "narrow", 1).stat().st_mtime_ns
     joined = race(VARIANTS, DATA, **CALM | {"seeds": 3}, out=tmp_path)
     alone = race(VARIANTS, DATA, **CALM | {"seeds": 3})
-    assert next(tmp_path.glob("narrow*/seed-1/records.parquet")).stat().st_mtime_ns == stamp
+    assert file_of(tmp_path, "narrow", 1).stat().st_mtime_ns == stamp
     assert numbers(joined.table).equals(numbers(alone.table))
 
 
@@ -144,7 +156,7 @@ def test_changed_data_and_changed_variants_are_refused_by_name(tmp_path):
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("all of it")
-    with pytest.raises(UsageError, match=r"has thesis\.tex and no race\.json"):
+    with pytest.raises(UsageError, match=r"that a sweep or a race made; .* holds thesis\.tex"):
         race(VARIANTS, DATA, **CALM, out=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -157,15 +169,38 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
 
 def test_torn_files_are_set_aside_named_and_computed_again(tmp_path):
     first = race(VARIANTS, DATA, **CALM, out=tmp_path)
-    torn = next(tmp_path.glob("wide*/seed-1/records.parquet"))
+    torn = file_of(tmp_path, "wide", 1)
     torn.write_bytes(torn.read_bytes()[:100])
-    torn.with_name("state.pt").write_bytes(b"half")
-    foreign = next(tmp_path.glob("wide*/seed-0/records.parquet"))
-    pl.DataFrame({"a": [1]}).write_parquet(foreign)
+    (tmp_path / "states").mkdir(exist_ok=True)
+    (tmp_path / "states" / f"{torn.stem}.pt").write_bytes(b"half")
+    pl.DataFrame({"a": [1]}).write_parquet(file_of(tmp_path, "wide", 0))
     again = race(VARIANTS, DATA, **CALM, out=tmp_path)
     assert numbers(again.table).equals(numbers(first.table))
-    assert len([n for n in again.facts["notes"] if "torn" in n]) == 3
-    assert {p.name for p in torn.parent.iterdir()} == {"records.parquet", "records.parquet.torn-1", "state.pt.torn-1"}
+    assert len([n for n in again.facts["notes"] if "(set-aside/" in n and "computed again" in n]) == 3
+    assert len(list((tmp_path / "set-aside").iterdir())) == 3
+    assert not list((tmp_path / "states").iterdir())
+
+
+def test_a_race_is_kept_in_a_store_that_sweeps_use_too(tmp_path):
+    found = race(VARIANTS, DATA, **CALM, out=tmp_path)
+    store = Store(tmp_path)
+    sweep(Grid(x=[1, 2]), double, store, ThreadPoolExecutor(1))
+    kept = store.table(task="race").filter(pl.col("metric") == "loss", pl.col("signal") == "batch").collect()
+    losses = found.table.filter(pl.col("metric") == "loss", pl.col("signal") == "batch")
+    kept = kept.sort("variant", "seed", maintain_order=True)
+    assert kept.select("variant", "seed", "value").equals(losses.select("variant", "seed", "value"))
+    assert store.compact() == 6
+    Counted.calls = 0
+    assert race(VARIANTS, DATA, **CALM, out=tmp_path).table.equals(found.table)
+
+
+def test_a_race_goes_on_from_an_address_that_is_no_folder():
+    pytest.importorskip("fsspec")
+    out = "memory://race-that-goes-on"
+    first = race({"one": lambda seed: Counted()}, DATA, **CALM, out=out)
+    Counted.calls = 0
+    assert race({"one": lambda seed: Counted()}, DATA, **CALM, out=out).table.equals(first.table)
+    assert Counted.calls == 3
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

@@ -84,7 +84,7 @@ def test_schema_and_version_are_inside_each_file(tmp_path):
     store = filled(tmp_path / "s", grid)
     store_path = tmp_path / "s" / store.listing().loose[grid[0].key(TASK)]
     about = pl.read_parquet_metadata(store_path)
-    assert about["normscope.schema"] == "1"
+    assert about["normscope.schema"] == "2"
     assert about["normscope.version"]
     assert about["normscope.key"] == grid[0].key(TASK)
 
@@ -304,7 +304,7 @@ def test_a_store_of_another_schema_is_refused(tmp_path):
     store = filled(tmp_path / "s", Grid(x=[1]))
     marker = Path(store.where) / store_module.MARKER
     marker.write_text(json.dumps({"schema": 99}))
-    with pytest.raises(UsageError, match="schema 1"):
+    with pytest.raises(UsageError, match="schema 2"):
         Store(tmp_path / "s")
 
 

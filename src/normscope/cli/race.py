@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,7 +53,9 @@ def race(
         int | None,
         typer.Option(help="Look at the layers at so many steps, 0 for never; default 12, fewer in a short race."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder that keeps everything; the same command resumes.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder or s3://... that keeps everything; the same command resumes.")
+    ] = None,
     device: option.Device = "cpu",
     dtype: option.Dtype = None,
     pages: Pages = NO_PAGES,

@@ -1,4 +1,4 @@
-"""Files, whole or not at all: one writer, one reader, and a place for what cannot be read."""
+"""Files, whole or not at all: one writer, one reader."""
 
 from __future__ import annotations
 
@@ -241,12 +241,6 @@ def _lives(process: int) -> bool:
     except OSError:  # of another user
         pass
     return True
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a file that cannot be read, so that it is neither used nor lost; its new path."""
-    number = next(i for i in range(1, 10_000) if not path.with_name(f"{path.name}.torn-{i}").exists())
-    return path.rename(path.with_name(f"{path.name}.torn-{number}"))
 
 
 def left_overs(path: Path) -> Iterator[Path]:

@@ -17,16 +17,15 @@ from normscope.call.losses import OWN, Loss, LossLike
 from normscope.call.step import check_model, copied
 from normscope.call.traceless import Kept
 from normscope.core.errors import UsageError, finite_number, flag, seeds_of, unknown, whole_number
-from normscope.core.files import expanded
 from normscope.core.load import user_error
 from normscope.core.tensors import device_of, floating_dtype
 from normscope.data.datasets import Batch
-from normscope.racing._folder import Folder
+from normscope.racing._folder import Folder, run_of
 from normscope.racing._inputs import Plan, Variant, names_of, samples_of
 from normscope.racing._progress import Bar, Interrupted, Watcher, interruptible
 from normscope.racing._rates import Rate, Rule, choose, rules
 from normscope.racing._result import Race
-from normscope.racing._run import Run, Tests, geometry_steps, on
+from normscope.racing._run import Run, Tests, geometry_steps, on, table
 from normscope.training import Recipe, Samples, Training, try_out
 
 if TYPE_CHECKING:
@@ -83,8 +82,9 @@ def race(
     geometry: at how many steps, evenly on a log axis, ``probe_samples`` samples go through `probe`; 0 for none;
         default 12, fewer in a short race (4 and one more for every 50 steps), because a look costs as much as a few
         steps.
-    out: folder that keeps everything: a race that was stopped or killed goes on from there, to the same numbers. Every
-        ``checkpoint_every`` seconds the state of the current run is written; finished runs are not run again.
+    out: folder (or ``s3://...``) that keeps everything, a `normscope.sweeping.Store` with a cell a run: a race that was
+        stopped or killed goes on from there, to the same numbers. Every ``checkpoint_every`` seconds the state of the
+        current run is written; finished runs are not run again.
     device, dtype: where and in what the models train. progress: ``True`` for a bar on standard error.
 
     A run that diverges stops and is counted as diverged. Training is in training mode; accuracy is measured in eval
@@ -123,7 +123,7 @@ def race(
         "test": None if tested is None else tested.fingerprint(),
     }  # fmt: skip
     watcher = progress if isinstance(progress, Watcher) else Bar() if flag("progress", progress) else Watcher()
-    rates, folder = rules(lr, names), None if out is None else Folder(expanded(out))
+    rates, folder = rules(lr, names), None if out is None else Folder(out)
     facts = {"baseline": baseline or names[0], "target_loss": target_loss}
     kept = Kept(*(v for v in variants.values() if isinstance(v, nn.Module)))
     with kept, kept, torch.inference_mode(False), torch.enable_grad(), closing(watcher):
@@ -172,11 +172,11 @@ class _Contest:
                 self.folder.check(self.settings)
             described = {name: self._describe(name, tests) for name in self.variants}
             if self.folder is not None:
-                self.folder.join(self.settings, described)
-            frames = self._finished()
-            pending = [(s, v) for s in self.seeds for v in self.variants if (v, s) not in frames]
+                self.folder.join(described)
             for name in self.variants:
                 self._choose(name, stop.is_set)
+            frames = self._finished(every)
+            pending = [(s, v) for s in self.seeds for v in self.variants if (v, s) not in frames]
             seconds = self._time(tests, pending, steps)
             self._done = steps * len(frames)
             total = steps * len(self.seeds) * len(self.variants)
@@ -185,10 +185,10 @@ class _Contest:
             )
             for seed, name in pending:
                 frames[name, seed] = self._train(name, seed, tests, steps, stop.is_set)
-        for name in self.folder.set_aside if self.folder else ():
-            self._note(f"{name}: a torn file that was set aside; what it held was computed again")
-        table = pl.concat([frames[v, s] for v in self.variants for s in self.seeds])
-        return Race(table, facts | self._facts(steps, every))
+        for torn in self.folder.set_aside if self.folder else ():
+            self._note(f"{torn}; what it held was computed again")
+        whole = pl.concat([frames[v, s] for v in self.variants for s in self.seeds])
+        return Race(whole, facts | self._facts(steps, every))
 
     def _length(self) -> tuple[int, int]:
         every = len(self.train) // self.recipe.batch
@@ -271,11 +271,11 @@ class _Contest:
         # The weights of the first seed alone: a race may be joined by more seeds.
         return {"structure": structure, "lr": self.rules[name], f"norm, seed {self.seeds[0]}": norm}
 
-    def _finished(self) -> dict[tuple[str, int], polars.DataFrame]:
+    def _finished(self, every: int) -> dict[tuple[str, int], polars.DataFrame]:
         if self.folder is None:
             return {}
-        found = {(v, s): self.folder.records(v, s) for v in self.variants for s in self.seeds}
-        return {key: frame for key, frame in found.items() if frame is not None}
+        runs = {run_of(v, s, self.rates[v].lr): (v, s) for v in self.variants for s in self.seeds}
+        return {runs[run]: table(*runs[run], frame, every) for run, frame in self.folder.finished(runs).items()}
 
     def _choose(self, name: str, stop: Callable[[], bool]) -> None:
         rate = self.folder.rate(name) if self.folder else None
@@ -316,13 +316,8 @@ class _Contest:
             raise self._interrupted()
         model = self._first.pop(name) if seed == self.seeds[0] else self._build(name, seed)
         recipe = replace(self.recipe, seed=seed, lr=self.rates[name].lr)
-        run = Run(Training(model, self.train, recipe), tests)
-        about = {"variant": name, "seed": seed, "lr": recipe.lr}
-        if self.folder is not None and (state := self.folder.state(name, seed)) is not None:
-            if state.get("about") != about:
-                raise UsageError(
-                    f"The state of {name!r}, seed {seed} in {self.folder.path} is of another run. Delete it."
-                )
+        run, cell = Run(Training(model, self.train, recipe), tests), run_of(name, seed, recipe.lr)
+        if self.folder is not None and (state := self.folder.state(cell)) is not None:
             run.restore(state)
         behind, saved = self._done, [time.monotonic()]
 
@@ -333,25 +328,25 @@ class _Contest:
 
         def save() -> bool:
             if self.folder is not None:
-                self.folder.write_state(name, seed, run.state(about))
+                self.folder.write_state(cell, run.state())
             saved[0] = time.monotonic()
             return stop()
 
         if not run.go(pause, save):
             raise self._interrupted()
-        frame = run.frame(name, seed)
+        rows = run.numbers()
         if run.training.diverged is not None:
             self.watcher.note(f"{name}, seed {seed}: diverged at step {run.training.diverged}")
         if self.folder is not None:
-            self.folder.finish(name, seed, frame)
+            self.folder.finish(cell, rows)
         self._done = behind + steps
-        return frame
+        return table(name, seed, rows, run.training.steps_per_epoch)
 
     def _interrupted(self) -> Interrupted:
         if self.folder is None:
             return Interrupted("Stopped. Nothing was kept: pass out= (--out DIR) to be able to go on.")
         return Interrupted(
-            f"Stopped; everything so far is in {self.folder.path}. The same call with it goes on from here."
+            f"Stopped; everything so far is in {self.folder.where}. The same call with it goes on from here."
         )
 
 

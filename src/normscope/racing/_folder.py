@@ -1,160 +1,175 @@
-"""A race on disk: ``race.json``, and a folder for each variant with its rate and one folder a seed."""
+"""A race that is kept: its finished runs are cells of a store; beside them ``race.json`` and the states of others."""
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import torch
 
-from normscope.core import files
 from normscope.core.errors import UsageError
+from normscope.core.files import TEMPORARY
 from normscope.racing._rates import Rate
-from normscope.racing._run import COLUMNS
+from normscope.racing._run import Row
+from normscope.sweeping import Cell, Store
 
 if TYPE_CHECKING:
     import polars
 
 T = TypeVar("T")
 
-_FORMAT = 1
+#: Settings, variants and their rates; the runs that are not finished.
+ABOUT, STATES = "race.json", "states"
+_FORMAT = 2
 #: What of a variant must agree: exactly, but the norm of the weights to rounding (threads and devices change it a bit).
 _NORM = 1e-3
 
 
-@dataclass
 class Folder:
-    """Where a race is kept. ``set_aside``: names of torn files that were found and renamed."""
+    """Where a race is kept: a folder, or any address of a `Store`. ``set_aside``: what was torn, and is renamed.
 
-    path: Path
-    set_aside: list[str] = field(default_factory=list)
+    Raises ``UsageError`` for a folder with other things in it, or a file in its place.
+    """
+
+    def __init__(self, where: str | os.PathLike[str]) -> None:
+        self.store = Store(where)
+        self.files, self.where = self.store.files, self.store.where
+        self.set_aside: list[str] = []
+        self._known: dict[str, Any] = {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder, made if need be, for one process at a time; the lock ends with the process, however it ends.
+        """The folder, made if need be, for one race at a time; the lock ends with the process, however it ends.
 
-        Raises ``UsageError``: a folder with other things in it, a file in its place, a race in it that runs now.
+        Raises ``UsageError``: it cannot be written to, a race in it that runs now. No lock where it is not on this
+        machine.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"out must be a folder that can be made; {self.path}: {error.strerror}.") from None
-        other = [p.name for p in self.path.iterdir() if not p.name.startswith((".", "race."))]
-        if other and not any(self.path.glob("race.json*")):
-            raise UsageError(
-                f"out must be a new or empty folder, or that of a race; {self.path} has {', '.join(sorted(other)[:4])} "
-                "and no race.json. Choose another."
-            )
         with ExitStack() as stack:
-            with suppress(ImportError):  # Windows has no such locks
-                import fcntl
+            try:
+                self.store.prepare()
+                path = self.files.local("race.lock")
+                with suppress(ImportError):  # Windows has no such locks
+                    import fcntl
 
-                try:
-                    file = stack.enter_context((self.path / "race.lock").open("a"))
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UsageError(
-                        f"Another process is racing in {self.path}. Wait for it, or use another folder."
-                    ) from None
-                except OSError as error:
-                    raise UsageError(f"out must be a folder to write in; {self.path}: {error.strerror}.") from None
-            for half in self.path.rglob(f".*{files.TEMPORARY}"):  # of a race that was killed while it wrote
-                half.unlink(missing_ok=True)
+                    if path is not None:
+                        fcntl.flock(stack.enter_context(open(path, "a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"Another process is racing in {self.where}. Wait, or use another folder.") from None
+            except OSError as error:
+                raise self._unwritable(error) from None
+            for name in self.files.names(STATES):
+                if name.endswith(TEMPORARY):  # of a race that was killed while it wrote
+                    self.files.remove(name)
             yield
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise ``UsageError`` if the race in the folder has other settings; it says which."""
-        known = self._known(settings)
+        """Raise ``UsageError`` if the race that is kept has other settings; it says which."""
+        known = self._read(ABOUT, _mapping)
+        if known is None:
+            known = {"format": _FORMAT, "settings": dict(settings), "variants": {}}
+        if known.get("format") != _FORMAT or not all(isinstance(known.get(k), dict) for k in ("settings", "variants")):
+            raise UsageError(f"{self.where}/{ABOUT} is not of a race of this version. Choose another folder.")
         self._refuse(
             f"{key} {known['settings'].get(key)} there, {value} here"
             for key, value in settings.items()
             if known["settings"].get(key) != value
         )
+        self._known = known
 
-    def join(self, settings: Mapping[str, Any], variants: Mapping[str, Mapping[str, Any]]) -> None:
+    def join(self, variants: Mapping[str, Mapping[str, Any]]) -> None:
         """Enter the variants; raise ``UsageError`` if one of them is not what it was in this folder."""
-        known = self._known(settings)
-        differing = []
+        known, differing = self._known["variants"], []
         for name, about in variants.items():
-            before = known["variants"].get(name, about)
+            before = known.get(name, about)
             for key, value in about.items():
                 old = before.get(key)
                 close = key.startswith("norm") and (old is None or abs(old - value) <= _NORM * abs(value))
                 if old != value and not close:
                     differing.append(f"{key} of variant {name!r} {old} there, {value} here")
-            known["variants"][name] = {**before, **about}
+            known[name] = {**before, **about}
         self._refuse(differing)
-        files.write(json.dumps(known, indent=1), self.path / "race.json")
-
-    def _known(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        found = self._read(self.path / "race.json", _mapping)
-        if found is None:
-            return {"format": _FORMAT, "settings": dict(settings), "variants": {}}
-        if found.get("format") != _FORMAT or not all(isinstance(found.get(k), dict) for k in ("settings", "variants")):
-            raise UsageError(f"{self.path / 'race.json'} is not of a race of this version. Choose another folder.")
-        return found
+        self._write_about()
 
     def _refuse(self, differing: Iterable[str]) -> None:
         if said := sorted(differing):
             raise UsageError(
-                f"{self.path} holds a race with other settings: {'; '.join(said)}. Use another folder, or the same "
+                f"{self.where} holds a race with other settings: {'; '.join(said)}. Use another folder, or the same "
                 "settings."
             )
 
+    def _write_about(self) -> None:
+        self._write(ABOUT, json.dumps(self._known, indent=1).encode())
+
     def rate(self, variant: str) -> Rate | None:
         """The learning rate that was chosen for a variant, if one was."""
-        found = self._read(self._of(variant) / "rate.json", _mapping)
+        found = self._known["variants"][variant].get("rate")
         return None if found is None else Rate.from_dict(found)
 
     def write_rate(self, variant: str, rate: Rate) -> None:
         """Keep it: a resumed race must not choose again."""
-        self._of(variant).mkdir(exist_ok=True)
-        files.write(json.dumps(rate.to_dict()), self._of(variant) / "rate.json")
+        self._known["variants"][variant]["rate"] = rate.to_dict()
+        self._write_about()
 
-    def state(self, variant: str, seed: int) -> dict[str, Any] | None:
+    def state(self, run: Cell) -> dict[str, Any] | None:
         """Where an unfinished run stopped."""
-        return self._read(self._run(variant, seed) / "state.pt", _state)
+        return self._read(_path(run), _state)
 
-    def write_state(self, variant: str, seed: int, state: dict[str, Any]) -> None:
+    def write_state(self, run: Cell, state: dict[str, Any]) -> None:
         """Replace the run's state."""
-        path = self._run(variant, seed) / "state.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(lambda file: torch.save(state, file), path)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self._write(_path(run), buffer.getvalue())
 
-    def records(self, variant: str, seed: int) -> polars.DataFrame | None:
-        """The table of a finished run."""
-        return self._read(self._run(variant, seed) / "records.parquet", _records)
+    def finished(self, runs: Iterable[Cell]) -> dict[Cell, polars.DataFrame]:
+        """The numbers of those that are; what cannot be read is set aside."""
+        self.set_aside += self.store.check()
+        keys = {run.key(TASK): run for run in runs}
+        rows = self.store.scan(keys).collect().sort("key", "row")
+        return {keys[str(key)]: frame for (key,), frame in rows.group_by("key", maintain_order=True)}
 
-    def finish(self, variant: str, seed: int, frame: polars.DataFrame) -> None:
-        """Write the table of a finished run; its state is then of no use."""
-        path = self._run(variant, seed) / "records.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(frame.write_parquet, path)
-        with suppress(FileNotFoundError):
-            path.with_name("state.pt").unlink()
-
-    def _of(self, variant: str) -> Path:
-        # Two names may differ in what a file name cannot hold, hence the digest.
-        plain = re.sub(r"[^\w.=+-]+", "_", variant)[:48].strip("._") or "variant"
-        digest = hashlib.sha256(variant.encode()).hexdigest()[:6]
-        return self.path / f"{plain}-{digest}"
-
-    def _run(self, variant: str, seed: int) -> Path:
-        return self._of(variant) / f"seed-{seed}"
-
-    def _read(self, path: Path, parse: Callable[[BinaryIO], T]) -> T | None:
-        """What is in a file; ``None`` if there is none, or if it was torn: it is set aside then."""
+    def finish(self, run: Cell, rows: Sequence[Row]) -> None:
+        """Keep the numbers of a finished run; its state is then of no use."""
         try:
-            return files.read(path, parse)
-        except files.Damaged:
-            self.set_aside.append(str(files.set_aside(path).relative_to(self.path)))
-            return None
+            self.store.keep(run, TASK, rows)
+            self.files.remove(_path(run))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _write(self, path: str, data: bytes) -> None:
+        try:
+            self.files.write(path, data, durable=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UsageError:
+        reason = error.strerror or error
+        return UsageError(f"out must be a folder to write in; {self.where}: {reason}. What was kept in it stays.")
+
+    def _read(self, path: str, parse: Callable[[BinaryIO], T]) -> T | None:
+        """What is in a file; ``None`` if there is none, or if it was torn: it is set aside then."""
+        for _, data in self.files.read([path]):
+            try:
+                return parse(io.BytesIO(data))
+            except Exception as error:  # a damaged archive raises anything
+                self.set_aside += self.store.set_aside(path, f"it is torn ({type(error).__name__})")
+        return None
+
+
+#: What a run is a cell of.
+TASK = "race"
+
+
+def run_of(variant: str, seed: int, lr: float) -> Cell:
+    """One run as a cell."""
+    return Cell({"variant": variant, "seed": seed, "lr": lr})
+
+
+def _path(run: Cell) -> str:
+    return f"{STATES}/{run.key(TASK)}.pt"
 
 
 def _mapping(file: BinaryIO) -> dict[str, Any]:
@@ -170,12 +185,3 @@ def _a_dict(found: object) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("no dictionary")
     return found
-
-
-def _records(file: BinaryIO) -> polars.DataFrame:
-    import polars as pl
-
-    frame = pl.read_parquet(file)
-    if tuple(frame.columns) != COLUMNS:
-        raise ValueError("other columns")
-    return frame

@@ -31,6 +31,7 @@ class Row(NamedTuple):
     value: float
     layer: int | None = None
     name: str = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ class Run:
         self.seconds["evaluation"] += middle - start
         self.seconds["geometry"] += time.perf_counter() - middle
 
-    def state(self, about: dict[str, Any]) -> dict[str, Any]:
-        """All there is to resume from; ``about`` says whose it is."""
+    def state(self) -> dict[str, Any]:
+        """All there is to resume from."""
         rows = [tuple(row) for row in self.rows]
         return {
-            "about": about, "training": self.training.state_dict(), "rows": rows, "seconds": dict(self.seconds),
+            "training": self.training.state_dict(), "rows": rows, "seconds": dict(self.seconds),
             "handled": self.handled,
         }  # fmt: skip
 
@@ -123,8 +124,8 @@ class Run:
         self.rows = [Row(*row) for row in state["rows"]]
         self.seconds, self.handled = dict(state["seconds"]), state["handled"]
 
-    def frame(self, variant: str, seed: int) -> polars.DataFrame:
-        """All numbers of the finished run as a tidy table."""
+    def numbers(self) -> list[Row]:
+        """All numbers of the finished run."""
         training = self.training
         steps = max(len(training.losses), 1)
         rows = [
@@ -136,24 +137,22 @@ class Run:
         ]
         if training.diverged is not None:
             rows.append(Row(training.diverged, "run", "diverged", training.losses[-1]))
-        return table(variant, seed, rows, training.steps_per_epoch)
+        return rows
 
 
-def table(variant: str, seed: int, rows: Sequence[Row], every: int) -> polars.DataFrame:
-    """Rows with their run's coordinates; ``epoch`` is a fraction."""
+def table(variant: str, seed: int, rows: Sequence[Row] | polars.DataFrame, every: int) -> polars.DataFrame:
+    """Rows with their run's coordinates; ``epoch`` is a fraction. every: steps an epoch."""
     import polars as pl
 
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(Row._fields)
-    step, signal, metric, value, layer, name = columns
     types = {"step": pl.Int64, "signal": pl.String, "metric": pl.String, "layer": pl.Int64, "name": pl.String,
              "value": pl.Float64}  # fmt: skip
-    given = {"step": step, "signal": signal, "metric": metric, "layer": layer, "name": name, "value": value}
-    found = pl.DataFrame({k: list(v) for k, v in given.items()}, schema=types)
+    if not isinstance(rows, pl.DataFrame):
+        rows = pl.DataFrame({k: [getattr(row, k) for row in rows] for k in types}, schema=types)
     more = [
         pl.lit(variant).alias("variant"), pl.lit(seed, pl.Int64).alias("seed"),
         (pl.col("step") / every).alias("epoch"),
     ]  # fmt: skip
-    return found.with_columns(more).select(COLUMNS)
+    return rows.with_columns(more).select(COLUMNS)
 
 
 def on(samples: Samples, count: int) -> Samples:

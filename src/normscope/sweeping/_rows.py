@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 #: Of the files; a store of another number is refused.
-SCHEMA = 1
+SCHEMA = 2
 MAGIC = b"PAR1"
 
 
@@ -27,7 +27,7 @@ def schema() -> dict[str, Any]:
 
     return {
         "key": pl.String, "task": pl.String, "parameters": pl.String, "attempts": pl.Int64, "seconds": pl.Float64,
-        "error": pl.String, "row": pl.Int64,
+        "error": pl.String, "row": pl.Int64, "step": pl.Int64,
         "source": pl.String, "seed": pl.Int64, "layer": pl.Int64, "name": pl.String, "call": pl.Int64,
         "kind": pl.String, "signal": pl.String, "metric": pl.String, "value": pl.Float64, "stderr": pl.Float64,
     }  # fmt: skip
@@ -76,6 +76,7 @@ def encode(
     columns: dict[str, Any] = {
         "key": [key] * n, "task": [task] * n, "parameters": [parameters] * n, "attempts": [attempts] * n,
         "seconds": [seconds] * n, "error": [error] * n, "row": range(n),
+        "step": [getattr(r, "step", None) for r in rows],
     }  # fmt: skip
     columns |= {c: [getattr(r, c, None) for r in rows] for c in COLUMNS}
     frame = pl.DataFrame(columns, schema=schema(), strict=False)

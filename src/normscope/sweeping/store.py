@@ -79,8 +79,8 @@ class Store:
         if about is None:
             if others and not all(_LOOSE.fullmatch(n) or _PART.fullmatch(n) for n in others):
                 raise UsageError(
-                    f"A store must be a new folder or one that a sweep made; {self.where} holds {sorted(others)[0]}. "
-                    "Choose another folder."
+                    f"A store must be a new folder or one that a sweep or a race made; {self.where} holds "
+                    f"{sorted(others)[0]}. Choose another folder."
                 )
             return
         try:
@@ -107,11 +107,20 @@ class Store:
         """Whether a finished cell lies there as a file of its own: one look, no listing."""
         return self.files.exists(_path(key))
 
-    def write(self, key: str, data: bytes, *, failed: bool = False) -> None:
-        """Keep a cell's file; a finished cell takes the place of its failure."""
-        self.files.write(_path(key, failed), data)
+    def write(self, key: str, data: bytes, *, failed: bool = False, durable: bool = False) -> None:
+        """Keep a cell's file, on the disk when this returns if ``durable``; a finished cell takes the place of its
+        failure.
+        """
+        self.files.write(_path(key, failed), data, durable=durable)
         if not failed and self.files.exists(_path(key, failed=True)):
             self.files.remove(_path(key, failed=True))
+
+    def keep(self, cell: Cell, task: str, rows: Sequence[Any]) -> None:
+        """A finished cell, on the disk when this returns: rows with ``metric``, ``value`` and any of the other columns
+        as attributes.
+        """
+        key, seed = cell.key(task), cell.parameters.get("seed")
+        self.write(key, _rows.encode(rows, key=key, task=task, parameters=cell.text, seed=seed), durable=True)
 
     def listing(self, *, check: bool = True) -> Listing:
         """What is there. ``check``: look at both ends of every file; what is no cell is moved to ``set-aside/``.
@@ -126,12 +135,12 @@ class Store:
             if found is not None and name[6:8] == found[1][:2]:
                 (failed if found[2] else loose)[found[1]] = name
             elif not name.endswith(TEMPORARY):
-                aside += self._aside(name, "its name is no cell's")
+                aside += self.set_aside(name, "its name is no cell's")
         if check:
             by_path = {path: key for table in (loose, failed) for key, path in table.items()}
             for path, data in self.files.read(by_path):
                 if wrong := _rows.torn(data, by_path[path]):
-                    aside += self._aside(path, wrong)
+                    aside += self.set_aside(path, wrong)
                     (failed if path.endswith(".failed.parquet") else loose).pop(by_path[path])
         parts: dict[str, frozenset[str]] = {}
         for name in sorted(self.files.names("parts")):
@@ -141,9 +150,9 @@ class Store:
                 except FileNotFoundError:  # merged into another part meanwhile: list again
                     return self.listing(check=check)
                 except ValueError as error:
-                    aside += self._aside(name, str(error))
+                    aside += self.set_aside(name, str(error))
             elif not name.endswith(TEMPORARY):
-                aside += self._aside(name, "its name is no part's")
+                aside += self.set_aside(name, "its name is no part's")
         merged = frozenset().union(*parts.values())
         loose = {k: p for k, p in loose.items() if k not in merged}
         done = merged | loose.keys()
@@ -157,7 +166,7 @@ class Store:
             try:
                 self._verified(path, data)
             except ValueError as error:
-                aside += self._aside(path, str(error))
+                aside += self.set_aside(path, str(error))
         return tuple(aside)
 
     def compact(self) -> int:
@@ -300,7 +309,7 @@ class Store:
                 frames.append(self._verified(path, data))
                 good.append(path)
             except ValueError as error:
-                self._aside(path, str(error))
+                self.set_aside(path, str(error))
         return (good, _merged(frames)) if good else None
 
     def _verified(self, path: str, data: bytes) -> pl.DataFrame:
@@ -343,7 +352,7 @@ class Store:
                 return SMALL_PART
         return sum(len(data) for _, data in self.files.read([path]))
 
-    def _aside(self, path: str, why: str) -> list[str]:
+    def set_aside(self, path: str, why: str) -> list[str]:
         """Move a file out of the way; ``path: reason``, as a list. On a store that cannot be written to it stays."""
         name = path.removeprefix("cells/").replace("/", "-")
         target = f"set-aside/{name}"
