@@ -247,8 +247,8 @@ def stable(model: nn.Module, task: Task, x: Tensor, y: Tensor) -> float:
 
 
 def long(net: str, recipe: str, largest: dict[str, float], rates: dict[str, float]) -> dict[str, float]:
-    """The best of rates a factor 2 apart after 200 steps, the mean of the last ten losses, by optimizer; the sweep goes
-    on to lower ones while the lowest is the best.
+    """The best of rates a factor 2 apart after 200 steps, and of the two that are told, by the mean of the last ten
+    losses, by optimizer; the sweep goes on to lower ones while the lowest is the best.
 
     Beside it ``horizon best``, of `rates` with that horizon, where there are fresh batches on others; and the loss at
     the start, the least after 200 steps, and where the two rates that are told (``rates``: of 20 steps) end.
@@ -272,14 +272,15 @@ def long(net: str, recipe: str, largest: dict[str, float], rates: dict[str, floa
         ends = {rate: end(rate) for rate in grid(top / 16, top * 8, 2)}
         while (low := min(ends)) == min(ends, key=lambda r: ends[r]) and low > top / 4096:
             ends[low / 2] = end(low / 2)
-        told |= {f"{name} best {LONG}": min(ends, key=lambda r: ends[r])}
         model.load_state_dict(state)
         given = [task.batch(BATCH, 1000 + i) for i in range(count)]
         where = {"data": given} if fresh(net) else {"inputs": given[0][0], "targets": given[0][1]}
         found = ns.rates(model, loss=task.loss, optimizer=name, horizon=LONG, **where)  # type: ignore[arg-type]
         told |= {f"{name} horizon best": found.best, f"{name} horizon cost": found.cost}
-        told |= {f"{name} {LONG} start": start, f"{name} {LONG} least": min(ends.values())}
-        told |= {f"{name} {LONG} horizon": end(found.best), f"{name} {LONG} short": end(rates[name])}
+        ends |= {rate: end(rate) for rate in (found.best, rates[name]) if rate > 0}
+        told |= {f"{name} best {LONG}": min(ends, key=lambda r: ends[r]), f"{name} {LONG} least": min(ends.values())}
+        told |= {f"{name} {LONG} start": start, f"{name} {LONG} horizon": ends.get(found.best, math.inf)}
+        told |= {f"{name} {LONG} short": ends.get(rates[name], math.inf)}
     return told
 
 

@@ -244,3 +244,23 @@ def test_the_best_rate_after_a_horizon_is_that_of_whole_runs():
     assert statistics.fmean(seen[-10:]) == pytest.approx(ends[found.best], rel=1e-4)
     with pytest.raises(UsageError, match="horizon"):
         ns.rates(model, x, y, horizon=3)
+
+
+class Slope(nn.Module):
+    """A direction that falls at once, and a steep one whose growth is seen after many steps only."""
+
+    def __init__(self, steep):
+        super().__init__()
+        self.u, self.v = (nn.Parameter(torch.tensor(x, dtype=torch.float64)) for x in (1.0, 1e-150))
+        self.steep = steep
+
+    def forward(self, x):
+        return (self.u.square() + self.steep * self.v.square()).expand(len(x))
+
+
+def test_where_the_best_rate_of_few_steps_blows_up_later_the_horizon_goes_lower():
+    x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.float64)
+    found = ns.rates(Slope(1e4), x, y, lambda out, _: out.mean(), horizon=200)
+    assert dict(found.ends)[max(dict(found.ends))] == math.inf
+    assert 5e-5 < found.best < 1e-3  # 1 - 2e4 times the rate, to the power 200, times 1e-150
+    assert dict(found.ends)[found.best] < found.start

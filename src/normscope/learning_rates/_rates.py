@@ -122,7 +122,7 @@ def rates(
     optimizer: "sgd" (the default), "momentum" and "nesterov" (.9), "adam", "adamw", or a ``torch.optim`` instance,
         whose settings, groups and state count (rates of its groups keep their ratios).
     budget: forward and backward passes at most (a run that rises ends early).
-    horizon: after how many steps the best rate is to be the best, by whole runs at rates a factor 2 apart (about seven
+    horizon: after how many steps the best rate is to be the best, by whole runs at rates a factor 1.4 apart (about nine
         of them, beside the budget): the best of 20 steps is seldom that of 200.
     model, inputs, targets, loss, data, mode, samples, seed: as in `diagnose`. Nothing is left behind.
     Raises ``UsageError`` for an unknown optimizer, a loss without targets, steps < 2 or a budget below three runs.
@@ -152,7 +152,7 @@ def tried(trials: Trials, budget: int, begun: float) -> Rates:
 
 def _farther(found: Rates, trials: Trials, horizon: int, begun: float) -> Rates:
     """The best rate after ``horizon`` steps: rates a factor 4 apart around that of a few steps, on until the best has
-    neighbours on both sides, then those halfway."""
+    neighbours on both sides, then those halfway, and halfway again."""
     ends: dict[float, float] = {}
 
     def end(rate: float) -> float:
@@ -162,15 +162,25 @@ def _farther(found: Rates, trials: Trials, horizon: int, begun: float) -> Rates:
             ends[rate] = course.end(END / horizon)
         return ends[rate]
 
-    best = min((found.best * 4.0**k for k in (0, -1, 1)), key=end)
-    for ratio in (4.0, 2.0):
-        while LEAST < (rate := min((best / ratio, best * ratio), key=end)) < MOST and end(rate) < end(best):
+    def worth(rate: float) -> tuple[float, float]:
+        """What the best has least of; of two that blow up the lower is nearer to one that does not."""
+        return end(rate), rate if math.isinf(end(rate)) else 0.0
+
+    best = min((found.best * 4.0**k for k in (0, -1, 1)), key=worth)
+    for ratio in (4.0, 2.0, 2**0.5):
+        while LEAST < (rate := min((best / ratio, best * ratio), key=worth)) < MOST and worth(rate) < worth(best):
             best = rate
+    cost, seconds = math.ceil(trials.cost), time.perf_counter() - begun
+    if math.isinf(end(best)):
+        reason = f"within {horizon} steps the loss blows up at every rate down to {best:.1e}"
+        return replace(
+            found, best=math.nan, best_interval=(math.nan, math.nan), reason=reason, cost=cost, seconds=seconds
+        )
     enough = found.start - AS_GOOD * (found.start - end(best))
     good = [rate for rate in ends if end(rate) <= max(enough, end(best))]
     return replace(
         found, best=best, best_interval=(min(good), max(good)), horizon=horizon, ends=tuple(sorted(ends.items())),
-        cost=math.ceil(trials.cost), seconds=time.perf_counter() - begun,
+        cost=cost, seconds=seconds,
     )  # fmt: skip
 
 
