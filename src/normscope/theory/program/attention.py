@@ -87,7 +87,9 @@ def attended(program: Program, scores: Law, v: Field, out: Tensor) -> Field | No
 
     def heads() -> list[Tensor]:
         """(n, t, s) of each head that is averaged over."""
-        a = torch.cat([scores.draw(i).reshape(n, -1, t, s) for i in range(program.draws.count)], 1)[:, :_HEADS]
+        each = scores.draw(0).reshape(n, -1, t, s).shape[1]
+        some = range(min(program.draws.count, -(-_HEADS // each)))
+        a = torch.cat([scores.draw(i).reshape(n, -1, t, s) for i in some], 1)[:, :_HEADS]
         return list(a.to(dtype).unbind(1))
 
     def moments() -> tuple[Tensor, Tensor]:
@@ -101,6 +103,7 @@ def attended(program: Program, scores: Law, v: Field, out: Tensor) -> Field | No
     def pull(grad: Tensor) -> Pulled:
         found = heads()
         values = sum(between(a.mT, grad.to(dtype), a.mT) for a in found) / len(found)
+        del found
         back = [g @ v.draw(i).mT for i, g in enumerate(program.cotangents(field, grad))]
         return [(v, values), (scores, back)]
 

@@ -32,6 +32,7 @@ from normscope.theory.program.laws import (
     dtype_of,
     normals,
     of_data,
+    root_of,
     uncanonical,
 )
 from normscope.theory.program.lent import Refused, reads
@@ -54,7 +55,7 @@ from normscope.theory.program.reading import (
 #: ``None``: this call has none. Filled by the modules beside this one.
 RULES: dict[str, Callable[[Program, Call, Tensor], Law | None]] = {}
 #: Laws after which freed memory goes back to the system.
-TRIM = 16
+TRIM = 4
 #: Gaussian fields drawn at a time: with 256 features 1024 neurons.
 DRAWS = 4
 
@@ -214,7 +215,7 @@ class Program(TorchFunctionMode):
 
         def drawn(i: int) -> Tensor:
             random = torch.Generator().manual_seed(seed + i)
-            u = normals(field.covariance, field.size, random, field.moments[0])
+            u = normals(field.root, field.size, random, field.moments[0])
             u = u if field.gains is None else u * field.gains.sqrt()
             return uncanonical(u.to(dtype), field.shape, field.features)
 
@@ -319,9 +320,9 @@ class Program(TorchFunctionMode):
 
     def cotangents(self, field: Field, outer: Tensor) -> list[Tensor]:
         """Tensors of the field's shape whose products over sites, summed over features, have the mean ``outer``."""
-        found = []
+        found, root = [], root_of(outer / field.size)
         for i in range(self.draws.count):
-            u = normals(outer / field.size, field.size, self.random)
+            u = normals(root, field.size, self.random)
             found.append(uncanonical(u.to(field.draw(i).dtype), field.shape, field.features))
         return found
 

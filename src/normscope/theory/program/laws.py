@@ -23,7 +23,9 @@ Pulled = list[tuple["Law", Any]]
 #: Sites up to which moments are kept in float64.
 _DOUBLE = 512
 #: Numbers of draws, and of moments that are soon found again, that are kept, the latest ones.
-_HELD, _LATELY = 2**24, 2**22
+_HELD, _LATELY = 3 * 2**22, 2**22
+#: Sites above which the half of K is kept, as it is symmetric, and the whole made when it is asked for.
+_HALVED = 256
 
 
 class Latest:
@@ -123,7 +125,7 @@ class Field(Law):
         super().__init__(shape, draws, **more)
         self.features, self.gaussian = features, gaussian
         self._moments, self._kept = moments, kept
-        self._found: tuple[Tensor, Tensor] | None = None
+        self._found: tuple[Tensor, Tensor] | None = None  # of many sites the upper half of K alone
         self.sampled = moments is None
         self.base: Field | None = self if gaussian else None
         self.function: Scalar = lambda x: x
@@ -157,13 +159,22 @@ class Field(Law):
     @property
     def moments(self) -> tuple[Tensor, Tensor]:
         """m (N,) and K (N, N)."""
-        if self._found is not None:
+        if self._kept and self.count <= _HALVED:
+            self._found = self._found or self._work_out()
             return self._found
-        if not self._kept:
-            m, k = self.draws.moments.of(self, 0, self._work_out)
+        m, k = self.draws.moments.of(self, 0, self._whole if self._kept else self._work_out)
+        return m, k
+
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        """K from its upper half, which is kept the first time."""
+        upper = torch.ones(self.count, self.count, dtype=torch.bool).triu_()
+        if self._found is None:
+            m, k = (x.to(dtype_of(self.count)) for x in self._work_out())
+            self._found = m, k[upper]
             return m, k
-        self._found = self._work_out()
-        return self._found
+        m, half = self._found
+        k = torch.zeros(upper.shape, dtype=half.dtype).masked_scatter_(upper, half)
+        return m, k.add_(k.triu(1).T)
 
     def _work_out(self) -> tuple[Tensor, Tensor]:
         return self._moments() if self._moments is not None else of_draws(self)
@@ -177,6 +188,11 @@ class Field(Law):
         """K - m m^T."""
         m, k = self.moments
         return k - torch.outer(m, m) if bool(m.any()) else k
+
+    @property
+    def root(self) -> Tensor:
+        """R with R R^T = `covariance`, kept for a while."""
+        return self.draws.moments.of(self, 1, lambda: (root_of(self.covariance),))[0]
 
 
 def canonical(x: Tensor, features: tuple[int, ...]) -> Tensor:
@@ -211,20 +227,19 @@ def of_draws(field: Field) -> tuple[Tensor, Tensor]:
     return sum(m for m, _ in parts) / len(parts), sum(k for _, k in parts) / len(parts)  # type: ignore[return-value]
 
 
-def normals(covariance: Tensor, size: int, generator: torch.Generator, mean: Tensor | None = None) -> Tensor:
-    """(N, size): columns N(mean, covariance)."""
-    z = torch.randn(len(covariance), size, generator=generator, dtype=covariance.dtype)
-    scale = covariance.diagonal().mean()
-    if not scale > 0:
-        return torch.zeros_like(z) if mean is None else mean[:, None].expand(-1, size).clone()
-    u = _root(covariance, scale) @ z
+def normals(root: Tensor, size: int, generator: torch.Generator, mean: Tensor | None = None) -> Tensor:
+    """(N, size): columns N(mean, root root^T); see `root_of`."""
+    u = root @ torch.randn(len(root), size, generator=generator, dtype=root.dtype)
     return u if mean is None else u + mean[:, None]
 
 
-def _root(covariance: Tensor, scale: Tensor) -> Tensor:
+def root_of(covariance: Tensor) -> Tensor:
     """R with R R^T = covariance; sums of moments and averages over draws may be a little less than positive: then of
     what is positive in it, with the variances as they are.
     """
+    scale = covariance.diagonal().mean()
+    if not scale > 0:
+        return torch.zeros_like(covariance)
     for jitter in (1e-10, 1e-6, 1e-4) if covariance.dtype == torch.float64 else (1e-5, 1e-4):
         moved = covariance.clone()
         moved.diagonal().add_(jitter * scale)
