@@ -31,8 +31,9 @@ APART, DOWN = 1.15, 1.4
 MARGIN = 0.95
 #: What the bracket is widened by below, where a gap may have been missed, and above (chosen by us).
 BELOW, ABOVE = 1.25, 1.05
-#: Losses that are averaged at the end of a long run.
-END = 10
+#: Losses that are averaged at the end of a long run, and how often its loss may be that at the start on the way (chosen
+#: by us: on one batch a deep net may come back from a thousandfold, on fresh ones it does not).
+END, FAR = 10, 100
 #: A rate is as good as the best where its loss has fallen by this share of the best one's fall.
 AS_GOOD = 0.9
 
@@ -153,34 +154,37 @@ def tried(trials: Trials, budget: int, begun: float) -> Rates:
 def _farther(found: Rates, trials: Trials, horizon: int, begun: float) -> Rates:
     """The best rate after ``horizon`` steps: rates a factor 4 apart around that of a few steps, on until the best has
     neighbours on both sides, then those halfway, and halfway again."""
-    ends: dict[float, float] = {}
+    ends: dict[int, float] = {}
 
-    def end(rate: float) -> float:
-        if rate not in ends:
-            course = trials.course(rate, horizon)
+    def rate(k: int) -> float:
+        return float(found.best * 2 ** (k / 2))
+
+    def end(k: int) -> float:
+        if k not in ends:
+            course = trials.course(rate(k), horizon, until=lambda losses: not losses[-1] <= FAR * abs(found.start))
             trials.cost += len(course.losses)
-            ends[rate] = course.end(END / horizon)
-        return ends[rate]
+            ends[k] = course.end(END / horizon) if len(course.losses) == horizon else math.inf
+        return ends[k]
 
-    def worth(rate: float) -> tuple[float, float]:
+    def worth(k: int) -> tuple[float, int]:
         """What the best has least of; of two that blow up the lower is nearer to one that does not."""
-        return end(rate), rate if math.isinf(end(rate)) else 0.0
+        return end(k), k if math.isinf(end(k)) else 0
 
-    best = min((found.best * 4.0**k for k in (0, -1, 1)), key=worth)
-    for ratio in (4.0, 2.0, 2**0.5):
-        while LEAST < (rate := min((best / ratio, best * ratio), key=worth)) < MOST and worth(rate) < worth(best):
-            best = rate
+    best = min((0, -4, 4), key=worth)
+    for apart in (4, 2, 1):
+        while LEAST < rate(k := min((best - apart, best + apart), key=worth)) < MOST and worth(k) < worth(best):
+            best = k
     cost, seconds = math.ceil(trials.cost), time.perf_counter() - begun
     if math.isinf(end(best)):
-        reason = f"within {horizon} steps the loss blows up at every rate down to {best:.1e}"
+        reason = f"within {horizon} steps the loss blows up at every rate down to {rate(best):.1e}"
         return replace(
             found, best=math.nan, best_interval=(math.nan, math.nan), reason=reason, cost=cost, seconds=seconds
         )
-    enough = found.start - AS_GOOD * (found.start - end(best))
-    good = [rate for rate in ends if end(rate) <= max(enough, end(best))]
+    enough = max(found.start - AS_GOOD * (found.start - end(best)), end(best))
+    good = [rate(k) for k in ends if end(k) <= enough]
     return replace(
-        found, best=best, best_interval=(min(good), max(good)), horizon=horizon, ends=tuple(sorted(ends.items())),
-        cost=cost, seconds=seconds,
+        found, best=rate(best), best_interval=(min(good), max(good)), horizon=horizon,
+        ends=tuple(sorted((rate(k), x) for k, x in ends.items())), cost=cost, seconds=seconds,
     )  # fmt: skip
 
 

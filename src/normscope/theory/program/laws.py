@@ -23,7 +23,7 @@ Pulled = list[tuple["Law", Any]]
 #: Sites up to which moments are kept in float64.
 _DOUBLE = 512
 #: Numbers of draws, and of moments that are soon found again, that are kept, the latest ones.
-_HELD, _LATELY = 3 * 2**22, 2**22
+_HELD, _LATELY = 10 * 2**20, 2**22
 #: Sites above which the half of K is kept, as it is symmetric, and the whole made when it is asked for.
 _HALVED = 256
 
