@@ -22,7 +22,7 @@ import polars as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
-from unseen import KINDS
+from unseen import KINDS, LATER
 
 import normscope as ns
 from normscope.data.datasets import load
@@ -153,13 +153,13 @@ def swept(model: nn.Module, inputs: Any, targets: Any, loss: str, optimizer: str
 
 def family(name: str, done: dict[tuple[str, int], str]) -> list[dict[str, Any]]:
     """Two rows; ``done``: swept rates of the seeds, by family and how many times wider."""
-    seen = name in FAMILIES
+    seen, told = name in FAMILIES, "before" if name in FAMILIES else "after" if name in KINDS else "later"
     if seen:
         (make, optimizer, widths, depths), loss = FAMILIES[name], "cross_entropy"
         batch = load("digits", n=64, seed=0, flatten=True)
         inputs, targets = batch.inputs, batch.targets
     else:
-        make, optimizer, widths, depths, data, loss = KINDS[name]
+        make, optimizer, widths, depths, data, loss = (KINDS | LATER)[name]
         inputs, targets = data()
     rows = []
     for wider, deeper in ((2, 2), (8, 4)):
@@ -175,7 +175,7 @@ def family(name: str, done: dict[tuple[str, int], str]) -> list[dict[str, Any]]:
             rates.append(swept(make(*to), inputs, targets, loss, optimizer, near))
         law, ends = found.laws["best"], ("low", "high")
         rows.append({
-            "family": name, "seen": "before" if seen else "after", "wider": wider, "deeper": deeper,
+            "family": name, "seen": told, "wider": wider, "deeper": deeper,
             "swept": math.exp(statistics.fmean(map(math.log, rates))), "seeds": " ".join(f"{x:.4g}" for x in rates),
             "predicted": found.rate, **dict(zip(ends, found.interval, strict=True)), "law": found.by_law[0],
             "law_low": found.by_law[1], "law_high": found.by_law[2], "depth": law.depth, "width": law.width,
@@ -195,7 +195,7 @@ def tables(frame: pl.DataFrame) -> str:
         "| nets | wider, deeper | swept best | predicted | factor | covers | by the power law alone | factor | covers |"
     )
     lines = []
-    for seen in ("before", "after"):
+    for seen in ("before", "after", "later"):
         part = frame.filter(frame["seen"] == seen)
         lines += ["", f"Seen {seen}:", "", head, "|" + "---|" * 9]
         for r in part.iter_rows(named=True):
@@ -231,7 +231,7 @@ def main() -> None:
     if not parser.parse_args().tables:
         done = {} if frame is None else {(r["family"], r["wider"]): r["seeds"] for r in frame.iter_rows(named=True)}
         rows: list[dict[str, Any]] = []
-        for name in (*FAMILIES, *KINDS):
+        for name in (*FAMILIES, *KINDS, *LATER):
             rows += family(name, done)
             kept = [r for r in ([] if frame is None else frame.iter_rows(named=True))
                     if "seen" in r and r["family"] not in {x["family"] for x in rows}]  # fmt: skip

@@ -40,8 +40,8 @@ def transfer(
 
     MODEL takes width and depth by these names: mlp:norm=batch, or path/net.py:make of def make(width, depth). Each
     small net is tried at rates on copies, and its activations and updates are measured over the first steps (coordinate
-    check); the large net is not trained. Exit code 0: fine, 1: nets failed or the sweep stopped, 2: misuse, 4: no rate
-    can be told, 130: Ctrl-C (with --store run it again to go on).
+    check); of the large net no more than eight steps are tried. Exit code 0: fine, 1: nets failed or the sweep stopped,
+    2: misuse, 4: no rate can be told, 130: Ctrl-C (with --store run it again to go on).
     """
     from normscope.cli._shared import Given
     from normscope.learning_rates.transfer import transfer as run

@@ -61,9 +61,10 @@ class Law:
         return quantile(self.free)
 
 
-def fitted(points: Iterable[Point], larger_count_more: bool = False) -> Law | None:
+def fitted(points: Iterable[Point], larger_count_more: bool = False, flat: bool = False) -> Law | None:
     r"""The law of (width, depth, q) with finite positive q; ``None`` where there are too few for a scatter.
 
+    flat: of exponents that are zero; what q depends on the size is scatter then.
     larger_count_more: each point has the weight k = width x depth, else 1. The scatter is that of equal scatter at all
     sizes, so the weights cost what they should: with K = diag(k), A = (X^T K X)^-1, M = 1 - X A X^T K, B = M^T K M,
     variance = y^T B y / tr B, of (tr B)^2 / tr B^2 degrees of freedom (Satterthwaite), covariance A X^T K^2 X A.
@@ -71,7 +72,7 @@ def fitted(points: Iterable[Point], larger_count_more: bool = False) -> Law | No
     good = [p for p in points if 0 < p[2] < math.inf]
     x = np.array([[1.0, math.log(d), math.log(w)] for w, d, _ in good]).reshape(-1, 3)
     y = np.array([math.log(q) for _, _, q in good])
-    live = [0, *(i for i in (1, 2) if len(set(x[:, i])) > 1)]
+    live = [0, *(i for i in (1, 2) if not flat and len(set(x[:, i])) > 1)]
     if len(good) <= len(live) or np.linalg.matrix_rank(x[:, live]) < len(live):
         return None
     k = np.array([w * d if larger_count_more else 1.0 for w, d, _ in good])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -147,7 +148,7 @@ def rates(
 
 def tried(trials: Trials, budget: int, begun: float) -> Rates:
     """What the search of `rates` says of trials that have not begun; ``begun``: when, by ``perf_counter``."""
-    reason = _search(trials, budget)
+    reason = search(trials, budget, _next)
     return _told(trials, reason, time.perf_counter() - begun)
 
 
@@ -193,7 +194,7 @@ def of_kinds(at: Step) -> list[Rates]:
     return [rates(at, optimizer=name) for name in (KINDS if at.optimizer is None else (None,))]
 
 
-def _search(trials: Trials, budget: int) -> str:
+def search(trials: Trials, budget: int, following: Callable[[Trials], float | None]) -> str:
     """Run at one rate after another; returns what stands in the way, or "" where the bracket is narrow."""
     if not any(p.requires_grad for p in trials.at.root.parameters()):
         return "no parameter takes a gradient"
@@ -206,7 +207,7 @@ def _search(trials: Trials, budget: int) -> str:
     rate: float | None = min(max(first, 2 * LEAST), MOST / 2)
     while rate is not None and trials.cost + trials.steps + 1 / 3 <= budget:
         trials.stays(rate)
-        rate = _next(trials)
+        rate = following(trials)
     low, high = trials.bracket
     ended = "" if rate is None else ", where the budget ended"
     if low == 0:
@@ -216,14 +217,20 @@ def _search(trials: Trials, budget: int) -> str:
     return "" if high <= low * COARSE * 1.001 else "the budget ended before the bracket was narrow"
 
 
-def _next(trials: Trials) -> float | None:
-    """The rate to try next; ``None``: no more."""
+def narrowed(trials: Trials) -> float | None:
+    """The rate to try next for a bracket of `COARSE`; ``None``: it has it, or there is none."""
     low, high = trials.bracket
     if low == 0 or math.isinf(high):
         rate = high / 2 if low == 0 else low * UP
         return rate if LEAST < rate < MOST else None
-    if high > low * COARSE:
-        return math.sqrt(low * high)
+    return math.sqrt(low * high) if high > low * COARSE else None
+
+
+def _next(trials: Trials) -> float | None:
+    """The rate to try next; ``None``: no more."""
+    low, high = trials.bracket
+    if not 0 < high <= low * COARSE:
+        return narrowed(trials)
     good, best = sorted(trials.ends(low), reverse=True), trials.best(low)
     if good[-1] > best / 2 and best > 3 * LEAST:
         return best / 3

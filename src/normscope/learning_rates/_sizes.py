@@ -1,4 +1,4 @@
-"""One net of one size: its best rate, how far a step reaches, and the sizes of activations and updates."""
+"""One net of one size: its rates, how far a step reaches, and the sizes of activations and updates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from normscope.call.arguments import tensors
 from normscope.call.batches import read_batch
 from normscope.call.step import Step
 from normscope.core.load import user_error
-from normscope.learning_rates._rates import tried
+from normscope.learning_rates._rates import narrowed, search, tried
 from normscope.learning_rates._trials import Trials
 from normscope.training.short import ShortRuns, untouched
 
@@ -25,6 +25,8 @@ Make = Callable[[int, int, int], nn.Module]
 PLACES = ("first", "hidden", "outputs")
 #: The relative change that a vanishing step should make, and how far off it may be.
 TINY, OFF = 1e-3, 10.0
+#: Updates of the short runs whose largest rate is the `edge`, and their forward and backward passes at most.
+EARLY, PASSES = 8, 120
 #: Updates of the coordinate check (chosen by us: those of Yang et al. 2022, app. D.1, are three to twenty).
 FEW = 5
 
@@ -46,7 +48,7 @@ class Sizes:
         self, *, of: str, width: int, depth: int, optimizer: str, steps: int, budget: int, rate: float | None = None,
         seed: int = 0,
     ) -> dict[str, float]:  # fmt: skip
-        """The numbers of one net. budget 0: only how far a step reaches; rate: the coordinate check at that rate."""
+        """The numbers of one net. budget 0: its best rate is not sought; rate: the coordinate check at that rate."""
         trials = self.trials(width, depth, seed, optimizer, steps)
         if rate is not None:
             return coordinates(trials, rate)
@@ -56,6 +58,7 @@ class Sizes:
             found = {"best": rates.best, "largest": rates.largest}
         elif not trials.starts:
             trials.begin()
+        found["edge"] = edge(self.trials(width, depth, seed, optimizer, min(EARLY, steps)))
         found["reach"] = reach(trials)
         outputs, _ = trials.course(0.0, 0, look=lambda: look(trials)).seen
         return found | {f"activation {k}": v for k, v in _by_place([_rms(x) for x in outputs]).items()}
@@ -75,6 +78,13 @@ class Sizes:
         at = Step.of(model, self.inputs, self.targets, self.loss, mode="train", seed=seed, optimizer=own, data=data)
         read = [(b, None) if at.step is not None else read_batch(b) for b in self.batches]
         return Trials(at, ShortRuns(at, read), optimizer, steps)
+
+
+def edge(trials: Trials) -> float:
+    """The largest rate that trains over the steps of the trials, the middle of a bracket of 20 %; NaN: none, or all."""
+    search(trials, PASSES, narrowed)
+    low, high = trials.bracket if trials.runs else (0.0, math.inf)
+    return math.sqrt(low * high) if 0 < low < high < math.inf else math.nan
 
 
 def reach(trials: Trials) -> float:

@@ -42,11 +42,11 @@ WIDER, DEEPER = 8, 4
 class Transfer(Shown):
     """What small nets say of the best learning rate of a large one. Print it, or read the fields.
 
-    width, depth: of the large net. rate, interval: its best rate and 90 % interval, by how far a step of it reaches
-    (`transfer`); ``by_law``: the same by the power law of the best rates alone. NaN where ``reason`` says why.
-    laws: power laws over width and depth (`Law`), of the ``best`` and ``largest`` rate, of ``reach``, and of the sizes
-    of activations (``activation first``, ``hidden``, ``outputs``), of their changes and of the relative updates of the
-    weights after a few steps at one rate (``change ...``, ``update ...``).
+    width, depth: of the large net. rate, interval: its best rate and 90 % interval, by the edge of it (`transfer`);
+    ``by_law``: the same by the power law of the best rates alone. NaN where ``reason`` says why.
+    laws: power laws over width and depth (`Law`), of the ``best`` and ``largest`` rate, of ``edge`` and ``reach``, and
+    of the sizes of activations (``activation first``, ``hidden``, ``outputs``), of their changes and of the relative
+    updates of the weights after a few steps at one rate (``change ...``, ``update ...``).
     verdict: in words. advice: which parametrisation would make it transfer, a line a kind of layer.
     table: every number, one a row: ``width, depth, seed, metric, value``.
     """
@@ -103,15 +103,14 @@ def transfer(
     the first five steps at one rate. Laws $\log q = c + a\log\mathrm{depth} + b\log\mathrm{width}$ are fitted to
     them by least squares; their intervals are t-intervals (90 %) of the seeds' and sizes' scatter.
 
-    The rate of the large net, which is not trained: best rate times *reach* follows such a law with smaller exponents
-    than the rate itself, the reach being the largest relative change of a layer's outputs a unit of the rate, at a
-    vanishing one. Of the large net it is measured, in half a dozen passes a seed. In this fit a net counts by its width
-    times depth, and beyond the small sizes the interval widens by exponents that may be others by 1/4. There is no
-    rate, and ``reason`` says why, where the reach of the large net lies outside of what that of the small ones
-    foretells, as where gradients grow exponentially with depth. Beside it stands the law of the rate alone.
-    A law of small sizes is an extrapolation: of kinds of nets never looked at before, intervals covered four of seven
-    at 8 x the width and 4 x the depth, six of seven at 2 x, 2 x (docs/transfer.md). For ReLU nets at the
-    start (depth x width)^-p is known (arXiv 2212.07295), and depth^-3/2 with the effective depth (arXiv 2602.07494).
+    The rate of the large net: of it the *edge* is measured, the largest rate at which the loss does not rise within
+    eight updates, in about 50 passes a seed; best rate over edge is taken from the small nets, of which each counts by
+    its width times depth. Beyond the small sizes the interval widens by exponents that may be others by 1/4. There is
+    no rate, and ``reason`` says why, where the *reach* of a step of the large net, the largest relative change of a
+    layer's outputs a unit of the rate, lies outside of what that of the small ones foretells, as where gradients grow
+    exponentially with depth. Beside it stands the law of the rate alone. How near this comes: docs/transfer.md. For
+    ReLU nets at the start (depth x width)^-p is known (arXiv 2212.07295), and depth^-3/2 with the effective depth
+    (arXiv 2602.07494).
 
     make: a function (width, depth) -> module with fresh random weights; a `Spec`, whose width and depth are replaced;
         or a MODEL of the command line, ``path/net.py:make``, whose callable takes them by name.
@@ -171,7 +170,7 @@ def _told(name: str, optimizer: str, table: pl.DataFrame, width: int, depth: int
     law = laws["best"]
     middle, half = law.beyond(width, depth)
     by_law = (math.exp(middle), math.exp(middle - half), math.exp(middle + half))
-    rate, interval, reason = _there(cells["best"], cells.get("reach", {}), width, depth)
+    rate, interval, reason = _there(cells, width, depth)
     if not reason and math.isnan(rate):
         rate, interval, reason = by_law[0], by_law[1:], "the large net could not be measured: the power law alone"
     both = ("depth", law.depth, law.depth_interval), ("width", law.width, law.width_interval)
@@ -185,40 +184,49 @@ def _told(name: str, optimizer: str, table: pl.DataFrame, width: int, depth: int
                     failed, reason)  # fmt: skip
 
 
-def _there(best: Cells, reaches: Cells, width: int, depth: int) -> tuple[float, tuple[float, float], str]:
-    """The rate of the large net and its interval by how far a step of it reaches; why none can be told.
+def _there(cells: Mapping[str, Cells], width: int, depth: int) -> tuple[float, tuple[float, float], str]:
+    """The rate of the large net and its interval by its edge; why none can be told.
 
-    1. Small nets count by width x depth. The law is one of large nets; of a net of width n and depth L the
-       corrections to it are of the order 1/n and 1/L, and its seeds scatter the more, the narrower it is.
-    2. Best rate times reach is a number near one at any size, if a layer may move by about its own size. What is left
-       of exponents is small, and neither constant nor zero: `Law.beyond` widens the interval with the distance.
-    3. The mean log reach of the large net is that of a few seeds: its t-interval adds to the law's.
-    4. The reach of the large net is measured, and its own law foretells it, by the same fit over the same distance.
-       Where it lies outside of that interval, the small nets are of another regime and there is no number: so it is
-       where gradients grow exponentially with depth, which looks like a power of it as long as nets are shallow.
+    1. Best rate over edge depends on the size little, and how it does, small sizes do not say: exponents that are
+       fitted to it lead further astray than none. So it is a number, and the scatter about it that of sizes and seeds;
+       `Law.beyond` widens the interval with the distance.
+    2. Small nets count by width x depth. Of a net of width n and depth L the corrections to what holds of large ones
+       are of the order 1/n and 1/L, and its seeds scatter the more, the narrower it is.
+    3. The mean log edge of the large net is that of a few seeds: its t-interval adds to the law's.
+    4. The reach of the large net is measured, and its own law foretells it, by a fit over the same distance. Where it
+       lies outside of that interval, the small nets are of another regime and there is no number: so it is where
+       gradients grow exponentially with depth, which looks like a power of it as long as nets are shallow.
     """
     nan = math.nan
-    there = [v for k, v in reaches.items() if k[:2] == (width, depth) and 0 < v < math.inf]
-    near = {k: reaches[k] for k in best if k in reaches}
-    law = fitted(((w, d, v) for (w, d, _), v in near.items()), larger_count_more=True)
-    scaled = fitted(((w, d, best[w, d, s] * v) for (w, d, s), v in near.items()), larger_count_more=True)
-    if law is None or scaled is None or not there:
+    best, edges, reaches = (cells.get(name, {}) for name in ("best", "edge", "reach"))
+
+    def there(of: Cells) -> list[float]:
+        return [math.log(v) for k, v in of.items() if k[:2] == (width, depth) and 0 < v < math.inf]
+
+    near = [(w, d, reaches[w, d, s]) for w, d, s in best if (w, d, s) in reaches]
+    law, far = fitted(near, larger_count_more=True), there(reaches)
+    shares = [(w, d, v / edges[w, d, s]) for (w, d, s), v in best.items() if (w, d, s) in edges]
+    share, logs = fitted(shares, larger_count_more=True, flat=True), there(edges)
+    if law is None or share is None or not far or not logs:
         return nan, (nan, nan), ""
-    logs = [math.log(v) for v in there]
-    several = len(logs) > 1
-    noise = quantile(len(logs) - 1) * statistics.stdev(logs) if several else law.quantile * law.scatter
-    noise /= math.sqrt(len(logs))
-    measured, (foretold, allowed) = statistics.fmean(logs), law.beyond(width, depth)
-    if abs(measured - foretold) > math.hypot(allowed, noise):
-        growth = a_layer([(w, d, v) for (w, d, _), v in near.items()] + [(width, depth, v) for v in there])
+    measured, (foretold, allowed) = statistics.fmean(far), law.beyond(width, depth)
+    if abs(measured - foretold) > math.hypot(allowed, _noise(far, law)):
+        growth = a_layer([*near, *((width, depth, math.exp(x)) for x in far)])
         why = (
             f"from these nets, for a step of it reaches {math.exp(measured - foretold):.2g} times as far as the law of "
             f"theirs says{'' if growth is None else f', by {growth:.2f} times a layer: exponentially with depth'}"
         )
         return nan, (nan, nan), why
-    middle, half = scaled.beyond(width, depth)
-    middle, half = middle - measured, math.hypot(half, noise)
+    middle, half = share.beyond(width, depth)
+    middle, half = middle + statistics.fmean(logs), math.hypot(half, _noise(logs, share))
     return math.exp(middle), (math.exp(middle - half), math.exp(middle + half)), ""
+
+
+def _noise(logs: list[float], law: Law) -> float:
+    """Half the interval of the mean of a few seeds; of one, by the scatter of the law."""
+    several = len(logs) > 1
+    half = quantile(len(logs) - 1) * statistics.stdev(logs) if several else law.quantile * law.scatter
+    return half / math.sqrt(len(logs))
 
 
 def _common(table: pl.DataFrame) -> float:

@@ -18,6 +18,7 @@ HEAD = ("quantity", "over depth", "between", "over width", "between", "scatter")
 #: What each number is, in the order of the page.
 TITLES = {
     "best": "Best learning rate", "largest": "Largest learning rate that trains",
+    "edge": "Largest learning rate that trains over eight steps",
     "reach": "Reach of a step (relative change a unit of the rate)",
     "activation": "Activations at the start, {}", "change": "Change of activations after five steps, {}",
     "update": "Relative update of the weights after five steps, {}",
@@ -71,7 +72,7 @@ def of_transfer(found: Transfer, brief: bool = False) -> Sheet:
         )
     )
     drawn = {m: made for m in found.laws if (made := _drawn(m, means, found)) is not None}
-    rates = [drawn.pop(m) for m in ("best", "largest", "reach") if m in drawn]
+    rates = [drawn.pop(m) for m in ("best", "largest", "edge", "reach") if m in drawn]
     laws = Table(HEAD, rows(found), numeric=(1, 3, 5))
     sections = [
         Section("", found.verdict, facts=facts, charts=rates, notes=[*found.advice, *found.failed]),
@@ -94,7 +95,9 @@ def _drawn(metric: str, means: pl.DataFrame, found: Transfer) -> Chart | None:
     depths = list(dict.fromkeys(p["depth"] for p in points))
     widths = sorted({p["width"] for p in points})
     x = Axis("width", "width", scale={"type": "log", "nice": False, "padding": 8}, ticks={"values": widths})
-    y = measure("value", "rate" if metric in ("best", "largest") else "size", [p["value"] for p in points], log=True)
+    y = measure(
+        "value", "rate" if metric in ("best", "largest", "edge") else "size", [p["value"] for p in points], log=True
+    )
     told = [tip("width"), tip("depth"), tip("value", title(metric), ".3~g"), tip("low", "from", ".3~g"),
             tip("high", "to", ".3~g")]  # fmt: skip
     colour = Colour("depth", depths, legend=True, title="depth")
