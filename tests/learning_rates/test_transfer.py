@@ -1,5 +1,6 @@
 """`normscope.transfer`: laws of known exponents, sizes that are known, and the command line."""
 
+import copy
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from torch import nn
 
 import normscope as ns
 from normscope.learning_rates._laws import FLAT, a_layer, fitted, said
-from normscope.learning_rates._sizes import Sizes, reach
+from normscope.learning_rates._sizes import Sizes, edge, reach
 
 
 def mlp(width, depth):
@@ -154,6 +155,35 @@ def test_the_reach_is_that_of_one_plain_step():
     assert reach(trials) == pytest.approx(moved, rel=0.02)
 
 
+def test_the_edge_is_where_eight_plain_steps_begin_to_raise_the_loss():
+    x, y = batch()
+    trials = Sizes(lambda w, d, s: mlp(w, d), x, y, "cross_entropy").trials(8, 2, 0, "sgd", 8)
+    found, state = edge(trials), copy.deepcopy(trials.at.root.state_dict())
+
+    def rises(rate):
+        model = mlp(8, 2)
+        model.load_state_dict(state)
+        optimizer, seen = torch.optim.SGD(model.parameters(), rate), []
+        for _ in range(9):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            seen.append(loss.item())
+            loss.backward()
+            optimizer.step()
+        return max(seen) > seen[0]
+
+    assert not rises(found / 1.1)
+    assert rises(found * 1.1)
+
+
+def test_a_law_without_exponents_is_the_mean_in_which_larger_nets_count_more():
+    some = points(0.3, 1)
+    law, k = fitted(some, larger_count_more=True, flat=True), np.array([w * d for w, d, _ in some])
+    assert (law.depth, law.width) == (0.0, 0.0)
+    assert law.constant == pytest.approx(np.average(np.log([q for *_, q in some]), weights=k))
+    assert law.at(512, 32) == law.at(2, 1)
+
+
 def test_the_small_nets_rates_are_those_of_rates_and_the_large_one_is_not_trained(one):
     mine = {(w, d, s): v for w, d, s, m, v in one.table.iter_rows() if m == "best"}
     assert set(mine) == {(w, d, s) for w in (4, 8, 16) for d in (1, 2) for s in range(2)}
@@ -168,7 +198,7 @@ def test_the_verdict_says_how_the_rate_goes_and_what_would_make_it_transfer(one)
     assert "depth^" in one.verdict
     assert "width^" in one.verdict
     assert f"{one.rate:.3g}" in str(one)
-    assert {"best", "reach", "activation hidden", "change outputs", "update hidden"} <= set(one.laws)
+    assert {"best", "edge", "reach", "activation hidden", "change outputs", "update hidden"} <= set(one.laws)
     json.dumps(one.to_dict())
 
 
