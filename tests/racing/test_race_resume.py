@@ -1,5 +1,6 @@
 """A race that is killed, interrupted, torn or joined by others goes on to the same table."""
 
+import errno
 import json
 import os
 import signal
@@ -192,6 +193,23 @@ def test_a_race_is_kept_in_a_store_that_sweeps_use_too(tmp_path):
     assert store.compact() == 6
     Counted.calls = 0
     assert race(VARIANTS, DATA, **CALM, out=tmp_path).table.equals(found.table)
+
+
+@pytest.mark.parametrize("what", ["read", "write"])
+def test_a_folder_that_fails_on_the_way_is_one_error_and_keeps_what_it_had(tmp_path, monkeypatch, what):
+    race({"narrow": VARIANTS["narrow"]}, DATA, **CALM, out=tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")}
+    whole = getattr(type(Store(tmp_path).files), what)
+
+    def failing(files, path, *rest, **options):
+        if "race.json" in (path if what == "read" else [path]):
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(files, path, *rest, **options)
+
+    monkeypatch.setattr(type(Store(tmp_path).files), what, failing)
+    with pytest.raises(UsageError, match=r"Input/output error\. What was kept in it stays"):
+        race(VARIANTS, DATA, **CALM, out=tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")} == before
 
 
 def test_a_race_goes_on_from_an_address_that_is_no_folder():

@@ -49,22 +49,33 @@ class Folder:
         machine.
         """
         with ExitStack() as stack:
-            try:
+            with self._reached(), suppress(ImportError):  # Windows has no such locks
                 self.store.prepare()
-                path = self.files.local("race.lock")
-                with suppress(ImportError):  # Windows has no such locks
-                    import fcntl
+                import fcntl
 
-                    if path is not None:
+                if (path := self.files.local("race.lock")) is not None:
+                    try:
                         fcntl.flock(stack.enter_context(open(path, "a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"Another process is racing in {self.where}. Wait, or use another folder.") from None
-            except OSError as error:
-                raise self._unwritable(error) from None
-            for name in self.files.names(STATES):
-                if name.endswith(TEMPORARY):  # of a race that was killed while it wrote
-                    self.files.remove(name)
+                    except BlockingIOError:
+                        raise UsageError(
+                            f"Another process is racing in {self.where}. Wait for it, or use another folder."
+                        ) from None
+            with self._reached():
+                for name in self.files.names(STATES):
+                    if name.endswith(TEMPORARY):  # of a race that was killed while it wrote
+                        self.files.remove(name)
             yield
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """What cannot be read or written is one ``UsageError``."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(
+                f"out must be a folder to read and write in; {self.where}: {reason}. What was kept in it stays."
+            ) from error
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ``UsageError`` if the race that is kept has other settings; it says which."""
@@ -126,37 +137,33 @@ class Folder:
 
     def finished(self, runs: Iterable[Cell]) -> dict[Cell, polars.DataFrame]:
         """The numbers of those that are; what cannot be read is set aside."""
-        self.set_aside += self.store.check()
         keys = {run.key(TASK): run for run in runs}
-        rows = self.store.scan(keys).collect().sort("key", "row")
+        with self._reached():
+            self.set_aside += self.store.check()
+            rows = self.store.scan(keys).collect().sort("key", "row")
         return {keys[str(key)]: frame for (key,), frame in rows.group_by("key", maintain_order=True)}
 
     def finish(self, run: Cell, rows: Sequence[Row]) -> None:
         """Keep the numbers of a finished run; its state is then of no use."""
-        try:
+        with self._reached():
             self.store.keep(run, TASK, rows)
             self.files.remove(_path(run))
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def _write(self, path: str, data: bytes) -> None:
-        try:
+        with self._reached():
             self.files.write(path, data, durable=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> UsageError:
-        reason = error.strerror or error
-        return UsageError(f"out must be a folder to write in; {self.where}: {reason}. What was kept in it stays.")
 
     def _read(self, path: str, parse: Callable[[BinaryIO], T]) -> T | None:
         """What is in a file; ``None`` if there is none, or if it was torn: it is set aside then."""
-        for _, data in self.files.read([path]):
-            try:
-                return parse(io.BytesIO(data))
-            except Exception as error:  # a damaged archive raises anything
-                self.set_aside += self.store.set_aside(path, f"it is torn ({type(error).__name__})")
-        return None
+        with self._reached():
+            data = next((data for _, data in self.files.read([path])), None)
+        if data is None:
+            return None
+        try:
+            return parse(io.BytesIO(data))
+        except Exception as error:  # a damaged archive raises anything
+            self.set_aside += self.store.set_aside(path, f"it is torn ({type(error).__name__})")
+            return None
 
 
 #: What a run is a cell of.
