@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from normscope.call.streams import Streams
 from normscope.core.errors import UsageError
+from normscope.core.modes import Mode
 from normscope.core.spec import POINTWISE
 
 #: Products of an input with a parameter that the model holds itself.
@@ -27,7 +27,7 @@ PRODUCTS: dict[Any, type[nn.Module]] = {
 Seen = Callable[[nn.Module, str, type[nn.Module], Tensor, list[nn.Parameter]], None]
 
 
-class Functions(TorchFunctionMode):
+class Functions(Mode):
     """Inside, functional calls in the model's own code are shown as they run; those within torch's modules are not.
 
     seen: see `Seen`. norms: the modules around functional batch norms that ran. drift: of each that uses

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from normscope.core.modes import Mode
 
 CONVOLUTIONS: dict[Callable[..., Any], int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
-class LinearBackward(TorchFunctionMode):
+class LinearBackward(Mode):
     """Inside, convolutions and batch norms in training mode are the ones of this file: for J^T v and J w only.
 
     Second derivatives in the parameters through them would be wrong without a word. Where the model checkpoints a part

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from normscope.call.batches import read_batch
 from normscope.call.step import Step
 from normscope.call.traceless import Kept
 from normscope.core.errors import UsageError
+from normscope.core.modes import Mode
 from normscope.training.held import borrowed, held_by
 
 
@@ -42,7 +42,7 @@ class HandedLoss:
         return torch.stack([x.reshape(()) for x in given]).sum() if len(given) > 1 else given[0]
 
 
-class _Handed(TorchFunctionMode):
+class _Handed(Mode):
     """Tensors that ``backward`` is called on, instead of the pass."""
 
     def __init__(self) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from normscope.call.arguments import first_tensor, tensors
 from normscope.call.attention import MASKED, PRODUCTS, SOFTMAX, WHOLE, scores_of
+from normscope.core.modes import Mode
 
 _RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape}
 _OF_MATRICES = {*PRODUCTS, torch.mm, Tensor.mm, torch.sparse.mm, torch.spmm}
@@ -41,7 +41,7 @@ _CARRIES = {
 HEAVY = 0.8
 
 
-class Functions(TorchFunctionMode):
+class Functions(Mode):
     """What the functions that a model and its loss call show of slips;
     ``with functions.inside(model), functions: ...``.
     """

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from normscope.call.arguments import mapped, tensors
+from normscope.core.modes import Mode
 
 
 @dataclass
@@ -116,7 +116,7 @@ def replay(entries: list[Entry], given: Mapping[int, Any], last: Tensor) -> Any:
     return now[id(last)]
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(Mode):
     """Functions of what models gave go on the tape; inside a module nothing does."""
 
     def __init__(self, watch: Any) -> None:

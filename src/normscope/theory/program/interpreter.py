@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from normscope.core.errors import UsageError
 from normscope.core.memory import trim
+from normscope.core.modes import Mode
 from normscope.theory.program.kernels import first_moment, second_moments
 from normscope.theory.program.laws import (
     Draws,
@@ -70,7 +70,7 @@ def rule(*names: str) -> Callable[[Any], Any]:
     return enrol
 
 
-class Program(TorchFunctionMode):
+class Program(Mode):
     """A run of a model in which tensors have laws.
 
     seed, draws: of the draws, and how many. until: when it gives up, by ``time.perf_counter``. sites: samples x
