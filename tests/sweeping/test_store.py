@@ -308,6 +308,25 @@ def test_a_store_of_another_schema_is_refused(tmp_path):
         Store(tmp_path / "s")
 
 
+def test_a_store_of_the_first_schema_is_read_and_goes_on(tmp_path):
+    store = filled(tmp_path / "s", Grid(x=[1, 2]))
+    whole = store.table().collect()
+    for path in (tmp_path / "s").rglob("*.parquet"):
+        about = {k: v for k, v in pl.read_parquet_metadata(path).items() if k.startswith("normscope")}
+        pl.read_parquet(path).drop("step").write_parquet(path, metadata=about | {"normscope.schema": "1"})
+    marker = Path(store.where) / store_module.MARKER
+    marker.write_text(json.dumps({"schema": 1}))
+    old = Store(tmp_path / "s")
+    assert old.check() == ()
+    assert old.table().collect().equals(whole)
+    filled(tmp_path / "s", Grid(x=[2, 3]))
+    assert json.loads(marker.read_text())["schema"] == 2
+    new = Store(tmp_path / "s")
+    assert len(new.scan().collect()) > len(whole)
+    assert new.compact() == 3
+    assert new.table().collect().filter(pl.col("x") < 3).equals(whole)
+
+
 def test_parameters_become_typed_columns():
     cells = list(Grid([{"a": 1, "b": "x", "c": [1], "d": True}, {"a": 0.5, "b": None, "e": 3}]))
     frame = _rows.parameter_columns({c.key(TASK): c.text for c in cells})

@@ -16,8 +16,8 @@ from normscope.core.words import version
 if TYPE_CHECKING:
     import polars as pl
 
-#: Of the files; a store of another number is refused.
-SCHEMA = 2
+#: Of the files, and of those that can be read (the first had no column ``step``); a store of another is refused.
+SCHEMA, KNOWN = 2, (1, 2)
 MAGIC = b"PAR1"
 
 
@@ -129,6 +129,8 @@ def read(data: bytes) -> pl.DataFrame:
         frame = pl.read_parquet(io.BytesIO(data))
     except Exception as error:  # polars raises many kinds, and panics on some damage
         raise ValueError(f"it cannot be read ({str(error).splitlines()[0][:120]})") from error
+    if "step" not in frame.columns and "row" in frame.columns:
+        frame = frame.insert_column(frame.columns.index("row") + 1, pl.lit(None, pl.Int64).alias("step"))
     if dict(frame.schema) != schema():
         raise ValueError("its columns are not those of a cell")
     return frame

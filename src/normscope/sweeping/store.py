@@ -87,7 +87,7 @@ class Store:
             schema = json.loads(about)["schema"]
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{self.where}/{MARKER} is damaged. Delete it: the next run writes it again.") from None
-        if schema != _rows.SCHEMA:
+        if schema not in _rows.KNOWN:
             raise UsageError(
                 f"The store must have schema {_rows.SCHEMA}; {self.where} has {schema}. Use the version of normscope "
                 "that made it, or another folder."
@@ -95,9 +95,10 @@ class Store:
 
     def prepare(self) -> None:
         """Write the marker: the store exists, and can be written to. Raises ``OSError`` if it cannot."""
-        if not self.files.exists(MARKER):
-            about = {"schema": _rows.SCHEMA, "normscope": version()}
-            self.files.write(MARKER, json.dumps(about).encode())
+        about = next((data for _, data in self.files.read([MARKER])), None)
+        if about is None or json.loads(about)["schema"] != _rows.SCHEMA:
+            now = {"schema": _rows.SCHEMA, "normscope": version()}
+            self.files.write(MARKER, json.dumps(now).encode())
         elif not isinstance(self.files, Held):
             probe = f"write-{os.getpid()}{TEMPORARY}"
             self.files.write(probe, b"")
@@ -254,7 +255,7 @@ class Store:
         sources: list[Any] = [p for p in local if p is not None]
         if len(sources) < len(paths):
             sources = [io.BytesIO(data) for _, data in self.files.read(paths)]
-        return pl.scan_parquet(sources, schema=_rows.schema(), glob=False, cache=False)
+        return pl.scan_parquet(sources, schema=_rows.schema(), glob=False, cache=False, missing_columns="insert")
 
     def _batches(self, paths: Sequence[str]) -> Iterator[tuple[list[str], pl.DataFrame]]:
         """Files and their rows, sorted by key, as many as make a part; what cannot be read is set aside."""
@@ -291,7 +292,12 @@ class Store:
         names = pl.DataFrame({"_path": [str(p) for p in local], "_name": [os.path.basename(p)[:32] for p in paths]})
         try:
             scan = pl.scan_parquet(
-                names["_path"].to_list(), schema=_rows.schema(), glob=False, cache=False, include_file_paths="_path"
+                names["_path"].to_list(),
+                schema=_rows.schema(),
+                glob=False,
+                cache=False,
+                include_file_paths="_path",
+                missing_columns="insert",
             )
             frame = scan.collect()
         except Exception as error:
