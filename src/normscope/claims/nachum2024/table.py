@@ -37,10 +37,10 @@ TABLE: Mapping[tuple[str, float | None, bool], Mapping[str, float | str]] = {
 @PAPER.claim(
     "table", "What the batch becomes for each choice of recentring, rescaling and activation.",
     where="odd_point.md 3.7, table",
-    covers="3.7.table 3.7.pre F6", quick={"n": 16, "d": 300, "layers": 240, "runs": 4},
+    covers="3.7.table 3.7.pre F6", quick={"n": 16, "d": 300, "layers": 240, "runs": 16},
     full={"n": 16, "d": 1000, "layers": 400, "runs": 6}, control=({"swap": True}, {"odd": "abs", "runs": 2}),
     because="with rescaling where there was none, and the reverse, each cell with a drive is another; |x| has one "
-    "where odd activations have none", seconds=(12, 60),
+    "where odd activations have none", seconds=(25, 60),
     axes=Axes("mean cosine, reference runs", "mean cosine"),
 )  # fmt: skip
 def table(run: Run, n: int, d: int, layers: int, runs: int, swap: bool = False, odd: str = "") -> Evidence:
