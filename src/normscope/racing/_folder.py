@@ -6,8 +6,9 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar
 
 import torch
 
@@ -49,22 +50,26 @@ class Folder:
         machine.
         """
         with ExitStack() as stack:
-            with self._reached(), suppress(ImportError):  # Windows has no such locks
-                self.store.prepare()
-                import fcntl
-
-                if (path := self.files.local("race.lock")) is not None:
-                    try:
-                        fcntl.flock(stack.enter_context(open(path, "a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        raise UsageError(
-                            f"Another process is racing in {self.where}. Wait for it, or use another folder."
-                        ) from None
             with self._reached():
+                self.store.prepare()
+                if (path := self.files.local("race.lock")) is not None:
+                    self._lock(stack.enter_context(Path(path).open("a")))
                 for name in self.files.names(STATES):
                     if name.endswith(TEMPORARY):  # of a race that was killed while it wrote
                         self.files.remove(name)
             yield
+
+    def _lock(self, file: TextIO) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"Another process is racing in {self.where}. Wait for it, or use another folder."
+            ) from None
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
