@@ -24,12 +24,11 @@ LEAST, MOST = 1e-9, 1e6
 COARSE, FINE = 1.2, 1.08
 #: What a first rate that trains is multiplied by until one does not: a run that trains is dear, one that rises cheap.
 UP = 8
-#: Below the bracket, rates are tried at most this far apart down to the first whose run is calm, this far down at a
-#: time.
-APART, DOWN = 1.15, 1.4
+#: Below the bracket, rates are tried at most this far apart, this far down at a time, until so many ran calmly.
+APART, DOWN, CALM_RUNS = 1.15, 1.4, 2
 #: The largest rate that is told, of the largest that was seen to train: between two that were tried a gap is not seen,
 #: and a rate that is too large costs more than one that is too small (chosen on nets that are not reported on).
-MARGIN = 0.95
+MARGIN = 0.9
 #: What the bracket is widened by below, where a gap may have been missed, and above (chosen by us).
 BELOW, ABOVE = 1.25, 1.05
 #: Losses that are averaged at the end of a long run, and how often its loss may be that at the start on the way (chosen
@@ -47,10 +46,10 @@ KINDS = ("sgd", "momentum", "adam")
 class Rates(Shown):
     r"""What short runs of one optimizer said of its learning rate. Print it, or read the fields.
 
-    largest: the largest rate that trains, see `rates`, less a margin of 5 %; ``largest_interval`` (lower, upper): it
+    largest: the largest rate that trains, see `rates`, less a margin of 10 %; ``largest_interval`` (lower, upper): it
     lies between, the upper end ``inf`` where nothing that was tried makes the loss rise. NaN where no rate trains.
-    best: the rate with the least loss at the end of as many steps, with a horizon after that many; ``best_interval``:
-    those that were as good.
+    best: the rate with the least loss at the end of as many steps, ``largest`` where it is above that; with a horizon
+    after that many. ``best_interval``: those that were as good.
     start, noise: the mean loss of the batches at the start, and by how much one may rise.
     runs: (rate, losses, stayed) of all that was tried, in order; ends: (rate, loss) after ``horizon`` steps. cost:
     forward and backward passes; a forward pass alone counts a third. reason: why there is no rate, or what is not
@@ -117,7 +116,7 @@ def rates(
     which is not looked for. The *best* is the one with the least loss at the end among those that train.
 
     Measured, not predicted: a first guess is halved, or multiplied by eight, and the bracket bisected until it is 20 %
-    wide. Below it rates are tried until one runs calmly, without a rise on the way, since a smaller rate may rise where
+    wide. Below it rates are tried until two run calmly, without a rise on the way, since a smaller rate may rise where
     a larger does not; a gap that lies between two that were tried is not seen. 2 / lambda_max of `sharpness` is another
     thing: where *linearised full-batch* descent turns unstable.
 
@@ -242,8 +241,10 @@ def _next(trials: Trials) -> float | None:
     good, best = sorted(trials.ends(low), reverse=True), trials.best(low)
     if good[-1] > best / 2 and best > 3 * LEAST:
         return best / 3
+    calm = 0
     for rate, below in zip(good, [*good[1:], 0.0], strict=True):
-        if trials.calm(rate):
+        calm += trials.calm(rate)
+        if calm == CALM_RUNS:
             break  # what is slower is calmer still
         if rate > below * APART:  # one between them may rise, and would end the window
             return max(math.sqrt(rate * below), rate / DOWN)
@@ -260,11 +261,11 @@ def _told(trials: Trials, reason: str, seconds: float) -> Rates:
     if low > 0:
         largest, interval = MARGIN * low, (low / BELOW, high * ABOVE)
         ends = trials.ends(low)
-        best = trials.best(low)
-        least = ends[best]
+        least = min(ends.values())
+        best = min(trials.best(low), largest)
         enough = trials.last_start - AS_GOOD * (trials.last_start - least)
         good = [rate for rate, end in ends.items() if end <= max(enough, least)]
-        near = min(good), max(good)
+        near = min(best, *good), max(good)
         if not reason and least >= trials.last_start - 1e-6 * abs(trials.last_start):
             reason = "the loss hardly falls at any rate"
     return Rates(
