@@ -1,6 +1,6 @@
 """Does the best rate of small nets foretell that of a large one: `normscope.transfer` against a sweep of the large net.
 
-python benchmarks/transfer.py [--tables]     # half an hour of one core; resumed where it stopped
+python benchmarks/transfer.py [--tables]     # an hour of one core; resumed where it stopped
 
 A large net whose swept rate stands in the results is not swept again; what is predicted is, from the store.
 """
@@ -171,36 +171,40 @@ def family(name: str, done: dict[tuple[str, int], str]) -> list[dict[str, Any]]:
         rates = [float(x) for x in done.get((name, wider), "").split()]
         for seed in range(len(rates), SEEDS):
             torch.manual_seed((100 if seen else 500) + seed)
-            near = found.rate if found.rate > 0 else found.by_law[0]
+            near = found.by_edge[0] if found.by_edge[0] > 0 else found.by_law[0]
             rates.append(swept(make(*to), inputs, targets, loss, optimizer, near))
-        law, ends = found.laws["best"], ("low", "high")
+        law = found.laws["best"]
+        told = {"measured": (found.rate, *found.interval), "predicted": found.by_edge, "law": found.by_law}
         rows.append({
             "family": name, "seen": told, "wider": wider, "deeper": deeper,
             "swept": math.exp(statistics.fmean(map(math.log, rates))), "seeds": " ".join(f"{x:.4g}" for x in rates),
-            "predicted": found.rate, **dict(zip(ends, found.interval, strict=True)), "law": found.by_law[0],
-            "law_low": found.by_law[1], "law_high": found.by_law[2], "depth": law.depth, "width": law.width,
-            "verdict": found.verdict,
+            **{c: x for of, three in told.items() for c, x in zip(columns(of), three, strict=True)},
+            "depth": law.depth, "width": law.width, "verdict": found.verdict,
         })  # fmt: skip
-        print(name, to, f"predicted {found.rate:.3g} {found.interval}, swept {rates}", flush=True)
+        print(name, to, f"{told}, swept {rates}", flush=True)
     return rows
 
 
-def off(row: dict[str, Any], value: str = "predicted") -> float:
+def columns(of: str) -> tuple[str, str, str]:
+    return of, f"{of}_low", f"{of}_high"
+
+
+def off(row: dict[str, Any], value: str) -> float:
     """The factor by which a prediction is off; NaN where there is none."""
     return math.exp(abs(math.log(row[value] / row["swept"])))
 
 
 def tables(frame: pl.DataFrame) -> str:
-    head = (
-        "| nets | wider, deeper | swept best | predicted | factor | covers | by the power law alone | factor | covers |"
-    )
+    head = "| nets | wider, deeper | swept best |"
+    for of in ("measured", "foretold by the edge", "by the power law alone"):
+        head += f" {of} | factor | covers |"
     lines = []
     for seen in ("before", "after", "later"):
         part = frame.filter(frame["seen"] == seen)
-        lines += ["", f"Seen {seen}:", "", head, "|" + "---|" * 9]
+        lines += ["", f"Seen {seen}:", "", head, "|" + "---|" * 12]
         for r in part.iter_rows(named=True):
             cells = [r["family"], f"{r['wider']} x, {r['deeper']} x", f"{r['swept']:.2g}"]
-            for value, low, high in (("predicted", "low", "high"), ("law", "law_low", "law_high")):
+            for value, low, high in map(columns, ("measured", "predicted", "law")):
                 if math.isnan(r[value]):
                     cells += ["cannot be told", "", ""]
                     continue
@@ -212,15 +216,17 @@ def tables(frame: pl.DataFrame) -> str:
 
 def counts(frame: pl.DataFrame) -> list[str]:
     """How many are within a factor, and covered."""
-    head = "| seen | wider, deeper | kinds | cannot be told | within 1.5 | within 2 | covers | half an interval |"
-    lines = [head, "|" + "---|" * 8]
+    head = "| seen | wider, deeper | | kinds | told | within 1.5 | within 2 | covers | half an interval |"
+    lines = [head, "|" + "---|" * 9]
     for (seen, wider, deeper), part in frame.group_by("seen", "wider", "deeper", maintain_order=True):
-        told = [r for r in part.iter_rows(named=True) if r["predicted"] > 0]
-        within = [sum(off(r) <= most for r in told) for most in (1.5, 2)]
-        inside = sum(r["low"] <= r["swept"] <= r["high"] for r in told)
-        half = statistics.median(math.sqrt(r["high"] / r["low"]) for r in told)
-        cells = [seen, f"{wider} x, {deeper} x", len(part), len(part) - len(told), *within, inside, f"x {half:.2g}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        for of, words in (("measured", "measured"), ("predicted", "foretold")):
+            value, low, high = columns(of)
+            told = [r for r in part.iter_rows(named=True) if r[value] > 0]
+            within = [sum(off(r, value) <= most for r in told) for most in (1.5, 2)]
+            inside = sum(r[low] <= r["swept"] <= r[high] for r in told)
+            half = statistics.median(math.sqrt(r[high] / r[low]) for r in told)
+            cells = [seen, f"{wider} x, {deeper} x", words, len(part), len(told), *within, inside, f"x {half:.2g}"]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 

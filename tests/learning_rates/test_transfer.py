@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 import normscope as ns
@@ -104,12 +105,18 @@ def test_growth_that_is_exponential_in_depth_is_told_from_a_power():
     assert a_layer([(w, d, w * 1.3**d) for w, d in sizes if d < 8]) is None
 
 
-def test_no_rate_is_told_where_gradients_grow_exponentially_with_depth():
-    exploded = found(batch_norm, depths=(2, 3, 4), to=(32, 32))
+def test_no_rate_is_foretold_where_gradients_grow_exponentially_with_depth_but_it_is_measured():
+    options = {"depths": (2, 3, 4), "to": (32, 32)}
+    exploded = found(batch_norm, **options, measure=False)
     assert math.isnan(exploded.rate)
     assert "times a layer: exponentially with depth" in exploded.reason
     assert "at width 32 and depth 32 it cannot be told from these nets" in exploded.verdict
-    assert "NaN" not in exploded._repr_html_()
+    measured = found(batch_norm, **options)
+    assert measured.rate < measured.by_law[0] / 1000
+    assert "as measured; it cannot be told from these nets" in measured.verdict
+    for one in (exploded, measured):
+        assert math.isnan(one.by_edge[0])
+        assert "NaN" not in one._repr_html_()
 
 
 def test_an_axis_of_one_size_has_no_exponent_and_too_few_points_no_law():
@@ -184,14 +191,35 @@ def test_a_law_without_exponents_is_the_mean_in_which_larger_nets_count_more():
     assert law.at(512, 32) == law.at(2, 1)
 
 
-def test_the_small_nets_rates_are_those_of_rates_and_the_large_one_is_not_trained(one):
-    mine = {(w, d, s): v for w, d, s, m, v in one.table.iter_rows() if m == "best"}
-    assert set(mine) == {(w, d, s) for w in (4, 8, 16) for d in (1, 2) for s in range(2)}
-    torch.manual_seed(1)
-    assert mine[8, 2, 1] == ns.rates(mlp(8, 2), *batch(), "cross_entropy", "adam", seed=1).best
+def best(transfer):
+    return {(w, d, s): v for w, d, s, m, v in transfer.table.iter_rows() if m == "best"}
+
+
+def test_the_rates_are_those_of_rates_and_the_large_net_is_measured_like_the_small_ones(one):
+    mine, small = best(one), {(w, d, s) for w in (4, 8, 16) for d in (1, 2) for s in range(2)}
+    assert set(mine) == small | {(128, 8, 0), (128, 8, 1)}
+    for w, d, s in ((8, 2, 1), (128, 8, 0)):
+        torch.manual_seed(s)
+        assert mine[w, d, s] == ns.rates(mlp(w, d), *batch(), "cross_entropy", "adam", seed=s).best
     assert (one.width, one.depth) == (128, 8)
-    assert one.interval[0] < one.rate < one.interval[1]
+    assert one.rate == pytest.approx(math.sqrt(mine[128, 8, 0] * mine[128, 8, 1]))
+    assert one.by_edge[1] < one.by_edge[0] < one.by_edge[2]
     assert one.by_law[1] < one.by_law[0] < one.by_law[2]
+
+
+def test_half_the_interval_of_a_measured_rate_is_that_of_one_more_net_by_the_scatter_of_all_seeds(one):
+    seven = [np.log([v for k, v in best(one).items() if k[:2] == size]) for size in {k[:2] for k in best(one)}]
+    scatter = math.sqrt(np.mean([np.var(logs, ddof=1) for logs in seven]))
+    half = float(stats.t.ppf(0.95, 7)) * scatter * math.sqrt(1 + 1 / 2)
+    assert one.interval == pytest.approx((one.rate / math.exp(half), one.rate * math.exp(half)))
+
+
+def test_without_measuring_the_large_net_is_not_trained_and_the_edge_foretells_the_same(one):
+    foretold = found(mlp, "adam", measure=False)
+    assert {k for k in best(foretold) if k[0] == 128} == set()
+    assert (foretold.rate, *foretold.interval) == foretold.by_edge == one.by_edge
+    assert foretold.laws == one.laws
+    assert not foretold.measured
 
 
 def test_the_verdict_says_how_the_rate_goes_and_what_would_make_it_transfer(one):
@@ -235,7 +263,7 @@ def test_a_spec_and_a_module_that_is_none():
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"widths": (0,)}, "Each of widths"), ({"depths": ()}, "depths must hold"), ({"seeds": 0}, "seeds must"),
-     ({"widths": "16"}, "widths must be whole"), ({"budget": 3}, "budget must")],
+     ({"widths": "16"}, "widths must be whole"), ({"budget": 3}, "budget must"), ({"measure": "no"}, "measure must")],
 )  # fmt: skip
 def test_what_it_cannot_use_is_one_error(options, says):
     with pytest.raises(ns.UsageError, match=says):
@@ -249,9 +277,9 @@ def test_the_command_line_prints_a_verdict_and_json(run):
     code, out, _ = run(*SMALL)
     assert code == 0
     assert "The best rate of sgd" in out
-    code, out, _ = run(*SMALL, "--to", "16x4", "--json")
+    code, out, _ = run(*SMALL, "--to", "16x4", "--json", "--no-measure")
     told = json.loads(out)
-    assert (told["width"], told["depth"]) == (16, 4)
+    assert (told["width"], told["depth"], told["measured"]) == (16, 4, False)
     assert {"width", "depth", "seed", "metric", "value"} == set(told["numbers"][0])
 
 

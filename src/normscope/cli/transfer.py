@@ -25,6 +25,9 @@ def transfer(
     optimizer: Annotated[str, typer.Option(help="sgd, momentum, nesterov, adam or adamw.")] = "sgd",
     seeds: Annotated[int, typer.Option(help="Nets of each size.")] = 3,
     steps: Annotated[int, typer.Option(help="Updates after which a rate is best.")] = 20,
+    measure: Annotated[
+        bool, typer.Option(help="Try the large net too, 200 passes a seed; else its first eight steps foretell it.")
+    ] = True,
     data: option.Data = None,
     data_dir: option.DataDir = None,
     n: option.Count = None,
@@ -40,8 +43,9 @@ def transfer(
 
     MODEL takes width and depth by these names: mlp:norm=batch, or path/net.py:make of def make(width, depth). Each
     small net is tried at rates on copies, and its activations and updates are measured over the first steps (coordinate
-    check); of the large net no more than eight steps are tried. Exit code 0: fine, 1: nets failed or the sweep stopped,
-    2: misuse, 4: no rate can be told, 130: Ctrl-C (with --store run it again to go on).
+    check); so is the large one, beside what is foretold of it, with --no-measure no more than eight steps of it. Exit
+    code 0: fine, 1: nets failed or the sweep stopped, 2: misuse, 4: no rate can be told, 130: Ctrl-C (with --store run
+    it again to go on).
     """
     from normscope.cli._shared import Given
     from normscope.learning_rates.transfer import transfer as run
@@ -60,7 +64,7 @@ def transfer(
     try:
         found = run(
             model, step.inputs, step.targets, step.loss, optimizer, widths=widths, depths=depths, to=large, seeds=seeds,
-            steps=steps, store=store, workers=workers, progress=errors.is_terminal and not json,
+            steps=steps, measure=measure, store=store, workers=workers, progress=errors.is_terminal and not json,
         )  # fmt: skip
     except SweepStopped as stop:
         errors.print(str(stop), markup=False, highlight=False, soft_wrap=True)

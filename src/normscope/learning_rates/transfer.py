@@ -17,7 +17,7 @@ from torch import nn
 from normscope.call.arguments import check_copy, tensors
 from normscope.call.batches import check_batches, pull
 from normscope.call.losses import LossLike
-from normscope.core.errors import MANY, UsageError, gives_items, shown, whole_number
+from normscope.core.errors import MANY, UsageError, flag, gives_items, shown, whole_number
 from normscope.core.faces import Shown
 from normscope.core.load import user_error
 from normscope.core.spec import Spec
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 #: Numbers of one metric, by (width, depth, seed).
 Cells = dict[tuple[int, int, int], float]
+#: A rate and its 90 % interval.
+Told = tuple[float, float, float]
+NOTHING: Told = (math.nan, math.nan, math.nan)
 #: How many times wider and deeper the net is that is asked about, by default.
 WIDER, DEEPER = 8, 4
 
@@ -42,8 +45,9 @@ WIDER, DEEPER = 8, 4
 class Transfer(Shown):
     """What small nets say of the best learning rate of a large one. Print it, or read the fields.
 
-    width, depth: of the large net. rate, interval: its best rate and 90 % interval, by the edge of it (`transfer`);
-    ``by_law``: the same by the power law of the best rates alone. NaN where ``reason`` says why.
+    width, depth: of the large net. rate, interval: its best rate and 90 % interval, ``measured`` or foretold by its
+    edge (`transfer`). by_edge, by_law: (rate, lower, upper) as foretold, by the edge and by the power law of the small
+    nets' best rates alone. NaN where ``reason`` says why.
     laws: power laws over width and depth (`Law`), of the ``best`` and ``largest`` rate, of ``edge`` and ``reach``, and
     of the sizes of activations (``activation first``, ``hidden``, ``outputs``), of their changes and of the relative
     updates of the weights after a few steps at one rate (``change ...``, ``update ...``).
@@ -58,7 +62,9 @@ class Transfer(Shown):
     depth: int
     rate: float
     interval: tuple[float, float]
-    by_law: tuple[float, float, float]
+    measured: bool
+    by_edge: Told
+    by_law: Told
     laws: Mapping[str, Law]
     verdict: str
     advice: tuple[str, ...]
@@ -93,6 +99,7 @@ def transfer(
     seeds: int = 3,
     steps: int = 20,
     budget: int = 200,
+    measure: bool = True,
     store: Store | str | os.PathLike[str] | None = None,
     **sweeping: Any,
 ) -> Transfer:
@@ -103,14 +110,14 @@ def transfer(
     the first five steps at one rate. Laws $\log q = c + a\log\mathrm{depth} + b\log\mathrm{width}$ are fitted to
     them by least squares; their intervals are t-intervals (90 %) of the seeds' and sizes' scatter.
 
-    The rate of the large net: of it the *edge* is measured, the largest rate at which the loss does not rise within
-    eight updates, in about 50 passes a seed; best rate over edge is taken from the small nets, of which each counts by
-    its width times depth. Beyond the small sizes the interval widens by exponents that may be others by 1/4. There is
-    no rate, and ``reason`` says why, where the *reach* of a step of the large net, the largest relative change of a
-    layer's outputs a unit of the rate, lies outside of what that of the small ones foretells, as where gradients grow
-    exponentially with depth. Beside it stands the law of the rate alone. How near this comes: docs/transfer.md. For
-    ReLU nets at the start (depth x width)^-p is known (arXiv 2212.07295), and depth^-3/2 with the effective depth
-    (arXiv 2602.07494).
+    The rate of the large net is measured too, in about 200 passes a seed; ``measure=False`` foretells it alone. It is
+    foretold by its *edge*, the largest rate at which the loss does not rise within eight updates, in about 50 passes a
+    seed; best rate over edge is taken from the small nets, of which each counts by its width times depth. Beyond the
+    small sizes the interval widens by exponents that may be others by 1/4. Nothing is foretold, and ``reason`` says
+    why, where the *reach* of a step of the large net, the largest relative change of a layer's outputs a unit of the
+    rate, lies outside of what that of the small ones foretells, as where gradients grow exponentially with depth.
+    Beside it stands the law of the rate alone. How near this comes: docs/transfer.md. For ReLU nets at the start
+    (depth x width)^-p is known (arXiv 2212.07295), and depth^-3/2 with the effective depth (arXiv 2602.07494).
 
     make: a function (width, depth) -> module with fresh random weights; a `Spec`, whose width and depth are replaced;
         or a MODEL of the command line, ``path/net.py:make``, whose callable takes them by name.
@@ -118,6 +125,7 @@ def transfer(
     optimizer: a name as in `rates`, or a function of a module that returns a ``torch.optim`` optimizer: rates of its
         groups keep their ratios, and the rate is that of the group with the largest.
     to: (width, depth) of the large net; default 8 times the largest width, 4 times the largest depth.
+    measure: whether the large net is tried like the small ones, or no more than its first eight steps are.
     store, sweeping: where finished nets are kept, and further options of `sweep` (``workers``, ``executor``,
         ``progress`` ...): the same call goes on where it stopped. A store knows ``make`` by its name alone.
     Raises ``UsageError`` for widths, depths, seeds and sizes that are no whole numbers >= 1, fewer than two seeds with
@@ -131,6 +139,7 @@ def transfer(
     whole_number("seeds", seeds, 1, "The usual number is 3.")
     whole_number("steps", steps, 2, "The usual number is 20.")
     whole_number("budget", budget, 3 * steps, "It is in forward and backward passes; the usual number is 200.")
+    measure = flag("measure", measure)
     check_batches("data", data)
     check_copy((inputs, targets))
     given = [] if data is None else pull(data, steps + 1)
@@ -143,49 +152,85 @@ def transfer(
     small = Grid(width=widths, depth=depths, seed=list(range(seeds)))
     large = Grid(width=width, depth=depth, seed=list(range(seeds)))
     kept = store if isinstance(store, Store) else Store(store)
-    first = small * Grid(**about, budget=budget) + large * Grid(**about, budget=0)
+    first = small * Grid(**about, budget=budget) + large * Grid(**about, budget=budget if measure else 0)
     table = _run(first, task, kept, sweeping)
-    rate = _common(table)
+    sizes = set(itertools.product(widths, depths))
+    rate = _common(table, sizes)
     if math.isfinite(rate):
         more = _run(small * Grid(**about, budget=budget, rate=rate), task, kept, sweeping)
         table = _joined(table, more)
-    return _told(name, named, table, width, depth)
+    return _told(name, named, table, sizes, width, depth)
 
 
-def _told(name: str, optimizer: str, table: pl.DataFrame, width: int, depth: int) -> Transfer:
+def _told(
+    name: str, optimizer: str, table: pl.DataFrame, sizes: set[tuple[int, int]], width: int, depth: int
+) -> Transfer:
     """What the numbers say."""
     failed = tuple(str(e).strip().splitlines()[-1] for e in table["error"].drop_nulls())
     table = table.filter(table["metric"].is_not_null()).select("width", "depth", "seed", "metric", "value")
     cells: dict[str, Cells] = {}
     for w, d, s, metric, value in table.iter_rows():
         cells.setdefault(metric, {})[w, d, s] = value
-    of = {m: {k: v for k, v in c.items() if k[:2] != (width, depth) or m == "best"} for m, c in cells.items()}
-    laws = {m: law for m, c in of.items() if (law := fitted((w, d, v) for (w, d, _), v in c.items()))}
-    nothing, nan = (math.nan, math.nan), math.nan
+    small = {m: {k: v for k, v in c.items() if k[:2] in sizes} for m, c in cells.items()}
+    large = {m: [math.log(v) for k, v in c.items() if k[:2] == (width, depth) and 0 < v < math.inf]
+             for m, c in cells.items()}  # fmt: skip
+    laws = {m: law for m, c in small.items() if (law := fitted((w, d, v) for (w, d, _), v in c.items()))}
     if "best" not in laws:
         reason = "too few of the small nets have a rate that trains"
         verdict = f"Nothing can be said of the rate of {optimizer}: {reason}."
-        return Transfer(name, optimizer, width, depth, nan, nothing, (nan, nan, nan), laws, verdict, (), table, failed,
-                        reason)  # fmt: skip
+        return Transfer(name, optimizer, width, depth, math.nan, NOTHING[1:], False, NOTHING, NOTHING, laws, verdict,
+                        (), table, failed, reason)  # fmt: skip
     law = laws["best"]
-    middle, half = law.beyond(width, depth)
-    by_law = (math.exp(middle), math.exp(middle - half), math.exp(middle + half))
-    rate, interval, reason = _there(cells, width, depth)
-    if not reason and math.isnan(rate):
-        rate, interval, reason = by_law[0], by_law[1:], "the large net could not be measured: the power law alone"
+    by_law = _ends(*law.beyond(width, depth))
+    by_edge, reason = _by_edge(small, large, width, depth)
+    own = large.get("best", [])
+    if own:
+        rate, *ends = _ends(statistics.fmean(own), _of_one_more(cells["best"], len(own)))
+    elif by_edge[0] > 0 or reason:
+        rate, *ends = by_edge
+    else:
+        rate, *ends = by_law
+        reason = "the large net could not be measured: the power law alone"
     both = ("depth", law.depth, law.depth_interval), ("width", law.width, law.width_interval)
     axes = [axis for axis in both if axis[2] != (0.0, 0.0)]
     words = " and ".join(said(*axis) for axis in axes) or "is of one size only"
-    what = f"it is {rate:.3g} ({interval[0]:.3g} to {interval[1]:.3g})" if rate > 0 else "it cannot be told"
-    told = f"{'; ' if rate > 0 else ' '}{reason}" if reason else ""
-    verdict = f"The best rate of {optimizer} {words}; at width {width} and depth {depth} {what}{told}."
+    what = f"it is {_in_words(rate, *ends)}" if rate > 0 else f"it cannot be told {reason}"
+    if own:
+        what += (
+            f" as measured; {f'{_in_words(*by_edge)} is foretold' if by_edge[0] > 0 else f'it cannot be told {reason}'}"
+        )
+    elif rate > 0 and reason:
+        what += f"; {reason}"
+    verdict = f"The best rate of {optimizer} {words}; at width {width} and depth {depth} {what}."
     off = {a for a, e, i in axes if not said(a, e, i).startswith("transfers")}
-    return Transfer(name, optimizer, width, depth, rate, interval, by_law, laws, verdict, advice(optimizer, off), table,
-                    failed, reason)  # fmt: skip
+    return Transfer(name, optimizer, width, depth, rate, (ends[0], ends[1]), bool(own), by_edge, by_law, laws, verdict,
+                    advice(optimizer, off), table, failed, reason)  # fmt: skip
 
 
-def _there(cells: Mapping[str, Cells], width: int, depth: int) -> tuple[float, tuple[float, float], str]:
-    """The rate of the large net and its interval by its edge; why none can be told.
+def _ends(middle: float, half: float) -> Told:
+    """A rate and its interval from their logarithms."""
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def _in_words(rate: float, low: float, high: float) -> str:
+    return f"{rate:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _of_one_more(best: Cells, seeds: int) -> float:
+    """Half the interval of one more net where the mean of some seeds is known: by the scatter of the seeds of each
+    size, that of all sizes together.
+    """
+    of: dict[tuple[int, int], list[float]] = {}
+    for (w, d, _), rate in best.items():
+        if 0 < rate < math.inf:
+            of.setdefault((w, d), []).append(math.log(rate))
+    free = sum(len(logs) - 1 for logs in of.values())
+    squares = sum((x - statistics.fmean(logs)) ** 2 for logs in of.values() for x in logs)
+    return quantile(free) * math.sqrt(squares / free * (1 + 1 / seeds)) if free else math.inf
+
+
+def _by_edge(small: Mapping[str, Cells], large: Mapping[str, list[float]], width: int, depth: int) -> tuple[Told, str]:
+    """The rate of the large net as foretold by its edge; why it cannot be. large: logarithms.
 
     1. Best rate over edge depends on the size little, and how it does, small sizes do not say: exponents that are
        fitted to it lead further astray than none. So it is a number, and the scatter about it that of sizes and seeds;
@@ -197,29 +242,22 @@ def _there(cells: Mapping[str, Cells], width: int, depth: int) -> tuple[float, t
        lies outside of that interval, the small nets are of another regime and there is no number: so it is where
        gradients grow exponentially with depth, which looks like a power of it as long as nets are shallow.
     """
-    nan = math.nan
-    best, edges, reaches = (cells.get(name, {}) for name in ("best", "edge", "reach"))
-
-    def there(of: Cells) -> list[float]:
-        return [math.log(v) for k, v in of.items() if k[:2] == (width, depth) and 0 < v < math.inf]
-
+    best, edges, reaches = (small.get(name, {}) for name in ("best", "edge", "reach"))
     near = [(w, d, reaches[w, d, s]) for w, d, s in best if (w, d, s) in reaches]
-    law, far = fitted(near, larger_count_more=True), there(reaches)
     shares = [(w, d, v / edges[w, d, s]) for (w, d, s), v in best.items() if (w, d, s) in edges]
-    share, logs = fitted(shares, larger_count_more=True, flat=True), there(edges)
+    law, far = fitted(near, larger_count_more=True), large.get("reach", [])
+    share, logs = fitted(shares, larger_count_more=True, flat=True), large.get("edge", [])
     if law is None or share is None or not far or not logs:
-        return nan, (nan, nan), ""
+        return NOTHING, ""
     measured, (foretold, allowed) = statistics.fmean(far), law.beyond(width, depth)
     if abs(measured - foretold) > math.hypot(allowed, _noise(far, law)):
         growth = a_layer([*near, *((width, depth, math.exp(x)) for x in far)])
-        why = (
+        return NOTHING, (
             f"from these nets, for a step of it reaches {math.exp(measured - foretold):.2g} times as far as the law of "
             f"theirs says{'' if growth is None else f', by {growth:.2f} times a layer: exponentially with depth'}"
         )
-        return nan, (nan, nan), why
     middle, half = share.beyond(width, depth)
-    middle, half = middle + statistics.fmean(logs), math.hypot(half, _noise(logs, share))
-    return math.exp(middle), (math.exp(middle - half), math.exp(middle + half)), ""
+    return _ends(middle + statistics.fmean(logs), math.hypot(half, _noise(logs, share))), ""
 
 
 def _noise(logs: list[float], law: Law) -> float:
@@ -229,10 +267,11 @@ def _noise(logs: list[float], law: Law) -> float:
     return half / math.sqrt(len(logs))
 
 
-def _common(table: pl.DataFrame) -> float:
+def _common(table: pl.DataFrame, sizes: set[tuple[int, int]]) -> float:
     """The rate of the coordinate check: half the least best rate, so that it trains at every size; of two digits."""
-    best = table.filter((table["metric"] == "best") & table["value"].is_finite())["value"]
-    return float(f"{best.min() / 2:.2g}") if len(best) else math.nan  # type: ignore[operator]
+    rows = table.filter(table["metric"] == "best").select("width", "depth", "value").iter_rows()
+    best = [rate for width, depth, rate in rows if (width, depth) in sizes and math.isfinite(rate)]
+    return float(f"{min(best) / 2:.2g}") if best else math.nan
 
 
 def _run(grid: Grid, task: Sizes, store: Store, sweeping: Mapping[str, Any]) -> pl.DataFrame:

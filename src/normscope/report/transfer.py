@@ -59,11 +59,14 @@ def of_transfer(found: Transfer, brief: bool = False) -> Sheet:
     facts: dict[str, Any] = {"nets": found.name, "optimizer": found.optimizer}
     if not math.isnan(found.rate):
         low, high = map(_labels.number, found.interval)
-        rate, least, most = map(_labels.number, found.by_law)
-        facts[f"best rate at width {found.width}, depth {found.depth}"] = (
+        how = "measured" if found.measured else "foretold"
+        facts[f"best rate at width {found.width}, depth {found.depth}, {how}"] = (
             f"{_labels.number(found.rate)} ({low} to {high})"
         )
-        facts["by the power law of the rates alone"] = f"{rate} ({least} to {most})"
+    for by, told in (("the large net's edge", found.by_edge), ("the power law of the rates alone", found.by_law)):
+        if not math.isnan(told[0]):
+            rate, low, high = map(_labels.number, told)
+            facts[f"foretold by {by}"] = f"{rate} ({low} to {high})"
     means = (
         found.table.filter(pl.col("value").is_finite() & (pl.col("value") > 0))
         .group_by("metric", "width", "depth", maintain_order=True)
@@ -88,10 +91,9 @@ def _drawn(metric: str, means: pl.DataFrame, found: Transfer) -> Chart | None:
     points: list[dict[str, Any]] = [{**r, "depth": str(r["depth"])} for r in part.iter_rows(named=True)]
     if not points:
         return None
-    if metric == "best" and not math.isnan(found.rate):
-        low, high = found.interval
-        there = {"width": found.width, "depth": f"{found.depth}, predicted", "value": found.rate}
-        points.append({"metric": metric, **there, "low": low, "high": high})
+    if metric == "best" and not math.isnan(found.by_edge[0]):
+        there = {"width": found.width, "depth": f"{found.depth}, foretold"}
+        points.append({"metric": metric, **there, **dict(zip(("value", "low", "high"), found.by_edge, strict=True))})
     depths = list(dict.fromkeys(p["depth"] for p in points))
     widths = sorted({p["width"] for p in points})
     x = Axis("width", "width", scale={"type": "log", "nice": False, "padding": 8}, ticks={"values": widths})
