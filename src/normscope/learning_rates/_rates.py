@@ -28,7 +28,7 @@ UP = 8
 APART, DOWN, CALM_RUNS = 1.15, 1.4, 2
 #: The largest rate that is told, of the largest that was seen to train: between two that were tried a gap is not seen,
 #: and a rate that is too large costs more than one that is too small (chosen on nets that are not reported on).
-MARGIN = 0.9
+MARGIN = 0.94
 #: What the bracket is widened by below, where a gap may have been missed, and above (chosen by us).
 BELOW, ABOVE = 1.25, 1.05
 #: Losses that are averaged at the end of a long run, and how often its loss may be that at the start on the way (chosen
@@ -46,7 +46,7 @@ KINDS = ("sgd", "momentum", "adam")
 class Rates(Shown):
     r"""What short runs of one optimizer said of its learning rate. Print it, or read the fields.
 
-    largest: the largest rate that trains, see `rates`, less a margin of 10 %; ``largest_interval`` (lower, upper): it
+    largest: the largest rate that trains, see `rates`, less a margin of 6 %; ``largest_interval`` (lower, upper): it
     lies between, the upper end ``inf`` where nothing that was tried makes the loss rise. NaN where no rate trains.
     best: the rate with the least loss at the end of as many steps, ``largest`` where it is above that; with a horizon
     after that many. ``best_interval``: those that were as good.
