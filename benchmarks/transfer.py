@@ -174,14 +174,14 @@ def family(name: str, done: dict[tuple[str, int], str]) -> list[dict[str, Any]]:
             near = found.by_edge[0] if found.by_edge[0] > 0 else found.by_law[0]
             rates.append(swept(make(*to), inputs, targets, loss, optimizer, near))
         law = found.laws["best"]
-        told = {"measured": (found.rate, *found.interval), "predicted": found.by_edge, "law": found.by_law}
+        rate = {"measured": (found.rate, *found.interval), "predicted": found.by_edge, "law": found.by_law}
         rows.append({
             "family": name, "seen": told, "wider": wider, "deeper": deeper,
             "swept": math.exp(statistics.fmean(map(math.log, rates))), "seeds": " ".join(f"{x:.4g}" for x in rates),
-            **{c: x for of, three in told.items() for c, x in zip(columns(of), three, strict=True)},
+            **{c: x for of, three in rate.items() for c, x in zip(columns(of), three, strict=True)},
             "depth": law.depth, "width": law.width, "verdict": found.verdict,
         })  # fmt: skip
-        print(name, to, f"{told}, swept {rates}", flush=True)
+        print(name, to, f"{rate}, swept {rates}", flush=True)
     return rows
 
 
