@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 import normscope as ns
+from normscope.call.arguments import length
 
 # Batches
 
@@ -1011,3 +1012,13 @@ def test_the_callers_tensors_are_as_before_where_a_model_works_in_place():
     for verb in (ns.probe, ns.diagnose, ns.sharpness, ns.hessian):
         verb(made(InPlace), x, Y)
         assert torch.equal(x, X)
+
+
+@pytest.mark.parametrize(
+    ("batch", "n"),
+    [((torch.zeros(64, 10), torch.zeros(64, 10), torch.arange(128)), 64),
+     ((torch.zeros(2, 5), torch.zeros(2), torch.zeros(2)), 2),
+     ([torch.zeros(3, 8, 9), torch.zeros(3, 7, 8), torch.zeros(3, 9, 9)], 3)],
+)  # fmt: skip
+def test_a_batch_of_tensors_of_several_ranks_has_as_many_samples_as_the_first(batch, n):
+    assert length(batch) == n

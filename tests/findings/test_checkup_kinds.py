@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_checkup_healthy import images, mlp, setup, tokens
+from test_checkup_healthy import N, images, mlp, setup, tokens
 from torch import Tensor, nn
 
 from normscope import diagnose
@@ -509,6 +509,44 @@ def alphas_that_leave_a_sign(broken: bool) -> Setup:
     return curved([60.0] * 4 if broken else [1.0, 2.5, 2.5, 2.5])
 
 
+class Experts(nn.Module):
+    def __init__(self, one: bool) -> None:
+        super().__init__()
+        self.gate = mlp(12, 16, 4)
+        experts = [mlp(12, 16, 3)] * 4 if one else [mlp(12, 16, 3) for _ in range(4)]
+        self.experts = nn.ModuleList(experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = self.gate(x).softmax(1)
+        return (shares[:, :, None] * torch.stack([e(x) for e in self.experts], 1)).sum(1)
+
+
+@kind("NS127", "experts.0")
+def experts_that_are_one(broken: bool) -> Setup:
+    x = torch.randn(448, 12)
+    return setup(Experts(broken), x, x[:, :3].argmax(1), nn.CrossEntropyLoss())
+
+
+class Writer(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 16), nn.Embedding(N, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=batch_first)
+        self.encoder, self.out = nn.TransformerEncoder(layer, 1), nn.Linear(16, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        h = self.encoder(self.words(x) + self.places.weight[: x.shape[1]], mask=mask)
+        return self.out(h).transpose(1, 2)
+
+
+@kind("NS111", "encoder")
+def as_many_samples_as_places(broken: bool) -> Setup:
+    text = tokens(20, N + 1)
+    return setup(Writer(not broken), text[:, :-1], text[:, 1:], nn.CrossEntropyLoss())
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("broken", [True, False])
 def test_a_kind_is_named_and_its_twin_is_quiet(name: str, broken: bool) -> None:
@@ -697,10 +735,16 @@ def ranked(o: Tensor, y: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(o.squeeze(1), y)
 
 
+def close(o: Tensor, y: Tensor) -> Tensor:
+    return F.smooth_l1_loss(o.squeeze(1), y) + 0.0
+
+
 SOUND: dict[str, tuple[str, Callable[[], Setup]]] = {
     "a log density": ("NS706", lambda: setup(Density(), torch.randn(448, 2), torch.zeros(448), lambda o, _: -o.mean())),
     "output vectors of zero": ("NS114", lambda: setup(
         Words(), torch.randint(20, (448, 2)), torch.randint(2, (448,)).float(), nn.BCEWithLogitsLoss())),
+    "targets that are nearly one number": ("NS717", lambda: setup(
+        mlp(12, 16, 1), torch.randn(448, 12), 1 + 0.03 * torch.randn(448), close)),
     "pairs in their order": ("NS421", lambda: setup(mlp(12, 16, 1), torch.randn(448, 12), torch.ones(448), ranked)),
 }  # fmt: skip
 

@@ -229,6 +229,8 @@ TOLD = {
     "hf_trainer_ok": ("", "", "BertForSequenceClassification"),
     "accelerate_ok": ("", "", "GRUClassifier"),
     "gan_ok": ("", "", "Generator"),
+    "gan_one_fake_ok": ("", "", "Sequential"),
+    "contrastive_ok": ("", "", "Sequential"),
     "lbfgs_ok": ("", "", "SineFit"),
     "lm_trainer_class_ok": ("", "", "TinyLM"),
 }
@@ -253,6 +255,30 @@ def test_a_script_of_another_style_is_told_right(name, tmp_path, monkeypatch):
     assert [f.code for f in said][:1] == ([code] if code else []), [(f.code, f.evidence) for f in said]
     assert not code or words in said[0].evidence
     assert f"{name}.py:" in first.facts["places"]["the loss"]
+
+
+@pytest.mark.parametrize(("every", "told"), [(1, True), (100, False)])
+def test_a_schedule_stepped_after_every_batch_is_told_by_all_the_steps_that_were_seen(
+    every, told, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(watch, "LINGER", 2000)
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch\n"
+        "model = torch.nn.Linear(4, 1)\n"
+        "optimizer = torch.optim.Adam(model.parameters(), 1e-2)\n"
+        "schedule = torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.5)\n"
+        "x = torch.randn(64, 4)\n"
+        "for step in range(900):\n"
+        "    optimizer.zero_grad()\n"
+        "    (model(x) - x.sum(1, keepdim=True)).square().mean().backward()\n"
+        "    optimizer.step()\n"
+        f"    if step % {every} == 0:\n"
+        "        schedule.step()\n",
+        encoding="utf-8",
+    )
+    codes = {f.code for f in run(script).diagnoses[0].findings}
+    assert ("NS409" in codes) == told
 
 
 def test_labels_that_were_shuffled_apart_are_told_by_what_does_not_carry_over(tmp_path, monkeypatch):

@@ -246,6 +246,8 @@ def length(value: Any) -> int | None:
         return len(value) if value.dim() else None
     if isinstance(value, list | tuple) and value and not hasattr(value, "_fields"):
         inner = [length(v) for v in value]
+        if len({v.dim() for v in value if isinstance(v, Tensor)}) > 1:  # inputs and targets, say
+            return next((n for n in inner if n is not None), None)
         if any(n is None or n != inner[0] for n in inner) or (inner[0] or 0) <= len(value):
             return len(value)  # one entry a sample, as images of unequal size
         return inner[0]

@@ -222,13 +222,14 @@ def flat(view: View) -> Iterator[Hit]:
     source="chosen by us: less than a hundredth of the loss is left",
 )
 def blind_answer(view: View) -> Iterator[Hit]:
-    """A descent in one output for all samples gets the loss below a hundredth of its start, with targets that differ.
+    """A descent in one output for all samples gets the loss below a hundredth of its start, with targets that differ,
+    and also where noise as large as they are is added to them.
 
     As a predicted variance without its log term does (it grows without end), or a mask, or a weight, that is learnt
     beside what it weighs.
     """
     s = view.section("free")
-    if 0 <= s.get("blind", math.inf) < BLIND * s.get("start", 0.0):
+    if 0 <= s.get("blind", math.inf) < BLIND * s.get("start", 0.0) and s.get("blind_apart", math.inf) < BLIND:
         text = (
             f"with one answer for all samples the loss falls from {s['start']:.3g} to {s['blind']:.2g}, though the "
             "targets differ: an output switches it off (a variance or sigma that may grow without its log term, a "

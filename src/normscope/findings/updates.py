@@ -10,6 +10,8 @@ from normscope.findings._rules import Hit, View, listed, rule
 
 #: Steps in which a rate must not vanish (chosen by us).
 SOON = 60
+#: The share of the rate below which nothing is left of it.
+GONE = 1e-3
 SMALL, HALF = 1.5e-5, 0.5
 DECAY = 0.7
 #: Groups of parameters, and the ratio of the first one's rate to the last one's, for a decay that is reversed.
@@ -191,16 +193,19 @@ def betas(view: View) -> Iterator[Hit]:
     meaning="Within a few dozen steps the learning rate is so small (or zero) that nothing more is learnt.",
     cure="Step the scheduler once an epoch, not once a batch, or stretch it; a warm-up begins above zero: (step + 1) / "
     "warmup.",
-    source="chosen by us: a twentieth of its first value after the trial's steps, or zero throughout",
+    source="chosen by us: a twentieth of its first value after the trial's steps, zero throughout, or a thousandth for "
+    "more than half of all steps that were seen",
 )
 def schedule(view: View) -> Iterator[Hit]:
     """In the user's own first 60 steps the learning rate is zero at all of them, or falls to less than a twentieth; or
-    rises so slowly that a warm-up would end long after the training (``steps``), or after 20 000 steps.
+    rises so slowly that a warm-up would end long after the training (``steps``), or after 20 000 steps. Or for more
+    than half of all the steps that were seen it is less than a thousandth.
 
     Not where the whole training (``steps``) is hardly longer than that, as a schedule over few steps ends so.
     """
     own = view.section("trial").get("own", {})
-    rates, steps = own.get("rates", [])[:SOON], view.facts.get("checkup", {}).get("steps") or math.inf
+    seen = own.get("rates", [])
+    rates, steps = seen[:SOON], view.facts.get("checkup", {}).get("steps") or math.inf
     if len(rates) < 5:
         return
     if max(rates) == 0:
@@ -223,6 +228,19 @@ def schedule(view: View) -> Iterator[Hit]:
             "decays it after every batch (per step, not per epoch), and nothing is left"
         )
         yield Hit(None, "learning_rate", rates[-1], 0.05 * rates[0], text)
+    elif (far := _gone_after(seen)) is not None:
+        text = (
+            f"within {far} of the {len(seen)} steps that were seen the learning rate falls from {max(seen):.2g} to a "
+            f"thousandth, and in the end to {seen[-1]:.2g}: the scheduler decays it after every batch (per step, not "
+            "per epoch), and nothing is left"
+        )
+        yield Hit(None, "learning_rate", seen[-1], GONE * max(seen), text)
+
+
+def _gone_after(rates: list[float]) -> int | None:
+    """The step from which on, for more than half of all, a rate is `GONE` of the largest at most."""
+    last = max((i for i, r in enumerate(rates) if r > GONE * max(rates)), default=0) + 1
+    return last if last < len(rates) / 2 else None
 
 
 def _still_warming(rates: list[float], steps: float, full: float) -> float:

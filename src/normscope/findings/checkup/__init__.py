@@ -41,7 +41,7 @@ def check_up(
 
     broken: what was found non-finite in the data already. batches: those of ``data``, where they were read already.
     trial: see `of_trial`; ``False``: none. observed: what the user's own running loop showed: its ``loop`` (as
-    `of_loop`), and ``losses`` and ``rates`` of its steps.
+    `of_loop`), ``losses`` and ``rates`` of its steps, and the parameters that it trains ``elsewhere`` (`of_wiring`).
     """
     start = time.perf_counter()
     found: dict[str, Any] = {"left_out": {}, "seconds": 0.0}
@@ -67,11 +67,11 @@ def check_up(
         except Exception as error:
             found["left_out"][section] = f"{type(error).__name__}: {error}"
 
-    every("wiring", lambda: of_wiring(scene))
+    every("wiring", lambda: of_wiring(scene, observed.get("elsewhere", ())))
     every("loss", lambda: of_loss(scene))
     every("free", lambda: of_free(scene, found.get("loss", {}).get("task", "")))
     every("data", lambda: of_data(scene, firsts(read), firsts(valid)) | {"broken": broken or {}})
-    every("calls", lambda: of_calls(scene) | {"twice": scene.twice})
+    every("calls", lambda: of_calls(scene) | {"twice": scene.twice, "again": scene.again})
     every("mixing", lambda: of_mixing(scene))
     every("places", lambda: of_places(scene))
     every("pull", lambda: of_pull(scene))
@@ -86,5 +86,5 @@ def check_up(
         loss = found.get("loss", {})  # of several outputs one alone being constant says little
         constant = loss.get("constant", math.nan) if not loss.get("several") else math.nan
         every("trial", lambda: of_trial(scene, read, valid, constant, trial, observed))
-    found["observed"] = {k: v for k, v in observed.items() if k != "loop"}
+    found["observed"] = {k: v for k, v in observed.items() if k not in ("loop", "elsewhere")}
     return found

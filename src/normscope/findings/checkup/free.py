@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ Value = Callable[[Sequence[Tensor]], Tensor]
 
 def of_free(scene: Scene, task: str) -> dict[str, Any]:
     """Of a loss of no known kind: ``best`` and ``worst`` after a descent and an ascent in the outputs themselves, kept
-    to unit norm where the model keeps to it; ``blind``: the best with one answer for all samples. ``links``: an output
+    to unit norm where the model keeps to it; ``blind``: the best with one answer for all samples; ``blind_apart``: the
+    same over the loss at the start, where the targets are drawn apart. ``links``: an output
     that is positive by the model's last function, and that the loss takes the exponential of. ``agrees``: the loss
     where all outputs of all samples are one and the same vector, whichever, if that is as low as it gets and nothing
     holds them back from it.
@@ -35,9 +37,11 @@ def of_free(scene: Scene, task: str) -> dict[str, Any]:
     if loss is None or known or loss.kind in (COTANGENT, OWN) or scene.at.step is not None or not outs:
         return {}
 
+    targets = scene.targets
+
     def value(given: Sequence[Tensor]) -> Tensor:
         now = {id(a): b for a, b in zip(outs, given, strict=True)}
-        return loss.value(mapped(scene.whole, lambda x: now.get(id(x), x)), scene.targets, scene.at.seed)
+        return loss.value(mapped(scene.whole, lambda x: now.get(id(x), x)), targets, scene.at.seed)
 
     begun = time.thread_time()
     sunk = _sunk(scene)
@@ -59,14 +63,25 @@ def of_free(scene: Scene, task: str) -> dict[str, Any]:
     if start > 0 and read and any(bool((t != t[:1]).any()) for t in several):
         means = [x.mean(0, keepdim=True) for x in outs]
         spread = [len(x) for x in outs]
-        found["blind"] = _descent(
-            value,
-            means,
-            lambda given: [x.expand(n, *x.shape[1:]) for x, n in zip(given, spread, strict=True)],
-            begun,
-            1,
-        )
+
+        def alike(given: Sequence[Tensor]) -> list[Tensor]:
+            return [x.expand(n, *x.shape[1:]) for x, n in zip(given, spread, strict=True)]
+
+        found["blind"] = _descent(value, means, alike, begun, 1)
+        if 0 <= found["blind"] < start:  # of targets that are nearly one number one answer is right
+            targets, found["blind_apart"] = mapped(scene.targets, _apart), 0.0
+            with suppress(IndexError, RuntimeError, ValueError):  # classes among the numbers
+                lowest = _descent(value, means, alike, time.thread_time(), 1)
+                found["blind_apart"] = lowest / float(value(outs).detach())
     return found
+
+
+def _apart(t: Tensor) -> Tensor:
+    """Targets as far from each other as they are large; whole numbers, which may be marks or classes, stay."""
+    if not t.is_floating_point() or bool((t == t.round()).all()):
+        return t
+    random = torch.Generator().manual_seed(0)
+    return t + t.square().mean().sqrt() * torch.randn(t.shape, generator=random).to(t)
 
 
 def _most(scene: Scene, outs: list[Tensor]) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.call.samples import SEQUENCE, Samples
-from normscope.findings.checkup.scene import Call, Rerun, Scene
+from normscope.findings.checkup.scene import Call, Rerun, Scene, changed
 
 #: Correlation of targets with the samples' size that is worth a look (chosen by us).
 SIZE = 0.5
@@ -74,8 +74,13 @@ def _along_batch(scene: Scene) -> dict[str, Any]:
         first = getattr(c.module, "batch_first", None)
         inner = getattr(c.module, "self_attn", None)
         first = getattr(inner, "batch_first", first) if first is None else first
-        if isinstance(c.module, SEQUENCE) and first is False and len(c.shape) == 3 and c.shape[0] == n != c.shape[1]:
-            return {"module": c.name, "kind": type(c.module).__name__, "shape": list(c.shape)}
+        if isinstance(c.module, SEQUENCE) and first is False and len(c.shape) == 3 and c.shape[0] == n:
+            told = {"module": c.name, "kind": type(c.module).__name__, "shape": list(c.shape)}
+            if c.shape[1] != n:
+                return told
+            halves = [Rerun.of(changed(scene.at, samples=axis), n // 2) for axis in (0, 1)]
+            if all(half is not None and half.run(half.output, None) is None for half in halves):
+                return told | {"square": True}
     return {}
 
 

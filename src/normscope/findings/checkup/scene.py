@@ -84,6 +84,8 @@ class Scene:
     live: list[bool] = field(default_factory=list)
     #: Layers whose input channels are the same twice.
     twice: list[dict[str, Any]] = field(default_factory=list)
+    #: Layers that stand several times in one container, name -> how often they got one and the same input.
+    again: dict[str, int] = field(default_factory=dict)
     #: Modules (name, itself, input) with an ``autograd.Function`` of the user's.
     custom: list[tuple[str, nn.Module, Tensor]] = field(default_factory=list)
     #: Linear layers of which the second gets what the first gave.
@@ -182,6 +184,7 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
     handles, weights_ran = [], [False]
     linear: dict[int, tuple[nn.Linear, str, Tensor, int]] = {}
     frozen_names = {m: n for n, m in root.named_modules()}
+    repeated, fed = _repeated(root), dict[tuple[nn.Module, int, int], Tensor]()
 
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given = [*args, *kwargs.values()]
@@ -214,6 +217,10 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
             ):
                 scene.in_a_row.append((before[1], call.name))
             linear[id(y)] = (module, call.name, y, y._version)
+        if module in repeated:
+            if fed.get((module, id(x), x._version)) is x:
+                scene.again[call.name] = scene.again.get(call.name, 1) + 1
+            fed[module, id(x), x._version] = x
         if weighted and (channels := _same_twice(x, module)):
             scene.twice.append({"module": call.name, "channels": channels})
         if weighted and not x.requires_grad and (not weights_ran[0] or isinstance(module, nn.Embedding)):
@@ -229,6 +236,19 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _repeated(root: nn.Module) -> set[nn.Module]:
+    """Modules with parameters that stand more than once in a list, a dictionary or a sequence of modules, and all that
+    is in them.
+    """
+    found: set[nn.Module] = set()
+    for m in root.modules():
+        if isinstance(m, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+            children = list(m._modules.values())
+            for child in {c for c in children if c is not None and children.count(c) > 1}:
+                found |= set(child.modules()) if any(True for _ in child.parameters()) else set()
+    return found
 
 
 def _varies(x: Tensor, samples: Samples, module: nn.Module) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace as changed
 from itertools import pairwise
 from typing import Any
@@ -76,8 +76,10 @@ def _slow_norms(root: nn.Module) -> list[tuple[str, float]]:
     ]  # fmt: skip
 
 
-def of_wiring(scene: Scene) -> dict[str, Any]:
-    """Names and numbers about who moves; see the rules NS6xx."""
+def of_wiring(scene: Scene, elsewhere: Collection[int] = ()) -> dict[str, Any]:
+    """Names and numbers about who moves; see the rules NS6xx. elsewhere: the ``id`` of each parameter that another
+    optimizer trains, as of the other side of a game.
+    """
     root, at = scene.at.root, scene.at
     named = dict(root.named_parameters())
     trains = [n for n, p in named.items() if p.requires_grad]
@@ -115,7 +117,7 @@ def of_wiring(scene: Scene) -> dict[str, Any]:
     )
     if held is not None:
         assert at.optimizer is not None
-        found["optimizer"] = _optimizer(scene, named, held, moving)
+        found["optimizer"] = _optimizer(scene, named, held, moving, elsewhere)
     found["broken_buffers"] = [
         n for n, b in root.named_buffers()
         if (b.is_floating_point() and bool(b.isnan().any())) or (n.endswith("running_var")
@@ -170,9 +172,11 @@ def modules_of(names: Iterable[str], root: nn.Module) -> list[str]:
     return out + sorted(left)
 
 
-def _optimizer(scene: Scene, named: Mapping[str, Tensor], held: set[int], moving: list[str]) -> dict[str, Any]:
+def _optimizer(
+    scene: Scene, named: Mapping[str, Tensor], held: set[int], moving: list[str], elsewhere: Collection[int]
+) -> dict[str, Any]:
     root = scene.at.root
-    missing = [n for n in moving if id(named[n]) not in held]
+    missing = [n for n in moving if id(named[n]) not in held and id(named[n]) not in elsewhere]
     mine = {id(p) for p in named.values()} | set(Reach.of([root]).tensors)
     inside = [n for n, p in named.items() if id(p) in held]
     fresh = [n for n in missing if is_default(owner_of(root, n), named[n], n.rpartition(".")[2])]

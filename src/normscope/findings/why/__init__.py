@@ -96,7 +96,11 @@ def run(
         try:
             against = any(_against(pair, other) for other in watch.pairs.values() if other is not pair)
             made = seen(pair)
-            made.observed["all"] = ended == "ended by itself"
+            if against:
+                made.observed.clear()
+            else:
+                made.observed["all"] = ended == "ended by itself"
+            made.observed["elsewhere"] = set().union(*(p.held for p in watch.pairs.values() if p is not pair))
             options = {"trial": False if against else trial, "rates": False if against else rates}
             diagnoses.append(_told(made, options, pair.count, against))
         except Unclear as reason:
@@ -116,7 +120,7 @@ def _against(pair: Pair, other: Pair) -> bool:
 
 
 def _told(made: Seen, options: dict[str, Any], steps: int, against: bool) -> Diagnosis:
-    found = diagnose(made.step, label=made.label, **options, observed={} if against else made.observed)
+    found = diagnose(made.step, label=made.label, **options, observed=made.observed)
     if against:
         note = (
             "another optimizer trains a part of this loss in turns (a game, as of GANs): its fall is no measure, "

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,6 +43,9 @@ class Tape:
     #: Calls that merged the first axis of data with others, by the ``id`` of what they gave: targets flattened for a
     #: loss.
     merged: dict[int, Entry] = field(default_factory=dict)
+    #: What was called before the step of another optimizer, and which of these calls were taken from there.
+    earlier: Tape | None = None
+    taken: dict[int, Entry] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         """Write a call down, and which tensors it made."""
@@ -53,8 +56,24 @@ class Tape:
             self.made[id(t)] = len(self.entries) - 1
 
     def follows(self, *values: Any) -> bool:
-        """Whether any of these tensors was made by a call on the tape."""
-        return any(id(t) in self.made for t in tensors(values))
+        """Whether any of these tensors was made by a call on the tape, or on the one before (as the samples that a
+        discriminator and then, by other weights, a generator learns from): its calls are on this one too, then.
+        """
+        read = list(tensors(values))
+        for t in read:
+            if self.earlier is not None and t.grad_fn is not None and id(t) not in self.made:
+                self._take(self.earlier, t)
+        return any(id(t) in self.made for t in read)
+
+    def _take(self, earlier: Tape, made: Tensor) -> None:
+        """The calls behind a tensor, unless they reach back further still."""
+        behind = earlier.behind(made)
+        if any(id(e) in earlier.taken for e in behind):
+            return
+        for e in behind:
+            if id(e) not in self.taken:
+                self.taken[id(e)] = e
+                self.add(replace(e))
 
     def models(self) -> list[nn.Module]:
         """The modules with parameters that were called, each once, the outermost ones."""

@@ -149,6 +149,7 @@ class Watch:
         self.events.append("backward")
         root = next(tensors(roots), None)
         if root is not None:
+            self.tape.follows(root)
             self.losses.append((root, place()))
 
     def about_to_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -186,7 +187,8 @@ class Watch:
             pair.taken.append(taken)
         elif taken.losses:
             pair.later.append((float(taken.tape.unscaled(taken.losses[0][0]).detach().sum()), rate))
-        self.tape, self.losses, self.events = Tape(), [], []
+        taken.tape.earlier = None
+        self.tape, self.losses, self.events = Tape(earlier=taken.tape if len(self.built) > 1 else None), [], []
         if self.on_step is not None:
             self.on_step(pair.count)
         if self.late() or self._enough(pair):
