@@ -97,10 +97,10 @@ class Tape:
         while id(loss) in self.made:
             e = self.entries[self.made[id(loss)]]
             inner = [t for t in tensors((e.args, e.kwargs)) if id(t) in self.made and t is not loss]
-            other = [float(x) for x in e.args if x is not (inner[0] if inner else None) and _scalar(x)]
-            if e.call not in _SCALES or len(inner) != 1 or len(other) != 1 or not 0 < other[0] < math.inf:
+            if e.call not in _SCALES or len(inner) != 1 or inner[0].numel() != 1:
                 return loss
-            if inner[0].numel() != 1:
+            other = [float(x) for x in e.args if x is not inner[0] and _scalar(x)]
+            if len(other) != 1 or not 0 < other[0] < math.inf:
                 return loss
             loss = inner[0]
         return loss
