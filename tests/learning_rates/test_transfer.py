@@ -255,7 +255,8 @@ def test_an_optimizer_of_ones_own_keeps_the_ratios_of_its_groups():
 
 def test_a_spec_and_a_module_that_is_none():
     spec = ns.Spec(depth=1, width=4)
-    assert found(spec, widths=(4, 8), depths=(1, 2), seeds=1).rate > 0
+    one = found(spec, widths=(4, 8), depths=(1, 2), seeds=1)
+    assert 0 < one.interval[0] < one.rate < one.interval[1] < math.inf
     with pytest.raises(ns.UsageError, match=r"must return an nn\.Module"):
         found(lambda width, depth: width)
 

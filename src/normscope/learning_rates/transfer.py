@@ -185,7 +185,7 @@ def _told(
     by_edge, reason = _by_edge(small, large, width, depth)
     own = large.get("best", [])
     if own:
-        rate, *ends = _ends(statistics.fmean(own), _of_one_more(cells["best"], len(own)))
+        rate, *ends = _ends(statistics.fmean(own), _of_one_more(cells["best"], len(own), law))
     elif by_edge[0] > 0 or reason:
         rate, *ends = by_edge
     else:
@@ -216,17 +216,19 @@ def _in_words(rate: float, low: float, high: float) -> str:
     return f"{rate:.3g} ({low:.3g} to {high:.3g})"
 
 
-def _of_one_more(best: Cells, seeds: int) -> float:
+def _of_one_more(best: Cells, seeds: int, law: Law) -> float:
     """Half the interval of one more net where the mean of some seeds is known: by the scatter of the seeds of each
-    size, that of all sizes together.
+    size, that of all sizes together; of one seed a size, by the scatter of the law.
     """
     of: dict[tuple[int, int], list[float]] = {}
     for (w, d, _), rate in best.items():
         if 0 < rate < math.inf:
             of.setdefault((w, d), []).append(math.log(rate))
     free = sum(len(logs) - 1 for logs in of.values())
+    if not free:
+        return law.quantile * law.scatter * math.sqrt(1 + 1 / seeds)
     squares = sum((x - statistics.fmean(logs)) ** 2 for logs in of.values() for x in logs)
-    return quantile(free) * math.sqrt(squares / free * (1 + 1 / seeds)) if free else math.inf
+    return quantile(free) * math.sqrt(squares / free * (1 + 1 / seeds))
 
 
 def _by_edge(small: Mapping[str, Cells], large: Mapping[str, list[float]], width: int, depth: int) -> tuple[Told, str]:

@@ -78,6 +78,8 @@ def _along_batch(scene: Scene) -> dict[str, Any]:
             told = {"module": c.name, "kind": type(c.module).__name__, "shape": list(c.shape)}
             if c.shape[1] != n:
                 return told
+            if any(t.dim() < 2 for t in tensors((scene.at.args, scene.at.kwargs))):
+                continue
             halves = [Rerun.of(changed(scene.at, samples=axis), n // 2) for axis in (0, 1)]
             if all(half is not None and half.run(half.output, None) is None for half in halves):
                 return told | {"square": True}

@@ -84,7 +84,7 @@ class Scene:
     live: list[bool] = field(default_factory=list)
     #: Layers whose input channels are the same twice.
     twice: list[dict[str, Any]] = field(default_factory=list)
-    #: Layers that stand several times in one container, name -> how often they got one and the same input.
+    #: Layers that stand several times in one container, name -> how often they got one input, at least once a place.
     again: dict[str, int] = field(default_factory=dict)
     #: Modules (name, itself, input) with an ``autograd.Function`` of the user's.
     custom: list[tuple[str, nn.Module, Tensor]] = field(default_factory=list)
@@ -184,7 +184,7 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
     handles, weights_ran = [], [False]
     linear: dict[int, tuple[nn.Linear, str, Tensor, int]] = {}
     frozen_names = {m: n for n, m in root.named_modules()}
-    repeated, fed = _repeated(root), dict[tuple[nn.Module, int, int], Tensor]()
+    repeated, fed = _repeated(root), dict[tuple[nn.Module, int, int], list[Tensor]]()
 
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given = [*args, *kwargs.values()]
@@ -218,9 +218,10 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
                 scene.in_a_row.append((before[1], call.name))
             linear[id(y)] = (module, call.name, y, y._version)
         if module in repeated:
-            if fed.get((module, id(x), x._version)) is x:
-                scene.again[call.name] = scene.again.get(call.name, 1) + 1
-            fed[module, id(x), x._version] = x
+            same = fed.setdefault((module, id(x), x._version), [])
+            same.append(x)
+            if len(same) >= repeated[module]:
+                scene.again[call.name] = len(same)
         if weighted and (channels := _same_twice(x, module)):
             scene.twice.append({"module": call.name, "channels": channels})
         if weighted and not x.requires_grad and (not weights_ran[0] or isinstance(module, nn.Embedding)):
@@ -238,16 +239,17 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
             handle.remove()
 
 
-def _repeated(root: nn.Module) -> set[nn.Module]:
+def _repeated(root: nn.Module) -> dict[nn.Module, int]:
     """Modules with parameters that stand more than once in a list, a dictionary or a sequence of modules, and all that
-    is in them.
+    is in them: how often.
     """
-    found: set[nn.Module] = set()
+    found: dict[nn.Module, int] = {}
     for m in root.modules():
         if isinstance(m, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             children = list(m._modules.values())
             for child in {c for c in children if c is not None and children.count(c) > 1}:
-                found |= set(child.modules()) if any(True for _ in child.parameters()) else set()
+                if any(True for _ in child.parameters()):
+                    found |= dict.fromkeys(child.modules(), children.count(child))
     return found
 
 
