@@ -218,10 +218,10 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
                 scene.in_a_row.append((before[1], call.name))
             linear[id(y)] = (module, call.name, y, y._version)
         if module in repeated:
-            same = fed.setdefault((module, id(x), x._version), [])
-            same.append(x)
-            if len(same) >= repeated[module]:
-                scene.again[call.name] = len(same)
+            alike = fed.setdefault((module, id(x), x._version), [])
+            alike.append(x)
+            if len(alike) >= repeated[module]:
+                scene.again[call.name] = len(alike)
         if weighted and (channels := _same_twice(x, module)):
             scene.twice.append({"module": call.name, "channels": channels})
         if weighted and not x.requires_grad and (not weights_ran[0] or isinstance(module, nn.Embedding)):
