@@ -89,27 +89,6 @@ def twice(view: View) -> Iterator[Hit]:
 
 
 @rule(
-    "NS127",
-    "one module several times",
-    severity="warning",
-    meaning="The places of a list hold one and the same module: what they give of one input is the same, and it is "
-    "trained as one.",
-    cure="nn.ModuleList([Expert() for _ in range(n)]), not nn.ModuleList([Expert()] * n).",
-    source="the same object, and the same tensor as its input",
-)
-def again(view: View) -> Iterator[Hit]:
-    """A layer stands several times in a container of modules and gets the same input each time, as experts, heads or
-    members of an ensemble do; one after another (weights shared over depth) is something else, and silent.
-    """
-    for name, count in list(view.section("calls").get("again", {}).items())[:1]:
-        text = (
-            f"{name} gets the same input {count} times in one pass: its list holds one module several times "
-            "([Module()] * n repeats the object and its weights)"
-        )
-        yield Hit(None, "repeats", count, 1.0, text, name=name)
-
-
-@rule(
     "NS122",
     "an input that is not read",
     severity="warning",
@@ -249,3 +228,24 @@ def small_groups(view: View) -> Iterator[Hit]:
         + f"; nn.GroupNorm({best}, {channels}) leaves {kept - 2} of {kept}"
     )
     yield Hit(None, "group", m, PAIR if m == PAIR else FEW, text, name=name)
+
+
+@rule(
+    "NS127",
+    "one module several times",
+    severity="warning",
+    meaning="The places of a list hold one and the same module: what they give of one input is the same, and it is "
+    "trained as one.",
+    cure="nn.ModuleList([Expert() for _ in range(n)]), not nn.ModuleList([Expert()] * n).",
+    source="the same object, and the same tensor as its input",
+)
+def again(view: View) -> Iterator[Hit]:
+    """A layer stands several times in a container of modules and gets the same input each time, as experts, heads or
+    members of an ensemble do; one after another (weights shared over depth) is something else, and silent.
+    """
+    for name, count in list(view.section("calls").get("again", {}).items())[:1]:
+        text = (
+            f"{name} gets the same input {count} times in one pass: its list holds one module several times "
+            "([Module()] * n repeats the object and its weights)"
+        )
+        yield Hit(None, "repeats", count, 1.0, text, name=name)
