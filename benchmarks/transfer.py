@@ -174,6 +174,7 @@ def family(name: str, done: dict[tuple[str, int], str]) -> list[dict[str, Any]]:
             near = found.by_edge[0] if found.by_edge[0] > 0 else found.by_law[0]
             rates.append(swept(make(*to), inputs, targets, loss, optimizer, near))
         law = found.laws["best"]
+        assert found.measured
         rate = {"measured": (found.rate, *found.interval), "predicted": found.by_edge, "law": found.by_law}
         rows.append({
             "family": name, "seen": told, "wider": wider, "deeper": deeper,

@@ -21,6 +21,7 @@ import normscope
 from normscope import UsageError
 from normscope.cli import main
 from normscope.findings.why import run, watch, why
+from normscope.findings.why.tape import Entry, Tape
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -279,6 +280,19 @@ def test_a_schedule_stepped_after_every_batch_is_told_by_all_the_steps_that_were
     )
     codes = {f.code for f in run(script).diagnoses[0].findings}
     assert ("NS409" in codes) == told
+
+
+def test_a_tape_takes_calls_from_the_one_before_it_and_no_farther():
+    """A loss that is summed up over the steps must not make each tape longer than the last."""
+    total, tape, lengths = torch.ones(1, requires_grad=True) * 1, Tape(), []
+    tape.add(Entry(torch.mul, (), {}, total))
+    for _ in range(4):
+        tape = Tape(earlier=tape)
+        before, total = total, total + 1
+        tape.follows(before)
+        tape.add(Entry(torch.add, (before, 1), {}, total))
+        lengths.append(len(tape.entries))
+    assert lengths == [2, 1, 2, 1]
 
 
 def test_labels_that_were_shuffled_apart_are_told_by_what_does_not_carry_over(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def mixing(view: View) -> Iterator[Hit]:
             "(length, samples, width): it runs over the samples of the batch (batch_first=True is missing)"
         )
         if along.get("square"):
-            text += "; nobody notices only where there are as many samples as positions: with half of them it fails"
+            text += "; it runs at all only because there are as many samples as positions, with half of them it fails"
         yield Hit(None, "along_batch", 1.0, 0.0, text, name=along["module"])
         return
     rows = view.section("mixing").get("rows")

@@ -190,7 +190,7 @@ def betas(view: View) -> Iterator[Hit]:
     "NS409",
     "the schedule takes the rate away",
     severity="warning",
-    meaning="Within a few dozen steps the learning rate is so small (or zero) that nothing more is learnt.",
+    meaning="Early in the training the learning rate is so small (or zero) that nothing more is learnt.",
     cure="Step the scheduler once an epoch, not once a batch, or stretch it; a warm-up begins above zero: (step + 1) / "
     "warmup.",
     source="chosen by us: a twentieth of its first value after the trial's steps, zero throughout, or a thousandth for "

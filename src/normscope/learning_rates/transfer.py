@@ -196,11 +196,11 @@ def _told(
     words = " and ".join(said(*axis) for axis in axes) or "is of one size only"
     what = f"it is {_in_words(rate, *ends)}" if rate > 0 else f"it cannot be told {reason}"
     if own:
-        what += (
-            f" as measured; {f'{_in_words(*by_edge)} is foretold' if by_edge[0] > 0 else f'it cannot be told {reason}'}"
-        )
+        what += " as measured"
+    if own and by_edge[0] > 0:
+        what += f"; {_in_words(*by_edge)} is foretold"
     elif rate > 0 and reason:
-        what += f"; {reason}"
+        what += f"; it cannot be told {reason}" if own else f"; {reason}"
     verdict = f"The best rate of {optimizer} {words}; at width {width} and depth {depth} {what}."
     off = {a for a, e, i in axes if not said(a, e, i).startswith("transfers")}
     return Transfer(name, optimizer, width, depth, rate, (ends[0], ends[1]), bool(own), by_edge, by_law, laws, verdict,

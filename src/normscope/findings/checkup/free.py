@@ -72,7 +72,7 @@ def of_free(scene: Scene, task: str) -> dict[str, Any]:
             targets, found["blind_apart"] = mapped(scene.targets, _apart), 0.0
             with suppress(IndexError, RuntimeError, ValueError):  # classes among the numbers
                 lowest = _descent(value, means, alike, time.thread_time(), 1)
-                found["blind_apart"] = lowest / float(value(outs).detach())
+                found["blind_apart"] = lowest / max(float(value(outs).detach()), 1e-30)
     return found
 
 

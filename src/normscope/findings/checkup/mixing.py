@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.call.samples import SEQUENCE, Samples
-from normscope.findings.checkup.scene import Call, Rerun, Scene, changed
+from normscope.findings.checkup.scene import Call, Rerun, Scene
 
 #: Correlation of targets with the samples' size that is worth a look (chosen by us).
 SIZE = 0.5
@@ -80,7 +81,7 @@ def _along_batch(scene: Scene) -> dict[str, Any]:
                 return told
             if any(t.dim() < 2 for t in tensors((scene.at.args, scene.at.kwargs))):
                 continue
-            halves = [Rerun.of(changed(scene.at, samples=axis), n // 2) for axis in (0, 1)]
+            halves = (Rerun.of(replace(scene.at, samples=axis), n // 2) for axis in (0, 1))
             if all(half is not None and half.run(half.output, None) is None for half in halves):
                 return told | {"square": True}
     return {}

@@ -4,6 +4,7 @@ that ran.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -246,10 +247,9 @@ def _repeated(root: nn.Module) -> dict[nn.Module, int]:
     found: dict[nn.Module, int] = {}
     for m in root.modules():
         if isinstance(m, nn.ModuleList | nn.ModuleDict | nn.Sequential):
-            children = list(m._modules.values())
-            for child in {c for c in children if c is not None and children.count(c) > 1}:
-                if any(True for _ in child.parameters()):
-                    found |= dict.fromkeys(child.modules(), children.count(child))
+            for child, places in Counter(m._modules.values()).items():
+                if places > 1 and child is not None and any(True for _ in child.parameters()):
+                    found |= dict.fromkeys(child.modules(), places)
     return found
 
 

@@ -43,7 +43,8 @@ class Tape:
     #: Calls that merged the first axis of data with others, by the ``id`` of what they gave: targets flattened for a
     #: loss.
     merged: dict[int, Entry] = field(default_factory=dict)
-    #: What was called before the step of another optimizer, and which of these calls were taken from there.
+    #: What was called before the step of another optimizer, and which of these calls were taken from there: by the
+    #: ``id`` of the call, what stands for it here.
     earlier: Tape | None = None
     taken: dict[int, Entry] = field(default_factory=dict)
 
@@ -67,13 +68,13 @@ class Tape:
 
     def _take(self, earlier: Tape, made: Tensor) -> None:
         """The calls behind a tensor, unless they reach back further still."""
-        behind = earlier.behind(made)
-        if any(id(e) in earlier.taken for e in behind):
+        behind, older = earlier.behind(made), {id(e) for e in earlier.taken.values()}
+        if any(id(e) in older for e in behind):
             return
         for e in behind:
             if id(e) not in self.taken:
-                self.taken[id(e)] = e
-                self.add(replace(e))
+                self.taken[id(e)] = replace(e)
+                self.add(self.taken[id(e)])
 
     def models(self) -> list[nn.Module]:
         """The modules with parameters that were called, each once, the outermost ones."""
