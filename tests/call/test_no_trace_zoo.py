@@ -7,6 +7,7 @@ before; an optimizer made before still trains the model as if nothing had been m
 from __future__ import annotations
 
 import _thread
+import contextlib
 import copy
 import functools
 import gc
@@ -172,6 +173,26 @@ def on_lines(clock: Clock, root: str) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+class OnExits(AbstractContextManager[None]):
+    """Each end of a context that a generator makes is an event, before the generator goes on."""
+
+    END = contextlib._GeneratorContextManager.__exit__.__code__
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def __enter__(self) -> None:
+        self.before = sys.gettrace()
+        sys.settrace(self._enter)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self.before)
+
+    def _enter(self, frame: types.FrameType, _event: str, _arg: Any) -> None:
+        if frame.f_code is self.END:
+            self.clock.tick()
 
 
 @contextmanager
@@ -545,6 +566,28 @@ def test_each_pair_is_covered(pair):
 def test_nothing_is_left_behind(combination):
     found = outcome(combination)
     assert found.model + found.around == []
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "Tracker"])
+def test_nothing_is_left_where_an_interrupt_meets_a_generator_that_was_to_put_something_back(verb):
+    for every in (Clock(), Clock()):  # the first imports
+        with OnExits(every):
+            VERBS[verb](ZOO["checkpointed"]())
+    found, fired = {}, 0
+    for at in range(1, every.count + 1, max(every.count // 16, 1)):
+        case, out, clock = ZOO["checkpointed"](), Outcome(), Clock(at, _interrupt)
+
+        def go(case: Case = case, clock: Clock = clock) -> None:
+            with OnExits(clock):
+                VERBS[verb](case)
+
+        with kept_surroundings():
+            observe(go, case, out, cures=verb == "cure")
+        assert not clock.fired or out.answer == "KeyboardInterrupt: " or verb == "race", out.answer
+        found |= {at: out.model + out.around} if out.model + out.around else {}
+        fired += clock.fired
+    assert fired
+    assert found == {}
 
 
 def test_an_optimizer_made_before_trains_on_as_if_nothing_was_measured(combination):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+
+from normscope.core.modes import restore
 
 
 class Setting(NamedTuple):
@@ -60,17 +66,42 @@ _functions: Any = torch._C
 _cudnn = torch.backends.cudnn
 
 
-def _modes(length: int) -> None:
-    """Take off the function modes that an interrupt left on the stack."""
-    while torch._C._len_torch_function_stack() > length:
-        torch._C._pop_torch_function_stack()
+def _transforms() -> int:
+    return len(torch._C._functorch.get_interpreter_stack() or ())
+
+
+def _leave_transforms(depth: int) -> None:
+    while _transforms() > depth:
+        torch._C._functorch.pop_dynamic_layer_stack()
+
+
+def _dual_level() -> int:
+    return forward_ad._current_level
+
+
+def _leave_dual_levels(level: int) -> None:
+    while forward_ad._current_level > level:
+        forward_ad.exit_dual_level(level=forward_ad._current_level)
+
+
+def saved_hooks(ignore_tracing: bool = True) -> Any:
+    """The hooks on saved tensors in force, ``None`` without."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(ignore_tracing)
+
+
+def _set_saved_hooks(top: Any) -> None:
+    while (now := saved_hooks()) is not None and now != top:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
 
 
 #: Thread first, then process. Autocast belongs to a thread and a kind of device.
 SETTINGS: tuple[Setting, ...] = (
+    Setting(_transforms, _leave_transforms),  # first: what an interrupt left of them stands before all others
+    Setting(_dual_level, _leave_dual_levels),
+    Setting(saved_hooks, _set_saved_hooks),
     Setting(torch.is_grad_enabled, torch._C._set_grad_enabled),
     Setting(_functions._get_torch_function_state, _functions._set_torch_function_state),
-    Setting(torch._C._len_torch_function_stack, _modes),
+    Setting(_get_current_function_mode_stack, restore),
     Setting(_anomaly, lambda state: torch.autograd.set_detect_anomaly(*state)),
     Setting(torch.get_default_dtype, torch.set_default_dtype),
     Setting(torch.get_num_threads, torch.set_num_threads),
@@ -99,9 +130,26 @@ SETTINGS: tuple[Setting, ...] = (
 )  # fmt: skip
 
 
+def unwind(error: BaseException | None) -> None:
+    """End what an interrupt left hanging: a generator that was to put something back, torch's own too, is held by the
+    traceback and would do so only once that is dropped, after the user may have set it anew.
+    """
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__context__
+    if all(isinstance(one, Exception) for one in chain):
+        return  # contexts end as they should, and the frames are for the user's debugger
+    for one in chain:
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            if str(frame.f_globals.get("__name__")).startswith(("torch.", "normscope.", "contextlib")):
+                with suppress(RuntimeError):  # it still runs
+                    frame.clear()
+
+
 class Surroundings:
     """The state of everything around a model, read at once; ``restore`` writes back what differs, any number of
-    times.
+    times. Around work it stands twice, ``with around, around:``, for an interrupt can hit one exit only.
     """
 
     def __init__(self, devices: set[torch.device]) -> None:
@@ -122,6 +170,13 @@ class Surroundings:
                 torch.cuda.manual_seed(seed)
         if self.mps is not None:
             torch.mps.manual_seed(seed)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        unwind(error)
+        self.restore()
 
     def restore(self) -> None:
         """Streams and settings as they were."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.call.reach import MOST_BYTES, Place, Reach, retupled
-from normscope.call.surroundings import Surroundings
+from normscope.call.surroundings import Surroundings, unwind
 from normscope.core.memory import check_copies
 
 T = TypeVar("T")
@@ -48,14 +48,18 @@ os.register_at_fork(before=_wait, after_in_parent=_go_on, after_in_child=_new_lo
 
 
 def alone(verb: Callable[P, T]) -> Callable[P, T]:
-    """Decorator: calls wait for each other. While one runs, another thread would find copies in the place of
-    parameters.
+    """Decorator: calls wait for each other, and what an interrupt leaves of torch's state is put back. While one runs,
+    another thread would find copies in the place of parameters.
     """
 
     @functools.wraps(verb)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _LOCK:
+        if _LOCK._is_owned():  # type: ignore[attr-defined]
             return verb(*args, **kwargs)
+        with _LOCK:
+            around = Surroundings(set())
+            with around, around:
+                return verb(*args, **kwargs)
 
     return call
 
@@ -157,7 +161,8 @@ class _Entry:
                 else:
                     module.training = owner.mode == "train"
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        unwind(error)
         self.restore()
 
     def _same_storages(self) -> None:
@@ -181,12 +186,12 @@ class _Entry:
         """Everything as it was; idempotent."""
         if not self.touched:
             return
+        self.surroundings.restore()  # first: a mode that is still on would see what comes
         for place in self.reach.places:
             if not place.holds(place.items):
                 place.write(place.items | self._made(place) if id(place.owner) in self.dictionaries else place.items)
         self._same_storages()
         self.reach.restore_randomness()
-        self.surroundings.restore()
         moved = {
             name for name, p, version, address in self.parameters
             if _mark(p) != (version, address)
@@ -209,7 +214,8 @@ class _Guard:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        unwind(error)
         self.entry.restore()
 
 
@@ -226,11 +232,12 @@ class Kept:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        unwind(error)
+        self.surroundings.restore()
         for place in self.reach.places:
             place.write(place.items)
         self.reach.restore_randomness()
-        self.surroundings.restore()
 
 
 def _mark(tensor: Tensor) -> tuple[int, int]:

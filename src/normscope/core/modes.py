@@ -20,10 +20,16 @@ class Mode(TorchFunctionMode):
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        below, now = self.__dict__["_below"].pop(), _get_current_function_mode_stack()
-        pairs = zip(below, now, strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
-        for _ in now[same:]:
-            _pop_mode()
-        for mode in below[same:]:
-            _push_mode(mode)
+        below = self.__dict__["_below"].pop()
+        if any(mode is self for mode in _get_current_function_mode_stack()):  # else torch or a guard took it off
+            restore(below)
+
+
+def restore(stack: list[TorchFunctionMode]) -> None:
+    """Make ``stack`` torch's stack of modes."""
+    now = _get_current_function_mode_stack()
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(stack, now, strict=False)))
+    for _ in now[same:]:
+        _pop_mode()
+    for mode in stack[same:]:
+        _push_mode(mode)

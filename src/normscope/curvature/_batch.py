@@ -10,6 +10,7 @@ import torch.autograd.forward_ad as fwd
 from torch import Tensor
 
 from normscope.call.step import Step
+from normscope.call.traceless import alone
 from normscope.core.errors import UsageError
 from normscope.curvature._function import Function
 from normscope.curvature._options import Options
@@ -35,6 +36,7 @@ class Batch(Function):
         super().release()
         self._twice = None
 
+    @alone
     def vjp(self, v: Tensor) -> Tensor:
         """J^T v: (n c, k) -> (p, k)."""
         with torch.inference_mode(False):
@@ -68,6 +70,7 @@ class Batch(Function):
         ]
         return torch.cat([row.reshape(len(columns), -1) for row in rows], 1)
 
+    @alone
     def jvp(self, w: Tensor) -> Tensor:
         """J w: (p, k) -> (n c, k)."""
         with torch.inference_mode(False):

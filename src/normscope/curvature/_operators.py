@@ -205,6 +205,7 @@ def hessian(
 
     tested = False
 
+    @alone
     def product(x: Tensor) -> Tensor:
         nonlocal tested
         if not tested and x.shape[1]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normscope.call.surroundings import saved_hooks
 from normscope.core.modes import Mode
 
 CONVOLUTIONS: dict[Callable[..., Any], int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
@@ -29,25 +30,20 @@ class LinearBackward(Mode):
     """
 
     def __enter__(self) -> Any:
-        self._outer = _hooks()
+        self._outer = saved_hooks(False)
         return super().__enter__()
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if (func in CONVOLUTIONS or func is F.batch_norm) and _hooks() != self._outer:
+        if (func in CONVOLUTIONS or func is F.batch_norm) and saved_hooks(False) != self._outer:
             return func(*args, **kwargs)
         if func in CONVOLUTIONS:
             return _convolution(func, *args, **kwargs)
         if func is F.batch_norm:
             return _batch_norm(*args, **kwargs)
         return func(*args, **kwargs)
-
-
-def _hooks() -> Any:
-    """The saved-tensor hooks in force, which a checkpoint sets."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def _convolution(

@@ -15,6 +15,7 @@ from normscope.call.arguments import tensors
 from normscope.call.graph import NoGradient
 from normscope.call.losses import LossLike
 from normscope.call.step import Step
+from normscope.call.traceless import alone
 from normscope.core import favourites
 from normscope.core.errors import UsageError, flag, shown, whole_number
 from normscope.core.faces import Shown, show
@@ -167,6 +168,7 @@ def _place(finding: Finding) -> str:
     return f" ({finding.name})" if finding.name else ""
 
 
+@alone
 def diagnose(
     model: nn.Module | Step,
     inputs: Any = None,

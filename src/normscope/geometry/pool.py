@@ -33,8 +33,10 @@ class Pool:
         if not metrics:
             return
         key = statistic.kind, metrics
-        here = self._waiting.setdefault(key, [])
-        here.append((statistic, done))
+        if (here := self._waiting.get(key)) is None:
+            here = self._waiting[key] = [(statistic, done)]  # at once: an interrupt must not leave an empty list
+        else:
+            here.append((statistic, done))
         if (len(here) + 1) * _footprint(statistic) > GROUP:
             self._measure(key)
         elif sum(len(w) * _footprint(w[0][0]) for w in self._waiting.values()) > WAITING:

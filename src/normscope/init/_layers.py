@@ -189,11 +189,12 @@ def _check_samples(step: Step) -> None:
         raise UsageError(f"A cure looks at a batch, so it needs at least 2 samples; got {step.rows.n}.")
 
 
-def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, seed: int) -> list[Layer]:
+def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit | None = None, *, seed: int) -> list[Layer]:
     """One forward pass in training mode; each layer is shown with its input just before it first runs.
 
     ``visit`` may change the layer's weight: the layer then runs with the new one, so every later layer sees the
-    representation of the layers treated before it. Everything but the weights is put back (`Step.run`).
+    representation of the layers treated before it. Everything but the weights is put back (`Step.run`), and they too
+    without a ``visit``.
     Returns the layers that ran, in the order of first execution.
     Raises ``UsageError`` for fewer than two samples and for values that are not finite, naming the layer.
     """
@@ -214,10 +215,12 @@ def walk(model: nn.Module, inputs: Any, layers: list[Layer], visit: Visit, *, se
                 "Clean the data, or lower the gain of the layers before it."
             )
         ran.append(layer)
-        with torch.no_grad():
-            visit(layer, x.detach())
+        if visit is not None:
+            with torch.no_grad():
+                visit(layer, x.detach())
 
-    step.watched(lambda: [m.register_forward_pre_hook(hook, with_kwargs=True) for m in by_module], kept(layers))
+    given = {} if visit is None else kept(layers)
+    step.watched(lambda: [m.register_forward_pre_hook(hook, with_kwargs=True) for m in by_module], given)
     return ran
 
 
@@ -264,7 +267,7 @@ def in_order(
     layers, left = survey(model)
     require(layers, left)
     seed = int(torch.randint(2**31, (), generator=generator))
-    ran = walk(model, inputs, layers, lambda *_: None, seed=seed)
+    ran = walk(model, inputs, layers, seed=seed)
     for layer in layers:
         if layer not in ran:
             left[layer.name] = "never called in the forward pass (its parent may compute with its weight itself)"
