@@ -157,6 +157,10 @@ def observed(taps: list[Tap], observer: Observer, root: nn.Module | None = None)
     def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
         if torch.compiler.is_compiling():  # never into a compiled graph, which would keep it
             return
+        with torch._C.DisableTorchFunction():  # what is asked here is not the model's: no mode is to see it
+            look(module, output)
+
+    def look(module: nn.Module, output: Any) -> None:
         tensor = first_tensor(output)
         if tensor is None or tensor.dim() == 0:
             return
