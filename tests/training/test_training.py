@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+import normscope as ns
 from normscope import Spec, UsageError, build
 from normscope.core.files import read, write
 from normscope.training import Recipe, Samples, Training, evaluate, permutation
+from normscope.training.held import twin
 
 
 def net(seed=0, dropout=0.0):
@@ -343,3 +345,55 @@ def test_a_deep_net_trains_in_float64():
     run = Training(model, data, Recipe(batch=32, epochs=10, lr=0.1))
     run.advance(run.steps)
     assert run.losses[-1] < 0.8 * run.losses[0]
+
+
+class Ahead(torch.optim.Optimizer):
+    """Lookahead: an optimizer around another one, whose groups it shares."""
+
+    def __init__(self, base):
+        self.base_optimizer = base
+        super().__init__(base.param_groups, base.defaults)
+        self.param_groups = base.param_groups
+
+    def zero_grad(self, set_to_none=True):
+        self.base_optimizer.zero_grad(set_to_none)
+
+    def step(self, closure=None):
+        self.base_optimizer.step(closure)
+
+
+def test_an_optimizer_inside_another_works_on_the_copies_too():
+    model = nn.Linear(3, 2)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = Ahead(torch.optim.Adam(model.parameters(), 0.1))
+    copies = {id(p): p.detach().clone().requires_grad_() for p in model.parameters()}
+    other = twin(optimizer, copies)
+    for p in copies.values():
+        p.grad = torch.ones_like(p)
+    other.step()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert all(torch.allclose(copies[id(p)], p - 0.1) for p in model.parameters())
+    assert other.param_groups is other.base_optimizer.param_groups
+    assert not optimizer.base_optimizer.state
+
+
+def test_a_loop_with_an_optimizer_inside_another_is_run_on_copies_and_moves_them():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+    x = torch.randn(64, 6)
+    optimizer = Ahead(torch.optim.Adam(model.parameters(), 0.01))
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def step(model, optimizer, loss_fn, x, y):
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    given = x, x[:, :1] * x[:, 1:2], nn.MSELoss()
+    found = ns.diagnose(model, *given, optimizer=optimizer, train_step=step, trial=30)
+    own = found.profile.facts["checkup"]["trial"]["own"]
+    assert own["again"] < 0.8 * own["start"]
+    assert not {"NS612", "NS403"} & {f.code for f in found.findings}
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))

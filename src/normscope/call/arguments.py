@@ -24,15 +24,19 @@ from normscope.core.tensors import check_plain
 OUTPUT_KEYS = ("logits", "last_hidden_state", "out")
 
 
+#: Layouts of tensors that are handed on as they are: few functions take them, and none in the place of a dense one.
+SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+
+
 def mapped(value: Any, change: Callable[[Tensor], Any], done: dict[int, Any] | None = None) -> Any:
-    """The same structure with ``change`` of each tensor: tuples, lists, mappings, dataclasses, and copies of other
+    """The same structure with ``change`` of dense tensors: tuples, lists, mappings, dataclasses, and copies of other
     objects.
 
     done: copies of objects, by ``id``: an object may hold itself.
     """
     done = {} if done is None else done
     if isinstance(value, Tensor):
-        return change(value)
+        return value if value.layout in SPARSE else change(value)
     if isinstance(value, PackedSequence):
         return value._replace(data=change(value.data))
     if isinstance(value, tuple | list):
@@ -84,9 +88,10 @@ def check_filled(what: str, module: Any) -> None:
 
 
 def tensors(value: Any, depth: int = 6) -> Iterator[Tensor]:
-    """Every tensor in a structure, in its order."""
+    """Every dense tensor in a structure, in its order. A sparse one (a graph's adjacency) goes with them as it is."""
     if isinstance(value, Tensor):
-        yield value
+        if value.layout not in SPARSE:
+            yield value
     elif isinstance(value, PackedSequence):
         yield value.data
     elif depth and isinstance(value, Mapping):
@@ -147,6 +152,7 @@ def _check_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not isinstance(value, Tensor) and hasattr(value, "__array__") and hasattr(value, "dtype"):
             raise UsageError(f"{name} must be a tensor; got a {type(value).__name__}. Pass torch.as_tensor of it.")
     if not found:
+        check_plain("inputs", *(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)))
         kinds = ", ".join(type(a).__name__ for a in (*args, *kwargs.values())) or "nothing"
         raise UsageError(f"inputs hold no tensor with a batch axis, so there is nothing to probe; got {kinds}.")
     check_plain("inputs", *found)

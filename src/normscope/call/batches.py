@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from normscope.call.reach import GENERATORS, Reach
+from normscope.call.reach import GENERATORS, MOST_BYTES, Reach
 from normscope.call.surroundings import Surroundings
 from normscope.call.traceless import locked
 from normscope.core.errors import UsageError, noted
@@ -49,16 +50,64 @@ def _streams(data: Any, depth: int = 4) -> list[Any]:
     return own + [g for part in parts if part is not None for g in _streams(part, depth - 1)]
 
 
+def _data_sets(data: Any, depth: int = 4) -> list[Any]:
+    """Data sets of the user's own classes behind a loader, under torch's wrappers. What torch and Python have of their
+    own is read, and does not write.
+    """
+    inner = [getattr(data, "dataset", None), *(getattr(data, "datasets", None) or ())] if depth else []
+    found = [d for one in inner if one is not None for d in _data_sets(one, depth - 1)]
+    own = callable(getattr(data, "__getitem__", None)) and not type(data).__module__.startswith(("torch.", "builtins"))
+    return [*found, data] if own else found
+
+
+class Stored:
+    """What the data sets behind loaders hold in memory: reading a sample may write into it."""
+
+    def __init__(self, *loaders: Any) -> None:
+        self.sets = list({id(d): d for data in loaders for d in _data_sets(data)}.values())
+        self.reach = Reach.of(self.sets)
+        self.tensors: list[tuple[Tensor, Tensor]] = []
+        room = MOST_BYTES
+        for t in self.reach.tensors.values():
+            room -= t.numel() * t.element_size()
+            if room > 0 and not t.is_inference():
+                self.tensors.append((t, t.detach().clone()))
+
+    @property
+    def changed(self) -> bool:
+        """Whether tensors or arrays hold other numbers than before."""
+        return bool(self.reach.written) or any(not _equal(t, value) for t, value in self.tensors)
+
+    def restore(self) -> None:
+        """What was written to as it was, and the containers that may tell of it (which samples are in a cache)."""
+        if not self.changed:
+            return
+        for tensor, value in self.tensors:
+            if not _equal(tensor, value):
+                with torch.no_grad():
+                    tensor.copy_(value)
+        for place in self.reach.places:
+            place.write(place.items)
+        self.reach.restore_randomness()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
+
+
 def pull(data: Any, most: int | None = None) -> list[Any]:
-    """The first ``most`` batches (all), the loader's random streams and the caller's as they were afterwards."""
+    """The first ``most`` batches (all); the loader's random streams and the caller's, and what its data sets hold, are
+    as they were afterwards.
+    """
     with locked():
-        around, streams = Surroundings(set()), Reach.of(_streams(data))
+        around, streams, stored = Surroundings(set()), Reach.of(_streams(data)), Stored(data)
         try:
             with noted("reading data"):
                 batches = list(itertools.islice(data, most))
         finally:
             around.restore()
             streams.restore_randomness()
+            stored.restore()
     if not batches:
         raise UsageError("data must hold at least one batch; it is empty.")
     return batches

@@ -245,8 +245,8 @@ class Reach:
             self.places.append(place)
             yield from place.items
 
-    def restore_randomness(self) -> None:
-        """Generators and arrays as they were."""
+    def restore_generators(self) -> None:
+        """Generators as they were."""
         for generator, state in self.generators:
             if isinstance(generator, torch.Generator):
                 if not torch.equal(generator.get_state(), state):
@@ -257,9 +257,20 @@ class Reach:
                 generator.bit_generator.state = state
             else:
                 generator.set_state(state)
-        for array, copy in self.arrays:
-            if array.shape == copy.shape and array.flags.writeable and array.tobytes() != copy.tobytes():
-                array[...] = copy
+
+    @property
+    def written(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The arrays that hold other numbers now, and what they held."""
+        return [
+            (array, copy) for array, copy in self.arrays
+            if array.shape == copy.shape and array.flags.writeable and array.tobytes() != copy.tobytes()
+        ]  # fmt: skip
+
+    def restore_randomness(self) -> None:
+        """Generators and arrays as they were."""
+        self.restore_generators()
+        for array, copy in self.written:
+            array[...] = copy
 
 
 def _globals(root: Any) -> list[Any]:

@@ -106,6 +106,9 @@ def read_samples(
     first = any(map(is_sequence_first, model.modules()))
     if axis is not None:
         return _along(axis, found, first)
+    if first and (text := _time_first(found, targets)) is not None:
+        note = "axis 1 of the inputs runs over the samples: the targets are the next tokens along axis 0"
+        return Samples(text.shape[1], 1, sequence_first=True, notes=(f"{note} (samples= decides)",))
     lengths = [n for v in values if (n := length(v)) is not None]
     if found:
         lengths = [len(found[0]) if isinstance(values[0], Tensor) or len(values) > 1 else lengths[0], *lengths]
@@ -140,6 +143,17 @@ def read_samples(
         f"these, layers with {wanted} over those (samples= names the axis)"
     )
     return Samples(n, 0, rows=wanted, sequence_first=first, notes=(note,))
+
+
+def _time_first(found: list[Tensor], targets: Any) -> Tensor | None:
+    """The tokens (time, samples) whose next ones the targets are, along time."""
+    ids = next((x for x in found if x.dim() == 2 and not x.is_floating_point() and min(x.shape) > 1), None)
+    wanted = next((t for t in tensors(targets) if ids is not None and t.numel() == ids.numel()), None)
+    if ids is None or wanted is None:
+        return None
+    after = wanted.reshape(ids.shape)
+    down, along = (after[:-1] == ids[1:]).float().mean(), (after[:, :-1] == ids[:, 1:]).float().mean()
+    return ids if down > 0.9 > along else None
 
 
 def _along(axis: int, found: list[Tensor], first: bool) -> Samples:

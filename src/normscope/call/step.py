@@ -84,7 +84,7 @@ class Step:
             whole_number("steps", self.steps, 1, "It is how many updates the training is to have.")
         for name in ("inputs", "targets"):
             check_nested(name, getattr(self, name))
-        check_plain("targets", *tensors(self.targets))
+        check_plain("targets", *([self.targets] if isinstance(self.targets, Tensor) else tensors(self.targets)))
         for name in ("step", "train_step"):
             check_filled(name, getattr(self, name))
             if getattr(self, name) is not None and not callable(getattr(self, name)):

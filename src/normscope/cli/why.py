@@ -65,7 +65,8 @@ def why(
     alone = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
     if alone:
         errors.print(
-            f"running {script} as it is, up to {steps} optimizer steps; what it writes until then it writes",
+            f"running {script} as it is: {steps} optimizer steps are recorded, and the losses behind them for 20 s at "
+            "most; what it writes until then it writes",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
     with quiet() if guard.talks else redirect_stdout(sys.stderr):

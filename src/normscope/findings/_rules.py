@@ -68,7 +68,7 @@ class Rule:
                 source=self.source,
                 evidence=hit.evidence,
                 meaning=self.meaning,
-                cure=self.cure,
+                cure=hit.cure or self.cure,
                 step=hit.step,
             )
 
@@ -76,7 +76,7 @@ class Rule:
 @dataclass(frozen=True)
 class Hit:
     """Evidence for a rule: the record where it starts (or the module's ``name``), the number that crossed the
-    threshold, and a sentence."""
+    threshold, and a sentence; ``cure``: what to do, where the evidence knows better than the rule."""
 
     at: Record | None
     metric: str
@@ -86,6 +86,7 @@ class Hit:
     severity: str = ""
     name: str = ""
     step: int | None = None
+    cure: str = ""
 
 
 RULES: Registry[Rule] = Registry("finding code")

@@ -66,9 +66,14 @@ def unshifted(view: View) -> Iterator[Hit]:
         who = view.section("calls").get("attention") or ""
         text = (
             f"the targets are the next tokens, and another last token changes the outputs before it (by {ahead:.1g} of "
-            f"the largest): the model sees the future, attention{inside(who)} has no causal mask; the answer leaks"
+            f"the largest): the model sees the future, attention{inside(who)} has no causal mask, or one the wrong way "
+            "round; the answer leaks"
         )
-        yield Hit(None, "sees_ahead", ahead, 1e-4, text, name=who)
+        turn = (
+            "Mask what comes later. In scaled_dot_product_attention True means: is seen (torch.ones(n, n).tril().bool()"
+            ", or is_causal=True); in nn.MultiheadAttention and nn.Transformer True means: is hidden (.triu(1))."
+        )
+        yield Hit(None, "sees_ahead", ahead, 1e-4, text, name=who, cure=turn)
 
 
 @rule(

@@ -105,7 +105,8 @@ def unread(view: View) -> Iterator[Hit]:
     u = view.section("mixing").get("unread")
     if u:
         text = (
-            f"the outputs do not depend on {u['name']}, {tuple(u['shape'])}: it is ignored, never read (another in "
+            f"the outputs do not depend on {u['name']}, {tuple(u['shape'])}: it is ignored, never read, or one and the "
+            "same for all once it was prepared (an integer division, a clamp) (another in "
             "its place?)"
         )
         yield Hit(None, "unread", 1.0, 0.0, text)

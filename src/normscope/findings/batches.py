@@ -165,7 +165,8 @@ def repeated(view: View) -> Iterator[Hit]:
             f"of {every} samples in the batches {few} are distinct, the others repeat them: a sampler that draws from "
             "few indices only (one weight a class instead of one a sample?), duplicated rows"
         )
-        yield Hit(None, "distinct", few, every / 10, text)
+        each = "Give the sampler a weight a sample: WeightedRandomSampler(class_weights[targets], len(targets))."
+        yield Hit(None, "distinct", few, every / 10, text, cure=each)
     if r >= 0.6 and not view.section("data").get("closure") and not view.section("data").get("all_at_once"):
         yield Hit(
             None,

@@ -26,6 +26,7 @@ from normscope.findings import Finding, find
 from normscope.findings.checkup import check_up
 from normscope.findings.checkup.data import cleaned, finite, finite_loss, firsts, load
 from normscope.findings.rates import numbers, tried, wanted
+from normscope.findings.trial import ends
 from normscope.probing.passes import probe
 from normscope.training.handed import by_its_loop
 
@@ -108,8 +109,10 @@ class Diagnosis(Shown):
         words = f" In a trial of {trial['steps']} steps the loss fell {whom.strip()}"
         if "own" in trial:
             own = trial["own"]
-            end = "diverged" if own["blown"] else f"went from {own['start']:.3g} to {own['end']:.3g}"
+            first, last = ends(own)
+            end = "diverged" if own["blown"] else f"went from {first:.3g} to {last:.3g}"
             words += f", and with your own optimizer it {end}"
+            words += "" if own["steps"] == trial["steps"] else f" in {own['steps']} steps"
         return words + ("." if trial["steps"] >= 20 or not trial["auto"] else " (more steps take more than 20 s).")
 
     def _looked_at(self) -> tuple[str, list[str]]:
@@ -353,10 +356,9 @@ def _check_inputs(at: Step) -> None:
     named = [(f"inputs[{k!r}]", v) for k, v in at.kwargs.items()]
     several = len(at.args) > 1
     for i, value in enumerate(at.args):
-        found = [value] if isinstance(value, Tensor) else list(tensors(value))
-        named += [(f"inputs[{i}]" if several or not isinstance(value, Tensor) else "inputs", x) for x in found]
-    for name, value in named:
-        if not (isinstance(value, Tensor) and value.is_floating_point() and value.dim()):
+        named.append((f"inputs[{i}]" if several or not isinstance(value, Tensor) else "inputs", value))
+    for name, value in ((name, x) for name, held in named for x in tensors(held)):
+        if not (value.is_floating_point() and value.dim()):
             continue
         check_room(1.25 * value.numel() * value.element_size(), "A look at the batch", "Take fewer samples.")
         wrong = (

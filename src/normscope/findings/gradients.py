@@ -163,7 +163,8 @@ def through_time(view: View) -> Iterator[Hit]:
         text = f"no gradient reaches {n} {places} of {r['module'] or 'the inputs'}, {why}"
         name = r.get("step") or view.section("calls").get("attention") or r["module"]
         stuck = view.section("trial").get("own", {}).get("trains") is False
-        yield Hit(None, "lost", n, 0.0, text, "warning" if r.get("depends") or stuck else "", name)
+        cut = "Take the detach() between the steps away, or do it once in many steps." if r.get("depends") else ""
+        yield Hit(None, "lost", n, 0.0, text, "warning" if r.get("depends") or stuck else "", name, cure=cut)
     t = view.section("places").get("time", {})
     if t and t["first"] < 1e-6 * t["last"]:
         text = (

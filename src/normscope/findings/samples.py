@@ -225,15 +225,24 @@ def sentinel(view: View) -> Iterator[Hit]:
     "NS814",
     "inputs that wear off",
     severity="warning",
-    meaning="The forward pass writes into the batch it is given, so data that is kept in memory is other data in each "
-    "epoch.",
+    meaning="The forward pass, or the reading of a sample, writes into data that is kept in memory: it is other data "
+    "in each epoch.",
     cure="Work on a new tensor: x = x / 255, not x /= 255 or x.div_(255).",
     source="the inputs after one and after two forward passes, to the last bit",
 )
 def worn(view: View) -> Iterator[Hit]:
     """A forward pass changes its input tensors in place, and a second one changes them again; an activation in place
-    does not.
+    does not. Or a sample of the data set that is read twice, with the same random numbers, is another one the second
+    time, and the numbers that the data set holds have changed.
     """
+    kept = view.section("data").get("rewritten")
+    if kept:
+        text = (
+            f"of {kept['read']} samples that are read twice {kept['others']} are others the second time, with the same "
+            f"random numbers: {kept['name']}.__getitem__ writes into what it holds (an augmentation in place), and the "
+            "changes add up over the epochs"
+        )
+        yield Hit(None, "rewritten", kept["others"], 0, text, cure="Change a copy: image = self.images[i].clone().")
     worn = view.section("calls").get("worn")
     if worn:
         text = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ RISES, RISES_OF_PARTS = 0.5, 2.0
 #: Share of chance below which the loss of unseen batches falls once where anything carries over.
 FOLLOWS = 0.99
 FALLING = 0.15
+#: Steps of the user's own loop that are a long run (chosen by us).
+LONG = 300
 #: A first loss of the user's loop this many times smaller or larger than that of the loss given is another one.
 OTHER = 5.0
 #: Steps that layers of zeros may take to wake (chosen by us: Fixup nets stand still for 60).
@@ -54,6 +57,8 @@ def nothing_trains(view: View) -> Iterator[Hit]:
     best = max(t["sgd"]["progress"], t["adam"]["progress"])
     if best >= LITTLE or t.get("own", {}).get("trains"):
         return
+    if view.section("observed").get("trained") and not math.isfinite(t["constant"]):
+        return  # the loss begins where another optimizer has brought it, and nobody knows how low it can get
     asleep = view.section("wiring").get("zero_layers") and not view.section("wiring").get("asleep", {}).get("weights")
     if asleep and max(t["sgd"]["steps"], t["adam"]["steps"]) < WAKES:
         return
@@ -106,7 +111,8 @@ def only_adam(view: View) -> Iterator[Hit]:
 def own_step(view: View) -> Iterator[Hit]:
     """After the user's own steps, on copies, the loss of the same batches is hardly lower, where SGD or Adam get far
     below chance; or it stays at chance while each step changes the weights by a fifth, at a rate above three times the
-    best of that kind.
+    best of that kind. Or a long run of the user's own loop gets less than half as far as a short race brings batches
+    that are held back from it.
 
     Not judged while the learning rate still rises (a warm-up), nor for fewer than twenty steps.
     """
@@ -125,12 +131,14 @@ def own_step(view: View) -> Iterator[Hit]:
     if own is None or best is None or (own["steps"] < 20 and not own["blown"]) or own["warms_up"] or _another(own):
         return
     name, race = best
+    far = _far_behind(t)
+    if far:
+        yield Hit(None, "progress", own["progress"], HALF * far, _long_run(t, name))
+        return
     race = t.get("stream", race)  # of the same batches as the user's own steps
     k = min(own["steps"], len(race["losses"]))
     there = sum(race["losses"][max(k - 5, 0) : k]) / min(k, 5)  # the race after as many steps
-    fall, theirs = own["start"] - own.get("again", math.inf), own["start"] - there
-    if own.get("changed"):  # what the loop brings down is the loss of other inputs than the batch's
-        fall = own["losses"][0] - own["end"]
+    fall, theirs = operator.sub(*ends(own)), own["start"] - there
     u = view.section("update")
     kin = t["adam" if u and "ada" in u["class"].lower() else "sgd"]["rate"]  # the best rate of the optimizer's own kind
     wild = bool(u) and u["lr"] > 3 * kin and u.get("median", 0.0) > WILD and own["progress"] < LITTLE_WILD
@@ -146,11 +154,46 @@ def own_step(view: View) -> Iterator[Hit]:
         fate += (
             ": the rate is too large" if u["lr"] > 3 * kin else ": the rate is too small" if u["lr"] < kin / 20 else ""
         )
+    first, last = ends(own)
     text = (
-        f"{kind}: {fate}, {own['start']:.3g} to {own.get('again', math.inf):.3g} in {len(own['losses'])} steps; "
+        f"{kind}: {fate}, {first:.3g} to {last:.3g} in {len(own['losses'])} steps; "
         f"{name} at rate {best[1]['rate']:g} in the plain loop gets to {race['end']:.3g}"
     )
     yield Hit(None, "loss_fall", fall, BEHIND * theirs, text)
+
+
+def _far_behind(t: Mapping[str, Any]) -> float:
+    """How far the race brings batches that it never saw, from chance to zero, where a long run of the user's own loop
+    over many batches gets less than half of that; else 0.
+    """
+    own, stream = t["own"], t.get("stream", {})
+    reached = (t["chance"] - stream.get("unseen", math.nan)) / abs(t["chance"] or math.nan)
+    known = math.isfinite(t["constant"]) and own["steps"] >= max(LONG, 4 * stream.get("steps", 0))
+    return reached if known and reached > HALF and own["progress"] < HALF * reached else 0.0
+
+
+def _long_run(t: Mapping[str, Any], name: str) -> str:
+    own, stream = t["own"], t["stream"]
+    few = max(1, own["steps"] // 20)
+    means = [sum(own["losses"][i : i + few]) / few for i in range(0, own["steps"] - few + 1, few)]
+    low = min(range(len(means)), key=means.__getitem__)
+    again = means[-1] - means[low] > FALLING * t["chance"]
+    words = f", after {means[low]:.3g} at step {(low + 1) * few}" if again else ""
+    return (
+        f"in {own['steps']} steps of the loop as given the loss goes from {own['start']:.3g} to {own['end']:.3g}"
+        f"{words}; {name} in the plain loop brings batches that it never saw to {stream['unseen']:.3g} in "
+        f"{stream['steps']} steps over {t['batches']} of the batches: the rate, the schedule, or what else the loop "
+        "does (to the data, to the weights) holds it back"
+    )
+
+
+def ends(own: Mapping[str, Any]) -> tuple[float, float]:
+    """The loss before and after the user's own steps: of the same batches; of a loop that changes what its model gets,
+    or has a loss of its own, as it returns it.
+    """
+    if not own["blown"] and (own.get("changed") or _another(own)):
+        return own["losses"][0], own["end"]
+    return own["start"], own.get("again", math.inf)
 
 
 def _another(own: Mapping[str, Any]) -> bool:
@@ -222,6 +265,8 @@ def too_few(view: View) -> Iterator[Hit]:
     t = view.section("trial")
     own, best = t.get("own"), best_race(t)
     if own is None or best is None or not own.get("all") or own["blown"] or own["progress"] > HALF:
+        return
+    if any(nothing_trains.check(view)):
         return
     x = own["losses"]
     third = max(1, len(x) // 3)

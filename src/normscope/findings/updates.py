@@ -224,17 +224,27 @@ def schedule(view: View) -> Iterator[Hit]:
         yield Hit(None, "learning_rate", rates[-1], 0.1 * view.section("update")["lr"], text)
     elif rates[-1] < 0.05 * rates[0] and steps > 1.5 * len(rates):
         text = (
-            f"the learning rate falls from {rates[0]:.2g} to {rates[-1]:.2g} within {len(rates)} steps: the scheduler "
-            "decays it after every batch (per step, not per epoch), and nothing is left"
+            f"the learning rate falls from {rates[0]:.2g} to {rates[-1]:.2g} within {len(rates)} steps: "
+            f"{_by_what(rates)}, and nothing is left"
         )
         yield Hit(None, "learning_rate", rates[-1], 0.05 * rates[0], text)
     elif (far := _gone_after(seen)) is not None:
         text = (
             f"within {far} of the {len(seen)} steps that were seen the learning rate falls from {max(seen):.2g} to a "
-            f"thousandth, and in the end to {seen[-1]:.2g}: the scheduler decays it after every batch (per step, not "
-            "per epoch), and nothing is left"
+            f"thousandth, and in the end to {seen[-1]:.2g}: {_by_what(seen)}, and nothing is left"
         )
         yield Hit(None, "learning_rate", seen[-1], GONE * max(seen), text)
+
+
+def _by_what(rates: list[float]) -> str:
+    """Who takes the rate away: a decay at each step, or cuts now and then."""
+    falls = [i for i in range(1, len(rates)) if rates[i] < rates[i - 1]]
+    if len(falls) < 2 or len(falls) > len(rates) / 4:
+        return "the scheduler decays it after every batch (per step, not per epoch)"
+    return (
+        f"the scheduler cuts it {len(falls)} times, first at step {falls[0] + 1} (counted in steps, not in epochs? or "
+        "a ReduceLROnPlateau that takes a falling loss for a plateau: mode='min' is for losses)"
+    )
 
 
 def _gone_after(rates: list[float]) -> int | None:

@@ -42,8 +42,10 @@ _MOVED = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceL
 @contextmanager
 def borrowed(objects: list[Any], copies: dict[int, Tensor]) -> Iterator[None]:
     """Optimizers on the copies, and what they and their schedulers count put back at the end."""
-    objects = list({id(o): o for o in objects}.values())
-    objects += [o.optimizer for o in objects if hasattr(o, "optimizer") and o.optimizer not in objects]
+    inner = [
+        v for o in objects for v in vars(o).values() if isinstance(v, torch.optim.Optimizer)
+    ]  # SAM's, a schedule's
+    objects = list({id(o): o for o in (*objects, *inner)}.values())
     kept = [(o, dict(vars(o)), _values(o)) for o in objects]
     try:
         for o in objects:
@@ -94,4 +96,8 @@ def twin(optimizer: torch.optim.Optimizer, copies: dict[int, Tensor], **changes:
     for key, held in plain.items():
         if isinstance(held, list) and held and all(isinstance(v, Tensor) for v in held):
             new.__dict__[key] = [other(v) for v in held]
+        elif isinstance(held, torch.optim.Optimizer):  # that of a SAM or a Lookahead
+            new.__dict__[key] = inner = twin(held, copies, **changes)
+            if held.param_groups is optimizer.param_groups:
+                new.param_groups = inner.param_groups
     return new

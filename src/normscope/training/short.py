@@ -96,7 +96,12 @@ class ShortRuns:
             update = begin(copies)
             for i in range(steps):
                 start = time.perf_counter()
-                value = float(update(*self.batch(i)))
+                try:
+                    value = float(update(*self.batch(i)))
+                except Exception:
+                    if not i or around is not None:  # the user's own loop, or it never ran
+                        raise
+                    value = math.nan  # outputs beyond what the loss takes
                 fastest[0] = min(fastest[0], time.perf_counter() - start)
                 losses.append(value)
                 blown[0] = not math.isfinite(value) or abs(value - losses[0]) > BLOWN * max(abs(losses[0]), 1e-3)

@@ -41,7 +41,8 @@ def check_up(
 
     broken: what was found non-finite in the data already. batches: those of ``data``, where they were read already.
     trial: see `of_trial`; ``False``: none. observed: what the user's own running loop showed: its ``loop`` (as
-    `of_loop`), ``losses`` and ``rates`` of its steps, and the parameters that it trains ``elsewhere`` (`of_wiring`).
+    `of_loop`), ``losses`` and ``rates`` of its steps, the parameters that it trains ``elsewhere`` (`of_wiring`), and
+    its ``loaders``.
     """
     start = time.perf_counter()
     found: dict[str, Any] = {"left_out": {}, "seconds": 0.0}
@@ -60,6 +61,7 @@ def check_up(
     read = load(at, at.data) if batches is None else batches
     valid = load(at, at.valid, 8)
     observed = observed or {}
+    loaders = observed.get("loaders", [at.data])
 
     def every(section: str, work: Any) -> None:
         try:
@@ -70,7 +72,7 @@ def check_up(
     every("wiring", lambda: of_wiring(scene, observed.get("elsewhere", ())))
     every("loss", lambda: of_loss(scene))
     every("free", lambda: of_free(scene, found.get("loss", {}).get("task", "")))
-    every("data", lambda: of_data(scene, firsts(read), firsts(valid)) | {"broken": broken or {}})
+    every("data", lambda: of_data(scene, firsts(read), firsts(valid), loaders) | {"broken": broken or {}})
     every("calls", lambda: of_calls(scene) | {"twice": scene.twice, "again": scene.again})
     every("mixing", lambda: of_mixing(scene))
     every("places", lambda: of_places(scene))
@@ -86,5 +88,5 @@ def check_up(
         loss = found.get("loss", {})  # of several outputs one alone being constant says little
         constant = loss.get("constant", math.nan) if not loss.get("several") else math.nan
         every("trial", lambda: of_trial(scene, read, valid, constant, trial, observed))
-    found["observed"] = {k: v for k, v in observed.items() if k not in ("loop", "elsewhere")}
+    found["observed"] = {k: v for k, v in observed.items() if k not in ("loop", "elsewhere", "loaders")}
     return found

@@ -7,15 +7,20 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_convert
 
 from normscope.call.arguments import first_tensor, mapped, tensors
-from normscope.call.batches import pull, read_batch
+from normscope.call.batches import Stored, pull, read_batch
 from normscope.call.step import Step
+from normscope.call.surroundings import Surroundings
+from normscope.call.traceless import locked
 from normscope.findings.checkup.samples import (
     against_valid,
     alone,
@@ -30,8 +35,9 @@ from normscope.findings.checkup.samples import (
 from normscope.findings.checkup.scene import Scene
 from normscope.training.own import wants_a_closure
 
-#: Batches read at most, and seconds after which no more are read (chosen by us: a static check must stay one).
-MOST, SECONDS = 64, 2.0
+#: Batches read at most, and seconds after which no more are read (chosen by us: a static check must stay one). Samples
+#: that are read twice.
+MOST, SECONDS, SAMPLES = 64, 2.0, 64
 
 
 def load(at: Step, source: Any, most: int = MOST) -> list[tuple[Any, Any]]:
@@ -49,6 +55,7 @@ def load(at: Step, source: Any, most: int = MOST) -> list[tuple[Any, Any]]:
                 return
 
     class Source:
+        dataset = getattr(source, "dataset", None)
         generator = getattr(source, "generator", None)
         sampler = getattr(source, "sampler", None)
 
@@ -125,6 +132,43 @@ def cleaned(at: Step) -> Step:
     return replace(at, inputs=clean(at.inputs), targets=clean(at.targets), data=at.data)
 
 
+def _rewritten(loaders: Sequence[Any]) -> dict[str, Any] | None:
+    """The data set that writes into what it holds when it is read: a sample is another one, with the same random
+    numbers, once it was read with others. A cache that fills is none. What workers read is a copy.
+    """
+    start = time.perf_counter()
+    with locked():
+        around, stored = Surroundings(set()), Stored(*(x for x in loaders if not getattr(x, "num_workers", 0)))
+
+        def read(data: Any, i: int, seed: int) -> list[Tensor]:
+            around.seed(seed)
+            stored.reach.restore_generators()
+            return [t.detach().clone() for t in tensors(default_convert(data[i]))]
+
+        try:
+            for data in stored.sets:
+                others = done = 0
+                with suppress(Exception):  # one that is not read by numbers
+                    while done < min(len(data), SAMPLES) and time.perf_counter() - start < SECONDS / 4:
+                        first, _, again = (read(data, done, seed) for seed in (0, 1, 0))
+                        done += 1
+                        others += any(map(_another, first, again))
+                if others and stored.changed:
+                    return {"name": type(data).__name__, "others": others, "read": done}
+        finally:
+            stored.restore()
+            around.restore()
+    return None
+
+
+def _another(one: Tensor, other: Tensor) -> bool:
+    """Whether numbers are others, beyond what a cache of coarser numbers makes of them."""
+    if one.shape != other.shape or one.is_complex():
+        return False
+    a, b = torch.nan_to_num(one.double()), torch.nan_to_num(other.double())
+    return bool(((a - b).abs() > 0.01 * a.abs().amax()).any()) if a.numel() else False
+
+
 def clean(value: Any) -> Any:
     """0 in the place of what is not finite."""
 
@@ -135,10 +179,13 @@ def clean(value: Any) -> Any:
 
 
 def of_data(
-    scene: Scene, batches: list[tuple[Tensor, Tensor | None]], valid: list[tuple[Tensor, Tensor | None]]
+    scene: Scene,
+    batches: list[tuple[Tensor, Tensor | None]],
+    valid: list[tuple[Tensor, Tensor | None]],
+    loaders: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Numbers about the data; see the rules NS8xx."""
-    found: dict[str, Any] = {"batches": len(batches)}
+    """Numbers about the data; see the rules NS8xx. loaders: whose data sets are read."""
+    found: dict[str, Any] = {"batches": len(batches), "rewritten": _rewritten(loaders)}
     found |= _first_layer(scene)
     found |= _repeats(batches)
     if found.get("repeated") == 1:
@@ -150,12 +197,14 @@ def of_data(
     pooled = _pooled(batches) or ((own, t) if own is not None and t is not None else None)
     found |= _targets(t)
     several = [x.float() for x in tensors(scene.targets) if x.is_floating_point() and x.dim()]
+    several = [x for x in several if len(x.flatten()[:1000].unique()) > 2]  # two numbers are a mask
     if t is None and len(list(tensors(scene.targets))) > 1 and several:
         found["largest_target"] = max(float(x.square().mean().sqrt()) for x in several)
     found |= class_like(pooled[1] if pooled is not None else t)
     found["equal_inputs"] = next((
         [i, j] for (i, a), (j, b) in itertools.combinations(enumerate(tensors((scene.at.args, scene.at.kwargs))), 2)
         if a.is_floating_point() and a.dim() > 1 and a.numel() > 32 and a.shape == b.shape and torch.equal(a, b)
+        and bool((a != a.flatten()[0]).any())  # states begin as zeros
     ), None)  # fmt: skip
     few, every = found.get("distinct", [1, 1])
     again = found.get("repeated", 0.0) >= 0.5 or few < every / 2

@@ -48,7 +48,7 @@ def reach_of(scene: Scene) -> dict[str, Any] | None:
     far = torch.cat([plus.flatten(), minus.flatten()])
     if not bool(torch.isfinite(far).all()):
         return None
-    equal = all(float(x.std(0).abs().max()) <= 1e-6 * float(x.abs().max()) for x in (base, plus, minus))
+    equal = all(float(x.std(0, correction=0).abs().max()) <= 1e-6 * float(x.abs().max()) for x in (base, plus, minus))
     lo, hi = float(far.min()), float(far.max())
     near = 1e-5 * (hi - lo) if hi > lo else -1.0  # float32 saturates: a tenth of the outputs at an end is no chance
     top = float((far > hi - near).float().mean()) > 0.1

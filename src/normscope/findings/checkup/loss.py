@@ -36,7 +36,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
         return found
     found["reaches_weights"] = any(w is not None and bool((w != 0).any()) for w in scene.grads.values())
     found["zero_gradient"] = not bool((g != 0).any())
-    moved = o + o.std().clamp_min(1.0) * _noise(o)  # outputs that are all alike tell nothing
+    moved = o + o.std(correction=min(1, o.numel() - 1)).clamp_min(1.0) * _noise(o)  # alike outputs tell nothing
     found["moves"] = (there := value(moved, t)) != scene.value
     found["reads"] = not t.is_floating_point() or value(moved, t + 1) != there
     classes = _classes(o, t)
@@ -59,7 +59,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     binary = found["task"] == "binary" and scene.loss.kind == "bce_with_logits"
     flat = _gradient(scene, o, t, 0.01 * _noise(o)) if classes is not None or binary else g
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if not x.is_floating_point() and x.dim() > 1]
-    found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes, ids)
+    found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes, ids, scene.at.rows.n)
     found |= _pulls(scene, o, t, classes if classes is not None else t if found["task"] == "binary" else None)
     found |= _constant_answer(value, o, t, classes, found)
     found |= _sign(value, o, t, g, classes, found["task"], scene.value)
@@ -249,7 +249,7 @@ def _unread(value: Any, o: Tensor, t: Tensor) -> list[str]:
 
 
 def _reading_of_targets(
-    o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Tensor | None, ids: list[Tensor]
+    o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Tensor | None, ids: list[Tensor], n: int
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"target_range": [float(t.float().min()), float(t.float().max())] if t.numel() else []}
     binary = loss.kind == "bce_with_logits" or isinstance(loss.call, nn.BCELoss)
@@ -267,7 +267,7 @@ def _reading_of_targets(
         for k in t.unique().tolist():
             mine = flat == k
             known = classes is None or 0 <= k < columns
-            if known and bool(silent[mine].all()) and not bool(silent[~mine].any()) and not _padded(ids, t == k):
+            if known and bool(silent[mine].all()) and not bool(silent[~mine].any()) and not _padded(ids, t == k, n):
                 two = set(t.unique().tolist()) == {0, 1} and (columns == 1 or classes is None)
                 found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean()), "binary": two}
         found |= _class_weights(rows, flat) if classes is not None else {}
@@ -281,8 +281,11 @@ def _reading_of_targets(
     return found
 
 
-def _padded(ids: list[Tensor], ignored: Tensor) -> bool:
-    """Whether the positions that a loss ignores are those of one token: padding."""
+def _padded(ids: list[Tensor], ignored: Tensor, n: int) -> bool:
+    """Whether what a loss ignores is padding: positions of one token, or ends of n sequences of unlike lengths."""
+    rows = ignored.reshape(n, -1).int() if ignored.numel() % n == 0 else ignored.new_ones(1, 1).int()
+    if not bool(rows[:, 0].any()) and bool((rows.diff(dim=1) >= 0).all()) and len(rows.sum(1).unique()) > 1:
+        return True
     at = [x[ignored] for x in ids if x.shape == ignored.shape]
     return any(float((x == x.mode().values).float().mean()) > 0.8 for x in at if len(x))
 

@@ -76,12 +76,23 @@ def of_pull(scene: Scene) -> dict[str, Any]:
         if table is not None and others[0] is not None:
             swaps = [{id(table): _column(table, others[0], j)} for j in range(table.shape[1])]
         if len(swaps) > 1:
-            alone = [_less(base, gradient(swap)[0]) for swap in swaps]
+            swapped = [gradient(swap) for swap in swaps]
+            alone = [_less(base, inner) for inner, _ in swapped]
             both = [i for i in range(len(ends)) if all(_size([a[i]]) > 0 for a in alone)]
-            found["tasks"] = [_size([a[i] for i in both]) for a in alone]
+            if not _one_answer([_less(there, outer) for _, outer in swapped]):
+                found["tasks"] = [_size([a[i] for i in both]) for a in alone]
 
     at.run(work, scene.copies)
     return found | _untold(scene, ends, [a and not b for a, b in zip(base_seen, told, strict=True)])
+
+
+def _one_answer(moved: list[Gradients]) -> bool:
+    """Whether several targets are wanted of the same numbers of the outputs, as the two that mixup weighs: no tasks."""
+    where = [torch.cat([(g != 0).any(0).flatten() for g in one if g is not None]) for one in moved]
+    if len({len(w) for w in where}) > 1:
+        return False
+    each = torch.stack(where)
+    return 2 * int(each.all(0).sum()) > int(each.any(0).sum())
 
 
 def _untold(scene: Scene, ends: list[Tensor], silent: list[bool]) -> dict[str, Any]:

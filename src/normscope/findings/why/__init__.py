@@ -100,6 +100,9 @@ def run(
                 made.observed.clear()
             else:
                 made.observed["all"] = ended == "ended by itself"
+            made.observed["trained"] = any(
+                p.span[1] < pair.span[0] and p.held & pair.held for p in watch.pairs.values()
+            )
             made.observed["elsewhere"] = set().union(*(p.held for p in watch.pairs.values() if p is not pair))
             options = {"trial": False if against else trial, "rates": False if against else rates}
             diagnoses.append(_told(made, options, pair.count, against))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import tensors
 from normscope.call.step import Step
 from normscope.findings.checkup.loop import order_of
-from normscope.findings.why.tape import Entry, Tape, replay
+from normscope.findings.why.tape import MERGES, Entry, Tape, replay
 from normscope.findings.why.watch import Pair, Taken
 
 
@@ -63,8 +64,9 @@ def seen(pair: Pair) -> Seen:
         "loop": order_of([t.events for t in pair.taken[:2]], max(t.moved for t in pair.taken[:3])),
         "losses": [*losses, *(loss for loss, _ in pair.later)],
         "rates": [*(t.rate for t in pair.taken), *(rate for _, rate in pair.later)],
+        "loaders": pair.loaders,
     }  # fmt: skip
-    single = len(calls) == 1 and len(models) == 1
+    single = len(calls) == 1 and len(models) == 1 and not any(e.call is torch.autograd.grad for e in entries)
     step = (_single if single else _composed)(pair, first, calls, models, loss)
     main = step.root
     mine = [m for m in models if any(id(p) in pair.held for p in m.parameters())] or models
@@ -168,13 +170,14 @@ def _loss(tape: Tape, call: Entry, loss: Tensor) -> tuple[Callable[..., Any], An
     """The loss as a callable (outputs, targets), the user's own module or function where one call is all there is;
     targets.
     """
-    entries = [e for e in tape.behind(loss) if e is not call]
-    made = {id(t) for e in (*entries, call) for t in tensors(e.result)}
     outputs = list(tensors(call.result))
     n = next((t.shape[0] for t in tensors((call.args, call.kwargs)) if t.dim()), 0)
+    entries = [e for e in tape.behind(loss) if e is not call and not _flat_already(e, n)]
+    made = {id(t) for e in (*entries, call) for t in tensors(e.result)}
     leaves = [
         t for e in entries for t in tensors((e.args, e.kwargs)) if id(t) not in made and not isinstance(t, nn.Parameter)
     ]
+    leaves = [t for t in leaves if t.dtype is not torch.bool]  # a mask
     leaves = _distinct_tensors([t for t in leaves if t.dim() and (t.shape[0] == n or t.numel() % max(n, 1) == 0)])
     if len(entries) == 1:
         e = entries[0]
@@ -193,6 +196,12 @@ def _loss(tape: Tape, call: Entry, loss: Tensor) -> tuple[Callable[..., Any], An
 
     value.__name__ = _named(entries)
     return value, targets
+
+
+def _flat_already(e: Entry, n: int) -> bool:
+    """Whether targets were flattened so that they have a row for each of the inputs: as they are, they belong there."""
+    flat = e.call in MERGES and not e.sources and isinstance(e.result, Tensor) and isinstance(e.args[0], Tensor)
+    return flat and len(e.result) == n != len(e.args[0])
 
 
 def _named(entries: list[Entry]) -> str:
@@ -214,12 +223,34 @@ def _composed(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Modu
     leaves = _distinct_tensors([
         t for e in entries for t in tensors((e.args, e.kwargs)) if id(t) not in made and not isinstance(t, nn.Parameter)
     ])  # fmt: skip
+    same = _read_again(leaves, calls)
+    leaves = [t for t in leaves if id(t) not in same]
     model = models[0] if len(models) == 1 else _enclosing(pair, models) or Parts(models)
 
     def again(_: nn.Module, batch: Any) -> Any:
-        return replay(entries, {id(t): new for t, new in zip(leaves, batch, strict=True)}, loss)
+        with torch.enable_grad() if derived else nullcontext():
+            given = {id(t): new for t, new in zip(leaves, batch.values(), strict=True)}
+            return replay(entries, given | {k: given[id(t)] for k, t in same.items()}, loss)
 
-    return Step(model, tuple(leaves), step=again, optimizer=pair.optimizer)
+    derived = any(e.call is torch.autograd.grad for e in entries)
+    again.__name__ = "of the script"
+    named = {f"tensor {i}": t for i, t in enumerate(leaves)}  # by name: they need not be of one length
+    return Step(model, named, step=again, optimizer=pair.optimizer)
+
+
+def _read_again(leaves: list[Tensor], calls: list[Entry]) -> dict[int, Tensor]:
+    """Of equal tensors that go to different places (states to an actor and a critic) what stands for the later ones, by
+    ``id``; not of two that one model gets, which may be meant as two views.
+    """
+    users = {id(t): {id(e.module) for e in calls if any(x is t for x in tensors((e.args, e.kwargs)))} for t in leaves}
+    first: dict[int, Tensor] = {}
+    for i, t in enumerate(leaves):
+        for one in leaves[:i]:
+            if id(one) not in first and one.dtype == t.dtype and one.shape == t.shape and torch.equal(one, t):
+                if not users[id(one)] & users[id(t)]:
+                    first[id(t)] = one
+                break
+    return first
 
 
 def _enclosing(pair: Pair, models: list[nn.Module]) -> nn.Module | None:

@@ -47,6 +47,9 @@ class Tape:
     #: ``id`` of the call, what stands for it here.
     earlier: Tape | None = None
     taken: dict[int, Entry] = field(default_factory=dict)
+    #: Copies of tensors that the script made, by ``id`` and version, with the tensor: one that goes to several calls
+    #: stays one.
+    twins: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         """Write a call down, and which tensors it made."""
@@ -100,9 +103,11 @@ class Tape:
             inner = [t for t in tensors((e.args, e.kwargs)) if id(t) in self.made and t is not loss]
             if e.call not in _SCALES or len(inner) != 1 or inner[0].numel() != 1:
                 return loss
-            other = [float(x) for x in e.args if x is not inner[0] and _scalar(x)]
-            if len(other) != 1 or not 0 < other[0] < math.inf:
+            other = [x for x in e.args if x is not inner[0] and _scalar(x)]
+            if len(other) != 1 or not 0 < float(other[0]) < math.inf:
                 return loss
+            if isinstance(other[0], Tensor) and (e.call in _DIVIDES or math.frexp(float(other[0]))[0] != 0.5):
+                return loss  # a mean over what was counted; a GradScaler multiplies by a power of two
             loss = inner[0]
         return loss
 
@@ -112,6 +117,7 @@ _SCALES = {
     Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul, Tensor.div, Tensor.__truediv__, torch.div, Tensor.mul_,
     Tensor.div_, Tensor.__imul__, torch.true_divide,
 }  # fmt: skip
+_DIVIDES = {Tensor.div, Tensor.__truediv__, torch.div, Tensor.div_, torch.true_divide}
 
 
 def _scalar(x: Any) -> bool:
@@ -123,7 +129,10 @@ def replay(entries: list[Entry], given: Mapping[int, Any], last: Tensor) -> Any:
     now: dict[int, Any] = dict(given)
 
     def other(t: Tensor) -> Any:
-        return now.get(id(t), t)
+        new = now.get(id(t), t)
+        if t.requires_grad and t.is_leaf and isinstance(new, Tensor) and not new.requires_grad:
+            new = now[id(t)] = new.detach().requires_grad_()  # the script differentiates in it
+        return new
 
     for e in entries:
         done = list(tensors(e.result))
@@ -132,7 +141,7 @@ def replay(entries: list[Entry], given: Mapping[int, Any], last: Tensor) -> Any:
         args, kwargs = mapped((e.args, e.kwargs), other)
         result = e.call(*args, **kwargs)
         for old, new in zip(done, tensors(result), strict=False):
-            now[id(old)] = new
+            now[id(old)] = new.requires_grad_() if old.is_leaf and old.requires_grad and new.is_leaf else new
     return now[id(last)]
 
 
@@ -178,8 +187,13 @@ def frozen(value: Any, tape: Tape) -> Any:
     def own(t: Tensor) -> Tensor:
         if id(t) in tape.made or isinstance(t, nn.Parameter):
             return t
+        key = id(t), -1 if t.is_inference() else t._version
+        known = tape.twins.get(key) or (tape.earlier.twins.get(key) if tape.earlier is not None else None)
+        if known is not None:
+            return known[1]
         with torch.no_grad():
-            twin = t.detach().clone()
+            twin = t.detach().clone().requires_grad_(t.requires_grad and t.is_leaf)
+        tape.twins[key] = t, twin
         e = tape.merged.get(id(t))
         if e is not None:
             args, kwargs = mapped((e.args, e.kwargs), own)

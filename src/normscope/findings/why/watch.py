@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.data import DataLoader
 
 from normscope.call.arguments import tensors
 from normscope.findings.why.tape import LIBRARIES, Entry, Recorder, Tape, frozen, place
@@ -93,6 +94,8 @@ class Pair:
     span: tuple[int, int] = (0, 0)
     #: Whether the batch comes from a list of batches in the script.
     listed: bool = False
+    #: The data loaders of the script.
+    loaders: list[Any] = field(default_factory=list)
 
     @property
     def held(self) -> set[int]:
@@ -159,6 +162,7 @@ class Watch:
         self._local.stepping = optimizer
         pair = self.pairs.setdefault(id(optimizer), Pair(optimizer, self.built.get(id(optimizer), "")))
         if not pair.taken:
+            pair.loaders = _loaders()
             pair.listed = _listed({at for e in self.tape.entries if e.module is not None for at in e.origin})
             models = self.tape.models()
             pair.before = [Before.of([*m.parameters(), *m.buffers()], m.modules()) for m in models]
@@ -270,21 +274,31 @@ class Watch:
                 yield
 
 
+def _variables() -> Iterator[Any]:
+    """What the script's functions that run hold in their variables, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(LIBRARIES):
+            yield from list(frame.f_locals.values())
+        frame = frame.f_back
+
+
+def _loaders() -> list[Any]:
+    """The data loaders in the variables of the script."""
+    return list({id(v): v for v in _variables() if isinstance(v, DataLoader)}.values())
+
+
 def _listed(origins: set[int]) -> bool:
     """Whether a variable of the script, or a value of a dictionary there, is a list of batches that holds these
     tensors.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(LIBRARIES):
-            for value in list(frame.f_locals.values()):
-                for found in (value, *(value.values() if isinstance(value, dict) else ())):
-                    several = isinstance(found, list | tuple) and len(found) >= FEW
-                    if (
-                        several
-                        and all(isinstance(x, list | tuple | dict) for x in found)
-                        and any(t.data_ptr() in origins for t in tensors(found[0]) if t.layout is torch.strided)
-                    ):
-                        return True
-        frame = frame.f_back
+    for value in _variables():
+        for found in (value, *(value.values() if isinstance(value, dict) else ())):
+            several = isinstance(found, list | tuple) and len(found) >= FEW
+            if (
+                several
+                and all(isinstance(x, list | tuple | dict) for x in found)
+                and any(t.data_ptr() in origins for t in tensors(found[0]) if t.layout is torch.strided)
+            ):
+                return True
     return False
