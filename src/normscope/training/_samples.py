@@ -102,10 +102,11 @@ def _check(name: str, value: Any) -> None:
             raise UsageError(
                 f"{name} must have one row a sample; got a PackedSequence. Pass it padded, with its lengths."
             )
+        if isinstance(item, Tensor):
+            check_plain(name, item)
     found = list(tensors(value))
     if not found:
         raise UsageError(
             f"{name} must be tensors of n >= 1 rows each; got {shown(value)}, in which there is none. Pass "
             "torch.as_tensor of it."
         )
-    check_plain(name, *found)
