@@ -387,3 +387,51 @@ def test_the_rates_of_a_scripts_own_optimizer_are_tried(tmp_path):
     (own,) = found.rates
     assert (own.optimizer, own.own) == ("SGD", 1000.0)
     assert [f.severity for f in found.findings if f.code == "NS402"] == ["warning"]
+
+
+CLASSES = (
+    "import torch\n"
+    "torch.manual_seed(0)\n"
+    "y = torch.arange(640) % 4\n"
+    "x = torch.randn(640, 16) + 2 * torch.randn(4, 16)[y]\n"
+    "model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))\n"
+)
+EPOCHS = (
+    "for epoch in range({epochs}):\n"
+    "    order = torch.randperm(640)\n"
+    "    for i in range(0, 640, 64):\n"
+    "        optimizer.zero_grad()\n"
+    "        loss = torch.nn.functional.cross_entropy(model(x[order[i : i + 64]]), y[order[i : i + 64]])\n"
+    "        loss.backward()\n"
+    "        optimizer.step()\n"
+)
+
+
+def test_a_schedule_that_takes_a_falling_loss_for_a_plateau_is_told_from_one_that_decays_at_each_step(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(watch, "LINGER", 2000)
+    script = tmp_path / "train.py"
+    schedule = "optimizer = torch.optim.SGD(model.parameters(), 0.05)\n" + (
+        "schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode='max', patience=0)\n"
+    )
+    script.write_text(CLASSES + schedule + EPOCHS.format(epochs=12) + "    schedule.step(loss.item())\n")
+    said = {f.code: f.evidence for f in run(script, trial=5).diagnoses[0].findings}
+    assert "cuts it" in said["NS409"]
+    assert "mode='min'" in said["NS409"]
+
+
+@pytest.mark.parametrize(("rate", "told"), [(3e-4, True), (0.05, False)])
+def test_a_long_run_far_behind_a_short_race_is_told_by_batches_that_the_race_never_saw(
+    rate, told, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(watch, "LINGER", 2000)
+    script = tmp_path / "train.py"
+    optimizer = f"optimizer = torch.optim.SGD(model.parameters(), {rate})\n"
+    script.write_text(CLASSES + optimizer + EPOCHS.format(epochs=40))
+    found = run(script).diagnoses[0]
+    said = {f.code: f for f in found.findings}
+    assert ("NS423" in said) == told
+    assert not told or "batches that it never saw" in said["NS423"].evidence
+    assert "in 400 steps" in found.verdict
+    assert not told or str(said["NS423"]) in str(found)

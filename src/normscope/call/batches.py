@@ -14,6 +14,9 @@ from normscope.call.surroundings import Surroundings
 from normscope.call.traceless import locked
 from normscope.core.errors import UsageError, noted
 
+#: Objects of a data set that are looked at (chosen by us: lists of a million files are none to write to).
+OBJECTS = 20_000
+
 
 def read_batch(batch: Any) -> tuple[Any, Any]:
     """(inputs, targets) of what a loader gives: a pair, or a whole batch that goes to the model as it is."""
@@ -65,7 +68,7 @@ class Stored:
 
     def __init__(self, *loaders: Any) -> None:
         self.sets = list({id(d): d for data in loaders for d in _data_sets(data)}.values())
-        self.reach = Reach.of(self.sets)
+        self.reach = Reach.of(self.sets, OBJECTS)
         self.tensors: list[tuple[Tensor, Tensor]] = []
         room = MOST_BYTES
         for t in self.reach.tensors.values():

@@ -163,8 +163,8 @@ class Reach:
     arrays: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, roots: Iterable[Any]) -> Reach:
-        """Walk from the roots, without recursion; `MOST` does not count what modules register, which comes first."""
+    def of(cls, roots: Iterable[Any], most: int = MOST) -> Reach:
+        """Walk from the roots, without recursion; ``most`` does not count what modules register, which comes first."""
         found, seen, keep = cls(), set[int](), []
         roots = list(roots)
         roots += [value for root in roots for value in _globals(root)]
@@ -172,7 +172,7 @@ class Reach:
         registered = [d for m in modules for d in (m, m.__dict__, m._parameters, m._buffers, m._modules)]
         stack: list[Any] = []
         first = deque([*roots, *registered])
-        most = MOST + len(first)
+        most += len(first)
         while first or (stack and len(seen) < most):
             item = first.popleft() if first else stack.pop()
             if type(item) in _OFTEN or id(item) in seen or isinstance(item, _LEAVES):
@@ -263,7 +263,7 @@ class Reach:
         """The arrays that hold other numbers now, and what they held."""
         return [
             (array, copy) for array, copy in self.arrays
-            if array.shape == copy.shape and array.flags.writeable and array.tobytes() != copy.tobytes()
+            if array.shape == copy.shape and array.flags.writeable and not _same_bytes(array, copy)
         ]  # fmt: skip
 
     def restore_randomness(self) -> None:
@@ -271,6 +271,13 @@ class Reach:
         self.restore_generators()
         for array, copy in self.written:
             array[...] = copy
+
+
+def _same_bytes(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays of one shape and type hold the same bits, NaN too."""
+    a, b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (one, other))
+    whole = len(a) // 8 * 8  # eight bytes at a time
+    return np.array_equal(a[:whole].view(np.uint64), b[:whole].view(np.uint64)) and np.array_equal(a[whole:], b[whole:])
 
 
 def _globals(root: Any) -> list[Any]:

@@ -35,6 +35,16 @@ class Finding:
     #: Of a training: the step at which it began.
     step: int | None = None
 
+    def __str__(self) -> str:
+        return f"{self.severity} {self.code} {self.title}{self.place}: {self.evidence}. To do: {self.cure}"
+
+    @property
+    def place(self) -> str:
+        """Where, as words behind the title: a layer of the pass, or a module."""
+        if self.layer:
+            return f" from layer {self.layer}"
+        return f" ({self.name})" if self.name else ""
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -103,7 +103,8 @@ def bad_start(view: View) -> Iterator[Hit]:
         )
         kept = s.get("last_frozen")  # learnt elsewhere, and meant to stay
         severity, name = "info" if kept else "", s.get("last_weight", "")
-        yield Hit(None, "loss", s["value"], START * s["constant"], text, severity, name)
+        own = "Its last layer is frozen: are its weights those that it was trained with, the inputs prepared as then?"
+        yield Hit(None, "loss", s["value"], START * s["constant"], text, severity, name, cure=own if kept else "")
 
 
 @rule(

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,7 +80,7 @@ class Diagnosis(Shown):
         tried = self._tried()
         if not worst:
             return f"Nothing found in {seen}{aside}.{tried}"
-        names = ", ".join(dict.fromkeys(f.title + _place(f) for f in worst))
+        names = ", ".join(dict.fromkeys(f.title + f.place for f in worst))
         return (
             f"{'Will hardly train as it is' if worst[0].severity == 'error' else 'At risk'}: {names}. Looked "
             f"at {seen}{aside}.{tried}"
@@ -133,7 +134,7 @@ class Diagnosis(Shown):
             if not gradients or "task" in checkup.get("loss", {})
             else ["the loss is no function of outputs and targets"]
         )
-        unseen += [f"could not look at {k}" for k in checkup.get("left_out", {})]
+        unseen += [f"could not look at {_SECTIONS.get(k, k)}" for k in checkup.get("left_out", {})]
         unseen += (
             [] if "sgd" in checkup.get("trial", {}) or "trial" in checkup.get("left_out", {}) else ["no trial run"]
         )
@@ -164,11 +165,8 @@ class Diagnosis(Shown):
         codes = ", ".join(f"{f.code} {f.severity}" for f in self.findings) or "no findings"
         return f"Diagnosis({self.label}: {codes}; {self.facts.get('layers', 0)} layers, {self.facts.get('mode')} mode)"
 
-
-def _place(finding: Finding) -> str:
-    if finding.layer:
-        return f" from layer {finding.layer}"
-    return f" ({finding.name})" if finding.name else ""
+    def __str__(self) -> str:
+        return "\n".join([self.verdict, *map(str, self.findings)])
 
 
 @alone
@@ -267,6 +265,8 @@ def diagnose(
     found, hindered = tried(at, asked, profile)
     profile.facts["checkup"]["rates"] = numbers(found)
     facts["notes"] += [hindered] if hindered else []
+    left_out = profile.facts["checkup"]["left_out"].items()
+    facts["notes"] += [f"could not look at {_SECTIONS.get(k, k)}: {shorten(why, 200)}" for k, why in left_out]
     findings = find(profile)
     if theory and at.mode == "train" and not tokens:
         profile = _with_prediction(at, profile, facts)
@@ -274,6 +274,13 @@ def diagnose(
     facts["verdict"] = diagnosis.verdict
     facts["normscope"] = version()
     return diagnosis
+
+
+#: Sections of the check-up, as people call them.
+_SECTIONS = {
+    "free": "what the loss allows", "calls": "the calls", "mixing": "who sees whom", "places": "the places of inputs",
+    "pull": "what pulls", "update": "the optimizer's step", "loop": "the loop", "trial": "the trial",
+}  # fmt: skip
 
 
 def measured(at: Step, **options: Any) -> tuple[Profile, list[str]]:

@@ -88,6 +88,8 @@ def of_pull(scene: Scene) -> dict[str, Any]:
 
 def _one_answer(moved: list[Gradients]) -> bool:
     """Whether several targets are wanted of the same numbers of the outputs, as the two that mixup weighs: no tasks."""
+    if any(all(g is None for g in one) for one in moved):
+        return False
     where = [torch.cat([(g != 0).any(0).flatten() for g in one if g is not None]) for one in moved]
     if len({len(w) for w in where}) > 1:
         return False
