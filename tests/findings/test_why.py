@@ -435,3 +435,58 @@ def test_a_long_run_far_behind_a_short_race_is_told_by_batches_that_the_race_nev
     assert not told or "batches that it never saw" in said["NS423"].evidence
     assert "in 400 steps" in found.verdict
     assert not told or str(said["NS423"]) in str(found)
+
+
+def test_a_rate_that_is_set_where_no_optimizer_reads_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "LINGER", 30)
+    script = tmp_path / "train.py"
+    script.write_text(
+        CLASSES
+        + "optimizer = torch.optim.SGD(model.parameters(), 1e-4)\n"
+        + EPOCHS.format(epochs=3)
+        + "        optimizer.lr = 0.1\n"
+    )
+    said = {f.code: f for f in run(script, trial=False).diagnoses[0].findings}
+    assert "sets optimizer.lr (0.1)" in said["NS409"].evidence
+    assert "param_groups" in said["NS409"].cure
+
+
+@pytest.mark.parametrize(("copy", "told"), [("", True), (".clone()", False)])
+def test_one_array_that_is_every_sample_is_told_so(copy, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "LINGER", 30)
+    script = tmp_path / "train.py"
+    windows = (
+        "wave, buffer, kept = torch.sin(torch.arange(700) / 5.0), torch.zeros(16), []\n"
+        "for i in range(640):\n"
+        "    buffer[:] = wave[i : i + 16]\n"
+        f"    kept.append(buffer{copy})\n"
+        "x, y = torch.stack(kept), wave[16:656, None]\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))\n"
+        "optimizer = torch.optim.Adam(model.parameters(), 1e-2)\n"
+    )
+    epochs = EPOCHS.format(epochs=6).replace("cross_entropy", "mse_loss")
+    script.write_text("import torch\ntorch.manual_seed(0)\n" + windows + epochs)
+    said = {f.code: f for f in run(script, trial=False).diagnoses[0].findings}
+    assert "one and the same, their targets are not" in said["NS806"].evidence if told else "NS806" not in said
+    assert not told or said["NS806"].severity == "error"
+
+
+@pytest.mark.parametrize(("target", "told"), [("same", True), ("2 * same - 1", False)])
+def test_a_loss_of_pairs_that_gets_zeros_for_minus_ones_is_told(target, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "LINGER", 30)
+    script = tmp_path / "train.py"
+    pairs = (
+        "optimizer = torch.optim.Adam(model.parameters(), 1e-2)\n"
+        "criterion = torch.nn.CosineEmbeddingLoss()\n"
+        "for step in range(60):\n"
+        "    i, j = torch.randint(640, (2, 64))\n"
+        "    same = (y[i] == y[j]).float()\n"
+        "    optimizer.zero_grad()\n"
+        f"    loss = criterion(model(x[i]), model(x[j]), {target})\n"
+        "    loss.backward()\n"
+        "    optimizer.step()\n"
+    )
+    script.write_text(CLASSES + pairs)
+    said = {f.code: f.evidence for f in run(script, trial=False).diagnoses[0].findings}
+    assert ("NS711" in said) == told
+    assert not told or "CosineEmbeddingLoss wants targets of -1 and 1, and gets 0, 1" in said["NS711"]

@@ -155,11 +155,20 @@ def target_scale(view: View) -> Iterator[Hit]:
 def repeated(view: View) -> Iterator[Hit]:
     """Of the batches after the first, 60 % or more are equal to an earlier one, to the last bit.
 
+    Or all samples are one and the same, and their targets are not (an error).
+
     Not where one batch is all there is: the validation data have the same inputs (nodes of one graph), the model holds
     a matrix of all pairs of rows, or the optimizer takes all data at once (a closure).
     """
     r = view.section("data").get("repeated", 0.0)
     few, every = view.section("data").get("distinct", [1, 1])
+    if few == 1 < every and view.section("data").get("target_std", 0.0) > 0:
+        text = (
+            f"all {every} samples in the batches are one and the same, their targets are not: one array that was "
+            "filled anew for each sample and kept without a copy"
+        )
+        yield Hit(None, "distinct", few, every, text, "error", cure="Keep a copy of each: kept.append(buffer.copy()).")
+        return
     if r < 0.6 and few <= min(64, every / 10):
         text = (
             f"of {every} samples in the batches {few} are distinct, the others repeat them: a sampler that draws from "

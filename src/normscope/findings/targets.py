@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, rule
+from normscope.findings._rules import Hit, View, listed, rule
 
 FLOOR, OUTSIDE = 0.1, 0.1
 
@@ -137,13 +137,24 @@ def ignored(view: View) -> Iterator[Hit]:
             f"({hinge if k.get('binary') else 'ignore_index or weight 0'})"
         )
         yield Hit(None, "ignored", k["share"], 0.0, text)
+    signed = view.section("observed").get("signed")
+    if signed and not k:
+        text = (
+            f"{signed['loss']} wants targets of -1 and 1, and gets {listed(signed['values'])}: pairs with a target of "
+            "0 get no gradient (dissimilar pairs are -1)"
+        )
+        cure = "Give 1 and -1: target = 2 * same - 1."
+        yield Hit(None, "signed", signed["share"], 0.0, text, cure=cure)
     blank = view.section("calls").get("blank", 0.0)
     if blank > 0.01:
         text = (
             f"{blank:.0%} of the labels of the CTC loss are its blank: that class is never emitted (number the labels "
             "from 1, with blank=0)"
         )
-        yield Hit(None, "blank", blank, 0.01, text)
+        cure = (
+            "Number the labels from 1 (0 is the blank), and give the last layer one output more than there are labels."
+        )
+        yield Hit(None, "blank", blank, 0.01, text, cure=cure)
     w = view.section("loss").get("weighted")
     if w and w["pull"] > 2:
         text = (

@@ -159,7 +159,9 @@ def own_step(view: View) -> Iterator[Hit]:
         f"{kind}: {fate}, {first:.3g} to {last:.3g} in {len(own['losses'])} steps; "
         f"{name} at rate {best[1]['rate']:g} in the plain loop gets to {race['end']:.3g}"
     )
-    yield Hit(None, "loss_fall", fall, BEHIND * theirs, text)
+    other = "rate is too" not in fate and not own["blown"]
+    cure = "Look at what the loop does beside the step, and at pairs of inputs and targets: the rate is not far off."
+    yield Hit(None, "loss_fall", fall, BEHIND * theirs, text, cure=cure if other else "")
 
 
 def _far_behind(t: Mapping[str, Any]) -> float:
@@ -168,7 +170,9 @@ def _far_behind(t: Mapping[str, Any]) -> float:
     """
     own, stream = t["own"], t.get("stream", {})
     reached = (t["chance"] - stream.get("unseen", math.nan)) / abs(t["chance"] or math.nan)
-    known = math.isfinite(t["constant"]) and own["steps"] >= max(LONG, 4 * stream.get("steps", 0))
+    # the whole training, or so much of it that a slow rate would have got somewhere
+    least = max(LONG // 3, stream.get("steps", 0)) if own.get("all") else max(LONG, 4 * stream.get("steps", 0))
+    known = math.isfinite(t["constant"]) and own["steps"] >= least
     return reached if known and reached > HALF and own["progress"] < HALF * reached else 0.0
 
 

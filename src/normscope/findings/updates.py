@@ -199,10 +199,19 @@ def betas(view: View) -> Iterator[Hit]:
 def schedule(view: View) -> Iterator[Hit]:
     """In the user's own first 60 steps the learning rate is zero at all of them, or falls to less than a twentieth; or
     rises so slowly that a warm-up would end long after the training (``steps``), or after 20 000 steps. Or for more
-    than half of all the steps that were seen it is less than a thousandth.
+    than half of all the steps that were seen it is less than a thousandth. Or the loop sets an attribute of the
+    optimizer in the place of its groups' rate.
 
     Not where the whole training (``steps``) is hardly longer than that, as a schedule over few steps ends so.
     """
+    deaf = view.section("update").get("deaf")
+    if deaf:
+        text = (
+            f"the loop sets optimizer.lr ({deaf['set']:.2g}), which no optimizer of torch's reads: the rate stays "
+            f"{deaf['lr']:.2g}"
+        )
+        read = "Set it where it is read: for group in optimizer.param_groups: group['lr'] = lr."
+        yield Hit(None, "learning_rate", deaf["lr"], deaf["set"], text, cure=read)
     own = view.section("trial").get("own", {})
     seen = own.get("rates", [])
     rates, steps = seen[:SOON], view.facts.get("checkup", {}).get("steps") or math.inf

@@ -172,8 +172,8 @@ def _notes(at: Step, taps: list[Tap], found: Collection, layers: Any) -> list[st
             f"in eval mode inside a model in training mode, but measured in training mode ({len(frozen)} norms, the "
             f"first is {frozen[0]}): pass mode=None to measure each module as it is set"
         )
-    if found.without_batch:
-        names = list(dict.fromkeys(found.without_batch))
+    measured = {s.tap.name for s in found.seen}  # in another call
+    if names := [n for n in dict.fromkeys(found.without_batch) if n not in measured]:
         notes.append(f"not measured, their outputs have no axis of {at.rows.n} samples: {', '.join(names[:8])}")
     if found.split:
         names = list(dict.fromkeys(found.split))

@@ -30,6 +30,9 @@ def of_update(scene: Scene) -> dict[str, Any]:
         return {}
     rate = max(map(rate_of, optimizer.param_groups))
     found: dict[str, Any] = {"class": type(optimizer).__name__, "lr": rate}
+    own = vars(optimizer).get("lr")
+    if type(optimizer).__module__.startswith("torch.optim") and isinstance(own, int | float) and own != rate:
+        found["deaf"] = {"set": float(own), "lr": rate}
     moved, copies = _step(scene, mine)
     still, _ = _step(scene, mine, weight_decay=0.0)
     momentum = max(float(g.get("momentum", 0.0) or 0.0) for g in optimizer.param_groups)

@@ -65,6 +65,7 @@ def seen(pair: Pair) -> Seen:
         "losses": [*losses, *(loss for loss, _ in pair.later)],
         "rates": [*(t.rate for t in pair.taken), *(rate for _, rate in pair.later)],
         "loaders": pair.loaders,
+        "signed": next(filter(None, map(_signed, entries)), None),
     }  # fmt: skip
     single = len(calls) == 1 and len(models) == 1 and not any(e.call is torch.autograd.grad for e in entries)
     step = (_single if single else _composed)(pair, first, calls, models, loss)
@@ -196,6 +197,24 @@ def _loss(tape: Tape, call: Entry, loss: Tensor) -> tuple[Callable[..., Any], An
 
     value.__name__ = _named(entries)
     return value, targets
+
+
+#: Losses whose targets are 1 and -1.
+_SIGNED = {
+    "CosineEmbeddingLoss", "cosine_embedding_loss", "HingeEmbeddingLoss", "hinge_embedding_loss", "MarginRankingLoss",
+    "margin_ranking_loss", "SoftMarginLoss", "soft_margin_loss",
+}  # fmt: skip
+
+
+def _signed(e: Entry) -> dict[str, Any] | None:
+    """Of a loss that wants targets of 1 and -1 what it gets, where zeros are among them."""
+    name = getattr(e.call, "__name__", type(e.call).__name__)
+    given = [t for t in tensors((e.args, e.kwargs)) if not t.requires_grad and t.dim() < 2]
+    if name not in _SIGNED or not given or not bool((given[-1] == 0).any()):
+        return None
+    target = given[-1].detach()
+    values = [f"{v:g}" for v in target.unique().tolist()[:4]]
+    return {"loss": name, "values": values, "share": float((target == 0).float().mean())}
 
 
 def _flat_already(e: Entry, n: int) -> bool:
