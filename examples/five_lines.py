@@ -8,6 +8,6 @@ model = torch.nn.Sequential(*[m for _ in range(32) for m in (torch.nn.Linear(64,
 inputs = torch.rand(128, 64)
 
 found = ns.diagnose(model, inputs)
-print(found.verdict)
+print(found)  # the verdict, and each finding with its evidence and what to do
 for finding in found.findings:
-    print(finding.code, finding.title, "-", finding.evidence)
+    print(finding.code, finding.severity, finding.name, finding.cure)

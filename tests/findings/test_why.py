@@ -240,6 +240,7 @@ TOLD = {
     "padded_translation_ok": ("", "", "Model"),
     "mixup_ok": ("", "", "Sequential"),
     "actor_critic_ok": ("", "", "Sequential"),
+    "policy_ok": ("", "", "Policy"),
     "erasing_bug": ("NS814", "Images.__getitem__ writes into what it holds", "Sequential"),
     "lm_trainer_class_ok": ("", "", "TinyLM"),
 }
@@ -490,3 +491,22 @@ def test_a_loss_of_pairs_that_gets_zeros_for_minus_ones_is_told(target, told, tm
     said = {f.code: f.evidence for f in run(script, trial=False).diagnoses[0].findings}
     assert ("NS711" in said) == told
     assert not told or "CosineEmbeddingLoss wants targets of -1 and 1, and gets 0, 1" in said["NS711"]
+
+
+def test_an_image_that_is_optimized_is_no_network_that_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "LINGER", 30)
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch\n"
+        "net = torch.nn.Conv2d(3, 4, 3).requires_grad_(False)\n"
+        "image = torch.randn(1, 3, 8, 8, requires_grad=True)\n"
+        "wanted = net(torch.randn(1, 3, 8, 8))\n"
+        "optimizer = torch.optim.Adam([image], 1e-2)\n"
+        "for step in range(40):\n"
+        "    optimizer.zero_grad()\n"
+        "    (net(image) - wanted).square().mean().backward()\n"
+        "    optimizer.step()\n"
+    )
+    found = run(script)
+    assert not found.diagnoses
+    assert "trains what goes into the network" in found.missing[0]

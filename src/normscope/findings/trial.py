@@ -143,8 +143,10 @@ def own_step(view: View) -> Iterator[Hit]:
     kin = t["adam" if u and "ada" in u["class"].lower() else "sgd"]["rate"]  # the best rate of the optimizer's own kind
     wild = bool(u) and u["lr"] > 3 * kin and u.get("median", 0.0) > WILD and own["progress"] < LITTLE_WILD
     several = view.section("loss").get("several", False)
-    rises = own["blown"] or fall < -(RISES_OF_PARTS if several else RISES) * abs(t["chance"])
-    stands = wild or (abs(fall) if several else fall) < BEHIND * theirs
+    # what a policy is rewarded for grows as it learns, and its loss with it
+    played = bool(view.section("observed").get("losses")) and not math.isfinite(t["constant"])
+    rises = own["blown"] or (not played and fall < -(RISES_OF_PARTS if several else RISES) * abs(t["chance"]))
+    stands = wild or (abs(fall) if several or played else fall) < BEHIND * theirs
     bounded = abs(race["end"]) <= abs(t["start"])
     if race["progress"] < AHEAD or not (rises or (bounded and stands)):
         return

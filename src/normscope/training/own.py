@@ -31,9 +31,9 @@ class Own:
         assert at.optimizer is not None
         self.at, self.optimizer = at, at.optimizer
         #: Norms of the gradients that the first optimizer to step was handed, and of those of the loss, in two runs of
-        #: the loop's body; and who stepped in each: one by what it trains, an optimizer inside another with it.
+        #: the loop's body; and who stepped in each, with what it trains.
         self.handed: list[tuple[float, float]] = []
-        self.steppers: list[set[frozenset[int]]] = []
+        self.steppers: list[dict[int, frozenset[int]]] = []
         self.kept: list[Any] = []  # so that no two have one id
         self.twin = at.optimizer
         #: Whether the user's loop hands the model other inputs than those of the batch.
@@ -85,12 +85,10 @@ class Own:
         def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             if not self.steppers[-1]:
                 self.handed.append((_norm([p.grad for g in optimizer.param_groups for p in g["params"]]), true))
-            trained = frozenset(id(p) for g in optimizer.param_groups for p in g["params"])
-            if all(trained.isdisjoint(others) for others in self.steppers[-1]):
-                self.steppers[-1].add(trained)
+            self.steppers[-1][id(optimizer)] = frozenset(id(p) for g in optimizer.param_groups for p in g["params"])
             self.kept.append(optimizer)
 
-        self.steppers.append(set())
+        self.steppers.append({})
         given = [t.clone() for t in tensors((args, kwargs))]
 
         def enter(_: Any, now: Any, more: Any) -> None:

@@ -124,6 +124,9 @@ class ShortRuns:
                 value = self.value(args, kwargs, targets)
                 if value.requires_grad:
                     value.backward()
+                    for p in copies.values():
+                        if p.grad is not None and p.grad.is_sparse:  # most optimizers take none
+                            p.grad = p.grad.to_dense()
                     optimizer.step()
                 return value.detach()
 

@@ -16,6 +16,7 @@ def alone(x: Tensor | None) -> bool:
     """Whether each sample has mean 0 and standard deviation 1 by itself, over all its entries or over its time axis."""
     if x is None or not x.is_floating_point() or x.dim() < 2 or len(x) < 16 or x[0].numel() < 16:
         return False
+    x = x.detach()
     ways = [x.double().flatten(1)] + ([x.double().transpose(1, 2).flatten(0, 1)] if x.dim() == 3 else [])
     for rows in (w for w in ways if w.shape[1] >= 8):
         std = rows.std(1)

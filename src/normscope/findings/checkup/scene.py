@@ -174,7 +174,7 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
         scene.grads = {n: None for n, _ in wanted}
     elif value is not None and wanted:
         found = torch.autograd.grad(value, [p for _, p in wanted], allow_unused=True)
-        scene.grads = {n: None if g is None else g.detach() for (n, _), g in zip(wanted, found, strict=True)}
+        scene.grads = {n: None if g is None else g.detach().to_dense() for (n, _), g in zip(wanted, found, strict=True)}
     scene.whole = mapped(whole, lambda t: t.detach())
     if scene.output is not None:
         scene.output = first_tensor(scene.whole)

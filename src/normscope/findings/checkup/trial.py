@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -286,8 +287,10 @@ class _Trial:
         found |= {
             "rates": rates,
             "handed": mine.handed,
-            "anew": len(mine.steppers) == 2 and all(mine.steppers) and not mine.steppers[0] & mine.steppers[1],
-            "game": any(len(s) > 1 for s in mine.steppers),
+            "anew": len(mine.steppers) == 2
+            and all(mine.steppers)
+            and not mine.steppers[0].keys() & mine.steppers[1].keys(),
+            "game": any(a.isdisjoint(b) for s in mine.steppers for a, b in itertools.combinations(s.values(), 2)),
             "changed": mine.changed,
             "evaluates": mine.evaluates,
             "still": still,

@@ -54,6 +54,10 @@ def seen(pair: Pair) -> Seen:
     models = _distinct([e.module for e in entries if e.module is not None])
     if not models:
         raise Unclear(f"the loss of {where} does not depend on any module that ran with gradients on: is it detached?")
+    weights = {id(p) for m in models for p in m.parameters()}
+    read = {id(t) for t, _ in first.tape.twins.values()} | {id(t) for e in entries for t in tensors((e.args, e.kwargs))}
+    if not pair.held & weights and pair.held & read:
+        raise Unclear("the optimizer trains what goes into the network (an image, say), and no weight of it")
     _restore(pair)
     loss = first.tape.unscaled(loss)
     entries = first.tape.behind(loss)
@@ -113,7 +117,7 @@ def _inputs(e: Entry) -> Any:
 def _single(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Module], loss: Tensor) -> Step:
     """One model, called once for a loss: its batch, and the loss as a function of outputs and targets."""
     call = calls[0]
-    inside = any(t is loss for t in tensors(call.result))
+    inside = any(t is loss for t in call.made)
     inputs = _inputs(call)
     given: dict[str, Any] = {"optimizer": pair.optimizer, "mode": "train"}
     if inside:
@@ -171,7 +175,7 @@ def _loss(tape: Tape, call: Entry, loss: Tensor) -> tuple[Callable[..., Any], An
     """The loss as a callable (outputs, targets), the user's own module or function where one call is all there is;
     targets.
     """
-    outputs = list(tensors(call.result))
+    outputs = list(call.made)
     n = next((t.shape[0] for t in tensors((call.args, call.kwargs)) if t.dim()), 0)
     entries = [e for e in tape.behind(loss) if e is not call and not _flat_already(e, n)]
     made = {id(t) for e in (*entries, call) for t in tensors(e.result)}

@@ -30,6 +30,8 @@ class Entry:
     #: Indices of the entries that made its arguments: a tensor written in place has several makers, one after another.
     sources: tuple[int, ...] = ()
     place: str = ""
+    #: The tensors of the result as it came: an object may make more of them as it is asked.
+    made: tuple[Tensor, ...] = ()
     #: Where the numbers of its arguments lay: the same tensors, or others of equal numbers.
     origin: tuple[int, ...] = ()
 
@@ -56,7 +58,8 @@ class Tape:
         read = list(tensors((entry.args, entry.kwargs)))
         entry.sources = tuple(self.made[id(t)] for t in read if id(t) in self.made)
         self.entries.append(entry)
-        for t in tensors(entry.result):
+        entry.made = tuple(tensors(entry.result))
+        for t in entry.made:
             self.made[id(t)] = len(self.entries) - 1
 
     def follows(self, *values: Any) -> bool:
@@ -135,12 +138,11 @@ def replay(entries: list[Entry], given: Mapping[int, Any], last: Tensor) -> Any:
         return new
 
     for e in entries:
-        done = list(tensors(e.result))
-        if done and all(id(t) in given for t in done):
+        if e.made and all(id(t) in given for t in e.made):
             continue
         args, kwargs = mapped((e.args, e.kwargs), other)
         result = e.call(*args, **kwargs)
-        for old, new in zip(done, tensors(result), strict=False):
+        for old, new in zip(e.made, tensors(result), strict=False):
             now[id(old)] = new.requires_grad_() if old.is_leaf and old.requires_grad and new.is_leaf else new
     return now[id(last)]
 
