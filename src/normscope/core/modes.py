@@ -20,9 +20,7 @@ class Mode(TorchFunctionMode):
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        below = self.__dict__["_below"].pop()
-        if any(mode is self for mode in _get_current_function_mode_stack()):  # else torch or a guard took it off
-            restore(below)
+        restore(self.__dict__["_below"].pop())
 
 
 def restore(stack: list[TorchFunctionMode]) -> None:
