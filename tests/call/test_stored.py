@@ -104,3 +104,28 @@ def test_a_sparse_tensor_goes_with_the_dense_ones():
     norms = [[r.value for r in p.records if r.metric == "gradient_norm" and r.kind == "Linear"] for p in (first, dense)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     assert len(norms[0]) >= 2
+
+
+class Filling(Dataset):
+    """Fills what is missing as it is read; holds a sparse tensor beside."""
+
+    def __init__(self):
+        self.rows = torch.randn(64, 16)
+        self.rows[::4, 3] = float("nan")
+        self.edges = torch.eye(64).to_sparse()
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        row = self.rows[i]
+        row[row.isnan()] = 0.0
+        return row, i % 3
+
+
+def test_missing_numbers_that_are_filled_in_place_are_missing_again():
+    torch.manual_seed(0)
+    data = Filling()
+    missing = data.rows.isnan()
+    ns.probe(given("clean")[2], loss=nn.CrossEntropyLoss(), data=DataLoader(data, batch_size=32))
+    assert torch.equal(data.rows.isnan(), missing)

@@ -64,16 +64,17 @@ def _data_sets(data: Any, depth: int = 4) -> list[Any]:
 
 
 class Stored:
-    """What the data sets behind loaders hold in memory: reading a sample may write into it."""
+    """What the data sets behind loaders hold in memory: reading a sample may write into it. Workers read a copy."""
 
     def __init__(self, *loaders: Any) -> None:
-        self.sets = list({id(d): d for data in loaders for d in _data_sets(data)}.values())
+        here = [data for data in loaders if not getattr(data, "num_workers", 0)]
+        self.sets = list({id(d): d for data in here for d in _data_sets(data)}.values())
         self.reach = Reach.of(self.sets, OBJECTS)
         self.tensors: list[tuple[Tensor, Tensor]] = []
         room = MOST_BYTES
         for t in self.reach.tensors.values():
             room -= t.numel() * t.element_size()
-            if room > 0 and not t.is_inference():
+            if room > 0 and t.layout is torch.strided and not t.is_inference():
                 self.tensors.append((t, t.detach().clone()))
 
     @property
@@ -95,7 +96,8 @@ class Stored:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
+    """Whether two tensors hold the same numbers, NaN in the same places."""
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def pull(data: Any, most: int | None = None) -> list[Any]:

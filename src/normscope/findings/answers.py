@@ -141,7 +141,8 @@ def drowned(view: View) -> Iterator[Hit]:
     races = [t for n in ("sgd", "adam") if (t := view.section("trial").get(n))]
     alike = [r["likeness"] for r in races if not math.isnan(r.get("likeness", math.nan))]
     best = min(races, key=lambda r: r["end"], default={"end": math.nan})
-    beyond = view.section("trial").get("own", {}).get("end", math.inf) < 0.8 * best["end"]  # the targets come later
+    lower = best["end"] - 0.2 * abs(best["end"])
+    beyond = view.section("trial").get("own", {}).get("end", math.inf) < lower  # the targets come later
     if alike and max(alike) < UNLIKE and not beyond and all(r["progress"] > 0.1 and r["steps"] >= 30 for r in races):
         text = (
             f"in {best['steps']} steps on one batch the loss falls from {view.section('trial')['start']:.3g} to "

@@ -55,7 +55,7 @@ def load(at: Step, source: Any, most: int = MOST) -> list[tuple[Any, Any]]:
                 return
 
     class Source:
-        dataset = getattr(source, "dataset", None)
+        dataset, num_workers = getattr(source, "dataset", None), getattr(source, "num_workers", 0)
         generator = getattr(source, "generator", None)
         sampler = getattr(source, "sampler", None)
 
@@ -134,11 +134,11 @@ def cleaned(at: Step) -> Step:
 
 def _rewritten(loaders: Sequence[Any]) -> dict[str, Any] | None:
     """The data set that writes into what it holds when it is read: a sample is another one, with the same random
-    numbers, once it was read with others. A cache that fills is none. What workers read is a copy.
+    numbers, once it was read with others. A cache that fills is none.
     """
     start = time.perf_counter()
     with locked():
-        around, stored = Surroundings(set()), Stored(*(x for x in loaders if not getattr(x, "num_workers", 0)))
+        around, stored = Surroundings(set()), Stored(*loaders)
 
         def read(data: Any, i: int, seed: int) -> list[Tensor]:
             around.seed(seed)
