@@ -109,6 +109,9 @@ def read_samples(
     if first and (text := _time_first(found, targets)) is not None:
         note = "axis 1 of the inputs runs over the samples: the targets are the next tokens along axis 0"
         return Samples(text.shape[1], 1, sequence_first=True, notes=(f"{note} (samples= decides)",))
+    if first and (text := _counted(found)) is not None:
+        note = f"axis 1 of the inputs runs over the samples: {text.shape[1]} lengths came with them"
+        return Samples(text.shape[1], 1, sequence_first=True, notes=(f"{note} (samples= decides)",))
     lengths = [n for v in values if (n := length(v)) is not None]
     if found:
         lengths = [len(found[0]) if isinstance(values[0], Tensor) or len(values) > 1 else lengths[0], *lengths]
@@ -154,6 +157,15 @@ def _time_first(found: list[Tensor], targets: Any) -> Tensor | None:
     after = wanted.reshape(ids.shape)
     down, along = (after[:-1] == ids[1:]).float().mean(), (after[:, :-1] == ids[:, 1:]).float().mean()
     return ids if down > 0.9 > along else None
+
+
+def _counted(found: list[Tensor]) -> Tensor | None:
+    """Sequences (time, samples, ...) that came with the length of each sample."""
+    plain = [x for x in found if x.dim() == 1 and not x.is_floating_point() and not x.is_complex() and len(x) > 1]
+    for x in (x for x in found if x.dim() > 1 and x.shape[0] != x.shape[1]):
+        if any(len(k) == x.shape[1] and int(k.max()) == x.shape[0] and int(k.min()) > 0 for k in plain):
+            return x
+    return None
 
 
 def _along(axis: int, found: list[Tensor], first: bool) -> Samples:

@@ -66,12 +66,13 @@ _functions: Any = torch._C
 _cudnn = torch.backends.cudnn
 
 
-def _transforms() -> int:
+def transforms() -> int:
+    """How many transforms of torch.func are running, one in another."""
     return len(torch._C._functorch.get_interpreter_stack() or ())
 
 
 def _leave_transforms(depth: int) -> None:
-    while _transforms() > depth:
+    while transforms() > depth:
         torch._C._functorch.pop_dynamic_layer_stack()
 
 
@@ -96,7 +97,7 @@ def _set_saved_hooks(top: Any) -> None:
 
 #: Thread first, then process. Autocast belongs to a thread and a kind of device.
 SETTINGS: tuple[Setting, ...] = (
-    Setting(_transforms, _leave_transforms),  # first: what an interrupt left of them stands before all others
+    Setting(transforms, _leave_transforms),  # first: what an interrupt left of them stands before all others
     Setting(_dual_level, _leave_dual_levels),
     Setting(saved_hooks, _set_saved_hooks),
     Setting(torch.is_grad_enabled, torch._C._set_grad_enabled),

@@ -83,7 +83,10 @@ def why(
     guard.show(judged, report, written, **told)
     if guard.talks:
         _places(judged.diagnoses)
-    if reasons := "" if found.crash else "; ".join(found.missing):
+    reasons = "" if found.crash else "; ".join(found.missing)
+    if reasons and diagnoses and guard.talks:
+        console.print(f"  not looked at: {reasons}", soft_wrap=True, highlight=False, markup=False)
+    elif reasons and not diagnoses:
         say(f"A training step must be seen; {reasons}. Let the script get to optimizer.step(), or raise --max-seconds.")
     if found.crash:
         say(f"The script crashed{'' if diagnoses else ' before a training step was seen'}. {found.crash}")

@@ -38,8 +38,16 @@ def unshifted(view: View) -> Iterator[Hit]:
     """
     share = view.section("loss").get("copied_inputs", 0.0)
     if share > 0.99:
-        text = f"at {share:.0%} of the positions the target equals the input token: not shifted by one"
-        yield Hit(None, "copied", share, 0.99, text)
+        which = "token before: shifted the wrong way" if view.section("loss")["back"] else "token: not shifted by one"
+        yield Hit(None, "copied", share, 0.99, f"at {share:.0%} of the positions the target equals the input {which}")
+    asked = view.section("loss").get("asked_shown", 0.0)
+    if asked:
+        text = (
+            f"at {asked:.0%} of the positions that the loss asks for (the others are ignored) the target equals the "
+            "input token: the labels are the masked inputs themselves, one tensor (masked in place)"
+        )
+        cure = "Copy the labels before the inputs are masked: labels = ids.clone()."
+        yield Hit(None, "copied", asked, 0.99, text, cure=cure)
     fed = view.section("loss").get("fed_answers")
     if fed is not None:
         text = (

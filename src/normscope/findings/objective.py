@@ -10,6 +10,8 @@ from normscope.findings._rules import Hit, View, inside, listed, rule
 FLOOR = 0.1
 #: Share of pairs, one pulled together and one pushed apart, that are in the wrong order (chosen by us; chance: a half).
 WRONG = 0.65
+#: A loss of the user's own steps that has fallen so many times its start below zero has no floor (chosen by us).
+SUNK = 1000.0
 
 
 @rule(
@@ -124,7 +126,8 @@ def broadcast(view: View) -> Iterator[Hit]:
             f"{crossed['function']} of {one} and {other}{place} broadcasts to {(max(one[0], other[0]),) * 2}: every "
             "sample is combined with every other one"
         )
-        yield Hit(None, "broadcast", 1, 0, text, "warning", crossed["module"])
+        sure = crossed["function"].endswith("_loss")  # of an arithmetic of the user's own all pairs may be meant
+        yield Hit(None, "broadcast", 1, 0, text, "error" if sure else "warning", crossed["module"])
     if s.get("broadcast"):
         text = (
             f"outputs {tuple(s['outputs'])} and targets {tuple(s['targets'])} broadcast against each other: the loss "
@@ -170,9 +173,20 @@ def blind(view: View) -> Iterator[Hit]:
 )
 def sign(view: View) -> Iterator[Hit]:
     """The loss rises when the outputs are moved to the targets: the right class raised, or the outputs set to the
-    targets. Or, of pairs of inputs, it pulls together those that are less alike and pushes the others apart.
+    targets. Or, of pairs of inputs, it pulls together those that are less alike and pushes the others apart. Or of two
+    networks that play against each other, the second one's loss moves the first one's scores of what it made as the
+    first one's own loss does. Or of a cross-entropy over all pairs of samples, (n, n), the labels name the least alike.
     """
     s = view.section("loss")
+    game = view.section("observed").get("same_way")
+    if game:
+        text = (
+            f"{game['judge']} lowers its loss by {game['moves']} its scores of what {game['maker']} makes, and the "
+            f"loss of {game['maker']} {game['moves'][:-3]}s them too: the two do not play against each other, its "
+            "labels (or its sign) are those of made samples"
+        )
+        cure = "Give the maker's loss the labels of real samples: criterion(judge(made), ones); or -judge(made).mean()."
+        yield Hit(None, "same_way", 1.0, 0.0, text, "warning", cure=cure)
     wrong = view.section("pairs").get("pulled_apart", 0.0)
     if wrong > WRONG:
         text = (
@@ -181,6 +195,15 @@ def sign(view: View) -> Iterator[Hit]:
             "for same and 1 for different are two conventions); the sign is flipped"
         )
         yield Hit(None, "pulled_apart", wrong, WRONG, text, "warning")
+    of = view.section("calls").get("partners") or {}
+    if of.get("least", 0.0) > of.get("alike", 0.0):
+        text = (
+            f"in {of['least']:.0%} of the {of['n']} rows of similarities the loss wants the least alike raised: their "
+            "sign is flipped (a distance is no similarity)"
+        )
+        yield Hit(
+            None, "least", of["least"], of["alike"], text, cure="Give it similarities: u @ v.T / 0.1, or -distance."
+        )
     if s.get("wrong_sign") and "pulled_apart" not in view.section("pairs"):
         text = (
             f"the loss rises from {s['value']:.3g} to {s['right_answer']:.3g} when the outputs move to the "
@@ -196,14 +219,24 @@ def sign(view: View) -> Iterator[Hit]:
     meaning="The loss falls without end as the outputs grow, so it rewards size instead of right answers.",
     cure="Give the loss what it needs: log-probabilities for nn.NLLLoss (log_softmax(outputs, 1)), targets in "
     "0..1 for binary losses.",
-    source="chosen by us: the loss at outputs of 10 000 is below -50 times that of now",
+    source="chosen by us: the loss at outputs of 10 000 is below -50 times that of now, or own steps end below -1000 "
+    "times",
 )
 def bottomless(view: View) -> Iterator[Hit]:
     """Far down its own gradient the loss goes to minus infinity, and nothing keeps the outputs from going there.
 
-    Silent for losses that are linear in the outputs and have no classes, as a critic's score.
+    Silent for losses that are linear in the outputs and have no classes, as a critic's score. Or the user's own steps
+    brought it a thousand times further below zero than it was above.
     """
-    s = view.section("loss")
+    s, own = view.section("loss"), view.section("trial").get("own", {})
+    if own and own["end"] < -SUNK * max(abs(own["start"]), 1.0):
+        text = (
+            f"in {own['steps']} steps of your own the loss falls from {own['start']:.3g} to {own['end']:.3g}: it is "
+            "unbounded below, some term of it has the wrong sign (a KL divergence, an entropy, a penalty)"
+        )
+        cure = "Look at each term alone: a divergence and a penalty are never negative, and are added."
+        yield Hit(None, "far", own["end"], -SUNK, text, cure=cure)
+        return
     sunk = view.section("free").get("sunk")
     if sunk:
         text = (

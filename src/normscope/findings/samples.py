@@ -55,8 +55,20 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     in training.
 
     Three numbers: neighbours within the validation set, from the training set to it, and within the training set.
-    Without validation data this cannot be told: a hard task looks the same.
+    Without validation data this cannot be told: a hard task looks the same. Or of a cross-entropy over all pairs of
+    samples, (n, n), the most alike follow a pattern (each with its own other view), and the labels another one.
     """
+    of = view.section("calls").get("partners") or {}
+    if of and of["alike"] > of["least"]:
+        text = (
+            f"in {of['alike']:.0%} of the {of['n']} rows of similarities the most alike stands at {of['where']}, and "
+            f"the labels name it in {of['said']:.0%}: the loss pulls together what are no pairs"
+        )
+        cure = (
+            "Labels follow the order of the batch: arange(n) for u @ v.T of two views; (i + n / 2) % n for the views "
+            "one after the other; i + 1 and i - 1 in turns where they are interleaved."
+        )
+        yield Hit(None, "partners", of["said"], of["alike"], text, cure=cure)
     p = view.section("data").get("per_batch")
     error = math.sqrt(p["chance"] / p["n"]) if p else math.nan
     if p and p["within"] > p["chance"] + 12 * error and p["across"] < p["chance"] + 6 * error:
@@ -138,8 +150,9 @@ def one_row(view: View) -> Iterator[Hit]:
             f"the embedding has {t['rows']} rows, and they are clamped to its vocabulary"
         )
         yield Hit(None, "one_row", t["one_row"], 1 / 3, text, name=t["module"])
-    u = (t or {}).get("unknown", {})
-    if t and u and u["share"] > 0.6 and u["kinds"] > 3:
+    u, own = (t or {}).get("unknown", {}), view.section("trial").get("own", {})
+    learnt = own.get("progress", 0.0) > 0.9 and view.section("trial")["batches"] > 1  # the others tell enough
+    if t and u and u["share"] > 0.6 and u["kinds"] > 3 and not learnt:
         text = (
             f"{u['share']:.0%} of all tokens are id {u['id']}: it dominates; are most unknown words (out of "
             "vocabulary)?"
@@ -303,3 +316,24 @@ def interleaved(view: View) -> Iterator[Hit]:
             "as channels first instead of permuted, the layout of the pixels is scrambled"
         )
         yield Hit(None, "interleaved", s["below"], s["next"] + 0.15, text)
+
+
+@rule(
+    "NS817",
+    "edges of the first graph alone",
+    severity="warning",
+    meaning="Graphs were put into one batch without counting their nodes on: all edges join nodes of the first one.",
+    cure="Add to each graph's edges the number of nodes before it: edges + offset.",
+    source="node numbers below the size of the largest graph, of a batch more than twice as large",
+)
+def one_graph(view: View) -> Iterator[Hit]:
+    """Of nodes (N, d), edges (2, e) and the graph of each node (N,) the edges name no node beyond the largest graph's
+    number of nodes, and are more than half as many as all nodes.
+    """
+    g = view.section("graphs")
+    if g:
+        text = (
+            f"the edges join nodes 0 to {g['named'] - 1} alone, of {g['nodes']} nodes in {g['graphs']} graphs: the "
+            "node numbers of each graph were not shifted by those before it (no offset)"
+        )
+        yield Hit(None, "named", g["named"], g["nodes"], text)

@@ -200,8 +200,9 @@ def padding(view: View) -> Iterator[Hit]:
     """One token fills the ends of the rows (30 % of all positions or more), and the loss depends on its embedding.
 
     Measured by the gradient of the loss with respect to that row of the embedding, beside that of all other rows. A
-    mask, or ``padding_idx``, makes it exactly zero. Or attention looks at one token (or zeros) only, where many others
-    are left out.
+    mask, or ``padding_idx``, makes it exactly zero; one that names a token from in between is the wrong one. Samples
+    that come out of a packed sequence as zeros were read at its last step. Or attention looks at one token (or zeros)
+    only, where many others are left out.
     """
     only = view.section("calls").get("padding_only")
     if only:
@@ -212,8 +213,23 @@ def padding(view: View) -> Iterator[Hit]:
         )
         yield Hit(None, "padding_only", only["share"], 0.0, text, name=only["module"])
         return
+    zero = view.section("wiring").get("zero_rows")
+    if zero:
+        text = (
+            f"{zero['share']:.0%} of the samples come to {zero['module']} as zeros alone, from {zero['behind']}: they "
+            "are read at the last step (out[:, -1]) of packed sequences, where shorter ones have nothing"
+        )
+        cure = "Take each sequence's own last output: out[arange(n), lengths - 1], or h[-1], which packing makes right."
+        yield Hit(None, "zero_rows", zero["share"], 0.1, text, name=zero["module"], cure=cure)
     p = view.section("mixing").get("padding")
-    if p and p["pull"] > 2:
+    if p and "named" in p:
+        text = (
+            f"padding_idx of {p['module']} is {p['named']}, a token that stands in between others and so never learns "
+            f"nor means anything, and the padding at the ends is {p['id']}, which does"
+        )
+        cure = f"Name the padding: nn.Embedding(..., padding_idx={p['id']})."
+        yield Hit(None, "padding_idx", p["share"], 0.3, text, name=p["module"], cure=cure)
+    elif p and p["pull"] > 2:
         text = (
             f"token {p['id']} is padding ({p['share']:.0%} of the positions), and the output depends on it: the "
             f"gradient of its row of {p['module']} is {p['pull']:.2g} times that of all other rows; no mask"

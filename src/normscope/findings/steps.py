@@ -1,4 +1,4 @@
-"""NS610 to NS622: what the steps of the user's own loop do, and what they start from."""
+"""NS610 to NS623: what the steps of the user's own loop do, and what they start from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,17 @@ LOST = 0.5
     source="order of the calls in one real step",
 )
 def clip_early(view: View) -> Iterator[Hit]:
-    """In one real step of ``train_step``, on copies, the gradients are clipped before ``backward`` and not after it."""
+    """In one real step of ``train_step``, on copies, the gradients are clipped before ``backward`` and not after it; or
+    while they are still multiplied by the scale of mixed precision.
+    """
     s = view.section("loop")
+    if s and s.get("clip_scaled"):
+        text = (
+            f"the step's order is {', '.join(s['events'])}: gradients are clipped while they are multiplied by the "
+            "GradScaler's scale (65536 at first), and divided by it afterwards: next to nothing is left"
+        )
+        cure = "Call scaler.unscale_(optimizer) behind backward() and before the clip."
+        yield Hit(None, "clip", 1, 0, text, cure=cure)
     if s and s["clip_early"]:
         text = (
             f"the step's order is {', '.join(s['events'])}: the clip comes before backward, so gradients are "
@@ -322,3 +331,27 @@ def clipped(view: View) -> Iterator[Hit]:
         )
         known = view.section("loss").get("task") in ("classes", "regression", "binary")
         yield Hit(None, "clipped", most, 0, text, "" if known else "info", next(iter(found)))
+
+
+@rule(
+    "NS623",
+    "weights that were not loaded",
+    severity="warning",
+    meaning="A checkpoint was loaded without strict, and weights that it holds by another name stay as they were.",
+    cure="Load before the model is wrapped or changed, or rename the keys; print(model.load_state_dict(state, "
+    "strict=False)) lists both sides.",
+    source="the keys that load_state_dict says are missing and unexpected, of equal ends and shapes",
+)
+def unloaded(view: View) -> Iterator[Hit]:
+    """In a script ``load_state_dict(strict=False)`` left two parameters or more although the state holds as large ones
+    whose names end alike and that the model has not; or it left all of them. A later call may make it good.
+    """
+    u = view.section("observed").get("unloaded")
+    if u:
+        mine, other = u["pair"]
+        as_named = f": what the model calls {mine} the checkpoint calls {other}" if mine else ""
+        text = (
+            f"load_state_dict(strict=False) at {u['place']} left {u['missing']} of {u['of']} parameters as they "
+            f"were{as_named}"
+        )
+        yield Hit(None, "missing", u["missing"], 0, text, name=mine.rpartition(".")[0])

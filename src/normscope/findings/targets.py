@@ -126,8 +126,8 @@ def ignored(view: View) -> Iterator[Hit]:
     """Every sample of one class has a gradient of exactly zero in the outputs, and no sample of the others; padding
     apart.
 
-    Or the samples of the commonest class pull more than twice as hard as those of the rarest, where counts differ
-    threefold.
+    Or all samples of a class together pull less than 3 % of what the middle one's do; or those of the commonest pull
+    more than twice as hard as those of the rarest, where counts differ threefold.
     """
     k = view.section("loss").get("ignored_class")
     if k:
@@ -152,9 +152,17 @@ def ignored(view: View) -> Iterator[Hit]:
             "from 1, with blank=0)"
         )
         cure = (
-            "Number the labels from 1 (0 is the blank), and give the last layer one output more than there are labels."
+            "Number the labels from 1 (0 is the blank), and give the last layer one output more than there are labels; "
+            "or name the class that your model keeps for it: CTCLoss(blank=classes - 1)."
         )
         yield Hit(None, "blank", blank, 0.01, text, cure=cure)
+    slight = view.section("loss").get("slighted")
+    if slight:
+        text = (
+            f"all samples of class {slight['class']} together pull {slight['share']:.2g} times as hard as those of the "
+            "middle class: its weight in the loss is next to nothing, it will not be learnt"
+        )
+        yield Hit(None, "weights", slight["share"], 0.03, text)
     w = view.section("loss").get("weighted")
     if w and w["pull"] > 2:
         text = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from normscope.core.spec import POINTWISE
 from normscope.findings._rules import Hit, View, rule, where
 
 DEAD, DEAD_WARNING, DEAD_ERROR = 0.6, 0.75, 0.99
@@ -30,6 +31,9 @@ def dead_units(view: View) -> Iterator[Hit]:
     of them with probability 1/2. So a share near 50 % is a symptom of NS101; above 60 % the biases or a norm do it.
     """
     curve = [r for r in view.hidden("dead_units") if not math.isnan(r.value)]
+    curve = [
+        r for r in curve if r.kind not in POINTWISE or POINTWISE[r.kind].dies
+    ]  # of weights 0 tanh is 0, and learns
     worst = max(curve, key=lambda r: r.value, default=None)
     if worst and worst.value > DEAD:
         first = next(r for r in curve if r.value > DEAD)

@@ -12,6 +12,10 @@ from normscope.findings._rules import Hit, View, listed, rule
 SOON = 60
 #: The share of the rate below which nothing is left of it.
 GONE = 1e-3
+#: Even rises of a rate, one an epoch, that make a warm-up which nobody means (chosen by us).
+RISES = 50
+#: A rate that rises to the end of a training and stays below this share of what it is to be (chosen by us).
+RISEN = 0.5
 SMALL, HALF = 1.5e-5, 0.5
 DECAY = 0.7
 #: Groups of parameters, and the ratio of the first one's rate to the last one's, for a decay that is reversed.
@@ -202,7 +206,9 @@ def schedule(view: View) -> Iterator[Hit]:
     than half of all the steps that were seen it is less than a thousandth. Or the loop sets an attribute of the
     optimizer in the place of its groups' rate.
 
-    Not where the whole training (``steps``) is hardly longer than that, as a schedule over few steps ends so.
+    Or it rises once in a few steps, and would take 50 such rises or more. Or it still rises when the training ends,
+    below half of what it is to be. Not where the whole training (``steps``) is hardly longer than that, as a schedule
+    over few steps ends so.
     """
     deaf = view.section("update").get("deaf")
     if deaf:
@@ -216,6 +222,24 @@ def schedule(view: View) -> Iterator[Hit]:
     seen = own.get("rates", [])
     rates, steps = seen[:SOON], view.facts.get("checkup", {}).get("steps") or math.inf
     if len(rates) < 5:
+        return
+    full, most = view.section("update").get("lr", 0.0), max(seen)
+    if own.get("all") and len(seen) >= 2 * SOON and 1.5 * seen[0] < most == seen[-1] < RISEN * full:
+        text = (
+            f"the learning rate rises from {seen[0]:.2g} through all {len(seen)} steps of the training, and ends at "
+            f"{most:.2g} of {full:.2g}: the warm-up never ends (stepped once an epoch, and counted in steps?)"
+        )
+        yield Hit(None, "learning_rate", most, RISEN * full, text)
+        return
+    stairs = _stairs(seen, full)
+    if stairs:
+        text = (
+            f"the learning rate rises every {stairs[0]} steps (once an epoch?), from {seen[0]:.2g} to {most:.2g} after "
+            f"{len(seen)}: at this pace it takes {stairs[1]:.0f} such rises to {full:.2g}; is the warm-up counted in "
+            "steps, and the scheduler stepped once an epoch?"
+        )
+        cure = "Step the scheduler after every batch; in Lightning: {'scheduler': scheduler, 'interval': 'step'}."
+        yield Hit(None, "learning_rate", most, RISEN * full, text, cure=cure)
         return
     if max(rates) == 0:
         text = f"the learning rate is 0 in all of the first {len(rates)} steps: the schedule (warm-up) never raises it"
@@ -254,6 +278,18 @@ def _by_what(rates: list[float]) -> str:
         f"the scheduler cuts it {len(falls)} times, first at step {falls[0] + 1} (counted in steps, not in epochs? or "
         "a ReduceLROnPlateau that takes a falling loss for a plateau: mode='min' is for losses)"
     )
+
+
+def _stairs(rates: list[float], full: float) -> tuple[int, float] | None:
+    """The steps between two rises of a rate that rises evenly every few steps, and how many rises lead to ``full``;
+    ``None`` where it does not, or where these are less than `RISES`.
+    """
+    rises = [i for i in range(1, len(rates)) if rates[i] > rates[i - 1]]
+    gaps = {b - a for a, b in itertools.pairwise(rises)}
+    if len(rises) < 4 or len(gaps) > 1 or min(gaps) < 5 or any(b < a for a, b in itertools.pairwise(rates)):
+        return None
+    each = (rates[-1] - rates[0]) / len(rises)
+    return (min(gaps), full / each) if full / each >= RISES else None
 
 
 def _gone_after(rates: list[float]) -> int | None:

@@ -23,8 +23,17 @@ def not_in_optimizer(view: View) -> Iterator[Hit]:
     Error where the optimizer holds nothing of the model that gets a gradient: it was built before a layer was
     exchanged, or the model copied or moved. Info where what is left out does not look like a fresh start (its weights
     are not torch's default distribution): a trained body under a new head may be left alone on purpose.
+
+    Or, in a script, an optimizer is cleared of gradients again and again and never steps.
     """
-    o = view.section("wiring").get("optimizer", {})
+    o, idle = view.section("wiring").get("optimizer", {}), view.section("observed").get("idle")
+    if idle:
+        text = (
+            f"the {idle['kind']} of {idle['place']} was cleared of gradients {idle['clears']} times and never stepped: "
+            f"its {idle['tensors']} tensors get gradients, and no other optimizer moves them"
+        )
+        cure = "Call step() of that optimizer behind its backward pass; is another one's called in its place?"
+        yield Hit(None, "idle", idle["tensors"], 0, text, cure=cure)
     if not o or not o["missing"]:
         return
     stale = f"; {o['foreign']} tensors in the optimizer are not the model's (it is stale)" if o["foreign"] else ""
@@ -132,6 +141,14 @@ def lost(view: View) -> Iterator[Hit]:
             "made a plain number of a part of the loss, which is a constant then (detached)"
         )
         yield Hit(None, "lost", returned["tensors"], 0, text, name=returned["modules"][0])
+    copied = view.section("observed").get("copied", [])
+    if copied and returned["tensors"]:
+        text = (
+            f"{listed(returned['modules'])} gets no gradient though the model returns what it computes: the loss reads "
+            f"a copy of it at {copied[0]} that something outside of the graph made (a collective such as all_gather)"
+        )
+        cure = "Put your own part back behind the collective: parts[rank] = local; it alone has a graph."
+        yield Hit(None, "lost", returned["tensors"], 0, text, name=returned["modules"][0], cure=cure)
     unread = view.section("loss").get("unread_targets", [])
     if unread and returned["tensors"]:
         text = (

@@ -32,6 +32,14 @@ class Pointwise:
     functions: tuple[Any, ...] = ()
     ends: tuple[float, float] | None = None
 
+    @property
+    def dies(self) -> bool:
+        """Whether it is flat somewhere where it is 0, far out or beside 0: tanh is 0 at one number, and steep there."""
+        try:
+            return bool((self.kind()(torch.tensor([-1e4, -1e-3, 1e-3, 1e4])) == 0).any())
+        except TypeError:
+            return True
+
     def register(self) -> None:
         """Known to probes, by the name of its class."""
         POINTWISE.add(self.kind.__name__, self)

@@ -15,6 +15,7 @@ from normscope.findings.checkup.calls import of_calls
 from normscope.findings.checkup.data import firsts, load, of_data
 from normscope.findings.checkup.flags import of_flags
 from normscope.findings.checkup.free import of_free
+from normscope.findings.checkup.graphs import of_graphs
 from normscope.findings.checkup.loop import of_loop
 from normscope.findings.checkup.loss import of_loss
 from normscope.findings.checkup.mixing import of_mixing
@@ -78,6 +79,7 @@ def check_up(
     every("places", lambda: of_places(scene))
     every("pull", lambda: of_pull(scene))
     every("pairs", lambda: of_pairs(scene))
+    every("graphs", lambda: of_graphs(scene))
     every("flags", lambda: of_flags(scene))
     every("norms", lambda: of_norms(scene))
     every("backward", lambda: of_backward(scene))

@@ -42,7 +42,7 @@ def reach_of(scene: Scene) -> dict[str, Any] | None:
         return outs
 
     outs = again.run(work, scene.at.mode)
-    if outs is None:
+    if outs is None or not outs[0].dim():
         return None
     base, plus, minus = outs
     far = torch.cat([plus.flatten(), minus.flatten()])

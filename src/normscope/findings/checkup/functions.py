@@ -39,6 +39,8 @@ _CARRIES = {
 }  # fmt: skip
 #: Dropout that leaves hardly anything: the usual rates lie between 0.1 and 0.5.
 HEAVY = 0.8
+#: Samples from which on a square of similarities is looked at, and the share of its rows that follow one pattern.
+PARTNERS, ALIKE = 16, 0.3
 
 
 class Functions(Mode):
@@ -66,6 +68,8 @@ class Functions(Mode):
         self.no_logs: str | None = None
         #: Whether the samples are multiplied by a constant (n, n) matrix: they are nodes of one graph.
         self.graph = False
+        #: Of a cross-entropy of similarities (n, n) where the pairs stand and where its labels say (`_pairs`).
+        self.partners: dict[str, Any] | None = None
         #: The share of the labels of a CTC loss that are its blank.
         self.blank = 0.0
         #: Of every attention the positions (n, length) that some query looks at.
@@ -132,6 +136,8 @@ class Functions(Mode):
             self.blank = float((args[1] == kwargs.get("blank", args[4] if len(args) > 4 else 0)).float().mean())
         if func in (F.kl_div, F.nll_loss) and isinstance(x, Tensor) and x.requires_grad and bool((x >= 0).all()):
             self.no_logs = func.__name__
+        if func is F.cross_entropy and len(args) > 1 and not self.eval and self.partners is None:
+            self.partners = _pairs(*args[:2])
         if func in _NUMBERS and isinstance(x, Tensor) and x.requires_grad and not self.eval:
             self.numbers.append(func.__name__)
         if isinstance(x, Tensor) and y is not None:
@@ -183,7 +189,7 @@ class Functions(Mode):
         cut = len(self.cuts) < 3 and not y.requires_grad and torch.is_grad_enabled()
         if cut and any(t.requires_grad for t in tensors((args, kwargs))):
             self.cuts.append({"function": func.__name__, "module": name})
-        if func in _ARITHMETIC and self.crossed is None and len(args) > 1 and _crosses(*args[:2]):
+        if func in _ARITHMETIC | _COMPARES and self.crossed is None and len(args) > 1 and _crosses(*args[:2]):
             self.crossed = {
                 "function": func.__name__.strip("_"),
                 "shapes": [list(a.shape) for a in args[:2]],
@@ -283,6 +289,27 @@ def _crosses(a: Any, b: Any) -> bool:
     column = a if a.dim() == 2 else b
     floating = a.is_floating_point() and b.is_floating_point()
     return floating and column.shape[1] == 1 < len(column) and not torch.equal(a.flatten(), b.flatten())
+
+
+def _pairs(scores: Any, labels: Any) -> dict[str, Any] | None:
+    """Of scores (n, n) of all samples with each other the places where the most alike stand, if these follow a pattern,
+    and how often the labels name them; or how often the labels name the least alike.
+    """
+    square = isinstance(scores, Tensor) and isinstance(labels, Tensor) and scores.requires_grad and scores.dim() == 2
+    n = len(scores) if square else 0
+    if n < PARTNERS or scores.shape[1] != n or labels.shape != (n,) or labels.is_floating_point():
+        return None
+    s, own = scores.detach().float(), torch.arange(n, device=scores.device)
+    free = s.clone().fill_diagonal_(-torch.inf)
+    likely = {"i": own, "i + n / 2": (own + n // 2) % n, "i + 1 and i - 1 in turns": own ^ 1}
+    best = {name: float(((s if name == "i" else free).argmax(1) == at).float().mean()) for name, at in likely.items()}
+    name = max(best, key=lambda k: best[k] if k != "i" else 0.0)
+    name = name if best[name] > ALIKE else "i"  # a sample is like itself
+    said = float((labels == likely[name]).float().mean())
+    named, least = (float((end == labels).float().mean()) for end in (s.argmax(1), s.argmin(1)))
+    if (best[name] > ALIKE and max(said, named) < best[name] / 4) or (least > ALIKE > 4 * best[name]):
+        return {"n": n, "where": name, "alike": best[name], "said": said, "least": least}
+    return None
 
 
 def exchanged(old: tuple[int, ...], new: tuple[int, ...]) -> bool:

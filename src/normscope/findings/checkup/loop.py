@@ -145,6 +145,7 @@ def order_of(log: list[list[str]], moved: int) -> dict[str, Any]:
     return {
         "events": first, "moved": moved, "stepped": "step" in first, "backward": bool(backs),
         "clip_early": bool(clips) and bool(backs) and clips[0] < backs[0] and not any(c > backs[0] for c in clips),
+        "clip_scaled": "scaled" in first and any("scaled" in first[:c] and "unscale" not in first[:c] for c in clips),
         "never_cleared": "step" in first and "step" in second and not cleared,
         "cleared_late": bool(backs) and "clear" in first[backs[-1] :] and "step" in first
         and first.index("step") > backs[-1] + first[backs[-1] :].index("clear"),
@@ -158,6 +159,7 @@ def listening(events: list[str]) -> Iterator[None]:
         torch.optim.Optimizer.zero_grad.__code__: "clear",
         nn.Module.zero_grad.__code__: "clear",
         Tensor.backward.__code__: "backward",
+        torch.amp.GradScaler.unscale_.__code__: "unscale",
     }
     clip = torch.nn.utils.clip_grad
     for function in (clip.clip_grad_norm_, clip.clip_grad_value_):
@@ -169,6 +171,8 @@ def listening(events: list[str]) -> Iterator[None]:
     def listen(frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
             name = known.get(frame.f_code)
+            if frame.f_code is torch.amp.GradScaler.scale.__code__ and frame.f_locals["self"].is_enabled():
+                name = "scaled"
             if (
                 name is None
                 and frame.f_code.co_name == "step"

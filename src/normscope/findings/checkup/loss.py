@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import tensors
-from normscope.call.losses import Loss
 from normscope.call.targets import class_axis
 from normscope.findings.checkup.ends import FAR, floor, reach_of, unbounded
+from normscope.findings.checkup.labels import is_binary, reading_of_targets
 from normscope.findings.checkup.scene import Scene, as_function, replaced
 from normscope.findings.checkup.tokens import next_token
 
@@ -45,7 +45,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
         classes = None if value(moved, other) == there else classes  # targets for form's sake
     found["task"] = (
         "classes" if classes is not None else "regression" if _regression(scene, value, o,
-            t) else "binary" if _binary(o, t)
+            t) else "binary" if is_binary(o, t)
         else "other"
     )  # fmt: skip
     found["linear"] = bool(abs(value(2 * o, t) - 2 * scene.value) <= 1e-5 * abs(scene.value))
@@ -59,7 +59,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     binary = found["task"] == "binary" and scene.loss.kind == "bce_with_logits"
     flat = _gradient(scene, o, t, 0.01 * _noise(o)) if classes is not None or binary else g
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if not x.is_floating_point() and x.dim() > 1]
-    found |= _reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes, ids, scene.at.rows.n)
+    found |= reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes, ids, scene.at.rows.n)
     found |= _pulls(scene, o, t, classes if classes is not None else t if found["task"] == "binary" else None)
     found |= _constant_answer(value, o, t, classes, found)
     found |= _sign(value, o, t, g, classes, found["task"], scene.value)
@@ -171,15 +171,10 @@ def _regression(scene: Scene, value: Any, o: Tensor, t: Tensor) -> bool:
     at_targets, elsewhere = value(t.reshape(o.shape).to(o), t.reshape(o.shape)), value(o, t.reshape(o.shape))
     if abs(at_targets) <= 1e-6 * abs(elsewhere) and elsewhere > 0:
         return True
-    if t.shape != o.shape or _binary(o, t) or not at_targets < elsewhere:
+    if t.shape != o.shape or is_binary(o, t) or not at_targets < elsewhere:
         return False
     here, there = _gradient(scene, o, t), _gradient(scene, o, t, t.to(o))
     return here is not None and there is not None and float(there.norm()) <= 1e-6 * float(here.norm())
-
-
-def _binary(o: Tensor, t: Tensor) -> bool:
-    """Whether the targets are zeros and ones of the outputs' shape."""
-    return t.is_floating_point() and t.shape == o.shape and bool(((t == 0) | (t == 1)).all())
 
 
 def _normalized(o: Tensor, scene: Scene, value: Any, t: Tensor) -> dict[str, Any]:
@@ -246,65 +241,6 @@ def _unread(value: Any, o: Tensor, t: Tensor) -> list[str]:
         if not torch.equal(other, t) and value(o, other) == now:
             blind.append(f"column {j}")
     return blind if len(blind) < t.shape[1] else []
-
-
-def _reading_of_targets(
-    o: Tensor, t: Tensor, g: Tensor, loss: Loss, classes: Tensor | None, ids: list[Tensor], n: int
-) -> dict[str, Any]:
-    found: dict[str, Any] = {"target_range": [float(t.float().min()), float(t.float().max())] if t.numel() else []}
-    binary = loss.kind == "bce_with_logits" or isinstance(loss.call, nn.BCELoss)
-    found["outside_binary"] = binary and (found["target_range"][0] < 0 or found["target_range"][1] > 1)
-    if t.shape == o.shape and o.dim() == 2 and o.shape[1] > 2 and bool(((t == 0) | (t == 1)).all()):
-        found["several_ones"] = float((t.sum(1) > 1).float().mean())
-    rows = None
-    if t.dim() == 1 and o.dim() >= 1 and len(o) == len(t):
-        rows, columns = g.reshape(len(g), -1), o.shape[-1]
-    elif classes is not None and classes.dim() >= 3 and classes.shape != t.shape:
-        axis = class_axis(o, t)
-        rows, columns = g.movedim(axis, -1).reshape(t.numel(), -1), o.shape[axis]
-    if rows is not None and 2 <= len(t.unique()) <= 100:
-        flat, silent = t.flatten(), (rows == 0).all(1)
-        for k in t.unique().tolist():
-            mine = flat == k
-            known = classes is None or 0 <= k < columns
-            if known and bool(silent[mine].all()) and not bool(silent[~mine].any()) and not _padded(ids, t == k, n):
-                two = set(t.unique().tolist()) == {0, 1} and (columns == 1 or classes is None)
-                found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean()), "binary": two}
-        found |= _class_weights(rows, flat) if classes is not None else {}
-    if _binary(o, t) and t.numel() == len(t):
-        rows, flat = g.reshape(len(g), -1), t.flatten()
-        silent = (rows == 0).all(1)
-        for k in (0, 1):
-            if bool((flat == k).any()) and bool(silent[flat == k].all()) and not bool(silent[flat != k].any()):
-                found["ignored_class"] = {"class": k, "share": float((flat == k).float().mean()), "binary": True}
-        found |= _class_weights(g.reshape(len(g), -1), t.flatten())
-    return found
-
-
-def _padded(ids: list[Tensor], ignored: Tensor, n: int) -> bool:
-    """Whether what a loss ignores is padding: positions of one token, or ends of n sequences of unlike lengths."""
-    rows = ignored.reshape(n, -1).int() if ignored.numel() % n == 0 else ignored.new_ones(1, 1).int()
-    if not bool(rows[:, 0].any()) and bool((rows.diff(dim=1) >= 0).all()) and len(rows.sum(1).unique()) > 1:
-        return True
-    at = [x[ignored] for x in ids if x.shape == ignored.shape]
-    return any(float((x == x.mode().values).float().mean()) > 0.8 for x in at if len(x))
-
-
-def _class_weights(rows: Tensor, classes: Tensor) -> dict[str, Any]:
-    """How the pull of a sample of the commonest class compares with that of the rarest, beside how common they are."""
-    kinds, counts = classes.unique(return_counts=True)
-    if len(kinds) > 50 or int(counts.min()) < 2 or int(counts.max()) < 3 * int(counts.min()):
-        return {}
-    pulls = torch.stack([rows[classes == k].norm(dim=1).mean() for k in kinds])
-    most, least = int(counts.argmax()), int(counts.argmin())
-    if not bool((pulls > 0).all()):
-        return {}
-    return {
-        "weighted": {
-            "common": int(kinds[most]), "rare": int(kinds[least]), "pull": float(pulls[most] / pulls[least]),
-            "counts": float(counts[most] / counts[least]),
-        }
-    }  # fmt: skip
 
 
 def _pulls(scene: Scene, o: Tensor, t: Tensor, right: Tensor | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.call.samples import SEQUENCE, Samples
 from normscope.findings.checkup.scene import Call, Rerun, Scene
+from normscope.findings.checkup.tokens import padding
 
 #: Correlation of targets with the samples' size that is worth a look (chosen by us).
 SIZE = 0.5
@@ -61,7 +62,7 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
         one, other = (again.run(partial(again.output, seed=scene.at.seed + s), "train") for s in (0, 1))
         if one is not None and other is not None:
             found["zeroed"]["redrawn"] = float(((one == 0) != (other == 0)).float().mean())
-    found["padding"] = _padding(scene)
+    found["padding"] = padding(scene)
     found["padded_ends"] = _padded_ends(scene)
     return found
 
@@ -113,7 +114,9 @@ def _unread(again: Rerun) -> dict[str, Any]:
     if again.at.train_step is not None and isinstance(again.at.inputs, Mapping):
         return {}  # the user's loop may read what its model does not
     given = (again.args, again.kwargs)
-    every, names = list(tensors(given)), _paths(again)
+    answers = list(tensors(again.at.targets))  # that travel with the inputs, in a batch of one object
+    every = [t for t in tensors(given) if not any(torch.equal(t, a[: len(t)]) for a in answers if a.dim())]
+    names = _paths(again)
     base = list(tensors(again.whole()))
 
     def stands(old: Tensor, new: Tensor) -> bool:
@@ -362,29 +365,3 @@ def _padded_ends(scene: Scene) -> float:
         if pad is not None and not bool(pad[:, :3].all(1).any()):
             return float(pad[:, -3:].all(1).float().mean())
     return 0.0
-
-
-def _padding(scene: Scene) -> dict[str, Any]:
-    """The share of padding among the tokens, and what it pulls on its embedding beside all other tokens together."""
-    ids = [t for t in tensors((scene.at.args, scene.at.kwargs)) if not t.is_floating_point() and t.dim() == 2]
-    tables = [m for _, m in scene.at.root.named_modules() if isinstance(m, nn.Embedding)]
-    names = {m: n for n, m in scene.at.root.named_modules()}
-    for x in ids[:1]:
-        ends = x[:, -1], x[:, 0]
-        for end, flipped in zip(ends, (False, True), strict=True):
-            pad = int(end.mode().values)
-            if float((end == pad).float().mean()) < 0.8:
-                continue
-            run = ((x if flipped else x.flip(1)) == pad).long().cumprod(1)
-            share = float(run.float().mean())
-            if share < 0.3 or int((x == pad).sum()) > 1.05 * int(run.sum()) + 5:
-                continue
-            for table in tables:
-                g = scene.grads.get(f"{names[table]}.weight")
-                if g is None or table.padding_idx is not None or not 0 <= pad < len(g) or len(g) <= int(x.max()):
-                    continue
-                rest = float(torch.cat([g[:pad], g[pad + 1 :]]).norm())
-                return {
-                    "share": share, "pull": float(g[pad].norm()) / max(rest, 1e-30), "id": pad, "module": names[table],
-                }  # fmt: skip
-    return {}

@@ -82,7 +82,10 @@ def of_pull(scene: Scene) -> dict[str, Any]:
             if not _one_answer([_less(there, outer) for _, outer in swapped]):
                 found["tasks"] = [_size([a[i] for i in both]) for a in alone]
 
-    at.run(work, scene.copies)
+    try:
+        at.run(work, scene.copies)
+    except (RuntimeError, ValueError, IndexError):  # a loss that refuses others' targets, as lengths of other samples
+        return beyond
     return found | _untold(scene, ends, [a and not b for a, b in zip(base_seen, told, strict=True)])
 
 
@@ -144,7 +147,8 @@ def _beyond(scene: Scene, outputs: list[Tensor], given: list[Tensor]) -> dict[st
 
 def _behind(scene: Scene, o: Tensor) -> str:
     """The last module with weights that gives as many numbers a sample as an output has."""
-    return next((c.name for c in reversed(scene.weighted) if c.size_out == o[0].numel()), "")
+    size = o[0].numel() if o.dim() else 0
+    return next((c.name for c in reversed(scene.weighted) if c.size_out == size), "")
 
 
 def _reads_weights(scene: Scene) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from normscope.call.arguments import first_tensor, mapped, tensors
 from normscope.call.graph import handwritten, nodes
@@ -89,6 +90,8 @@ class Scene:
     again: dict[str, int] = field(default_factory=dict)
     #: Modules (name, itself, input) with an ``autograd.Function`` of the user's.
     custom: list[tuple[str, nn.Module, Tensor]] = field(default_factory=list)
+    #: The first layer behind a recurrent one on packed sequences to which some samples come as zeros alone.
+    zero_rows: dict[str, Any] = field(default_factory=dict)
     #: Linear layers of which the second gets what the first gave.
     in_a_row: list[tuple[str, str]] = field(default_factory=list)
     grads: dict[str, Tensor | None] = field(default_factory=dict)
@@ -126,6 +129,14 @@ def watch(at: Step) -> Scene:
     return scene
 
 
+def _main(whole: Any) -> Tensor | None:
+    """The output that a loss is about: the first that is no single number, where there is one."""
+    first = first_tensor(whole)
+    if first is None or first.dim():
+        return first
+    return next((t for t in tensors(whole) if t.is_floating_point() and t.dim()), first)
+
+
 def _ends(t: Tensor) -> tuple[float, float] | None:
     """Between which numbers the last function of a tensor lies, shapes apart."""
     node = t.grad_fn
@@ -146,7 +157,7 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
     scene.remade = [n for n, p in at.root.named_parameters() if id(p) not in own]
     scene.targets = at.own_targets()
     scene.loss = at.settled(whole)
-    scene.output = None if at.step is not None else first_tensor(whole)
+    scene.output = None if at.step is not None else _main(whole)
     if scene.output is not None and not scene.output.is_floating_point():
         scene.output = None
     if scene.loss.kind == COTANGENT:
@@ -177,13 +188,14 @@ def _pass(scene: Scene, others: Mapping[int, int], held: Mapping[int, str], modu
         scene.grads = {n: None if g is None else g.detach().to_dense() for (n, _), g in zip(wanted, found, strict=True)}
     scene.whole = mapped(whole, lambda t: t.detach())
     if scene.output is not None:
-        scene.output = first_tensor(scene.whole)
+        scene.output = _main(scene.whole)
 
 
 @contextmanager
 def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[no-untyped-def]
     handles, weights_ran = [], [False]
     linear: dict[int, tuple[nn.Linear, str, Tensor, int]] = {}
+    packed: list[str] = []
     frozen_names = {m: n for n, m in root.named_modules()}
     repeated, fed = _repeated(root), dict[tuple[nn.Module, int, int], list[Tensor]]()
 
@@ -208,6 +220,11 @@ def _observed(scene: Scene, root: nn.Module, samples: Samples):  # type: ignore[
         single = any(p.numel() == 1 for p in module.parameters(recurse=False))
         if single and x.is_floating_point() and call.name not in scene.scales:
             scene.scales[call.name] = module, float(x.detach().float().square().mean().sqrt())
+        if isinstance(module, nn.RNNBase) and args and isinstance(args[0], PackedSequence):
+            packed[:] = [call.name]
+        elif packed and weighted and not scene.zero_rows and x.dim() == 2 and len(x) == samples.n:
+            share = float((x == 0).all(1).float().mean())
+            scene.zero_rows = {"module": call.name, "behind": packed[0], "share": share}
         if isinstance(module, nn.Linear):
             before = linear.get(id(x))
             same = before is not None and before[3] == x._version  # no activation in place between them

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscope.call.arguments import tensors
 from normscope.findings.checkup.scene import Rerun, Scene
@@ -32,10 +32,13 @@ def next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
     after = float((wanted[:, :-2] == x[:, 2:])[seen[:, :-2]].float().mean())
     if same > 0.9 and (hidden := _one_token(x, ~seen)) is not None:
         return {"visible_only": {"share": float(seen.float().mean()), "token": hidden}}
+    before = float((wanted[:, 1:] == x[:, :-1])[seen[:, 1:]].float().mean())
     if after > 0.9 > max(same, following):
         return {"two_ahead": after}
+    if same > 0.99 and float(seen.float().mean()) < 0.9 and len(x[~seen].unique()) > 3:
+        return {"asked_shown": same}  # what is left out is no padding: some places are asked for
     again = Rerun.of(scene.at, 8)
-    if max(same, following) < 0.9 or again is None:
+    if max(same, following, before) < 0.9 or again is None:
         return {}
 
     def other_end(x: Tensor) -> Tensor:
@@ -49,7 +52,10 @@ def next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
     looks = again.run(ahead, "eval")
     if looks is None:
         return {}
-    return {"copied_inputs": same if looks < 1e-5 else 0.0, "sees_ahead": looks if following > 0.9 else 0.0}
+    return {
+        "copied_inputs": max(same, before) if looks < 1e-5 else 0.0, "back": before > same,
+        "sees_ahead": looks if following > 0.9 else 0.0,
+    }  # fmt: skip
 
 
 def _one_token(x: Tensor, where: Tensor) -> int | None:
@@ -86,3 +92,39 @@ def _fed_answers(scene: Scene, x: Tensor, g: Tensor) -> dict[str, Any]:
 
     looks = again.run(answers, "eval")
     return {"fed_answers": at} if looks is not None and looks > 1e-4 else {}
+
+
+def padding(scene: Scene) -> dict[str, Any]:
+    """The share of padding among the tokens, and what it pulls on its embedding beside all other tokens together."""
+    ids = [t for t in tensors((scene.at.args, scene.at.kwargs)) if not t.is_floating_point() and t.dim() == 2]
+    tables = [m for _, m in scene.at.root.named_modules() if isinstance(m, nn.Embedding)]
+    names = {m: n for n, m in scene.at.root.named_modules()}
+    for x in ids[:1]:
+        ends = x[:, -1], x[:, 0]
+        for end, flipped in zip(ends, (False, True), strict=True):
+            pad = int(end.mode().values)
+            if float((end == pad).float().mean()) < 0.8:
+                continue
+            run = ((x if flipped else x.flip(1)) == pad).long().cumprod(1)
+            share = float(run.float().mean())
+            ragged = int(run.sum(1).max()) > 1  # one in each row is a place to read from, say
+            if share < 0.3 or not ragged or int((x == pad).sum()) > 1.05 * int(run.sum()) + 5:
+                continue
+            for table in tables:
+                g = scene.grads.get(f"{names[table]}.weight")
+                if (at := table.padding_idx) not in (None, pad) and _inside(x, int(at)):
+                    return {"share": share, "id": pad, "module": names[table], "named": at}
+                if g is None or table.padding_idx is not None or not 0 <= pad < len(g) or len(g) <= int(x.max()):
+                    continue
+                rest = float(torch.cat([g[:pad], g[pad + 1 :]]).norm())
+                return {
+                    "share": share, "pull": float(g[pad].norm()) / max(rest, 1e-30), "id": pad, "module": names[table],
+                }  # fmt: skip
+    return {}
+
+
+def _inside(x: Tensor, token: int) -> bool:
+    """Whether a token stands in between others, and not at the ends of the rows as padding does."""
+    at = x == token
+    ends = at.long().cumprod(1) + at.flip(1).long().cumprod(1).flip(1)
+    return int(at.sum()) >= 8 and int((at & (ends == 0)).sum()) > 0.8 * int(at.sum())

@@ -134,6 +134,7 @@ def of_wiring(scene: Scene, elsewhere: Collection[int] = ()) -> dict[str, Any]:
         and any(p.dim() > 1 for p in c.module.parameters(recurse=False))
     ]  # fmt: skip
     found["remade"] = scene.remade
+    found["zero_rows"] = scene.zero_rows if 0.1 < scene.zero_rows.get("share", 0.0) < 1 else {}
     found["first_norm"] = next((c.name for c in scene.calls if "norm" in type(c.module).__name__.lower()), "")
     found["mixed_norms"] = _mixed_norms(scene)
     found["random_gains"] = _random_gains(scene)
@@ -241,8 +242,8 @@ def _random_frozen(scene: Scene, named: Mapping[str, Tensor], held: set[int] | N
             continue
         if not all(scene.layer_of(n) in fixed for n in weights if scene.layer_of(n) in {c.name for c in scene.calls}):
             continue
-        if all(any(_same(named[n], p) for k, p in named.items() if k not in frozen) for n in weights):
-            continue  # a teacher that starts as a copy of what trains
+        if all(any(_alike(named[n], p) for k, p in named.items() if k not in frozen) for n in weights):
+            continue  # a teacher that starts as a copy of what trains, or follows it
         fresh = sum(named[n].numel() for n in weights if table or is_default(owner_of(root, n), named[n], n))
         every = sum(named[n].numel() for n in weights)
         if fresh >= 0.9 * every and every >= 0.2 * sum(p.numel() for p in named.values()):
@@ -279,6 +280,11 @@ def _gaussian(p: Tensor) -> bool:
     edge = float(w.square().mean().sqrt()) * (math.sqrt(len(w)) + math.sqrt(w.shape[1]))
     top = float(torch.linalg.matrix_norm(w[:5000] if len(w) > 5000 else w, 2)) * math.sqrt(max(1.0, len(w) / 5000))
     return float((cdf - grid).abs().max()) < 2.2 / math.sqrt(len(z)) and top < 1.1 * edge
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors point nearly the same way."""
+    return a.shape == b.shape and float(torch.cosine_similarity(a.flatten(), b.flatten(), 0)) > 0.9
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

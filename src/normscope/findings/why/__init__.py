@@ -16,8 +16,9 @@ from normscope.call.traceless import Kept
 from normscope.core.errors import UsageError, finite_number, flag, shown, whole_number
 from normscope.core.files import expanded, path_text
 from normscope.findings.diagnosis import Diagnosis, diagnose
+from normscope.findings.why.games import against, same_way
 from normscope.findings.why.made import Seen, Unclear, seen
-from normscope.findings.why.watch import Enough, Pair, Watch
+from normscope.findings.why.watch import Enough, Watch
 
 __all__ = ["Run", "run", "why"]
 
@@ -91,24 +92,30 @@ def run(
             ended = f"left by sys.exit({stop.code!r})"
         except Exception as error:
             crash, ended = _last_lines(error), "crashed"
-    diagnoses, missing = [], []
-    for pair in reversed(watch.pairs.values()):  # the last one that began is what the script is about
+    diagnoses: list[Diagnosis] = []
+    missing: list[str] = []
+    pairs = list({id(p): p for p in watch.pairs.values()}.values())
+    for pair in reversed(pairs):  # the last one that began is what the script is about
+        if pair.beside is not None:
+            continue
         try:
-            against = any(_against(pair, other) for other in watch.pairs.values() if other is not pair)
+            rivals = [other for other in pairs if other is not pair and against(pair, other)]
+            alike = next(filter(None, (same_way(pair, other) for other in rivals)), None)
             made = seen(pair)
-            if against:
+            if rivals:
                 made.observed.clear()
+                made.observed["same_way"] = alike
             else:
                 made.observed["all"] = ended == "ended by itself"
-            made.observed["trained"] = any(
-                p.span[1] < pair.span[0] and p.held & pair.held for p in watch.pairs.values()
-            )
-            made.observed["elsewhere"] = set().union(*(p.held for p in watch.pairs.values() if p is not pair))
-            options = {"trial": False if against else trial, "rates": False if against else rates}
-            diagnoses.append(_told(made, options, pair.count, against))
+            made.observed["trained"] = any(p.span[1] < pair.span[0] and p.held & pair.held for p in pairs)
+            made.observed["elsewhere"] = set().union(*(p.held for p in pairs if p is not pair))
+            made.observed["unloaded"] = watch.loads.left({id(p) for b in pair.before for p in b.parameters})
+            made.observed["idle"] = watch.idle() if not diagnoses else None
+            options = {"trial": False if rivals else trial, "rates": False if rivals else rates}
+            diagnoses.append(_told(made, options, pair.count, bool(rivals)))
         except Unclear as reason:
             missing.append(str(reason))
-    if not watch.pairs:
+    if not pairs:
         missing.append(
             f"the script {ended}, and no optimizer stepped"
             + (f" ({watch.backwards} backward passes were seen)" if watch.backwards else " (no backward pass was seen)")
@@ -116,15 +123,9 @@ def run(
     return Run(diagnoses, missing, crash, ended)
 
 
-def _against(pair: Pair, other: Pair) -> bool:
-    """Whether two optimizers of different parameters take turns, and one's loss depends on what the other trains."""
-    turns = pair.span[0] < other.span[1] and other.span[0] < pair.span[1]
-    return turns and any(not (other.held & pair.held) and other.held & set(map(id, b.parameters)) for b in pair.before)
-
-
-def _told(made: Seen, options: dict[str, Any], steps: int, against: bool) -> Diagnosis:
+def _told(made: Seen, options: dict[str, Any], steps: int, game: bool) -> Diagnosis:
     found = diagnose(made.step, label=made.label, **options, observed=made.observed)
-    if against:
+    if game:
         note = (
             "another optimizer trains a part of this loss in turns (a game, as of GANs): its fall is no measure, "
             "no trial"

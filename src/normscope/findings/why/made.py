@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +53,10 @@ def seen(pair: Pair) -> Seen:
     entries = first.tape.behind(loss)
     models = _distinct([e.module for e in entries if e.module is not None])
     if not models:
-        raise Unclear(f"the loss of {where} does not depend on any module that ran with gradients on: is it detached?")
+        raise Unclear(
+            f"the loss of {where} does not depend on any module that ran with gradients on: it is detached, or "
+            "computed inside of torch.func's transforms, or trains tensors that no module holds (a temperature, say)"
+        )
     weights = {id(p) for m in models for p in m.parameters()}
     read = {id(t) for t, _ in first.tape.twins.values()} | {id(t) for e in entries for t in tensors((e.args, e.kwargs))}
     if not pair.held & weights and pair.held & read:
@@ -69,9 +72,11 @@ def seen(pair: Pair) -> Seen:
         "losses": [*losses, *(loss for loss, _ in pair.later)],
         "rates": [*(t.rate for t in pair.taken), *(rate for _, rate in pair.later)],
         "loaders": pair.loaders,
+        "copied": first.tape.copied,
         "signed": next(filter(None, map(_signed, entries)), None),
     }  # fmt: skip
-    single = len(calls) == 1 and len(models) == 1 and not any(e.call is torch.autograd.grad for e in entries)
+    plain = not any(e.call is torch.autograd.grad for e in entries)
+    single = plain and len(calls) == len(models) == 1 and isinstance(calls[0].call, nn.Module)
     step = (_single if single else _composed)(pair, first, calls, models, loss)
     main = step.root
     mine = [m for m in models if any(id(p) in pair.held for p in m.parameters())] or models
@@ -117,30 +122,35 @@ def _inputs(e: Entry) -> Any:
 def _single(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Module], loss: Tensor) -> Step:
     """One model, called once for a loss: its batch, and the loss as a function of outputs and targets."""
     call = calls[0]
-    inside = any(t is loss for t in call.made)
+    at = next((i for i, t in enumerate(call.made) if t is loss), None)
     inputs = _inputs(call)
     given: dict[str, Any] = {"optimizer": pair.optimizer, "mode": "train"}
-    if inside:
-        data = [_inputs(c) for c in _each(pair, models[0])]
-        batches = [b for b in data if isinstance(b, dict)]
-        return (
-            Step(models[0], inputs, **given)
-            if len(batches) < 2
-            else _with_data(models[0], inputs, None, None, batches, given)
-        )
+    if at is not None:
+        data = [b if isinstance(b, dict) else (b, None) for b in (_inputs(c) for c in _each(pair, models[0]))]
+        own = None if isinstance(call.result, Mapping) or len(call.made) == 1 else _own(at)
+        return _with_data(models[0], inputs, None, own, data, given)
     function, targets = _loss(first.tape, call, loss)
     pairs = []
     origins = set()
     for taken in pair.taken:
         for x, _ in taken.losses[:1]:
             inner = taken.tape.unscaled(x)
-            own = [e for e in taken.tape.behind(inner) if e.module is not None]
-            if len(own) == 1 and own[0].module is models[0]:
-                pairs.append((_inputs(own[0]), _loss(taken.tape, own[0], inner)[1]))
-                origins.add(own[0].origin)
+            run = [e for e in taken.tape.behind(inner) if e.module is not None]
+            if len(run) == 1 and run[0].module is models[0]:
+                pairs.append((_inputs(run[0]), _loss(taken.tape, run[0], inner)[1]))
+                origins.add(run[0].origin)
     if len(origins) == 1 and not pair.listed:  # all data at once, every time
         pairs = pairs[:1]
     return _with_data(models[0], inputs, targets, function, pairs, given)
+
+
+def _own(at: int) -> Callable[..., Any]:
+    """The loss that a model gives as one of several tensors."""
+
+    def own_loss(whole: Any, _: Any) -> Any:
+        return list(tensors(whole))[at]
+
+    return own_loss
 
 
 def _with_data(
@@ -249,10 +259,14 @@ def _composed(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Modu
     same = _read_again(leaves, calls)
     leaves = [t for t in leaves if id(t) not in same]
     model = models[0] if len(models) == 1 else _enclosing(pair, models) or Parts(models)
+    owned = {id(p): (m, n) for m in model.modules() for n, p in m.named_parameters(recurse=False)}
+    read = {id(t) for e in entries for t in tensors((e.args, e.kwargs))}
+    bare = {k: at for k, at in owned.items() if k in read}
 
     def again(_: nn.Module, batch: Any) -> Any:
         with torch.enable_grad() if derived else nullcontext():
             given = {id(t): new for t, new in zip(leaves, batch.values(), strict=True)}
+            given |= {k: getattr(m, n) for k, (m, n) in bare.items()}  # the copies that stand there now
             return replay(entries, given | {k: given[id(t)] for k, t in same.items()}, loss)
 
     derived = any(e.call is torch.autograd.grad for e in entries)

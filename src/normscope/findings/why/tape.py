@@ -52,6 +52,12 @@ class Tape:
     #: Copies of tensors that the script made, by ``id`` and version, with the tensor: one that goes to several calls
     #: stays one.
     twins: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    #: Backward passes.
+    passes: int = 0
+    #: How often each tensor had been written into when it was last on the tape, by ``id``.
+    versions: dict[int, int] = field(default_factory=dict)
+    #: Where a tensor came in that something unseen filled with the numbers of another one, which has a gradient.
+    copied: list[str] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
         """Write a call down, and which tensors it made."""
@@ -61,6 +67,16 @@ class Tape:
         entry.made = tuple(tensors(entry.result))
         for t in entry.made:
             self.made[id(t)] = len(self.entries) - 1
+            self.versions[id(t)] = _version(t)
+
+    def untouched(self, t: Tensor) -> bool:
+        """Whether a tensor on the tape holds what was made there: nothing unseen (a collective) wrote into it."""
+        return t.requires_grad or _version(t) == self.versions[id(t)]
+
+    def holds(self, t: Tensor) -> bool:
+        """Whether another tensor on the tape, with a gradient, has the same numbers."""
+        others = (x for e in self.entries for x in e.made if x.requires_grad and x.shape == t.shape)
+        return bool((t != 0).any()) and any(torch.equal(x.detach(), t) for x in others)
 
     def follows(self, *values: Any) -> bool:
         """Whether any of these tensors was made by a call on the tape, or on the one before (as the samples that a
@@ -107,6 +123,8 @@ class Tape:
             if e.call not in _SCALES or len(inner) != 1 or inner[0].numel() != 1:
                 return loss
             other = [x for x in e.args if x is not inner[0] and _scalar(x)]
+            if self.passes < 2 and other and not isinstance(other[0], Tensor):
+                return loss  # nothing is accumulated
             if len(other) != 1 or not 0 < float(other[0]) < math.inf:
                 return loss
             if isinstance(other[0], Tensor) and (e.call in _DIVIDES or math.frexp(float(other[0]))[0] != 0.5):
@@ -159,7 +177,7 @@ class Recorder(Mode):
         watch = self.watch
         if not watch.outside() or func in IGNORED:
             return func(*args, **kwargs)
-        if not watch.tape.follows(args, kwargs):
+        if not watch.tape.follows(args, kwargs) and not watch.derives(args, kwargs):
             result = func(*args, **kwargs)
             if func in MERGES and args[0].dim() > 1 and result.shape[:1] != args[0].shape[:1]:
                 watch.tape.merged[id(result)] = Entry(func, args, kwargs, result)
@@ -174,11 +192,16 @@ class Recorder(Mode):
 #: Functions that compute nothing.
 IGNORED = {
     Tensor.backward, Tensor.requires_grad_, Tensor.retain_grad, Tensor.register_hook, Tensor.__repr__, Tensor.item,
-    Tensor.tolist, Tensor.numpy,
+    Tensor.tolist, Tensor.numpy, Tensor.is_inference,
+    Tensor._version.__get__, Tensor.requires_grad.__get__,  # type: ignore[attr-defined]
 }  # fmt: skip
 
 
 MERGES = {Tensor.flatten, torch.flatten, Tensor.reshape, torch.reshape, Tensor.view}
+
+
+def _version(t: Tensor) -> int:
+    return -1 if t.is_inference() else t._version
 
 
 def frozen(value: Any, tape: Tape) -> Any:
@@ -187,9 +210,11 @@ def frozen(value: Any, tape: Tape) -> Any:
     """
 
     def own(t: Tensor) -> Tensor:
-        if id(t) in tape.made or isinstance(t, nn.Parameter):
+        if isinstance(t, nn.Parameter) or (id(t) in tape.made and tape.untouched(t)):
             return t
-        key = id(t), -1 if t.is_inference() else t._version
+        if id(t) in tape.made and tape.holds(t):
+            tape.copied.append(place())
+        key = id(t), _version(t)
         known = tape.twins.get(key) or (tape.earlier.twins.get(key) if tape.earlier is not None else None)
         if known is not None:
             return known[1]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,11 +19,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.data import DataLoader
 
 from normscope.call.arguments import tensors
+from normscope.call.surroundings import transforms
+from normscope.findings.why.loads import Loads
 from normscope.findings.why.tape import LIBRARIES, Entry, Recorder, Tape, frozen, place
 
 #: After enough steps of the only pair so far, the script may go on for so many steps and seconds, unrecorded: what
 #: trains first may be a part, and the training that is asked about comes behind it.
 LINGER, LINGER_SECONDS = 2000, 20.0
+#: An optimizer that lost so many gradients to `zero_grad` and never stepped is forgotten (chosen by us).
+LOST = 10
 #: Calls on a tape, at most: a loop that never steps must not fill the memory.
 MOST = 20_000
 #: A list of so many batches is a data loader: one that holds the same batch again and again is none that trains on all
@@ -96,6 +101,10 @@ class Pair:
     listed: bool = False
     #: The data loaders of the script.
     loaders: list[Any] = field(default_factory=list)
+    #: The pair that steps on the same losses right before, where it is so at every step.
+    beside: Pair | None = None
+    #: How many optimizers of one line, and over the same tensors, stepped one after another.
+    optimizers: int = 1
 
     @property
     def held(self) -> set[int]:
@@ -112,37 +121,58 @@ class Watch:
         self.tape, self.losses, self.events = Tape(), [], []  # type: ignore[var-annotated]
         self.pairs: dict[int, Pair] = {}
         self.built: dict[int, str] = {}
+        #: Optimizers that have not stepped, and how often they were cleared of gradients.
+        self.cleared: dict[int, tuple[torch.optim.Optimizer, int]] = {}
+        self.loads = Loads()
+        self._last: tuple[Pair, Taken] | None = None
         self.backwards = self.steps_taken = 0
         self._local = threading.local()
         self._process = os.getpid()
         self._enough_since: float | None = None
 
     def outside(self) -> bool:
-        """Whether no module is running in this thread, and this is the script's own process."""
-        return getattr(self._local, "depth", 0) == 0 and os.getpid() == self._process
+        """Whether no module is running in this thread, nor a transform of torch.func, and this is the script's own
+        process.
+        """
+        return getattr(self._local, "depth", 0) == 0 and os.getpid() == self._process and not transforms()
 
     # What the patches call
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A module's call: outermost ones with gradients on go on the tape."""
         if not self.outside() or not torch.is_grad_enabled() or len(self.tape.entries) > MOST:
-            return self._inside(original, module, args, kwargs)
+            return self._inside(original, module, *args, **kwargs)
         holds = any(True for _ in module.parameters())
         follows = self.tape.follows(args, kwargs)
         if not holds and not follows:
-            return self._inside(original, module, args, kwargs)
+            return self._inside(original, module, *args, **kwargs)
         kept = frozen((args, kwargs), self.tape)
         origin = tuple(t.data_ptr() for t in tensors((args, kwargs)) if t.layout is torch.strided)
-        result = self._inside(original, module, args, kwargs)
+        result = self._inside(original, module, *args, **kwargs)
         self.tape.add(Entry(module, kept[0], kept[1], result, module if holds else None, place=place(), origin=origin))
         return result
 
-    def _inside(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def apply(self, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """A call of an ``autograd.Function`` of the user's, which may run a module without gradients inside."""
+        holder = next((a for a in args if isinstance(a, nn.Module) and any(True for _ in a.parameters())), None)
+        if not self.outside() or not torch.is_grad_enabled() or not (holder or self.tape.follows(args)):
+            return original(*args)
+        kept = frozen(args, self.tape)
+        result = self._inside(original, *args)
+        self.tape.add(Entry(original, kept, {}, result, holder, place=place()))
+        return result
+
+    def _inside(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._local.depth = getattr(self._local, "depth", 0) + 1
         try:
-            return original(module, *args, **kwargs)
+            return original(*args, **kwargs)
         finally:
             self._local.depth -= 1
+
+    @staticmethod
+    def derives(*values: Any) -> bool:
+        """Whether the script may differentiate by any of these tensors."""
+        return any(t.requires_grad and t.is_leaf and not isinstance(t, nn.Parameter) for t in tensors(values))
 
     def backward(self, roots: Any) -> None:
         """A backward pass begins."""
@@ -150,17 +180,35 @@ class Watch:
             return
         self.backwards += 1
         self.events.append("backward")
+        self.tape.passes += 1
         root = next(tensors(roots), None)
         if root is not None:
             self.tape.follows(root)
             self.losses.append((root, place()))
+
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is about to be cleared of gradients."""
+        self.events.append("clear")
+        grads = (p.grad for g in optimizer.param_groups for p in g["params"])
+        if id(optimizer) not in self.pairs and any(g is not None and bool((g != 0).any()) for g in grads):
+            self.cleared[id(optimizer)] = optimizer, self.cleared.get(id(optimizer), (optimizer, 0))[1] + 1
+
+    def idle(self) -> dict[str, Any] | None:
+        """The first optimizer that loses its gradients again and again, and whose tensors nothing moves."""
+        held = set().union(*(p.held for p in self.pairs.values()))
+        for key, (optimizer, times) in self.cleared.items():
+            own = [p for g in optimizer.param_groups for p in g["params"]]
+            if key not in self.pairs and times >= LOST and not held & set(map(id, own)):
+                place = self.built.get(key, "the script")
+                return {"kind": type(optimizer).__name__, "place": place, "tensors": len(own), "clears": times}
+        return None
 
     def about_to_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """An optimizer is about to step."""
         if os.getpid() != self._process or getattr(self._local, "stepping", None) not in (None, optimizer):
             return
         self._local.stepping = optimizer
-        pair = self.pairs.setdefault(id(optimizer), Pair(optimizer, self.built.get(id(optimizer), "")))
+        pair = self.pairs.setdefault(id(optimizer), self._pair(optimizer))
         if not pair.taken:
             pair.loaders = _loaders()
             pair.listed = _listed({at for e in self.tape.entries if e.module is not None for at in e.origin})
@@ -174,6 +222,15 @@ class Watch:
                 "groups": [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
             }
 
+    def _pair(self, optimizer: torch.optim.Optimizer) -> Pair:
+        """A new pair; or that of an optimizer of the same line over the same tensors, which this one goes on for."""
+        new = Pair(optimizer, self.built.get(id(optimizer), ""))
+        known = next((p for p in self.pairs.values() if p.place == new.place and p.held == new.held), None)
+        if known is None or not new.place:
+            return new
+        known.optimizers += 1
+        return known
+
     def stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """An optimizer has stepped."""
         if os.getpid() != self._process or getattr(self._local, "stepping", None) is not optimizer:
@@ -182,6 +239,10 @@ class Watch:
         pair = self.pairs[id(optimizer)]
         rate = max((float(g.get("lr", 0.0)) for g in optimizer.param_groups), default=0.0)
         taken = Taken(self.tape, self.losses, [*self.events, "step"], rate)
+        last, shares = self._last, False
+        if last is not None and last[0] is not pair and not self.losses:  # one backward pass for two optimizers
+            taken, shares = Taken(last[1].tape, last[1].losses, [*last[1].events, *taken.events], rate), True
+        pair.beside = last[0] if last is not None and shares and (not pair.count or pair.beside is last[0]) else None
         if pair.count < 3:  # the first step of a warm-up may have rate 0
             taken.moved = sum(b.moved() for b in pair.before)
         pair.count += 1
@@ -192,6 +253,7 @@ class Watch:
         elif taken.losses:
             pair.later.append((float(taken.tape.unscaled(taken.losses[0][0]).detach().sum()), rate))
         taken.tape.earlier = None
+        self._last = (pair, taken) if not shares else last
         self.tape, self.losses, self.events = Tape(earlier=taken.tape if len(self.built) > 1 else None), [], []
         if self.on_step is not None:
             self.on_step(pair.count)
@@ -219,7 +281,9 @@ class Watch:
         calls, inits, clears, module_clears = (
             nn.Module.__call__, torch.optim.Optimizer.__init__, torch.optim.Optimizer.zero_grad, nn.Module.zero_grad,
         )  # fmt: skip
-        backward = torch.autograd.backward
+        backward, apply = torch.autograd.backward, torch.autograd.Function.__dict__["apply"]
+        scales, unscales = torch.amp.GradScaler.scale, torch.amp.GradScaler.unscale_
+        loads = nn.Module.load_state_dict
         watch = self
 
         def module_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -230,7 +294,7 @@ class Watch:
             inits(optimizer, *args, **kwargs)
 
         def clear(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-            watch.events.append("clear")
+            watch.clear(optimizer)
             return clears(optimizer, *args, **kwargs)
 
         def clear_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -240,6 +304,25 @@ class Watch:
         def go_back(roots: Any, *args: Any, **kwargs: Any) -> Any:
             watch.backward(roots)
             return backward(roots, *args, **kwargs)
+
+        def scale(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            if scaler.is_enabled():
+                watch.events.append("scaled")
+            return scales(scaler, *args, **kwargs)
+
+        def unscale(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            watch.events.append("unscale")
+            return unscales(scaler, *args, **kwargs)
+
+        def load(module: nn.Module, state: Any, *args: Any, **kwargs: Any) -> Any:
+            found = loads(module, state, *args, **kwargs)
+            watch.loads.add(module, state, found, place())
+            return found
+
+        function = torch.autograd.Function
+
+        def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            return watch.apply(partial(apply.__func__, cls, **kwargs), args)
 
         def clipping(original: Callable[..., Any]) -> Callable[..., Any]:
             def clip(*args: Any, **kwargs: Any) -> Any:
@@ -255,8 +338,9 @@ class Watch:
         patches: list[tuple[Any, str, Any]] = [
             (nn.Module, "__call__", module_call), (torch.optim.Optimizer, "__init__", build),
             (torch.optim.Optimizer, "zero_grad", clear), (nn.Module, "zero_grad", clear_module),
-            (torch.autograd, "backward", go_back), (torch, "compile", eager),
-            (nn.Module, "compile", lambda *_, **__: None),
+            (torch.autograd, "backward", go_back), (function, "apply", classmethod(applied)), (torch, "compile", eager),
+            (nn.Module, "compile", lambda *_, **__: None), (nn.Module, "load_state_dict", load),
+            (torch.amp.GradScaler, "scale", scale), (torch.amp.GradScaler, "unscale_", unscale),
         ]  # fmt: skip
         for name in ("clip_grad_norm_", "clip_grad_value_"):
             patched = clipping(getattr(utils, name))

@@ -124,7 +124,7 @@ def curve_of(module: nn.Module) -> tuple[str, float, bool] | None:
     gain and a bias of each feature or without; ``None`` for any other. By what a copy of it does to a few numbers.
     """
     own = [*module.parameters(), *module.buffers()]
-    single = [p for p in own if p.numel() == 1]
+    single = [p for p in own if p.numel() == 1 and p.is_floating_point()]
     features = max((p.numel() for p in own), default=0)
     if not single or len(own) > 3 or any(True for _ in module.children()) or isinstance(module, nn.PReLU):
         return None
