@@ -21,6 +21,7 @@ from test_checkup_healthy import (
     tokens,
 )
 from test_checkup_kinds import KINDS, bootstrapped
+from test_script_pairs import PAIRS
 from torch import Tensor, nn
 
 from normscope import UsageError, diagnose
@@ -2246,7 +2247,7 @@ def test_a_broken_setup_gets_the_rule_of_its_cause_among_the_first_three(name):
     [c for c in RULES if RULES[c].check.__module__.rpartition(".")[2] in CHECKED_HERE],
 )
 def test_a_rule_of_the_check_up_has_a_setup_that_fires(code):
-    assert code in {c for _, c, *_ in (*BROKEN.values(), *KINDS.values())}
+    assert code in {c for _, c, *_ in (*BROKEN.values(), *KINDS.values())} | {c for c, *_ in PAIRS.values()}
 
 
 def test_without_data_a_bad_number_in_the_inputs_is_refused_as_before():

@@ -87,7 +87,7 @@ def idle_step(view: View) -> Iterator[Hit]:
         "optimizer.step is never called" if not s["stepped"] else "the gradients are cleared between backward and step"
         if s["cleared_late"]
             else "no gradient reaches a parameter, the loss that goes backward is cut off from the model (a new "
-        "tensor, detach, .item())" if not s["handed"] else "the update is zero"
+        "tensor, detach, .item())" if not s.get("handed", True) else "the update is zero"
     )  # fmt: skip
     severity = "info" if s["backward"] and not s["stepped"] else ""
     yield Hit(None, "moved", 0, 1, f"two steps changed no parameter: {why} (order: {', '.join(s['events'])})", severity)

@@ -224,13 +224,6 @@ def schedule(view: View) -> Iterator[Hit]:
     if len(rates) < 5:
         return
     full, most = view.section("update").get("lr", 0.0), max(seen)
-    if own.get("all") and len(seen) >= 2 * SOON and 1.5 * seen[0] < most == seen[-1] < RISEN * full:
-        text = (
-            f"the learning rate rises from {seen[0]:.2g} through all {len(seen)} steps of the training, and ends at "
-            f"{most:.2g} of {full:.2g}: the warm-up never ends (stepped once an epoch, and counted in steps?)"
-        )
-        yield Hit(None, "learning_rate", most, RISEN * full, text)
-        return
     stairs = _stairs(seen, full)
     if stairs:
         text = (
@@ -240,6 +233,13 @@ def schedule(view: View) -> Iterator[Hit]:
         )
         cure = "Step the scheduler after every batch; in Lightning: {'scheduler': scheduler, 'interval': 'step'}."
         yield Hit(None, "learning_rate", most, RISEN * full, text, cure=cure)
+        return
+    if own.get("all") and len(seen) >= 2 * SOON and 1.5 * seen[0] < most == seen[-1] < RISEN * full:
+        text = (
+            f"the learning rate rises from {seen[0]:.2g} through all {len(seen)} steps of the training, and ends at "
+            f"{most:.2g} of {full:.2g}: the warm-up never ends (stepped once an epoch, and counted in steps?)"
+        )
+        yield Hit(None, "learning_rate", most, RISEN * full, text)
         return
     if max(rates) == 0:
         text = f"the learning rate is 0 in all of the first {len(rates)} steps: the schedule (warm-up) never raises it"

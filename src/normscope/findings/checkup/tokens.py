@@ -127,4 +127,4 @@ def _inside(x: Tensor, token: int) -> bool:
     """Whether a token stands in between others, and not at the ends of the rows as padding does."""
     at = x == token
     ends = at.long().cumprod(1) + at.flip(1).long().cumprod(1).flip(1)
-    return int(at.sum()) >= 8 and int((at & (ends == 0)).sum()) > 0.8 * int(at.sum())
+    return int(at.sum()) >= 8 and int((at & (ends == 0)).sum()) > 0.5 * int(at.sum())
