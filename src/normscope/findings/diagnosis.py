@@ -107,7 +107,9 @@ class Diagnosis(Shown):
         whom = (f"with {' and '.join(trained)} " if trained else "") + later or (
             "with neither SGD nor Adam, too few steps to tell" if unknown else "with neither SGD nor Adam"
         )
-        words = f" In a trial of {trial['steps']} steps the loss fell {whom.strip()}"
+        most = max(trial[key]["steps"] for key in ("sgd", "adam"))
+        longer = f" to {most}" if most > trial["steps"] else ""
+        words = f" In a trial of {trial['steps']}{longer} steps the loss fell {whom.strip()}"
         if "own" in trial:
             own = trial["own"]
             first, last = ends(own)
@@ -129,11 +131,7 @@ class Diagnosis(Shown):
         given = checkup.get("given", [])
         unseen = [] if "optimizer" in given else ["no optimizer given"]
         unseen += [] if gradients else ["no gradient"]
-        unseen += (
-            []
-            if not gradients or "task" in checkup.get("loss", {})
-            else ["the loss is no function of outputs and targets"]
-        )
+        unseen += [] if not gradients or "task" in checkup.get("loss", {}) else ["the loss only as a whole"]
         unseen += [f"could not look at {_SECTIONS.get(k, k)}" for k in checkup.get("left_out", {})]
         unseen += (
             [] if "sgd" in checkup.get("trial", {}) or "trial" in checkup.get("left_out", {}) else ["no trial run"]

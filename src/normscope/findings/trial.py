@@ -187,9 +187,9 @@ def _long_run(t: Mapping[str, Any], name: str) -> str:
     words = f", after {means[low]:.3g} at step {(low + 1) * few}" if again else ""
     return (
         f"in {own['steps']} steps of the loop as given the loss goes from {own['start']:.3g} to {own['end']:.3g}"
-        f"{words}; {name} in the plain loop brings batches that it never saw to {stream['unseen']:.3g} in "
-        f"{stream['steps']} steps over {t['batches']} of the batches: the rate, the schedule, or what else the loop "
-        "does (to the data, to the weights) holds it back"
+        f"{words}; {name} at rate {t[name.lower()]['rate']:g} in the plain loop brings batches that it never saw to "
+        f"{stream['unseen']:.3g} in {stream['steps']} steps over {t['batches']} of the batches: the rate, the "
+        "schedule, or what else the loop does (to the data, to the weights) holds it back"
     )
 
 
