@@ -362,6 +362,16 @@ READ = {
                 F.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
                 optimizer.step()
     """,
+    "gradients of a few rows": """
+        net = nn.Sequential(nn.Embedding(50, 16, sparse=True), nn.Flatten())
+        aim = torch.randn(50, 16)
+        optimizer = torch.optim.SparseAdam(list(net.parameters()), 1e-1)
+        for step in range(60):
+            optimizer.zero_grad()
+            i = torch.randint(0, 50, (32,))
+            (net(i) - aim[i]).square().mean().backward()
+            optimizer.step()
+    """,
     "a score that comes first": """
         class Net(nn.Module):
             def __init__(self):

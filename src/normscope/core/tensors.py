@@ -58,3 +58,8 @@ def checked_generator(value: Any) -> torch.Generator:
 def rms(x: Tensor) -> float:
     """Root mean square entry, summed in float64."""
     return float(x.detach().double().square().mean().sqrt())
+
+
+def moves(grad: Tensor | None) -> bool:
+    """Whether a gradient, dense or sparse, is there and not 0 throughout."""
+    return grad is not None and bool((grad.to_dense() != 0).any())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from normscope.call.step import Step
+from normscope.core.tensors import moves
 from normscope.findings.checkup.functions import Functions
 from normscope.training.own import Own
 from normscope.training.short import ShortRuns, Update
@@ -42,7 +43,7 @@ def of_loop(at: Step) -> dict[str, Any]:
         def listened(args: tuple[Any, ...], kwargs: dict[str, Any], targets: Any) -> Tensor:
             events: list[str] = []
             log.append(events)
-            if not any(c.grad is not None and bool((c.grad != 0).any()) for c in copies.values()):
+            if not any(moves(c.grad) for c in copies.values()):
                 events.append("clear")
             before, after = {k: c.detach().clone() for k, c in copies.items()}, {}
 
@@ -53,7 +54,7 @@ def of_loop(at: Step) -> dict[str, Any]:
 
             def handed(optimizer: torch.optim.Optimizer, *_: Any) -> None:
                 held = [p for g in optimizer.param_groups for p in g["params"] if id(p) in here]
-                fed = any(p.grad is not None and bool((p.grad != 0).any()) for p in held)
+                fed = any(moves(p.grad) for p in held)
                 back["handed"] |= fed
                 back["fed"][id(optimizer)] = fed or back["fed"].get(id(optimizer), False)
                 back["of"][id(optimizer)] = list(dict.fromkeys(here[id(p)] for p in held))

@@ -146,7 +146,8 @@ def _step(scene: Scene, mine: Mapping[str, Tensor], **changes: Any) -> tuple[dic
     to_its_rate(own)
     for n, p in mine.items():
         g = scene.grads[n]
-        copies[id(p)].grad = None if g is None else g.clone()
+        sparse = isinstance(own, torch.optim.SparseAdam)
+        copies[id(p)].grad = None if g is None else g.to_sparse(1) if sparse else g.clone()
     own.step()
     return {n: copies[id(p)].detach() - start[n] for n, p in mine.items()}, copies
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from normscope.call.arguments import mapped
 from normscope.call.reach import Reach
+from normscope.core.tensors import moves
 from normscope.findings.checkup.scene import Rerun, Scene
 from normscope.training.held import held_by
 
@@ -93,7 +94,7 @@ def of_wiring(scene: Scene, elsewhere: Collection[int] = ()) -> dict[str, Any]:
     if named and not trains:
         found["frozen_modules"] = modules_of(named, root)
     lost = [n for n in trains if scene.grads and scene.grads.get(n) is None]
-    moving = [n for n, g in scene.grads.items() if g is not None and bool((g != 0).any())]
+    moving = [n for n, g in scene.grads.items() if moves(g)]
     found["moving"] = len(moving)
     found["zero"] = [n for n, g in scene.grads.items() if g is not None and not bool((g != 0).any())]
     if scene.grads and found["zero"] and len(found["zero"]) >= 0.3 * len(scene.grads):
@@ -368,8 +369,9 @@ def asleep(scene: Scene, steps: int = 3) -> dict[str, Any]:
                 return list(mine)
             grads = torch.autograd.grad(value, list(mine.values()), allow_unused=True)
             zero = []
-            for (n, p), g in zip(mine.items(), grads, strict=True):
-                if g is None or not bool((g != 0).any()):
+            for (n, p), given in zip(mine.items(), grads, strict=True):
+                g = None if given is None else given.to_dense()
+                if g is None or not moves(g):
                     zero.append(n)
                 elif bool(torch.isfinite(g).all()):
                     size = p.detach().norm().clamp_min(math.sqrt(p.numel()) * 0.1)

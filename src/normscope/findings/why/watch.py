@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from normscope.call.arguments import tensors
 from normscope.call.surroundings import transforms
+from normscope.core.tensors import moves
 from normscope.findings.why.loads import Loads
 from normscope.findings.why.tape import LIBRARIES, Entry, Recorder, Tape, frozen, place
 
@@ -190,7 +191,7 @@ class Watch:
         """An optimizer is about to be cleared of gradients."""
         self.events.append("clear")
         grads = (p.grad for g in optimizer.param_groups for p in g["params"])
-        if id(optimizer) not in self.pairs and any(g is not None and bool((g != 0).any()) for g in grads):
+        if id(optimizer) not in self.pairs and any(map(moves, grads)):
             self.cleared[id(optimizer)] = optimizer, self.cleared.get(id(optimizer), (optimizer, 0))[1] + 1
 
     def idle(self) -> dict[str, Any] | None:
