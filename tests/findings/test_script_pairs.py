@@ -133,9 +133,9 @@ VIEWS = """
 """
 pair("views pushed apart", "NS705", "the loss wants the least alike raised", "", "-",
      VIEWS.replace("SIGN", "FAULT").replace("LABELS", "torch.arange(64)"))  # fmt: skip
-pair("views of others", "NS808", "the most alike stands at i,", "torch.arange(64)", "torch.zeros(64).long()",
+pair("views of others", "NS808", "the most alike stand at i (", "torch.arange(64)", "torch.zeros(64).long()",
      VIEWS.replace("SIGN", "").replace("LABELS", "FAULT"))  # fmt: skip
-pair("both views in turns", "NS808", "the most alike stands at i + 1 and i - 1 in turns", "own ^ 1",
+pair("both views in turns", "NS808", "the most alike stand at i + 1 and i - 1 in turns", "own ^ 1",
      "(own + 32) % 64", """
     net = nn.Sequential(nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 16))
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
@@ -145,6 +145,35 @@ pair("both views in turns", "NS808", "the most alike stands at i + 1 and i - 1 i
         z = F.normalize(net(x.repeat_interleave(2, 0) + 0.3 * torch.randn(64, 24)), dim=1)
         optimizer.zero_grad()
         F.cross_entropy((z @ z.T / 0.2).masked_fill(torch.eye(64).bool(), -1e9), FAULT).backward()
+        optimizer.step()
+""")  # fmt: skip
+pair("a flow", "NS705", "the volume enters with the wrong sign", "+", "-", """
+    class Coupling(nn.Module):
+        def __init__(self, first):
+            super().__init__()
+            self.first, self.net = first, nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 4))
+        def forward(self, x):
+            a, b = x.chunk(2, 1) if self.first else reversed(x.chunk(2, 1))
+            scale, shift = self.net(a).chunk(2, 1)
+            b = b * scale.exp() + shift
+            return torch.cat([a, b] if self.first else [b, a], 1), scale.sum(1)
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([Coupling(True), Coupling(False), Coupling(True)])
+        def forward(self, x):
+            total = 0.0
+            for layer in self.layers:
+                x, volume = layer(x)
+                total = total + volume
+            return x, total
+    flow = Flow()
+    optimizer = torch.optim.Adam(flow.parameters(), 1e-3)
+    for step in range(40):
+        x = torch.randn(64, 4).cumsum(1)
+        z, volume = flow(x)
+        optimizer.zero_grad()
+        (0.5 * z.square().sum(1) - (FAULT volume)).mean().backward()
         optimizer.step()
 """)  # fmt: skip
 pair("a checkpoint", "NS623", "calls 0.0.weight the checkpoint calls 0.weight", "model.load_state_dict(state)",

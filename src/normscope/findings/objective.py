@@ -176,6 +176,7 @@ def sign(view: View) -> Iterator[Hit]:
     targets. Or, of pairs of inputs, it pulls together those that are less alike and pushes the others apart. Or of two
     networks that play against each other, the second one's loss moves the first one's scores of what it made as the
     first one's own loss does. Or of a cross-entropy over all pairs of samples, (n, n), the labels name the least alike.
+    Or a flow's log-determinant, held against its Jacobian, enters the likelihood with the wrong sign.
     """
     s = view.section("loss")
     game = view.section("observed").get("same_way")
@@ -195,15 +196,24 @@ def sign(view: View) -> Iterator[Hit]:
             "for same and 1 for different are two conventions); the sign is flipped"
         )
         yield Hit(None, "pulled_apart", wrong, WRONG, text, "warning")
-    of = view.section("calls").get("partners") or {}
-    if of.get("least", 0.0) > of.get("alike", 0.0):
+    v = view.section("volume")
+    if v and v["sign"] == v["slope"]:
+        which = "log|det dz/dx|" if v["sign"] == 1 else "minus log|det dz/dx|"
         text = (
-            f"in {of['least']:.0%} of the {of['n']} rows of similarities the loss wants the least alike raised: their "
-            "sign is flipped (a distance is no similarity)"
+            f"the number that the model gives each sample is {which}, and the loss "
+            f"{'falls' if v['slope'] < 0 else 'rises'} with it: the volume enters with the wrong sign, what is minimized "
+            "is no likelihood"
         )
-        yield Hit(
-            None, "least", of["least"], of["alike"], text, cure="Give it similarities: u @ v.T / 0.1, or -distance."
+        cure = "loss = -(log_prob(z) + log|det dz/dx|).mean()."
+        yield Hit(None, "slope", v["slope"], 0.0, text, cure=cure)
+    of = view.section("calls").get("partners") or {}
+    if of and of["said"] < -of["out"]:
+        text = (
+            f"of the {of['n']} rows of similarities the loss wants the least alike raised ({-of['said']:.2g} standard "
+            "deviations below the mean of their row): their sign is flipped (a distance is no similarity)"
         )
+        cure = "Give it similarities: u @ v.T / 0.1, or -distance."
+        yield Hit(None, "said", of["said"], 0.0, text, cure=cure)
     if s.get("wrong_sign") and "pulled_apart" not in view.section("pairs"):
         text = (
             f"the loss rises from {s['value']:.3g} to {s['right_answer']:.3g} when the outputs move to the "

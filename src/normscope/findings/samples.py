@@ -59,16 +59,17 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     samples, (n, n), the most alike follow a pattern (each with its own other view), and the labels another one.
     """
     of = view.section("calls").get("partners") or {}
-    if of and of["alike"] > of["least"]:
+    if of and of["said"] >= -of["out"]:
         text = (
-            f"in {of['alike']:.0%} of the {of['n']} rows of similarities the most alike stands at {of['where']}, and "
-            f"the labels name it in {of['said']:.0%}: the loss pulls together what are no pairs"
+            f"of the {of['n']} rows of similarities the most alike stand at {of['where']} ({of['out']:.2g} standard "
+            f"deviations above their row), and the labels name others ({of['said']:.2g}): the loss pulls together what "
+            "are no pairs"
         )
         cure = (
             "Labels follow the order of the batch: arange(n) for u @ v.T of two views; (i + n / 2) % n for the views "
             "one after the other; i + 1 and i - 1 in turns where they are interleaved."
         )
-        yield Hit(None, "partners", of["said"], of["alike"], text, cure=cure)
+        yield Hit(None, "partners", of["said"], of["out"], text, cure=cure)
     p = view.section("data").get("per_batch")
     error = math.sqrt(p["chance"] / p["n"]) if p else math.nan
     if p and p["within"] > p["chance"] + 12 * error and p["across"] < p["chance"] + 6 * error:

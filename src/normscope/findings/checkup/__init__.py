@@ -26,6 +26,7 @@ from normscope.findings.checkup.pull import of_pull
 from normscope.findings.checkup.scene import watch
 from normscope.findings.checkup.trial import of_trial
 from normscope.findings.checkup.update import of_update
+from normscope.findings.checkup.volume import of_volume
 from normscope.findings.checkup.wiring import of_wiring
 
 __all__ = ["check_up"]
@@ -79,6 +80,7 @@ def check_up(
     every("places", lambda: of_places(scene))
     every("pull", lambda: of_pull(scene))
     every("pairs", lambda: of_pairs(scene))
+    every("volume", lambda: of_volume(scene))
     every("graphs", lambda: of_graphs(scene))
     every("flags", lambda: of_flags(scene))
     every("norms", lambda: of_norms(scene))

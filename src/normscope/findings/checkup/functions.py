@@ -39,8 +39,9 @@ _CARRIES = {
 }  # fmt: skip
 #: Dropout that leaves hardly anything: the usual rates lie between 0.1 and 0.5.
 HEAVY = 0.8
-#: Samples from which on a square of similarities is looked at, and the share of its rows that follow one pattern.
-PARTNERS, ALIKE = 16, 0.3
+#: Samples from which on a square of similarities is looked at; how far the pairs stand out of their rows, at least, and
+#: in standard errors (chosen by us).
+PARTNERS, OUT, SURELY = 16, 0.5, 8.0
 
 
 class Functions(Mode):
@@ -292,23 +293,25 @@ def _crosses(a: Any, b: Any) -> bool:
 
 
 def _pairs(scores: Any, labels: Any) -> dict[str, Any] | None:
-    """Of scores (n, n) of all samples with each other the places where the most alike stand, if these follow a pattern,
-    and how often the labels name them; or how often the labels name the least alike.
+    """Of scores (n, n) of all samples with each other the places that follow a pattern and stand out (above their row's
+    mean, in its standard deviations), and how far those that the labels name do, where it is not these that they name,
+    or where they stand out below.
     """
     square = isinstance(scores, Tensor) and isinstance(labels, Tensor) and scores.requires_grad and scores.dim() == 2
     n = len(scores) if square else 0
     if n < PARTNERS or scores.shape[1] != n or labels.shape != (n,) or labels.is_floating_point():
         return None
-    s, own = scores.detach().float(), torch.arange(n, device=scores.device)
-    free = s.clone().fill_diagonal_(-torch.inf)
-    likely = {"i": own, "i + n / 2": (own + n // 2) % n, "i + 1 and i - 1 in turns": own ^ 1}
-    best = {name: float(((s if name == "i" else free).argmax(1) == at).float().mean()) for name, at in likely.items()}
-    name = max(best, key=lambda k: best[k] if k != "i" else 0.0)
-    name = name if best[name] > ALIKE else "i"  # a sample is like itself
-    said = float((labels == likely[name]).float().mean())
-    named, least = (float((end == labels).float().mean()) for end in (s.argmax(1), s.argmin(1)))
-    if (best[name] > ALIKE and max(said, named) < best[name] / 4) or (least > ALIKE > 4 * best[name]):
-        return {"n": n, "where": name, "alike": best[name], "said": said, "least": least}
+    s, own = scores.detach().double(), torch.arange(n, device=scores.device)
+    rest = s[~torch.eye(n, dtype=torch.bool, device=s.device)].reshape(n, n - 1)
+    s = (s - rest.mean(1, keepdim=True)) / rest.std(1, keepdim=True)
+    likely = {"i": own, "i + n / 2": (own + n // 2) % n, "i + 1 and i - 1 in turns": (own ^ 1).clamp_max(n - 1)}
+    out = {name: float(s[own, at].mean()) for name, at in likely.items()}
+    name = max(out, key=lambda k: out[k] if k != "i" else 0.0)
+    name = name if out[name] > OUT else "i"  # a sample is like itself
+    said, surely = float(s[own, labels.clamp(0, n - 1)].mean()), max(OUT, SURELY / n**0.5)
+    elsewhere = float((labels == likely[name]).float().mean()) < 0.1 and said < 0.75 * out[name]
+    if said < -surely or (out[name] > surely and elsewhere):
+        return {"n": n, "where": name, "out": out[name], "said": said}
     return None
 
 
