@@ -201,8 +201,8 @@ def sign(view: View) -> Iterator[Hit]:
         which = "log|det dz/dx|" if v["sign"] == 1 else "minus log|det dz/dx|"
         text = (
             f"the number that the model gives each sample is {which}, and the loss "
-            f"{'falls' if v['slope'] < 0 else 'rises'} with it: the volume enters with the wrong sign, what is minimized "
-            "is no likelihood"
+            f"{'falls' if v['slope'] < 0 else 'rises'} with it: the volume enters with the wrong sign, what is "
+            "minimized is no likelihood"
         )
         cure = "loss = -(log_prob(z) + log|det dz/dx|).mean()."
         yield Hit(None, "slope", v["slope"], 0.0, text, cure=cure)

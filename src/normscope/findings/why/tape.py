@@ -175,7 +175,7 @@ class Recorder(Mode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         watch = self.watch
-        if not watch.outside() or func in IGNORED:
+        if not watch.outside() or func in IGNORED or watch.full():
             return func(*args, **kwargs)
         if not watch.tape.follows(args, kwargs) and not watch.derives(args, kwargs):
             result = func(*args, **kwargs)

@@ -131,6 +131,10 @@ class Watch:
         self._process = os.getpid()
         self._enough_since: float | None = None
 
+    def full(self) -> bool:
+        """Whether the tape has as many calls as it may."""
+        return len(self.tape.entries) > MOST
+
     def outside(self) -> bool:
         """Whether no module is running in this thread, nor a transform of torch.func, and this is the script's own
         process.
@@ -141,7 +145,7 @@ class Watch:
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A module's call: outermost ones with gradients on go on the tape."""
-        if not self.outside() or not torch.is_grad_enabled() or len(self.tape.entries) > MOST:
+        if not self.outside() or not torch.is_grad_enabled() or self.full():
             return self._inside(original, module, *args, **kwargs)
         holds = any(True for _ in module.parameters())
         follows = self.tape.follows(args, kwargs)
@@ -170,10 +174,11 @@ class Watch:
         finally:
             self._local.depth -= 1
 
-    @staticmethod
-    def derives(*values: Any) -> bool:
-        """Whether the script may differentiate by any of these tensors."""
-        return any(t.requires_grad and t.is_leaf and not isinstance(t, nn.Parameter) for t in tensors(values))
+    def derives(self, *values: Any) -> bool:
+        """Whether the script may differentiate by any of these tensors, behind an optimizer's back."""
+        return bool(self.built) and any(
+            t.requires_grad and t.is_leaf and not isinstance(t, nn.Parameter) for t in tensors(values)
+        )
 
     def backward(self, roots: Any) -> None:
         """A backward pass begins."""
