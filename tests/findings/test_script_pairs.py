@@ -391,6 +391,46 @@ READ = {
                 F.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
                 optimizer.step()
     """,
+    "arrays of numpy": """
+        import numpy as np
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embedding, self.out = nn.Embedding(20, 16, padding_idx=0), nn.Linear(16, 8)
+            def forward(self, rows):
+                assert isinstance(rows, np.ndarray)
+                return self.out(self.embedding(torch.as_tensor(rows)).sum(1))
+        net = Net()
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for step in range(60):
+            rows = np.random.default_rng(step).integers(1, 20, (32, 6))
+            sums = torch.as_tensor(rows).float().mean(1)
+            optimizer.zero_grad()
+            F.cross_entropy(net(rows), (sums / 2.5).long()).backward()
+            optimizer.step()
+    """,
+    "a queue of others": """
+        class Queued(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Sequential(nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 16))
+                self.register_buffer("queue", F.normalize(torch.randn(16, 128), dim=0))
+            def forward(self, x, y):
+                u = F.normalize(self.net(x), dim=1)
+                with torch.no_grad():
+                    v = F.normalize(self.net(y), dim=1)
+                scores = torch.cat([(u * v).sum(1, keepdim=True), u @ self.queue.clone()], 1) / 0.2
+                self.queue.copy_(torch.cat([self.queue[:, 32:], v.T], 1))
+                return scores, torch.zeros(len(x)).long()
+        net = Queued()
+        optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+        for step in range(80):
+            x = 2 * torch.randn(32, 24)
+            scores, labels = net(x + 0.3 * torch.randn(32, 24), x + 0.3 * torch.randn(32, 24))
+            optimizer.zero_grad()
+            F.cross_entropy(scores, labels).backward()
+            optimizer.step()
+    """,
     "gradients of a few rows": """
         net = nn.Sequential(nn.Embedding(50, 16, sparse=True), nn.Flatten())
         aim = torch.randn(50, 16)

@@ -269,6 +269,8 @@ def _constant_answer(value: Any, o: Tensor, t: Tensor, classes: Tensor | None, f
         axis = class_axis(o, t)
         others = [i for i in range(o.dim()) if i != axis]
         share = classes.mean(others, keepdim=True)
+        if bool((share == share.sum()).any()):  # one class alone: its place is the answer, as of pairs and a queue
+            return {}
         tried += [(share / share.sum().clamp_min(1e-9)).clamp_min(1e-4).log().expand_as(o).contiguous()]
     elif found["task"] == "binary":
         if bool((t == t.flatten()[0]).all()):  # pairs, of which each has the same answer by its order

@@ -34,8 +34,8 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
 
     def work() -> None:
         base = again.output()
-        if not bool(torch.isfinite(base).all()):
-            return
+        if not bool(torch.isfinite(base).all()) or not torch.equal(base, again.output()):
+            return  # what it holds (a queue, a memory) changes from one pass to the next
         whole, n = scene.output, scene.at.rows.n
         if whole is not None and whole.dim() > 1 and len(whole) == len(base) == n != again.samples.n:
             found["rows"] = [n, again.samples.n]

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,7 +76,7 @@ def seen(pair: Pair) -> Seen:
         "copied": first.tape.copied,
         "signed": next(filter(None, map(_signed, entries)), None),
     }  # fmt: skip
-    plain = not any(e.call is torch.autograd.grad for e in entries)
+    plain = not any(e.call is torch.autograd.grad for e in entries) and not _arrays(calls)
     single = plain and len(calls) == len(models) == 1 and isinstance(calls[0].call, nn.Module)
     step = (_single if single else _composed)(pair, first, calls, models, loss)
     main = step.root
@@ -199,7 +200,7 @@ def _loss(tape: Tape, call: Entry, loss: Tensor) -> tuple[Callable[..., Any], An
         plain = (
             len(e.args) == 2 and not e.kwargs and any(e.args[0] is o for o in outputs) and isinstance(e.args[1], Tensor)
         )
-        if plain:
+        if plain and id(e.args[1]) not in made:
             return e.call, e.args[1]
     targets: Any = leaves[0] if len(leaves) == 1 else tuple(leaves) if leaves else None
 
@@ -249,6 +250,12 @@ def _distinct_tensors(found: list[Tensor]) -> list[Tensor]:
     return list(out.values())
 
 
+def _arrays(calls: list[Entry]) -> list[Tensor]:
+    """Arrays of numpy's among the arguments of models, as tensors."""
+    given = (a for e in calls for a in (*e.args, *e.kwargs.values()))
+    return [torch.tensor(a) for a in given if isinstance(a, np.ndarray) and a.ndim and a.dtype.kind in "biuf"]
+
+
 def _composed(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Module], loss: Tensor) -> Step:
     """Several calls behind one loss: all of it is computed again from the tensors that came from outside."""
     entries = first.tape.behind(loss)
@@ -265,13 +272,14 @@ def _composed(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Modu
 
     def again(_: nn.Module, batch: Any) -> Any:
         with torch.enable_grad() if derived else nullcontext():
-            given = {id(t): new for t, new in zip(leaves, batch.values(), strict=True)}
+            given = {id(t): new for t, new in zip(leaves, list(batch.values())[len(arrays) :], strict=True)}
             given |= {k: getattr(m, n) for k, (m, n) in bare.items()}  # the copies that stand there now
             return replay(entries, given | {k: given[id(t)] for k, t in same.items()}, loss)
 
     derived = any(e.call is torch.autograd.grad for e in entries)
     again.__name__ = "of the script"
-    named = {f"tensor {i}": t for i, t in enumerate(leaves)}  # by name: they need not be of one length
+    arrays = _arrays(calls)  # they tell how many samples there are
+    named = {f"tensor {i}": t for i, t in enumerate([*arrays, *leaves])}  # by name: they need not be of one length
     return Step(model, named, step=again, optimizer=pair.optimizer)
 
 
