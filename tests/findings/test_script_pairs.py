@@ -431,6 +431,17 @@ READ = {
             F.cross_entropy(scores, labels).backward()
             optimizer.step()
     """,
+    "a rate that the loop sets": """
+        net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+        for step in range(80):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 * min(1.0, step / 20)
+            x = torch.randn(64, 8)
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
+            optimizer.step()
+    """,
     "gradients of a few rows": """
         net = nn.Sequential(nn.Embedding(50, 16, sparse=True), nn.Flatten())
         aim = torch.randn(50, 16)
@@ -512,3 +523,50 @@ def test_under_a_transform_a_script_runs_as_alone_and_the_reason_is_told(tmp_pat
     assert (tmp_path / "done").exists()
     assert "torch.func's transforms" in found.missing[0]
     assert torch.autograd.Function.apply.__func__.__qualname__ == "Function.apply"
+
+
+def test_a_parameter_that_only_the_loss_reads_has_its_gradient(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "LINGER", 30)
+    monkeypatch.chdir(tmp_path)
+    script = """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net, self.spread = nn.Linear(8, 8), nn.Parameter(torch.zeros(1))
+            def forward(self, x):
+                return self.net(x)
+        net = Net()
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for step in range(30):
+            x = torch.randn(64, 8)
+            optimizer.zero_grad()
+            ((net(x) - x).square().mean() / (2 * net.spread.exp()) + net.spread / 2).sum().backward()
+            optimizer.step()
+    """
+    (tmp_path / "train.py").write_text(HEAD + textwrap.dedent(script), encoding="utf-8")
+    found = run("train.py", trial=False).diagnoses[0]
+    assert found.facts["checkup"]["wiring"]["idle"]["modules"] == []
+    assert not {"NS601", "NS604"} & {f.code for f in found.findings}
+
+
+def test_the_loss_of_a_policy_is_no_measure(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "LINGER", 30)
+    monkeypatch.chdir(tmp_path)
+    script = """
+        from torch.distributions import Categorical
+        net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 2))
+        optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+        for step in range(60):
+            x = torch.randn(64, 4)
+            with torch.no_grad():
+                acts = Categorical(logits=net(x)).sample()
+            earned = (acts == (x[:, 0] > 0)).float()
+            optimizer.zero_grad()
+            (-Categorical(logits=net(x)).log_prob(acts) * earned).mean().backward()
+            optimizer.step()
+    """
+    (tmp_path / "train.py").write_text(HEAD + textwrap.dedent(script), encoding="utf-8")
+    found = run("train.py", trial=10).diagnoses[0]
+    assert "its fall is no measure" in found.facts["notes"][-1]
+    assert not {"NS421", "NS423"} & {f.code for f in found.findings}
+    assert torch.distributions.Categorical.sample.__qualname__ == "Categorical.sample"

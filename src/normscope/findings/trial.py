@@ -57,6 +57,8 @@ def nothing_trains(view: View) -> Iterator[Hit]:
     best = max(t["sgd"]["progress"], t["adam"]["progress"])
     if best >= LITTLE or t.get("own", {}).get("trains"):
         return
+    if view.section("observed").get("policy"):
+        return  # what a policy did by chance cannot be learnt by heart
     if view.section("observed").get("trained") and not math.isfinite(t["constant"]):
         return  # the loss begins where another optimizer has brought it, and nobody knows how low it can get
     asleep = view.section("wiring").get("zero_layers") and not view.section("wiring").get("asleep", {}).get("weights")

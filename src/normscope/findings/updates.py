@@ -52,8 +52,8 @@ def small_steps(view: View) -> Iterator[Hit]:
         yield Hit(None, "learning_rate", group["rate"], 1e-4 * group["largest"], text, name=group["modules"][0])
     if not u or "largest" not in u or u["largest"] >= SMALL or next(iter(eps.check(view)), None):
         return
-    if u["along_gradient"] > 0:
-        return
+    if u["along_gradient"] > 0 or max(view.section("trial").get("own", {}).get("rates", [0.0])) > 3 * u["lr"]:
+        return  # a warm-up that the loop sets by hand
     text = (
         f"one step of {u['class']} at learning rate {u['lr']:.2g} changes no weight matrix by more than "
         f"{u['largest']:.1e} of its norm ({u['largest_at']}): the rate is too small"

@@ -285,7 +285,7 @@ def _gaussian(p: Tensor) -> bool:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors point nearly the same way."""
-    return a.shape == b.shape and float(torch.cosine_similarity(a.flatten(), b.flatten(), 0)) > 0.9
+    return a.shape == b.shape and float(torch.cosine_similarity(a.detach().flatten(), b.detach().flatten(), 0)) > 0.9
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

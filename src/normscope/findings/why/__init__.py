@@ -22,6 +22,9 @@ from normscope.findings.why.watch import Enough, Watch
 
 __all__ = ["Run", "run", "why"]
 
+#: Why the fall of a loss is no measure.
+GAME = "another optimizer trains a part of this loss in turns (a game, as of GANs): its fall is no measure, no trial"
+POLICY = "the loss weighs what a policy did by its density: it rises with what is earned, its fall is no measure"
 #: Trackers that would send something out: told to stay offline while the script runs.
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "COMET_OFFLINE": "1", "NEPTUNE_MODE": "offline"}
 
@@ -109,10 +112,13 @@ def run(
                 made.observed["all"] = ended == "ended by itself"
             made.observed["trained"] = any(p.span[1] < pair.span[0] and p.held & pair.held for p in pairs)
             made.observed["elsewhere"] = set().union(*(p.held for p in pairs if p is not pair))
+            made.observed["policy"] = len(watch.policy) == 2
             made.observed["unloaded"] = watch.loads.left({id(p) for b in pair.before for p in b.parameters})
             made.observed["idle"] = watch.idle() if not diagnoses else None
             options = {"trial": False if rivals else trial, "rates": False if rivals else rates}
-            diagnoses.append(_told(made, options, pair.count, bool(rivals)))
+            diagnoses.append(
+                _told(made, options, pair.count, GAME if rivals else POLICY if len(watch.policy) > 1 else "")
+            )
         except Unclear as reason:
             missing.append(str(reason))
     if not pairs:
@@ -123,13 +129,9 @@ def run(
     return Run(diagnoses, missing, crash, ended)
 
 
-def _told(made: Seen, options: dict[str, Any], steps: int, game: bool) -> Diagnosis:
+def _told(made: Seen, options: dict[str, Any], steps: int, note: str) -> Diagnosis:
     found = diagnose(made.step, label=made.label, **options, observed=made.observed)
-    if game:
-        note = (
-            "another optimizer trains a part of this loss in turns (a game, as of GANs): its fall is no measure, "
-            "no trial"
-        )
+    if note:
         found = replace(found, facts={**found.facts, "notes": [*found.facts["notes"], note]})
     named = {f.name for f in found.findings}
     places = {k: v for k, v in made.places.items() if k.startswith("the ") or k in named}

@@ -203,12 +203,14 @@ def _loss(tape: Tape, call: Entry, loss: Tensor) -> tuple[Callable[..., Any], An
         if plain and id(e.args[1]) not in made:
             return e.call, e.args[1]
     targets: Any = leaves[0] if len(leaves) == 1 else tuple(leaves) if leaves else None
+    assert call.module is not None
+    bare = _bare(call.module, entries)
 
     def value(whole: Any, given: Any) -> Any:
         now = {id(o): new for o, new in zip(outputs, tensors(whole), strict=False)}
         if leaves:
             now |= {id(t): new for t, new in zip(leaves, [given] if len(leaves) == 1 else given, strict=True)}
-        return replay(entries, now, loss)
+        return replay(entries, now | bare(), loss)
 
     value.__name__ = _named(entries)
     return value, targets
@@ -250,6 +252,13 @@ def _distinct_tensors(found: list[Tensor]) -> list[Tensor]:
     return list(out.values())
 
 
+def _bare(model: nn.Module, entries: list[Entry]) -> Callable[[], dict[int, Tensor]]:
+    """What stands, at a call of it, for the parameters that these calls read outside of any module: by ``id``."""
+    owned = {id(p): (m, n) for m in model.modules() for n, p in m.named_parameters(recurse=False)}
+    read = {id(t) for e in entries for t in tensors((e.args, e.kwargs))}
+    return lambda: {k: getattr(m, n) for k, (m, n) in owned.items() if k in read}
+
+
 def _arrays(calls: list[Entry]) -> list[Tensor]:
     """Arrays of numpy's among the arguments of models, as tensors."""
     given = (a for e in calls for a in (*e.args, *e.kwargs.values()))
@@ -266,14 +275,12 @@ def _composed(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Modu
     same = _read_again(leaves, calls)
     leaves = [t for t in leaves if id(t) not in same]
     model = models[0] if len(models) == 1 else _enclosing(pair, models) or Parts(models)
-    owned = {id(p): (m, n) for m in model.modules() for n, p in m.named_parameters(recurse=False)}
-    read = {id(t) for e in entries for t in tensors((e.args, e.kwargs))}
-    bare = {k: at for k, at in owned.items() if k in read}
+    bare = _bare(model, entries)
 
     def again(_: nn.Module, batch: Any) -> Any:
         with torch.enable_grad() if derived else nullcontext():
             given = {id(t): new for t, new in zip(leaves, list(batch.values())[len(arrays) :], strict=True)}
-            given |= {k: getattr(m, n) for k, (m, n) in bare.items()}  # the copies that stand there now
+            given |= bare()
             return replay(entries, given | {k: given[id(t)] for k, t in same.items()}, loss)
 
     derived = any(e.call is torch.autograd.grad for e in entries)

@@ -125,6 +125,8 @@ class Watch:
         #: Optimizers that have not stepped, and how often they were cleared of gradients.
         self.cleared: dict[int, tuple[torch.optim.Optimizer, int]] = {}
         self.loads = Loads()
+        #: Methods of distributions that ran: what samples and what weighs its samples by their density is a policy.
+        self.policy: set[str] = set()
         self._last: tuple[Pair, Taken] | None = None
         self.backwards = self.steps_taken = 0
         self._local = threading.local()
@@ -175,10 +177,9 @@ class Watch:
             self._local.depth -= 1
 
     def derives(self, *values: Any) -> bool:
-        """Whether the script may differentiate by any of these tensors, behind an optimizer's back."""
-        return bool(self.built) and any(
-            t.requires_grad and t.is_leaf and not isinstance(t, nn.Parameter) for t in tensors(values)
-        )
+        """Whether any of these is a leaf: the script may differentiate by it, or train it as it stands."""
+        live = bool(self.built) and torch.is_grad_enabled()
+        return live and any(t.requires_grad and t.is_leaf for t in tensors(values))
 
     def backward(self, roots: Any) -> None:
         """A backward pass begins."""
@@ -325,6 +326,7 @@ class Watch:
             watch.loads.add(module, state, found, place())
             return found
 
+        samples, densities = _noted(watch.policy, "sample"), _noted(watch.policy, "log_prob")
         function = torch.autograd.Function
 
         def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -348,6 +350,7 @@ class Watch:
             (nn.Module, "compile", lambda *_, **__: None), (nn.Module, "load_state_dict", load),
             (torch.amp.GradScaler, "scale", scale), (torch.amp.GradScaler, "unscale_", unscale),
         ]  # fmt: skip
+        patches += [*samples, *densities]
         for name in ("clip_grad_norm_", "clip_grad_value_"):
             patched = clipping(getattr(utils, name))
             patches += [(utils, name, patched), (utils.clip_grad, name, patched)]
@@ -362,6 +365,20 @@ class Watch:
                 stack.callback(register(hook).remove)
             with Recorder(self):
                 yield
+
+
+def _noted(seen: set[str], name: str) -> list[tuple[Any, str, Any]]:
+    """Patches of a method of torch's distributions that write down that it ran."""
+
+    def noted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            seen.add(name)
+            return method(*args, **kwargs)
+
+        return run
+
+    kinds = [k for k in vars(torch.distributions).values() if isinstance(k, type) and name in vars(k)]
+    return [(k, name, noted(vars(k)[name])) for k in kinds]
 
 
 def _variables() -> Iterator[Any]:
