@@ -26,6 +26,8 @@ RISES, RISES_OF_PARTS = 0.5, 2.0
 #: Share of chance below which the loss of unseen batches falls once where anything carries over.
 FOLLOWS = 0.99
 FALLING = 0.15
+#: The share of a loss of three tenths before below which it still falls (chosen by us).
+STILL = 0.75
 #: Steps of the user's own loop that are a long run (chosen by us).
 LONG = 300
 #: A first loss of the user's loop this many times smaller or larger than that of the loss given is another one.
@@ -177,6 +179,10 @@ def _far_behind(t: Mapping[str, Any]) -> float:
     # the whole training, or so much of it that a slow rate would have got somewhere
     least = max(LONG // 3, stream.get("steps", 0)) if own.get("all") else max(LONG, 4 * stream.get("steps", 0))
     known = math.isfinite(t["constant"]) and own["steps"] >= least
+    x, tenth = own["losses"], max(1, own["steps"] // 10)
+    middle = sum(x[-4 * tenth : -3 * tenth]) / tenth if len(x) >= 4 * tenth else math.inf
+    if own.get("all") and sum(x[-tenth:]) / tenth < STILL * middle:
+        return 0.0  # it ended while the loss fell: too few steps (NS425)
     return reached if known and reached > HALF and own["progress"] < HALF * reached else 0.0
 
 
