@@ -147,6 +147,16 @@ pair("both views in turns", "NS808", "the most alike stand at i + 1 and i - 1 in
         F.cross_entropy((z @ z.T / 0.2).masked_fill(torch.eye(64).bool(), -1e9), FAULT).backward()
         optimizer.step()
 """)  # fmt: skip
+pair("an optimizer a step", "NS615", "its state is lost", "step == 0", "True", """
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    for step in range(40):
+        if FAULT:
+            optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+        x = torch.randn(64, 8)
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
+        optimizer.step()
+""")  # fmt: skip
 pair("a flow", "NS705", "the volume enters with the wrong sign", "+", "-", """
     class Coupling(nn.Module):
         def __init__(self, first):
@@ -560,7 +570,7 @@ def test_the_loss_of_a_policy_is_no_measure(tmp_path, monkeypatch):
             x = torch.randn(64, 4)
             with torch.no_grad():
                 acts = Categorical(logits=net(x)).sample()
-            earned = (acts == (x[:, 0] > 0)).float()
+            earned = (acts == (x[:, 0] > 0)).float() - 0.5
             optimizer.zero_grad()
             (-Categorical(logits=net(x)).log_prob(acts) * earned).mean().backward()
             optimizer.step()

@@ -150,7 +150,7 @@ def cut(view: View) -> Iterator[Hit]:
 )
 def anew(view: View) -> Iterator[Hit]:
     """No optimizer that stepped in one run of the user's own loop body stepped in the next."""
-    if view.section("trial").get("own", {}).get("anew"):
+    if view.section("trial").get("own", {}).get("anew") or view.section("observed").get("anew"):
         text = (
             "two runs of the loop's body took their steps with different optimizers: a new optimizer is created "
             "(recreated) every step, its state is lost"

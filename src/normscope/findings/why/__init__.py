@@ -16,8 +16,9 @@ from normscope.call.traceless import Kept
 from normscope.core.errors import UsageError, finite_number, flag, shown, whole_number
 from normscope.core.files import expanded, path_text
 from normscope.findings.diagnosis import Diagnosis, diagnose
-from normscope.findings.why.games import against, same_way
+from normscope.findings.why.games import against, policy, same_way
 from normscope.findings.why.made import Seen, Unclear, seen
+from normscope.findings.why.patches import watching
 from normscope.findings.why.watch import Enough, Watch
 
 __all__ = ["Run", "run", "why"]
@@ -83,7 +84,7 @@ def run(
         )
     watch = Watch(steps, max_seconds, on_step)
     crash, ended = "", "ended by itself"
-    with _as_main(path, args, module), watch.watching():
+    with _as_main(path, args, module), watching(watch):
         try:
             if module:
                 runpy.run_module(path, run_name="__main__", alter_sys=True)
@@ -112,13 +113,12 @@ def run(
                 made.observed["all"] = ended == "ended by itself"
             made.observed["trained"] = any(p.span[1] < pair.span[0] and p.held & pair.held for p in pairs)
             made.observed["elsewhere"] = set().union(*(p.held for p in pairs if p is not pair))
-            made.observed["policy"] = len(watch.policy) == 2
+            earns = watch.drawn and policy(pair)
+            made.observed |= {"policy": earns, "anew": 4 < pair.count <= pair.optimizers}
             made.observed["unloaded"] = watch.loads.left({id(p) for b in pair.before for p in b.parameters})
             made.observed["idle"] = watch.idle() if not diagnoses else None
             options = {"trial": False if rivals else trial, "rates": False if rivals else rates}
-            diagnoses.append(
-                _told(made, options, pair.count, GAME if rivals else POLICY if len(watch.policy) > 1 else "")
-            )
+            diagnoses.append(_told(made, options, pair.count, GAME if rivals else POLICY if earns else ""))
         except Unclear as reason:
             missing.append(str(reason))
     if not pairs:

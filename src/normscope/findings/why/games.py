@@ -11,6 +11,8 @@ from normscope.call.arguments import tensors
 from normscope.findings.why.tape import Entry, Tape, replay
 from normscope.findings.why.watch import Pair
 
+TIMES = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
+
 
 def against(pair: Pair, other: Pair) -> bool:
     """Whether two optimizers of different parameters take turns, and one's loss depends on what the other trains."""
@@ -30,6 +32,25 @@ def same_way(maker: Pair, judge: Pair) -> dict[str, Any] | None:
         return None
     names = [_name(p) for p in (maker, judge)]
     return {"maker": names[0], "judge": names[1], "moves": "lowering" if made == {1} else "raising"}
+
+
+def policy(pair: Pair) -> bool:
+    """Whether the loss weighs logarithms of densities by numbers of the script's own, which are no mask: what was done
+    by chance, by what it earned.
+    """
+    taken = next((t for t in pair.taken if t.losses), None)
+    if taken is None or not taken.tape.densities:
+        return False
+    tape, parts = taken.tape, [e for loss, _ in taken.losses for e in taken.tape.behind(loss)]
+    for e in (e for e in parts if e.call in TIMES):
+        dense, others = list[Tensor](), list[Tensor]()
+        for t in tensors(e.args):
+            behind = [t, *(x for b in tape.behind(t) for x in b.made)]
+            (dense if any(id(x) in tape.densities for x in behind) else others).append(t)
+        weights = [t for t in others if t.numel() > 1 and not t.requires_grad and len(t.unique()) > 1]
+        if dense and any(not bool(((t == 0) | (t == 1)).all()) for t in weights):
+            return True
+    return False
 
 
 def _slopes(pair: Pair, maker: Pair, judge: Pair) -> tuple[set[int], set[int]]:

@@ -52,6 +52,8 @@ class Tape:
     #: Copies of tensors that the script made, by ``id`` and version, with the tensor: one that goes to several calls
     #: stays one.
     twins: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    #: What distributions gave as the logarithm of their density, by ``id``.
+    densities: set[int] = field(default_factory=set)
     #: Backward passes.
     passes: int = 0
     #: How often each tensor had been written into when it was last on the tape, by ``id``.

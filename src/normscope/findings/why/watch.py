@@ -7,27 +7,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from normscope.call.arguments import tensors
 from normscope.call.surroundings import transforms
 from normscope.core.tensors import moves
 from normscope.findings.why.loads import Loads
-from normscope.findings.why.tape import LIBRARIES, Entry, Recorder, Tape, frozen, place
+from normscope.findings.why.tape import LIBRARIES, Entry, Tape, frozen, place
 
 #: After enough steps of the only pair so far, the script may go on for so many steps and seconds, unrecorded: what
 #: trains first may be a part, and the training that is asked about comes behind it.
 LINGER, LINGER_SECONDS = 2000, 20.0
-#: An optimizer that lost so many gradients to `zero_grad` and never stepped is forgotten (chosen by us).
+#: How often an optimizer that never steps loses gradients to `zero_grad` before that is told (chosen by us).
 LOST = 10
 #: Calls on a tape, at most: a loop that never steps must not fill the memory.
 MOST = 20_000
@@ -104,7 +101,7 @@ class Pair:
     loaders: list[Any] = field(default_factory=list)
     #: The pair that steps on the same losses right before, where it is so at every step.
     beside: Pair | None = None
-    #: How many optimizers of one line, and over the same tensors, stepped one after another.
+    #: How many optimizers of one line, and over the same tensors, stepped one after another, each for those before.
     optimizers: int = 1
 
     @property
@@ -114,7 +111,7 @@ class Pair:
 
 
 class Watch:
-    """What is seen while a script runs; ``with watch: ...`` from the outside."""
+    """What is seen while a script runs (`patches.watching`)."""
 
     def __init__(self, steps: int, seconds: float, on_step: Callable[[int], None] | None = None) -> None:
         self.steps, self.seconds, self.on_step = steps, seconds, on_step
@@ -125,8 +122,8 @@ class Watch:
         #: Optimizers that have not stepped, and how often they were cleared of gradients.
         self.cleared: dict[int, tuple[torch.optim.Optimizer, int]] = {}
         self.loads = Loads()
-        #: Methods of distributions that ran: what samples and what weighs its samples by their density is a policy.
-        self.policy: set[str] = set()
+        #: Whether some distribution was drawn from.
+        self.drawn = False
         self._last: tuple[Pair, Taken] | None = None
         self.backwards = self.steps_taken = 0
         self._local = threading.local()
@@ -162,7 +159,8 @@ class Watch:
     def apply(self, original: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """A call of an ``autograd.Function`` of the user's, which may run a module without gradients inside."""
         holder = next((a for a in args if isinstance(a, nn.Module) and any(True for _ in a.parameters())), None)
-        if not self.outside() or not torch.is_grad_enabled() or not (holder or self.tape.follows(args)):
+        wanted = self.outside() and torch.is_grad_enabled() and not self.full()
+        if not wanted or not (holder or self.tape.follows(args)):
             return original(*args)
         kept = frozen(args, self.tape)
         result = self._inside(original, *args)
@@ -215,7 +213,9 @@ class Watch:
         if os.getpid() != self._process or getattr(self._local, "stepping", None) not in (None, optimizer):
             return
         self._local.stepping = optimizer
-        pair = self.pairs.setdefault(id(optimizer), self._pair(optimizer))
+        if id(optimizer) not in self.pairs:
+            self.pairs[id(optimizer)] = self._pair(optimizer)
+        pair = self.pairs[id(optimizer)]
         if not pair.taken:
             pair.loaders = _loaders()
             pair.listed = _listed({at for e in self.tape.entries if e.module is not None for at in e.origin})
@@ -281,104 +281,6 @@ class Watch:
     def late(self) -> bool:
         """Whether the seconds are over."""
         return time.monotonic() - self.start > self.seconds
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """The patches, and torch as it was at the end."""
-        calls, inits, clears, module_clears = (
-            nn.Module.__call__, torch.optim.Optimizer.__init__, torch.optim.Optimizer.zero_grad, nn.Module.zero_grad,
-        )  # fmt: skip
-        backward, apply = torch.autograd.backward, torch.autograd.Function.__dict__["apply"]
-        scales, unscales = torch.amp.GradScaler.scale, torch.amp.GradScaler.unscale_
-        loads = nn.Module.load_state_dict
-        watch = self
-
-        def module_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return watch.call(calls, module, args, kwargs)
-
-        def build(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-            watch.built.setdefault(id(optimizer), place())
-            inits(optimizer, *args, **kwargs)
-
-        def clear(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-            watch.clear(optimizer)
-            return clears(optimizer, *args, **kwargs)
-
-        def clear_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            watch.events.append("clear")
-            return module_clears(module, *args, **kwargs)
-
-        def go_back(roots: Any, *args: Any, **kwargs: Any) -> Any:
-            watch.backward(roots)
-            return backward(roots, *args, **kwargs)
-
-        def scale(scaler: Any, *args: Any, **kwargs: Any) -> Any:
-            if scaler.is_enabled():
-                watch.events.append("scaled")
-            return scales(scaler, *args, **kwargs)
-
-        def unscale(scaler: Any, *args: Any, **kwargs: Any) -> Any:
-            watch.events.append("unscale")
-            return unscales(scaler, *args, **kwargs)
-
-        def load(module: nn.Module, state: Any, *args: Any, **kwargs: Any) -> Any:
-            found = loads(module, state, *args, **kwargs)
-            watch.loads.add(module, state, found, place())
-            return found
-
-        samples, densities = _noted(watch.policy, "sample"), _noted(watch.policy, "log_prob")
-        function = torch.autograd.Function
-
-        def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            return watch.apply(partial(apply.__func__, cls, **kwargs), args)
-
-        def clipping(original: Callable[..., Any]) -> Callable[..., Any]:
-            def clip(*args: Any, **kwargs: Any) -> Any:
-                watch.events.append("clip")
-                return original(*args, **kwargs)
-
-            return clip
-
-        def eager(model: Any = None, **_: Any) -> Any:
-            return model if model is not None else lambda f: f
-
-        utils = torch.nn.utils
-        patches: list[tuple[Any, str, Any]] = [
-            (nn.Module, "__call__", module_call), (torch.optim.Optimizer, "__init__", build),
-            (torch.optim.Optimizer, "zero_grad", clear), (nn.Module, "zero_grad", clear_module),
-            (torch.autograd, "backward", go_back), (function, "apply", classmethod(applied)), (torch, "compile", eager),
-            (nn.Module, "compile", lambda *_, **__: None), (nn.Module, "load_state_dict", load),
-            (torch.amp.GradScaler, "scale", scale), (torch.amp.GradScaler, "unscale_", unscale),
-        ]  # fmt: skip
-        patches += [*samples, *densities]
-        for name in ("clip_grad_norm_", "clip_grad_value_"):
-            patched = clipping(getattr(utils, name))
-            patches += [(utils, name, patched), (utils.clip_grad, name, patched)]
-        with ExitStack() as stack:
-            for owner, name, new in patches:
-                stack.callback(setattr, owner, name, owner.__dict__[name])
-                setattr(owner, name, new)
-            for register, hook in (
-                (register_optimizer_step_pre_hook, self.about_to_step),
-                (register_optimizer_step_post_hook, self.stepped),
-            ):
-                stack.callback(register(hook).remove)
-            with Recorder(self):
-                yield
-
-
-def _noted(seen: set[str], name: str) -> list[tuple[Any, str, Any]]:
-    """Patches of a method of torch's distributions that write down that it ran."""
-
-    def noted(method: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            seen.add(name)
-            return method(*args, **kwargs)
-
-        return run
-
-    kinds = [k for k in vars(torch.distributions).values() if isinstance(k, type) and name in vars(k)]
-    return [(k, name, noted(vars(k)[name])) for k in kinds]
 
 
 def _variables() -> Iterator[Any]:
