@@ -81,7 +81,7 @@ def retupled(value: tuple[Any, ...], items: Iterable[Any]) -> tuple[Any, ...]:
     return type(value)(items) if hasattr(value, "n_fields") else tuple(items)
 
 
-@dataclass
+@dataclass(slots=True)
 class Place:
     """One container and what it held: ``write(items)`` puts items back into the very object."""
 
@@ -139,6 +139,8 @@ def _contents(owner: Any) -> Any:
 
 def _same(now: Any, then: Any) -> bool:
     """The same objects in the same order, keys and values."""
+    if not then:
+        return not now
     if isinstance(then, set):
         return now == then
     if len(now) != len(then) or not all(map(operator.is_, now, then)):
@@ -175,15 +177,19 @@ class Reach:
         most += len(first)
         while first or (stack and len(seen) < most):
             item = first.popleft() if first else stack.pop()
-            if type(item) in _OFTEN or id(item) in seen or isinstance(item, _LEAVES):
+            kind = type(item)
+            if kind in _OFTEN or id(item) in seen:
                 continue
-            seen.add(id(item))
-            keep.append(item)
-            if type(item) is dict or type(item) is OrderedDict:  # most of what modules hold; `_enter` in a line
+            if kind is dict or kind is OrderedDict:  # most of what modules hold; `_enter` in a line
                 found.places.append(Place(item, dict(item)))
-                stack.extend(item.values())
+                if item:  # most are empty: hooks that nobody set
+                    stack.extend(item.values())
+            elif isinstance(item, _LEAVES):
+                continue
             else:
                 stack.extend(found._enter(item))
+            seen.add(id(item))
+            keep.append(item)
         found._kept = keep  # type: ignore[attr-defined]  # an id is only an id while its object lives
         return found
 
@@ -216,9 +222,8 @@ class Reach:
         elif isinstance(item, np.random.Generator | np.random.RandomState):
             self.generators.append((item, _numpy_state(item)))
         elif isinstance(item, types.FunctionType):
-            if not _foreign(item.__module__) and not (item.__module__ or "").startswith(
-                "normscope."
-            ):  # our own observers
+            ours = (item.__module__ or "").startswith("normscope.")  # an observer
+            if not ours and not _foreign(item.__module__):
                 yield from self._cells(item)
                 yield from (item.__dict__, item.__defaults__ or ())
         elif isinstance(item, types.MethodType):

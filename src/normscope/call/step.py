@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import cached_property
@@ -196,8 +197,8 @@ class Step:
     @property
     def device(self) -> torch.device:
         """Where the model is: of its first parameter, else of its first buffer, else the inputs'."""
-        held = [*self.root.parameters(), *self.root.buffers(), *tensors((self.args, self.kwargs))]
-        return held[0].device
+        held = itertools.chain(self.root.parameters(), self.root.buffers(), tensors((self.args, self.kwargs)))
+        return next(held).device
 
     def run(self, work: Callable[[], T], given: Mapping[int, Tensor] | None = None) -> T:
         """``work()`` with the model on copies of all it holds, everything put back at the end; see `Traceless`."""

@@ -150,12 +150,10 @@ class _Entry:
         others = copies.keys() | tuples.keys()
         for place in self.reach.places:
             items = place.items
-            if not others.isdisjoint(map(id, items.values() if isinstance(items, dict) else items)):
+            if items and not others.isdisjoint(map(id, items.values() if isinstance(items, dict) else items)):
                 _substitute(place, copies, tuples)
         if owner.mode is not None:
-            for (
-                module
-            ) in owner.model.modules():  # the flag alone: a user's train() or __setattr__ may do more than set it
+            for module in owner.model.modules():  # the flag alone: a user's train() or __setattr__ may do more
                 if "training" in module.__dict__:
                     module.__dict__["training"] = owner.mode == "train"
                 else:

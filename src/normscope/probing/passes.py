@@ -117,11 +117,13 @@ def probe(
             "function, or under other names than those asked for, are not seen."
         )
     parameters = dict(root.named_parameters())
-    records = [r for seen in found.seen for r in _records(seen, picked, found, parameters)]
+    whole = {m.name for m in picked} >= {m.name for m in chosen(None)}
+    records = [r for seen in found.seen for r in _records(seen, picked, found, parameters, whole)]
     records += _attention(found) if metrics is None else []
     if metrics is None and found.loss_name != "none":
         records += _growth(records)
-    first = next((p for p in root.parameters()), None)
+    first = next(iter(parameters.values()), None)
+    norms = normalizers(root)
     modes = {m.training for m in root.modules()} if mode is None else {mode == "train"}
     facts = {
         "mode": "mixed" if len(modes) > 1 else ("train" if modes.pop() else "eval"),
@@ -130,10 +132,10 @@ def probe(
         "device": str(first.device) if first is not None else "cpu",
         "loss": found.loss_name,
         "loss_value": found.loss,
-        "parameters": sum(p.numel() for p in root.parameters()),
+        "parameters": sum(p.numel() for p in parameters.values()),
         "layers": len({s.layer for s in found.seen if s.layer}),
-        "batch_norms": len(normalizers(root)) + found.functional_norms,
-        "untrained_batch_norms": sum(untrained_statistics(m) for _, m in normalizers(root)),
+        "batch_norms": len(norms) + found.functional_norms,
+        "untrained_batch_norms": sum(untrained_statistics(m) for _, m in norms),
         "shape": _shape(found.hidden),
         "odd_samples": list(configuration(found.hidden).odds),
         "parts": {s.layer: found.parts[s.tap.name] for s in found.seen if s.tap.name in found.parts},
@@ -326,22 +328,21 @@ def _differentiate(
 
 
 def _records(
-    seen: Seen, metrics: list[Metric], found: Collection, parameters: dict[str, nn.Parameter]
+    seen: Seen, metrics: list[Metric], found: Collection, parameters: dict[str, nn.Parameter], whole: bool
 ) -> Iterable[Record]:
     tap = seen.tap
     kind = tap.kind if seen.layer else "input"
     for signal, name, value in numbers(seen, metrics):
         yield Record(seen.layer, name, value, signal, tap.name, seen.call, kind)
     here = Record(layer=seen.layer, metric="", value=0.0, name=tap.name, call=seen.call, kind=kind)
-    wanted = {m.name for m in metrics}
     if seen.layer and seen.call == 0:
         own = tap.parameters or [f"{tap.name}.{n}" if tap.name else n for n, _ in tap.module.named_parameters()]
         both = of_weights([found.weights[n] for n in own if n in found.weights])
         if both is not None:
             weight = here._replace(signal="weight")
-            if "gradient_norm" in wanted:
+            if any(m.name == "gradient_norm" for m in metrics):
                 yield weight._replace(metric="gradient_norm", value=both[0])
-            if wanted >= {m.name for m in chosen(None)}:
+            if whole:
                 yield weight._replace(metric="relative_gradient", value=both[1])
         held = [parameters[n] for n in own if n in parameters] if any(m.signal == "weight" for m in metrics) else []
         for name, value in of_matrix(held, metrics).items():
