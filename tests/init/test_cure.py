@@ -3,6 +3,7 @@
 import copy
 import math
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -75,6 +76,23 @@ def test_cures_joined_by_a_plus_are_applied_in_turn(digits):
     assert isinstance(both.model, CenterOutputs)
     assert all(torch.equal(a, b) for a, b in zip(both.model.parameters(), alone.parameters(), strict=True))
     assert both.treated[-1] == "outputs"
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "bn"])
+def test_an_interrupt_that_comes_when_a_cure_is_done_leaves_nothing_of_it(name, digits, monkeypatch):
+    model = deep()
+    before, modules = copy.deepcopy(model.state_dict()), list(model.modules())
+    apply = CURES[name].apply
+
+    def interrupted(*args):
+        apply(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(CURES._things, name, replace(CURES[name], apply=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        cure(model, name, digits[0][0])
+    assert [id(m) for m in model.modules()] == [id(m) for m in modules]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_a_cure_undoes_the_rank_collapse(digits):

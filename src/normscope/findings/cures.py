@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +13,13 @@ from torch import nn
 
 from normscope.call.arguments import tensors
 from normscope.call.losses import LossLike
-from normscope.call.reach import Reach
 from normscope.call.step import Step, copied
 from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, unknown
-from normscope.core.memory import check_copies
 from normscope.findings.checkup.trial import RACES, raced
 from normscope.findings.readings import Reading, lambda_max, read
 from normscope.init import CURES, Cure, Treatment
+from normscope.init._layers import unchanged_on_error
 from normscope.init.wrappers import off_centre
 
 #: What ``auto`` tries, the quick ones first; controls among them are never chosen.
@@ -60,6 +58,7 @@ def cure(
     return treat(model, how, inputs, targets, seed=seed, loss=loss, data=data, samples=samples).model
 
 
+@unchanged_on_error
 @alone
 def treat(
     model: nn.Module | Step, how: str, inputs: Any = None, targets: Any = None, *, seed: int = 0, loss: LossLike = None,
@@ -74,33 +73,15 @@ def treat(
         how = rank_cures(at)[0].name
         parts = parts_of(how)
     treatment = Treatment(model.model if isinstance(model, Step) else model)
-    with _all_or_nothing(at.root) if len(parts) > 1 else nullcontext():
-        for part in parts:
-            done = part.apply(treatment.model, at, at.targets, torch.Generator().manual_seed(seed))
-            treatment = Treatment(
-                done.model,
-                tuple(dict.fromkeys((*treatment.treated, *done.treated))),
-                {**treatment.left_alone, **done.left_alone},
-                tuple(dict.fromkeys((*treatment.notes, *done.notes))),
-            )
+    for part in parts:
+        done = part.apply(treatment.model, at, at.targets, torch.Generator().manual_seed(seed))
+        treatment = Treatment(
+            done.model,
+            tuple(dict.fromkeys((*treatment.treated, *done.treated))),
+            {**treatment.left_alone, **done.left_alone},
+            tuple(dict.fromkeys((*treatment.notes, *done.notes))),
+        )
     return treatment
-
-
-@contextmanager
-def _all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """The model as it was, modules and numbers, if the block raises: the first of several cures may be done by then."""
-    held = Reach.of([model])
-    check_copies(model.parameters(), 1, "a copy")
-    numbers = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
-    try:
-        yield
-    except BaseException:
-        for place in held.places:
-            place.write(place.items)
-        with torch.no_grad():
-            for tensor, value in numbers:
-                tensor.copy_(value)
-        raise
 
 
 @torch.no_grad()

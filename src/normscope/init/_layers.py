@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normscope.call.arguments import first_tensor
+from normscope.call.reach import Reach
 from normscope.call.step import Step, check_model, unwrap
 from normscope.core.errors import UsageError
 from normscope.core.memory import check_copies
@@ -286,6 +288,34 @@ def all_or_nothing(layers: list[Layer]) -> Iterator[None]:
             for parameter, value in before:
                 parameter.copy_(value)
         raise
+
+
+def unchanged_on_error(cure: Callable[..., Treatment]) -> Callable[..., Treatment]:
+    """Decorator: the model, its modules and numbers, is as it was if the call raises: when an interrupt comes a cure
+    may be done, or one of several.
+    """
+
+    @wraps(cure)
+    def call(model: nn.Module | Step, *args: Any, **kwargs: Any) -> Treatment:
+        root = model.root if isinstance(model, Step) else model
+        if not isinstance(root, nn.Module):
+            return cure(model, *args, **kwargs)  # which says so
+        held = Reach.of([root])
+        tensors = [t for t in (*root.parameters(), *root.buffers()) if not nn.parameter.is_lazy(t)]
+        check_copies(tensors, 1, "a copy")
+        numbers = [(t, t.detach().clone()) for t in tensors]
+        try:
+            return cure(model, *args, **kwargs)
+        except BaseException:
+            for place in held.places:
+                place.write(place.items)
+            for tensor, value in numbers:
+                if not torch.equal(tensor, value):  # a write ends graphs that the user may still need
+                    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                        tensor.copy_(value)
+            raise
+
+    return call
 
 
 def generator_of(generator: torch.Generator | None) -> torch.Generator:
