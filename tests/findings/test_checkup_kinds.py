@@ -444,7 +444,7 @@ def test_a_rate_that_holds_the_loss_at_chance_is_too_large() -> None:
     torch.manual_seed(0)
     model, x = mlp(12, 64, 64, 64, 3, act=nn.Tanh), torch.randn(448, 12)
     y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
-    found = diagnose(**setup(model, x, y, nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters(), 0.3)), trial=50)
+    found = diagnose(**setup(model, x, y, nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters(), 1.0)), trial=50)
     assert any("rate is too large" in f.evidence for f in found.findings if f.severity != "info")
 
 
@@ -770,3 +770,87 @@ def test_a_loop_with_a_loss_of_its_own_is_not_held_against_another_one() -> None
 
     codes = {f.code for f in diagnose(**given, train_step=own, trial=30).findings if f.severity != "info"}
     assert not {"NS423", "NS424"} & codes
+
+
+class Codebook(nn.Module):
+    """Its vectors come to the encoder late, and the loss of a hidden layer grows until then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.codes, self.out = mlp(196, 64, 32), nn.Parameter(0.3 * torch.randn(6, 4)), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = self.into(x).view(len(x), 8, 4)
+        q = self.codes[torch.cdist(h.detach(), self.codes).argmin(-1)]
+        return self.out((h + (q - h).detach()).flatten(1)), h, q
+
+
+def coded(outs: tuple[Tensor, Tensor, Tensor], t: Tensor) -> Tensor:
+    y, h, q = outs
+    return F.cross_entropy(y, t) + F.mse_loss(q, h.detach()) + 0.5 * F.mse_loss(h, q.detach())
+
+
+def test_a_codebook_that_comes_to_its_encoder_late_may_let_the_loss_rise() -> None:
+    torch.manual_seed(0)
+    model, x = Codebook(), 3 * torch.randn(448, 196)
+    given = setup(model, x, x[:, :3].argmax(1), coded, torch.optim.Adam(model.parameters(), 2e-3))
+    short = diagnose(**given, trial=50).facts["checkup"]["trial"]["own"]
+    assert short["again"] > 1.5 * short["start"]
+    found = diagnose(**given, trial=50, steps=400)
+    assert found.facts["checkup"]["trial"]["own"]["again"] < 0.2 * short["start"]
+    assert [f.code for f in found.findings if f.severity != "info"] == []
+
+
+def test_a_group_of_rate_zero_is_told_unless_a_schedule_may_raise_it() -> None:
+    torch.manual_seed(0)
+    model = mlp(12, 32, 3)
+    x = torch.randn(448, 12)
+
+    def told(scheduled: bool) -> str:
+        groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters(), "lr": 0.1}]
+        optimizer = torch.optim.SGD(groups)
+        if scheduled:
+            torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=100)
+        found = diagnose(**setup(model, x, x[:, :3].argmax(1), nn.CrossEntropyLoss(), optimizer), trial=False)
+        return " ".join(f.evidence for f in found.findings if f.code == "NS403")
+
+    assert "learning rate 0, another one 0.1: it never moves" in told(False)
+    assert told(True) == ""
+
+
+def test_a_warm_up_by_hand_that_never_gets_anywhere_is_told_as_one() -> None:
+    torch.manual_seed(0)
+    model, x, at = mlp(12, 32, 3), torch.randn(448, 12), [0]
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Any, x: Tensor, t: Tensor) -> Tensor:
+        at[0] += 1
+        optimizer.param_groups[0]["lr"] = 0.1 * at[0] / 100_000
+        optimizer.zero_grad()
+        value = loss(model(x), t)
+        value.backward()
+        optimizer.step()
+        return value
+
+    given = setup(model, x, x[:, :3].argmax(1), nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), 0.1))
+    found = diagnose(**given, train_step=step, steps=300, trial=50)
+    (told,) = [f.evidence for f in found.findings if f.code == "NS409"]
+    assert "warms up from" in told
+    assert "the training has 300" in told
+
+
+def test_weights_too_small_to_be_heard_are_named_and_not_taken_for_a_mean() -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(30, 16)
+    nn.init.normal_(table.weight, std=1e-7)
+    model, ids = nn.Sequential(table, nn.Flatten(), nn.Linear(96, 2)), torch.randint(30, (448, 6))
+    found = diagnose(**setup(model, ids, ids[:, 0] % 2, nn.CrossEntropyLoss()), trial=False)
+    told = {f.code: f for f in found.findings if f.severity != "info"}
+    assert "the weights of 0 have rms 1e-07" in told["NS114"].evidence
+    assert "NS122" not in told
+
+
+def test_an_optimizer_with_a_closure_is_said_to_be_left_out() -> None:
+    torch.manual_seed(0)
+    model, x = mlp(12, 32, 3), torch.randn(448, 12)
+    given = setup(model, x, x[:, :3].argmax(1), nn.CrossEntropyLoss(), torch.optim.LBFGS(model.parameters()))
+    assert any("a closure" in note for note in diagnose(**given, trial=5).facts["notes"])

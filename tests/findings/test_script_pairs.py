@@ -298,6 +298,84 @@ pair("graphs in a batch", "NS817", "no offset", "offset", "0", """
         F.cross_entropy(net(x, torch.cat(edges, 1), graph), y.long()).backward()
         optimizer.step()
 """)  # fmt: skip
+pair("micro-batches", "NS624", "of 8 backward passes at train.py", "pass", "optimizer.zero_grad()", """
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    for step in range(40):
+        optimizer.zero_grad()
+        for x in torch.randn(64, 8).chunk(8):
+            FAULT
+            (F.cross_entropy(net(x), x[:, :3].argmax(1)) / 8).backward()
+        optimizer.step()
+""")  # fmt: skip
+pair("a list of edges", "NS818", "was reshaped, not transposed", "edges.T", "edges.view(2, -1)", """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 32), nn.Linear(32, 2)
+        def forward(self, x, edges):
+            h = torch.relu(self.one(x))
+            return self.two(h + torch.zeros_like(h).index_add(0, edges[1], h[edges[0]]) / 4)
+    one = torch.randint(0, 100, (200, 2))
+    edges = torch.stack([one, one.flip(1)], 1).flatten(0, 1)
+    x = torch.randn(100, 6)
+    y = (x[:, 0] + torch.zeros(100).index_add(0, edges[:, 1], x[edges[:, 0], 0]) > 0).long()
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for step in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x, FAULT), y).backward()
+        optimizer.step()
+""")  # fmt: skip
+pair("fields of one table", "NS819", "ids up to 9, in 4 columns that have 40 values", "10", "0", """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.EmbeddingBag(40, 16, mode="sum"), nn.Linear(16, 2)
+        def forward(self, ids):
+            return self.out(self.table(ids + FAULT * torch.arange(4)))
+    net, worth = Net(), torch.randn(4, 10)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for step in range(40):
+        ids = torch.randint(0, 10, (128, 4))
+        optimizer.zero_grad()
+        F.cross_entropy(net(ids), (worth.gather(1, ids.T).sum(0) > 0).long()).backward()
+        optimizer.step()
+""")  # fmt: skip
+pair("an answer that is fed", "NS712", "not shifted by one", "F.pad(words[:, :-1], (1, 0))", "words", """
+    class Translator(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(12, 32), nn.Linear(32, 12)
+            self.read, self.write = (nn.GRU(32, 32, batch_first=True) for _ in range(2))
+        def forward(self, source, before):
+            return self.out(self.write(self.table(before), self.read(self.table(source))[1])[0])
+    net = Translator()
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for step in range(40):
+        source = torch.randint(1, 12, (64, 6))
+        words = source.flip(1)
+        optimizer.zero_grad()
+        F.cross_entropy(net(source, FAULT).flatten(0, 1), words.flatten()).backward()
+        optimizer.step()
+""")  # fmt: skip
+pair("labels that are shifted twice", "NS712", "next token but one", "ids[:, :-1]", "ids[:, 1:]", """
+    class Speaker(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(30, 32), nn.Linear(32, 30)
+            self.rnn = nn.GRU(32, 32, batch_first=True)
+        def forward(self, input_ids, labels):
+            logits = self.out(self.rnn(self.table(input_ids))[0])
+            return {"loss": F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:]), "logits": logits}
+    net = Speaker()
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for step in range(40):
+        ids = (torch.randint(0, 30, (64, 1)) + torch.randint(1, 6, (64, 1)) * torch.arange(12)) % 30
+        optimizer.zero_grad()
+        net(input_ids=ids[:, :-1], labels=FAULT)["loss"].backward()
+        optimizer.step()
+""")  # fmt: skip
 
 #: Those that are told by the losses of the loop, or by many of its steps.
 LONG = {"a divergence", "a warm-up by epochs", "a warm-up without end", "gathered texts"}
@@ -460,6 +538,68 @@ READ = {
             optimizer.zero_grad()
             i = torch.randint(0, 50, (32,))
             (net(i) - aim[i]).square().mean().backward()
+            optimizer.step()
+    """,
+    "an attack by backward": """
+        net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for step in range(40):
+            x = torch.randn(64, 8)
+            y = x[:, :3].argmax(1)
+            shift = torch.zeros_like(x, requires_grad=True)
+            for _ in range(3):
+                F.cross_entropy(net(x + shift), y).backward()
+                shift.data += 0.02 * shift.grad.sign()
+                shift.grad.zero_()
+            optimizer.zero_grad()
+            F.cross_entropy(net(x + shift.detach()), y).backward()
+            optimizer.step()
+    """,
+    "gradients of several losses, one by one": """
+        net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 6))
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for step in range(40):
+            x = torch.randn(64, 8)
+            made = []
+            for k in range(2):
+                optimizer.zero_grad()
+                F.cross_entropy(net(x)[:, 3 * k : 3 * k + 3], x[:, k : k + 3].argmax(1)).backward()
+                made.append([p.grad.clone() for p in net.parameters()])
+            for p, *grads in zip(net.parameters(), *made):
+                p.grad = sum(grads)
+            optimizer.step()
+    """,
+    "as many steps in time as samples": """
+        class Speaker(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.table, self.rnn, self.out = nn.Embedding(20, 32), nn.GRU(32, 32), nn.Linear(32, 20)
+            def forward(self, ids):
+                return self.out(self.rnn(self.table(ids))[0])
+        net = Speaker()
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for step in range(40):
+            ids = (torch.randint(0, 20, (24,)) + torch.randint(1, 6, (24,)) * torch.arange(25)[:, None]) % 20
+            optimizer.zero_grad()
+            F.cross_entropy(net(ids[:-1]).flatten(0, 1), ids[1:].flatten()).backward()
+            optimizer.step()
+    """,
+    "states, then what was done": """
+        class Planner(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.state, self.action, self.out = nn.Linear(4, 32), nn.Embedding(3, 32), nn.Linear(32, 3)
+                self.rnn = nn.GRU(32, 32, batch_first=True)
+            def forward(self, s, a):
+                both = torch.stack([self.state(s), self.action(a)], 2).flatten(1, 2)
+                return self.out(self.rnn(both)[0][:, ::2])
+        net = Planner()
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for step in range(40):
+            s = torch.randn(64, 6, 4)
+            a = s[..., :3].argmax(-1)
+            optimizer.zero_grad()
+            F.cross_entropy(net(s, a).flatten(0, 1), a.flatten()).backward()
             optimizer.step()
     """,
     "a score that comes first": """

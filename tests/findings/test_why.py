@@ -509,4 +509,4 @@ def test_an_image_that_is_optimized_is_no_network_that_trains(tmp_path, monkeypa
     )
     found = run(script)
     assert not found.diagnoses
-    assert "trains what goes into the network" in found.missing[0]
+    assert "trains no weight of a module that was called" in found.missing[0]

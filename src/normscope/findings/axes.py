@@ -103,7 +103,7 @@ def unread(view: View) -> Iterator[Hit]:
     Inputs that are the same for all samples are not judged.
     """
     u = view.section("mixing").get("unread")
-    if u:
+    if u and not view.section("loss").get("reach", {}).get("equal"):  # then the outputs depend on nothing
         text = (
             f"the outputs do not depend on {u['name']}, {tuple(u['shape'])}: it is ignored, never read, or one and the "
             "same for all once it was prepared (an integer division, a clamp) (another in "

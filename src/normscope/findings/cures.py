@@ -18,8 +18,7 @@ from normscope.call.traceless import alone
 from normscope.core.errors import UsageError, unknown
 from normscope.findings.checkup.trial import RACES, raced
 from normscope.findings.readings import Reading, lambda_max, read
-from normscope.init import CURES, Cure, Treatment
-from normscope.init._layers import unchanged_on_error
+from normscope.init import CURES, Cure, Treatment, unchanged_on_error
 from normscope.init.wrappers import off_centre
 
 #: What ``auto`` tries, the quick ones first; controls among them are never chosen.

@@ -30,6 +30,7 @@ from normscope.findings.rates import numbers, tried, wanted
 from normscope.findings.trial import ends
 from normscope.probing.passes import probe
 from normscope.training.handed import by_its_loop
+from normscope.training.own import wants_a_closure
 
 if TYPE_CHECKING:
     import polars
@@ -263,6 +264,7 @@ def diagnose(
     found, hindered = tried(at, asked, profile)
     profile.facts["checkup"]["rates"] = numbers(found)
     facts["notes"] += [hindered] if hindered else []
+    facts["notes"] += [CLOSURE] if at.optimizer is not None and not observed and wants_a_closure(at.optimizer) else []
     left_out = profile.facts["checkup"]["left_out"].items()
     facts["notes"] += [f"could not look at {_SECTIONS.get(k, k)}: {shorten(why, 200)}" for k, why in left_out]
     findings = find(profile)
@@ -274,6 +276,8 @@ def diagnose(
     return diagnosis
 
 
+#: Said of L-BFGS and its like.
+CLOSURE = "the optimizer computes the loss inside of its step (a closure): its own steps were not looked at"
 #: Sections of the check-up, as people call them.
 _SECTIONS = {
     "free": "what the loss allows", "calls": "the calls", "mixing": "who sees whom", "places": "the places of inputs",

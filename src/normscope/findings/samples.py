@@ -158,7 +158,8 @@ def one_row(view: View) -> Iterator[Hit]:
             f"{u['share']:.0%} of all tokens are id {u['id']}: it dominates; are most unknown words (out of "
             "vocabulary)?"
         )
-        yield Hit(None, "one_row", u["share"], 0.6, text, name=t["module"])
+        cure = "Print some rows of tokens; take a larger vocabulary, or smaller units (subwords, characters)."
+        yield Hit(None, "one_row", u["share"], 0.6, text, name=t["module"], cure=cure)
     one = view.section("data").get("one_id")
     if one:
         text = (
@@ -336,9 +337,53 @@ def one_graph(view: View) -> Iterator[Hit]:
     number of nodes, and are more than half as many as all nodes.
     """
     g = view.section("graphs")
-    if g:
+    if "named" in g:
         text = (
             f"the edges join nodes 0 to {g['named'] - 1} alone, of {g['nodes']} nodes in {g['graphs']} graphs: the "
             "node numbers of each graph were not shifted by those before it (no offset)"
         )
         yield Hit(None, "named", g["named"], g["nodes"], text)
+
+
+@rule(
+    "NS818",
+    "edges read along the wrong axis",
+    severity="warning",
+    meaning="A list of edges (e, 2) was reshaped to (2, e), not transposed: it joins nodes that no edge joins.",
+    cure="edges.t().contiguous() instead of edges.view(2, -1) or reshape.",
+    source="chosen by us: half of the edges go one way only, while 99 % of the pairs in memory have their reverse",
+)
+def scrambled_edges(view: View) -> Iterator[Hit]:
+    """Of integers (2, e) few columns have their reverse among them, while the pairs that follow each other in memory
+    do. Of a graph whose edges go one way nothing is known.
+    """
+    g = view.section("graphs")
+    if "both_ways" in g:
+        text = (
+            f"of the edges {tuple(g['shape'])} {g['both_ways']:.0%} go both ways, and {g['pairs']:.0%} when numbers "
+            "that follow each other in memory are read as pairs: a list (e, 2) was reshaped, not transposed"
+        )
+        yield Hit(None, "both_ways", g["both_ways"], 0.5, text)
+
+
+@rule(
+    "NS819",
+    "fields that share rows",
+    severity="warning",
+    meaning="Columns of categories look into one embedding without their own offsets: one row stands for a value of "
+    "each.",
+    cure="Add to each column the sizes of those before it: x + torch.tensor([0, *sizes[:-1]]).cumsum(0).",
+    source="a table with a row for each value of each column, of which the columns reach the first alone",
+)
+def shared_rows(view: View) -> Iterator[Hit]:
+    """An embedding has as many rows as its ids' columns have values together, and the largest id of all is one of the
+    largest column.
+    """
+    f = view.section("data").get("fields")
+    if f:
+        text = (
+            f"{f['module']} (an embedding of {f['rows']} rows) gets ids up to {f['largest']}, in {f['columns']} "
+            f"columns that have {f['values']} values together: they were not shifted by those before them (no offset), "
+            "and share rows"
+        )
+        yield Hit(None, "largest", f["largest"], f["rows"], text, name=f["module"])

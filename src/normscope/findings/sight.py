@@ -182,6 +182,15 @@ def constant(view: View) -> Iterator[Hit]:
                 "step (out[:, -1]) has seen padding for long; take each row's own last position (its length), or pack "
                 "the sequences"
             )
+        tiny = view.section("loss")["reach"].get("tiny")
+        if tiny:
+            text = (
+                f"all samples get the same output: the weights of {tiny['module']} have rms {tiny['rms']:.1g}, so "
+                "small that what they say of a sample drowns in what is added behind them"
+            )
+            cure = "Start it at its usual size: nn.init.normal_(layer.weight, std=0.02) or larger."
+            yield Hit(None, "spread", 0.0, 1e-6, text, "warning", tiny["module"], cure=cure)
+            return
         recurrent = view.section("places").get("time", {}).get("module", "") if ends > 0.6 else ""
         yield Hit(None, "spread", 0.0, 1e-6, text, name=recurrent)
 

@@ -355,3 +355,24 @@ def unloaded(view: View) -> Iterator[Hit]:
             f"were{as_named}"
         )
         yield Hit(None, "missing", u["missing"], 0, text, name=mine.rpartition(".")[0])
+
+
+@rule(
+    "NS624",
+    "gradients thrown away",
+    severity="warning",
+    meaning="Of several backward passes of one line all gradients but the last are cleared before the step.",
+    cure="Clear once a step, before the first of the passes whose gradients are to be added up.",
+    source="the order of calls, at unchanged weights",
+)
+def thrown_away(view: View) -> Iterator[Hit]:
+    """The optimizer is cleared between passes of one line, with the weights as they were, and steps on what the last of
+    them left. Gradients that the loop sets by hand are its own (PCGrad, clipping by sample).
+    """
+    place, lost = view.section("loop").get("lost", ("", 0))
+    if lost:
+        text = (
+            f"of {lost + 1} backward passes at {place} only the last one's gradient is stepped on: zero_grad() stands "
+            "between them, inside of the accumulation"
+        )
+        yield Hit(None, "lost", lost, 0, text)

@@ -158,7 +158,11 @@ def own_step(view: View) -> Iterator[Hit]:
     fate = "the loss diverges" if own["blown"] else "the loss rises" if rises else "the loss hardly falls"
     if u and view.section("loop").get("moved", 1):
         fate += (
-            ": the rate is too large" if u["lr"] > 3 * kin else ": the rate is too small" if u["lr"] < kin / 20 else ""
+            ": the rate is too large"
+            if u["lr"] > 3 * kin
+            else ": the rate is too small"
+            if u["lr"] < kin / 20 and not rises
+            else ""
         )
     first, last = ends(own)
     text = (

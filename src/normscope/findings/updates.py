@@ -47,7 +47,7 @@ def small_steps(view: View) -> Iterator[Hit]:
     if group and group["rate"] < 1e-4 * group["largest"] and group["rate"] < 1e-6:
         text = (
             f"the parameter group of {listed(group['modules'])} has learning rate {group['rate']:.2g}, another one "
-            f"{group['largest']:.2g}: it hardly moves, its rate is too small"
+            f"{group['largest']:.2g}: it {'hardly moves' if group['rate'] else 'never moves'}, its rate is too small"
         )
         yield Hit(None, "learning_rate", group["rate"], 1e-4 * group["largest"], text, name=group["modules"][0])
     if not u or "largest" not in u or u["largest"] >= SMALL or next(iter(eps.check(view)), None):
@@ -163,11 +163,19 @@ def large_steps(view: View) -> Iterator[Hit]:
     turned = u.get("median", 0.0)  # of the weights, in one step
     settled = turned / (1 - u["momentum"]) if u["momentum"] < 1 else turned
     worse = after != after or after > 5 * base > 0 or (after > 2 * base > 0 and turned > HALF)
-    if before == before and (worse or settled > 3 * HALF):
+    far = settled > 3 * HALF and not loss.get("reach", {}).get("tiny")  # small weights change by much
+    if before == before and (worse or far):
+        step = f"one step of {u['class']} at learning rate {u['lr']:.2g}"
         text = (
-            f"one step of {u['class']} at learning rate {u['lr']:.2g} takes the loss of this batch from {before:.3g} "
-            f"to {after:.3g}: the rate is too large, it will diverge (the weights change by {turned:.0%} a step)"
+            f"{step} takes the loss of this batch from {before:.3g} to {after:.3g}: the rate is too large, it will "
+            f"diverge (the weights change by {turned:.0%} a step)"
         )
+        if not worse and after <= before:
+            more = f", and a momentum of {u['momentum']:g} goes {settled / turned:.0f} times as far"
+            text = (
+                f"{step} changes the weights by {turned:.2g} of their size{more if u['momentum'] else ''}: the rate is "
+                "too large, although the loss of this batch falls at first"
+            )
         yield Hit(None, "loss_after", after, 5 * base, text)
 
 
@@ -220,6 +228,8 @@ def schedule(view: View) -> Iterator[Hit]:
         yield Hit(None, "learning_rate", deaf["lr"], deaf["set"], text, cure=read)
     own = view.section("trial").get("own", {})
     seen = own.get("rates", [])
+    if len(seen) > 5 and seen[1] < seen[0] and all(a <= b for a, b in itertools.pairwise(seen[1:])):
+        seen = seen[1:]  # the loop sets it, from its first step on
     rates, steps = seen[:SOON], view.facts.get("checkup", {}).get("steps") or math.inf
     if len(rates) < 5:
         return

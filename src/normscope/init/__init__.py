@@ -7,7 +7,7 @@ was done to which layer, and why not to the others.
 """
 
 from normscope.init._cures import CURES, Cure
-from normscope.init._layers import Treatment
+from normscope.init._layers import Treatment, unchanged_on_error
 from normscope.init.branches import branch_scale_, zero_branches_
 from normscope.init.centering import center_weights_
 from normscope.init.folding import fold_batch_norm_
@@ -40,6 +40,7 @@ __all__ = [
     "recalibrate_",
     "shape_",
     "torch_default_",
+    "unchanged_on_error",
     "xavier_",
     "zero_branches_",
 ]

@@ -190,7 +190,7 @@ def of_data(
     found |= _repeats(batches)
     if found.get("repeated") == 1:
         found["all_at_once"] = _all_at_once(scene, batches[0], valid)
-    found |= _tokens(scene) | _one_id(scene)
+    found |= _tokens(scene) | _one_id(scene) | _fields(scene)
     found["small_norm"] = _norm_counts(scene, batches)
     own = first_tensor(list(tensors((scene.at.args, scene.at.kwargs))))
     t = scene.targets if isinstance(scene.targets, Tensor) else None
@@ -313,6 +313,21 @@ def _tokens(scene: Scene) -> dict[str, Any]:
     return {}
 
 
+def _fields(scene: Scene) -> dict[str, Any]:
+    """Columns of ids that together have as many values as their embedding has rows, and reach its first ones alone."""
+    for c in scene.weighted:
+        x = c.data
+        if x is None or not isinstance(c.module, nn.Embedding | nn.EmbeddingBag):
+            continue
+        if x.is_floating_point() or x.dim() != 2 or not 2 <= x.shape[1] <= 64 or len(x) < 32:
+            continue
+        rows, values = c.module.num_embeddings, int((x.amax(0) + 1).sum())
+        if 0.9 * rows <= values <= rows and int(x.max()) + 1 <= 2 * rows / 3:
+            told = {"rows": rows, "values": values, "columns": x.shape[1], "largest": int(x.max()), "module": c.name}
+            return {"fields": told}
+    return {}
+
+
 def _unknown(x: Tensor) -> dict[str, float]:
     """The commonest token, and its share of all that are not padding (one token that fills an end of the rows)."""
     if x.dim() != 2 or x.shape[1] < 4:
@@ -321,7 +336,9 @@ def _unknown(x: Tensor) -> dict[str, float]:
     for flipped in (x.flip(1), x):
         pad = flipped[:, 0].mode().values
         run = (flipped == pad).long().cumprod(1).bool()
-        if int((x == pad).sum()) <= 1.05 * int(run.sum()) + 5:  # it stands at this end only
+        if int((x == pad).sum()) <= 1.05 * int(run.sum()) + 5 + len(
+            x
+        ):  # at this end, and once more as a first position
             inner &= ~(run if flipped is x else run.flip(1))
     kinds, counts = x[inner].unique(return_counts=True)
     return (

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscope.call.arguments import mapped, tensors
 from normscope.findings.checkup.scene import Rerun, Scene
@@ -60,7 +60,7 @@ def reach_of(scene: Scene) -> dict[str, Any] | None:
         "low": lo if bottom else -math.inf, "high": hi if top else math.inf,
         "mean_fixed": max(means) < 1e-3 and min(spreads) > 1e-3 and len(base) > 4,
         "spread_fixed": max(spreads) < 1.05 * min(spreads) and min(spreads) > 1e-3, "spread": spreads[0],
-        "equal": equal and len(base) > 4 and _differ(scene), "module": scene.calls[-1].name,
+        "equal": equal and len(base) > 4 and _differ(scene), "tiny": _tiny(scene), "module": scene.calls[-1].name,
         "module_kind": type(scene.calls[-1].module).__name__,
     }  # fmt: skip
 
@@ -143,3 +143,12 @@ def unbounded(scene: Scene, o: Tensor, t: Tensor, g: Tensor, known: dict[str, An
     now, near, far = scene.value, down(1e2), down(1e4)
     deep = math.isfinite(far) and far < -50 * (abs(now) + 1) and far < 20 * near
     return {"unbounded": bool(deep), "far": far if math.isfinite(far) else None}
+
+
+def _tiny(scene: Scene) -> dict[str, Any]:
+    """The first layer, where its weights are so small that what it says drowns in later biases, and their rms."""
+    for c in scene.weighted:
+        if isinstance(c.module, nn.Linear | nn.Embedding | nn.EmbeddingBag):
+            rms = float(c.module.weight.detach().float().square().mean().sqrt())
+            return {"module": c.name, "rms": rms} if 0 < rms < 1e-3 else {}
+    return {}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import itemgetter
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -32,7 +35,8 @@ def of_loop(at: Step) -> dict[str, Any]:
     unmoved: list[bool] = []
     seeds: list[tuple[Tensor, Tensor]] = []
     back: dict[str, Any] = {"handed": False, "fed": {}, "of": {}}
-    functions = Functions()
+    functions, thrown = Functions(), Thrown()
+    lost: list[tuple[str, int]] = []
     own = Own(at)
     names = {id(p): n.rpartition(".")[0] for n, p in at.root.named_parameters()}
 
@@ -55,6 +59,7 @@ def of_loop(at: Step) -> dict[str, Any]:
             def handed(optimizer: torch.optim.Optimizer, *_: Any) -> None:
                 held = [p for g in optimizer.param_groups for p in g["params"] if id(p) in here]
                 fed = any(moves(p.grad) for p in held)
+                lost.append(thrown.stepped(optimizer))
                 back["handed"] |= fed
                 back["fed"][id(optimizer)] = fed or back["fed"].get(id(optimizer), False)
                 back["of"][id(optimizer)] = list(dict.fromkeys(here[id(p)] for p in held))
@@ -63,7 +68,7 @@ def of_loop(at: Step) -> dict[str, Any]:
             seeds.append((torch.get_rng_state(), torch.get_rng_state()))
             hooks = register_optimizer_step_pre_hook(handed), register_optimizer_step_post_hook(look)
             try:
-                with listening(events), functions.inside(at.root), functions:
+                with listening(events, thrown), functions.inside(at.root), functions:
                     value = update(args, kwargs, targets)
             finally:
                 for hook in hooks:
@@ -88,7 +93,8 @@ def of_loop(at: Step) -> dict[str, Any]:
     back["reseeded"] = len(ends) > 1 and torch.equal(*ends[:2]) and not any(torch.equal(a, b) for a, b in seeds)
     still = all(g.get("lr", 1.0) == 0 for g in at.optimizer.param_groups)  # as a warm-up leaves it: nothing is to move
     return order_of(_by_steps(log), -1 if still else unmoved.count(False)) | back | {
-        "derived": functions.derived, "aimless": functions.aimless
+        "derived": functions.derived, "aimless": functions.aimless,
+        "lost": max(lost, key=itemgetter(1), default=("", 0)),
     }  # fmt: skip
 
 
@@ -141,7 +147,7 @@ def order_of(log: list[list[str]], moved: int) -> dict[str, Any]:
     clips = [i for i, e in enumerate(first) if e.startswith("clip")]
     backs = [i for i, e in enumerate(first) if e == "backward"]
     second = log[1] if len(log) > 1 else []
-    until = second.index("backward") if "backward" in second else len(second)
+    until = max((i for i, e in enumerate(second) if e == "backward"), default=len(second))
     cleared = "clear" in second[:until] or "clear" in first[(first.index("step") if "step" in first else 0) :]
     return {
         "events": first, "moved": moved, "stepped": "step" in first, "backward": bool(backs),
@@ -153,24 +159,61 @@ def order_of(log: list[list[str]], moved: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Thrown:
+    """Which backward passes an optimizer loses: their gradients are cleared before it steps, on those of a later pass
+    of the same line, with the weights as they were. Gradients that the user makes of several (by hand) lose none.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, torch.optim.Optimizer] = {}
+        self._passes: list[tuple[str, list[int]]] = []
+        self._lost: dict[int, list[tuple[str, list[int]]]] = {}
+        self._since: dict[int, int] = {}
+        self._grads: dict[int, Tensor | None] = {}
+
+    def backward(self, place: str) -> None:
+        """A pass has ended."""
+        held = [p for o in self._known.values() for g in o.param_groups for p in g["params"]]
+        self._passes.append((place, [p._version for p in held]))
+        self._grads = {id(p): p.grad for p in held}
+
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is about to be cleared."""
+        key = id(optimizer)
+        self._known[key], self._grads = optimizer, {}
+        self._lost.setdefault(key, []).extend(self._passes[self._since.get(key, 0) :])
+        self._since[key] = len(self._passes)
+
+    def stepped(self, optimizer: torch.optim.Optimizer) -> tuple[str, int]:
+        """The line, and how many passes there were lost since the step before."""
+        key = id(optimizer)
+        used, lost = self._passes[self._since.get(key, 0) :], self._lost.get(key, [])
+        held = [p for g in optimizer.param_groups for p in g["params"] if id(p) in self._grads]
+        own = bool(held) and all(p.grad is self._grads[id(p)] for p in held)
+        self._passes, self._lost, self._since, self._grads = [], {}, {}, {}
+        return (used[-1][0], sum(x == used[-1] for x in lost)) if used and own else ("", 0)
+
+
 @contextmanager
-def listening(events: list[str]) -> Iterator[None]:
+def listening(events: list[str], thrown: Thrown) -> Iterator[None]:
     """Write down calls of torch's own training functions; a profiler that was there is put back."""
+    zero = inspect.unwrap(torch.optim.Optimizer.zero_grad).__code__  # torch's decorator has one code for all it wraps
     known: dict[Any, str] = {
-        torch.optim.Optimizer.zero_grad.__code__: "clear",
+        zero: "clear",
         nn.Module.zero_grad.__code__: "clear",
         Tensor.backward.__code__: "backward",
         torch.amp.GradScaler.unscale_.__code__: "unscale",
     }
     clip = torch.nn.utils.clip_grad
     for function in (clip.clip_grad_norm_, clip.clip_grad_value_):
-        inner: Callable[..., Any] = function
-        while hasattr(inner, "__wrapped__"):
-            inner = inner.__wrapped__
-        known[inner.__code__] = "clip"
+        known[inspect.unwrap(function).__code__] = "clip"
 
     def listen(frame: FrameType, event: str, _: Any) -> None:
+        if event == "return" and frame.f_code is Tensor.backward.__code__ and frame.f_back is not None:
+            thrown.backward(f"{Path(frame.f_back.f_code.co_filename).name}:{frame.f_back.f_lineno}")
         if event == "call":
+            if frame.f_code is zero:
+                thrown.clear(frame.f_locals["self"])
             name = known.get(frame.f_code)
             if frame.f_code is torch.amp.GradScaler.scale.__code__ and frame.f_locals["self"].is_enabled():
                 name = "scaled"

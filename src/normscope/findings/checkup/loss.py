@@ -14,7 +14,7 @@ from normscope.call.targets import class_axis
 from normscope.findings.checkup.ends import FAR, floor, reach_of, unbounded
 from normscope.findings.checkup.labels import is_binary, reading_of_targets
 from normscope.findings.checkup.scene import Scene, as_function, replaced
-from normscope.findings.checkup.tokens import next_token
+from normscope.findings.checkup.tokens import next_token, shifted_by_both
 
 
 def of_loss(scene: Scene) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     found: dict[str, Any] = {"value": scene.value}
     value = as_function(scene)
     if value is None or scene.output is None or scene.loss is None:
-        return found
+        return found | shifted_by_both(scene)
     found |= {"outputs": list(scene.output.shape), "targets": list(scene.targets.shape), "name": scene.loss.name}
     if _squeezes(scene, value):
         _in_the_outputs_shape(scene)

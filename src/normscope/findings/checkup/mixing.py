@@ -37,7 +37,8 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
         if not bool(torch.isfinite(base).all()) or not torch.equal(base, again.output()):
             return  # what it holds (a queue, a memory) changes from one pass to the next
         whole, n = scene.output, scene.at.rows.n
-        if whole is not None and whole.dim() > 1 and len(whole) == len(base) == n != again.samples.n:
+        rows = len(whole) if whole is not None and whole.dim() > 1 and again.samples.axis == 0 else None
+        if rows == len(base) == n != again.samples.n:
             found["rows"] = [n, again.samples.n]
             return
         found.update(_mixes(again, base, inputs))
@@ -128,8 +129,11 @@ def _unread(again: Rerun) -> dict[str, Any]:
     for t in every if len(every) > 1 else []:
         if t.dim() and stands(t, t.roll(1, 0)):
             return {"unread": {"name": names.get(id(t), "an input"), "shape": list(t.shape)}}
+    placed = {b.shape[:2] for b in base if b.dim() > 1}  # an answer at each place: what stands last has none to move
     for t in every:
         if t.dim() == 2 and 2 <= t.shape[1] <= 8 and not t.is_floating_point() and t.dtype != torch.bool:
+            if t.shape in placed:
+                continue
             for j in range(t.shape[1]):
                 column = t.clone()
                 column[:, j] = t[:, j].roll(1, 0)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.call.arguments import tensors
+from normscope.call.arguments import mapped, tensors
 from normscope.findings.checkup.scene import Rerun, Scene
 
 
@@ -19,14 +19,15 @@ def next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if x.dim() == 2 and x.dtype == torch.long]
     if not ids or o.dim() != 3 or o.shape[1] < 3:
         return {}
-    if o.shape[:2] != ids[0].shape:
+    beside = [x for x in ids if x.shape == o.shape[:2]]
+    if not beside:
         return _fed_answers(scene, ids[0], g)
-    if ids[0].shape[1] < 3:
-        return {}
     seen = (g != 0).any(-1)
     if not bool(seen.any()):
         return {}
-    wanted, x = g.argmin(-1), ids[0].to(g.device)
+    wanted = g.argmin(-1)
+    given = max(beside, key=lambda x: float((wanted == x.to(g.device))[seen].float().mean()))  # a decoder's, of two
+    x = given.to(g.device)
     same = float((wanted == x)[seen].float().mean())
     following = float((wanted[:, :-1] == x[:, 1:])[seen[:, :-1]].float().mean())
     after = float((wanted[:, :-2] == x[:, 2:])[seen[:, :-2]].float().mean())
@@ -42,20 +43,58 @@ def next_token(scene: Scene, o: Tensor, g: Tensor) -> dict[str, Any]:
         return {}
 
     def other_end(x: Tensor) -> Tensor:
+        x = x.clone()
         x[:, -1] = torch.where(x[:, -1] == x[:, 0], x[:, 1], x[:, 0])
         return x
 
-    def ahead() -> float:
-        base, changed = again.output(), again.output(*again.alter(other_end))
-        return float((base - changed)[:, :-1].abs().max()) / float(base.abs().max().clamp_min(1e-12))
+    def ahead() -> tuple[float, float]:
+        """How much the last token moves the outputs before it, and the last."""
+        rows = given[: again.samples.n]
+        alone = mapped((again.args, again.kwargs), lambda t: other_end(t) if _same(t, rows) else t)
+        base, changed = again.output(), again.output(*alone)
+        moved = (base - changed).abs() / base.abs().max().clamp_min(1e-12)
+        return float(moved[:, :-1].max()), float(moved[:, -1].max())
 
-    looks = again.run(ahead, "eval")
-    if looks is None:
+    found = again.run(ahead, "eval")
+    if found is None:
         return {}
+    looks, reads = found
+    asked = looks < 1e-5 and (before > same or reads > 1e-5)  # what is not read at its own place is there to be told
     return {
-        "copied_inputs": max(same, before) if looks < 1e-5 else 0.0, "back": before > same,
+        "copied_inputs": max(same, before) if asked else 0.0, "back": before > same,
         "sees_ahead": looks if following > 0.9 else 0.0,
     }  # fmt: skip
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def shifted_by_both(scene: Scene) -> dict[str, Any]:
+    """The share of positions where the ``labels`` of a model with a loss of its own, which shifts them by one, are the
+    next tokens already.
+    """
+    labels = scene.at.kwargs.get("labels")
+    ids = next((x for x in tensors((scene.at.args, scene.at.kwargs)) if x.dim() == 2 and x.dtype == torch.long), None)
+    again = Rerun.of(scene.at, 8)
+    if not isinstance(labels, Tensor) or ids is None or again is None or labels.shape != ids.shape or len(ids[0]) < 3:
+        return {}
+    asked = labels[:, :-1] >= 0
+    share = float((labels[:, :-1] == ids[:, 1:])[asked].float().mean())
+    if not share > 0.9 or bool((labels[:, :1] < 0).any()):
+        return {}
+
+    def shifts() -> bool:
+        """Whether no loss reads the first label."""
+        other = again.kwargs["labels"].clone()
+        other[:, 0] = other[:, 1:].flip(1)[:, 0]
+        losses = [
+            [t for t in tensors(again.whole(again.args, again.kwargs | {"labels": k})) if not t.dim()]
+            for k in (again.kwargs["labels"], other)
+        ]
+        return bool(losses[0]) and all(map(torch.equal, *losses)) and not torch.equal(other, again.kwargs["labels"])
+
+    return {"two_ahead": share} if again.run(shifts, "eval") else {}
 
 
 def _one_token(x: Tensor, where: Tensor) -> int | None:

@@ -38,6 +38,8 @@ TRAINS, FALLS = 0.6, 0.1
 LATE = {"sgd": 0.675, "adam": math.inf}
 #: Where eval mode is worse by this share, so many passes without updates let running statistics catch up.
 SETTLED, PASSES = 0.5, 30
+#: Where the user's own steps on several outputs end so many chances higher, they go on, as far as the training.
+RISE = 0.5
 #: A race ends early at this share of chance; one that has not got there goes on for so many times as long.
 DONE, LONGER = 0.05, 4
 #: Progress of the user's own steps below which a race over all batches is run as well.
@@ -83,7 +85,8 @@ def of_trial(
     if observed.get("losses"):
         found["own"] = trial.seen(observed["losses"], observed["rates"], observed.get("all", False))
     elif at.optimizer is not None and not wants_a_closure(at.optimizer):
-        found["own"] = trial.own([(clean(x), clean(t)) for x, t in valid])
+        parts = sum(x.is_floating_point() for x in tensors(scene.whole))
+        found["own"] = trial.own([(clean(x), clean(t)) for x, t in valid], parts > 2)
     if found.get("own", {}).get("game"):  # several networks against each other: no loss of one of them tells
         return {"start": trial.start, "game": True}
     for name in RACES:
@@ -220,8 +223,11 @@ class _Trial:
             "rates": list(rates),
         }
 
-    def own(self, valid: list[tuple[Any, Any]]) -> dict[str, Any]:
-        """The user's own steps, with the modes as the user left them, and what eval mode says afterwards."""
+    def own(self, valid: list[tuple[Any, Any]], parts: bool) -> dict[str, Any]:
+        """The user's own steps, with the modes as the user left them, and what eval mode says afterwards.
+
+        parts: whether there are several outputs, which may move apart at first, as a codebook and its encoder do.
+        """
         at, runs = self.at, self.stream
         steps = min(self.steps, at.steps) if at.steps is not None else self.steps
         as_left = ShortRuns(replace(at, mode=None))
@@ -274,6 +280,12 @@ class _Trial:
             return noted
 
         course = as_left.run(begin, steps, look=after, around=mine.around)
+        if parts and steps < (at.steps or 0) and course.seen is not None and course.seen[0] > start + RISE * self.scale:
+            steps = min(at.steps or 0, LONGER * steps)
+            for noted_down in (rates, still, asides):
+                noted_down.clear()
+            rewritten = Rewritten()
+            course = as_left.run(begin, steps, look=after, around=mine.around)
         norms = [m for m in at.root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         norms = [m for m in norms if m.track_running_stats]
         found = self.told(course) | {

@@ -73,13 +73,15 @@ def of_update(scene: Scene) -> dict[str, Any]:
 
 
 def _slow_group(scene: Scene, live: list[str]) -> dict[str, Any] | None:
-    """The group with the smallest rate, of those with one, beside the largest, and its modules that have a gradient."""
+    """The group with the smallest rate, beside the largest, and its modules that have a gradient; zero counts where no
+    schedule may raise it.
+    """
     names = {id(p): n for n, p in scene.at.root.named_parameters() if n in live}
     rated: list[tuple[float, list[str]]] = []
     for g in scene.at.optimizer.param_groups:  # type: ignore[union-attr]
         rate = rate_of(g)
         mine = [names[id(p)] for p in g["params"] if id(p) in names]
-        rated += [(rate, mine)] if mine and rate > 0 else []
+        rated += [(rate, mine)] if mine and (rate > 0 or "initial_lr" not in g) else []
     if len(rated) < 2:
         return None
     low = min(rated, key=lambda x: x[0])

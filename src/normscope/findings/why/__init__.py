@@ -121,6 +121,8 @@ def run(
             diagnoses.append(_told(made, options, pair.count, GAME if rivals else POLICY if earns else ""))
         except Unclear as reason:
             missing.append(str(reason))
+        except UsageError as error:  # a batch of one sample, a model that draws its own inputs
+            missing.append(f"what the optimizer at {pair.place} trains: {str(error).rstrip('.')}")
     if not pairs:
         missing.append(
             f"the script {ended}, and no optimizer stepped"
@@ -153,7 +155,7 @@ def _as_main(script: str, args: Sequence[str], module: bool) -> Iterator[None]:
     numbers.
     """
     argv, path, where = sys.argv, list(sys.path), os.getcwd()
-    environment = {k: os.environ.get(k) for k in OFFLINE}
+    environment = dict(os.environ)
     kept: Any = Kept()
     try:
         sys.argv = [script, *args]
@@ -165,6 +167,5 @@ def _as_main(script: str, args: Sequence[str], module: bool) -> Iterator[None]:
     finally:
         sys.argv, sys.path[:] = argv, path
         os.chdir(where)
-        for key, old in environment.items():
-            if old is None:
-                os.environ.pop(key, None)
+        os.environ.clear()
+        os.environ.update(environment)

@@ -49,19 +49,25 @@ def seen(pair: Pair) -> Seen:
     """The step of a pair; `Unclear` where there is none."""
     first = next((t for t in pair.taken if t.losses), None)
     if first is None:
-        raise Unclear("the optimizer stepped, and backward() never ran before it: there were no gradients to step with")
+        raise Unclear(
+            "the optimizer stepped, and backward() never ran before it: "
+            + ("the script sets the gradients itself" if pair.fed else "there were no gradients to step with")
+        )
     loss, where = first.losses[0]
     entries = first.tape.behind(loss)
     models = _distinct([e.module for e in entries if e.module is not None])
+    weights = {id(p) for m in models or first.tape.models() for p in m.parameters()}
+    read = {id(t) for t, _ in first.tape.twins.values()} | {id(t) for e in entries for t in tensors((e.args, e.kwargs))}
+    if not pair.held & weights and (pair.held & read or not models):
+        raise Unclear(
+            "the optimizer trains no weight of a module that was called: an image, a temperature, weights of losses, "
+            "say; or the script calls forward() in the module's place, or computes inside of torch.func's transforms"
+        )
     if not models:
         raise Unclear(
-            f"the loss of {where} does not depend on any module that ran with gradients on: it is detached, or "
-            "computed inside of torch.func's transforms, or trains tensors that no module holds (a temperature, say)"
+            f"the loss of {where} does not depend on any module that ran with gradients on: it is detached, kept by a "
+            "module as an attribute, or computed inside of torch.func's transforms"
         )
-    weights = {id(p) for m in models for p in m.parameters()}
-    read = {id(t) for t, _ in first.tape.twins.values()} | {id(t) for e in entries for t in tensors((e.args, e.kwargs))}
-    if not pair.held & weights and pair.held & read:
-        raise Unclear("the optimizer trains what goes into the network (an image, say), and no weight of it")
     _restore(pair)
     loss = first.tape.unscaled(loss)
     entries = first.tape.behind(loss)
@@ -69,7 +75,8 @@ def seen(pair: Pair) -> Seen:
     ends = [t.tape.unscaled(x) for t in pair.taken for x, _ in t.losses[:1]]
     losses = [float(x.detach()) for x in ends if x.numel() == 1]
     observed: dict[str, Any] = {
-        "loop": order_of([t.events for t in pair.taken[:2]], max(t.moved for t in pair.taken[:3])),
+        "loop": order_of([t.events for t in pair.taken[:2]], max(t.moved for t in pair.taken[:3]))
+        | {"lost": pair.lost},
         "losses": [*losses, *(loss for loss, _ in pair.later)],
         "rates": [*(t.rate for t in pair.taken), *(rate for _, rate in pair.later)],
         "loaders": pair.loaders,

@@ -42,7 +42,8 @@ def watching(watch: Watch) -> Iterator[None]:
 
     def go_back(roots: Any, *args: Any, **kwargs: Any) -> Any:
         watch.backward(roots)
-        return backward(roots, *args, **kwargs)
+        backward(roots, *args, **kwargs)
+        watch.thrown.backward(place())
 
     def scale(scaler: Any, *args: Any, **kwargs: Any) -> Any:
         if scaler.is_enabled():

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from normscope.call.arguments import tensors
 from normscope.call.surroundings import transforms
 from normscope.core.tensors import moves
+from normscope.findings.checkup.loop import Thrown
 from normscope.findings.why.loads import Loads
 from normscope.findings.why.tape import LIBRARIES, Entry, Tape, frozen, place
 
@@ -101,6 +103,10 @@ class Pair:
     loaders: list[Any] = field(default_factory=list)
     #: The pair that steps on the same losses right before, where it is so at every step.
     beside: Pair | None = None
+    #: Whether it has stepped on gradients behind no backward pass.
+    fed: bool = False
+    #: The line of backward passes whose gradients it never steps on, and how many a step.
+    lost: tuple[str, int] = ("", 0)
     #: How many optimizers of one line, and over the same tensors, stepped one after another, each for those before.
     optimizers: int = 1
 
@@ -124,6 +130,7 @@ class Watch:
         self.loads = Loads()
         #: Whether some distribution was drawn from.
         self.drawn = False
+        self.thrown = Thrown()
         self._last: tuple[Pair, Taken] | None = None
         self.backwards = self.steps_taken = 0
         self._local = threading.local()
@@ -194,6 +201,7 @@ class Watch:
     def clear(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to be cleared of gradients."""
         self.events.append("clear")
+        self.thrown.clear(optimizer)
         grads = (p.grad for g in optimizer.param_groups for p in g["params"])
         if id(optimizer) not in self.pairs and any(map(moves, grads)):
             self.cleared[id(optimizer)] = optimizer, self.cleared.get(id(optimizer), (optimizer, 0))[1] + 1
@@ -216,16 +224,21 @@ class Watch:
         if id(optimizer) not in self.pairs:
             self.pairs[id(optimizer)] = self._pair(optimizer)
         pair = self.pairs[id(optimizer)]
+        held = [p for g in optimizer.param_groups for p in g["params"]]
+        pair.lost = max(pair.lost, self.thrown.stepped(optimizer), key=itemgetter(1))
+        pair.fed = pair.fed or (not self.losses and any(moves(p.grad) for p in held))
         if not pair.taken:
             pair.loaders = _loaders()
             pair.listed = _listed({at for e in self.tape.entries if e.module is not None for at in e.origin})
             models = self.tape.models()
             pair.before = [Before.of([*m.parameters(), *m.buffers()], m.modules()) for m in models]
             if not models:  # a closure computes the first loss inside of the step
-                pair.before = [Before.of(p for g in optimizer.param_groups for p in g["params"])]
-            held = optimizer.state.items()
+                pair.before = [Before.of(held)]
             pair.state = {
-                "state": {p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()} for p, s in held},
+                "state": {
+                    p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()}
+                    for p, s in optimizer.state.items()
+                },
                 "groups": [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
             }
 
