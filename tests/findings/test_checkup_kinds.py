@@ -818,6 +818,43 @@ def test_a_group_of_rate_zero_is_told_unless_a_schedule_may_raise_it() -> None:
     assert told(True) == ""
 
 
+@pytest.mark.parametrize(
+    ("make", "code", "words"),
+    [
+        (
+            lambda p, b: torch.optim.SGD(p, 0.02, momentum=0.9, dampening=float(b)),
+            "NS403",
+            "dampening=1 lets 0 of each",
+        ),
+        (lambda p, b: torch.optim.Adagrad(p, 5e-3, lr_decay=5.0 * b), "NS409", "divides the rate by 301 in 60 steps"),
+    ],
+)
+def test_what_an_optimizer_does_to_its_own_steps_is_read(make: Any, code: str, words: str) -> None:
+    torch.manual_seed(0)
+    model, x = mlp(12, 32, 3), torch.randn(448, 12)
+    for broken in (True, False):
+        optimizer = make(model.parameters(), broken)
+        found = diagnose(**setup(model, x, x[:, :3].argmax(1), nn.CrossEntropyLoss(), optimizer), trial=False)
+        told = {f.code: f.evidence for f in found.findings if f.severity != "info"}
+        assert (words in told.get(code, "")) is broken
+        assert broken or not told
+
+
+def test_a_loss_of_batches_of_another_size_is_held_against_its_own_start() -> None:
+    """The first batch has twice the pairs of the others, and a higher loss: nothing was learnt there."""
+    torch.manual_seed(0)
+    model, x = mlp(12, 32, 8), torch.randn(448, 2, 12)
+
+    def likeness(z: Tensor, _: Tensor) -> Tensor:
+        a, b = F.normalize(z[:, 0], dim=1), F.normalize(z[:, 1], dim=1)
+        return F.cross_entropy(0.05 * a @ b.T, torch.arange(len(z)))
+
+    given = setup(model, x, torch.arange(448), likeness, data=[(x[i : i + 32], torch.arange(32)) for i in (0, 32, 64)])
+    found = diagnose(**given | {"inputs": x[:128], "targets": torch.arange(128)}, trial=50)
+    assert found.facts["checkup"]["trial"]["own"]["trains"] is False
+    assert "NS421" in {f.code for f in found.findings}
+
+
 def test_a_warm_up_by_hand_that_never_gets_anywhere_is_told_as_one() -> None:
     torch.manual_seed(0)
     model, x, at = mlp(12, 32, 3), torch.randn(448, 12), [0]

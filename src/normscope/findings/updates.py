@@ -17,6 +17,8 @@ RISES = 50
 #: A rate that rises to the end of a training and stays below this share of what it is to be (chosen by us).
 RISEN = 0.5
 SMALL, HALF = 1.5e-5, 0.5
+#: The share of a new gradient that never gets into the momentum; an ``lr_decay`` that leaves a twentieth of the rate.
+DAMPED, OWN_DECAY = 0.99, 19 / SOON
 DECAY = 0.7
 #: Groups of parameters, and the ratio of the first one's rate to the last one's, for a decay that is reversed.
 STAIRS, STEEP = 3, 10.0
@@ -38,9 +40,9 @@ def small_steps(view: View) -> Iterator[Hit]:
     """The largest relative change of a weight matrix in one step of the user's optimizer is below 1.5e-5.
 
     One step is taken on copies, with the gradient of this batch and the optimizer's own settings; momentum counts with
-    its factor 1 / (1 - momentum), and of a warm-up the rate that it goes to. Or one group of parameters has a rate
-    below 1e-6 and a ten-thousandth of another group's. Not judged where wiring, loss or data are at fault, or ``eps``
-    makes the steps small (NS405).
+    its factor 1 / (1 - momentum), and of a warm-up the rate that it goes to. Or ``dampening`` keeps new gradients out
+    of the momentum. Or one group of parameters has a rate below 1e-6 and a ten-thousandth of another group's. Not
+    judged where wiring, loss or data are at fault, or ``eps`` makes the steps small (NS405).
     """
     u = view.section("update")
     group = u.get("slow_group")
@@ -50,6 +52,12 @@ def small_steps(view: View) -> Iterator[Hit]:
             f"{group['largest']:.2g}: it {'hardly moves' if group['rate'] else 'never moves'}, its rate is too small"
         )
         yield Hit(None, "learning_rate", group["rate"], 1e-4 * group["largest"], text, name=group["modules"][0])
+    if u.get("momentum", 0.0) > 0 and u["damped"] > DAMPED:
+        text = (
+            f"dampening={u['damped']:g} lets {1 - u['damped']:.2g} of each gradient into the momentum: after the first "
+            "step nothing new is followed"
+        )
+        yield Hit(None, "dampening", u["damped"], DAMPED, text, cure="Leave dampening at 0.")
     if not u or "largest" not in u or u["largest"] >= SMALL or next(iter(eps.check(view)), None):
         return
     if u["along_gradient"] > 0 or max(view.section("trial").get("own", {}).get("rates", [0.0])) > 3 * u["lr"]:
@@ -226,7 +234,13 @@ def schedule(view: View) -> Iterator[Hit]:
         )
         read = "Set it where it is read: for group in optimizer.param_groups: group['lr'] = lr."
         yield Hit(None, "learning_rate", deaf["lr"], deaf["set"], text, cure=read)
-    own = view.section("trial").get("own", {})
+    own, divides = view.section("trial").get("own", {}), view.section("update").get("own_decay", 0.0)
+    if divides > OWN_DECAY:
+        text = (
+            f"lr_decay={divides:g} divides the rate by {1 + SOON * divides:.0f} in {SOON} steps: it counts updates, "
+            "not epochs"
+        )
+        yield Hit(None, "lr_decay", divides, OWN_DECAY, text, cure="Leave lr_decay at 0: Adagrad slows down by itself.")
     seen = own.get("rates", [])
     if len(seen) > 5 and seen[1] < seen[0] and all(a <= b for a, b in itertools.pairwise(seen[1:])):
         seen = seen[1:]  # the loop sets it, from its first step on

@@ -152,10 +152,18 @@ class _Trial:
     def done(self, losses: list[float]) -> bool:
         return len(losses) >= 5 and self.chance > 0 and all(0 <= x < DONE * self.chance for x in losses[-3:])
 
-    def told(self, course: Course) -> dict[str, Any]:
+    def progress(self, end: float, start: float) -> float:
+        """How far a run gets from chance to zero; where no constant answer is known, from its own ``start``, which is
+        another one for batches of another size.
+        """
+        if math.isfinite(self.constant) or not math.isfinite(start):
+            return (self.chance - end) / self.scale
+        return (start - end) / max(abs(start), 1e-12)
+
+    def told(self, course: Course, start: float = math.nan) -> dict[str, Any]:
         """A course in numbers. ``trains``: ``None`` where its steps are too few to say no."""
         end = course.end()
-        progress = (self.chance - end) / self.scale
+        progress = self.progress(end, start)
         trains = progress > (TRAINS if math.isfinite(self.constant) else FALLS)
         return {
             "end": end, "progress": progress, "steps": len(course.losses), "losses": list(course.losses),
@@ -288,7 +296,7 @@ class _Trial:
             course = as_left.run(begin, steps, look=after, around=mine.around)
         norms = [m for m in at.root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         norms = [m for m in norms if m.track_running_stats]
-        found = self.told(course) | {
+        found = self.told(course, start) | {
             "keyed": at.train_step is not None and isinstance(at.inputs, Mapping),
             "all": steps == at.steps, "start": start, "valid_before": before, "warms_up": rates[-1] > 1.5 * rates[0],
             "slow_norm": any(m.momentum is None or m.momentum * steps < 2.5 for m in norms),
@@ -312,8 +320,8 @@ class _Trial:
         found["spread"] = spread
         if mine.changed and not course.blown:
             usual = Own(replace(at, train_step=None))
-            found["plain"] = self.told(as_left.run(usual.begin, steps, around=usual.around))["progress"]
-            found["progress_again"] = (self.chance - found["again"]) / self.scale
+            found["plain"] = self.told(as_left.run(usual.begin, steps, around=usual.around), start)["progress"]
+            found["progress_again"] = self.progress(found["again"], start)
         return found | {"trains": fell if fell or course.blown or len(course.losses) >= ENOUGH else None}
 
 

@@ -37,6 +37,8 @@ def of_update(scene: Scene) -> dict[str, Any]:
     still, _ = _step(scene, mine, weight_decay=0.0)
     momentum = max(float(g.get("momentum", 0.0) or 0.0) for g in optimizer.param_groups)
     found["momentum"] = momentum
+    found["damped"] = max((float(g.get("dampening", 0.0) or 0.0) for g in optimizer.param_groups), default=0.0)
+    found["own_decay"] = max(float(g.get("lr_decay", 0.0) or 0.0) for g in optimizer.param_groups)
     sizes = {}
     for n in live:
         w = named[n].detach().float()
