@@ -301,7 +301,7 @@ def unchanged_on_error(cure: Callable[..., Treatment]) -> Callable[..., Treatmen
         if not isinstance(root, nn.Module):
             return cure(model, *args, **kwargs)  # which says so
         held = Reach.of([root])
-        tensors = [t for t in (*root.parameters(), *root.buffers()) if not nn.parameter.is_lazy(t)]
+        tensors = [t for t in (*root.parameters(), *root.buffers()) if not (nn.parameter.is_lazy(t) or t.is_meta)]
         check_copies(tensors, 1, "a copy")
         numbers = [(t, t.detach().clone()) for t in tensors]
         try:
