@@ -1530,6 +1530,12 @@ def only_the_last_task_counts():
     return setup(Heads(), x, (x[:, :3] > 0).long(), loss)
 
 
+@broken("NS604", "heads.0", severity="info")
+def a_loss_that_reads_the_last_head():
+    x, _ = table()
+    return setup(Heads(), x, labels(x), lambda o, t: F.cross_entropy(o[2], t % 2))
+
+
 @broken("NS711")
 def a_hinge_of_zero_and_one():
     x, _ = table()

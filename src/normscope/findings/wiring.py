@@ -117,9 +117,9 @@ def unregistered(view: View) -> Iterator[Hit]:
 def lost(view: View) -> Iterator[Hit]:
     """Parameters that require a gradient get none, although their module ran: the result is not used, or detached.
 
-    Silent where the model returns what they compute (a pooler that this loss does not read), where the optimizer given
-    leaves them out, and below 2 % of the trainable weights. Layers that did not run at all are told as info. Where no
-    parameter gets any, the first function is named whose result carries no gradient though its arguments do.
+    A note where the model returns what they compute (a pooler that this loss does not read), or where they did not run
+    at all; silent where the optimizer given leaves them out, and below 2 % of the trainable weights. Where no parameter
+    gets any, the first function is named whose result carries no gradient though its arguments do.
     """
     w = view.section("wiring")
     if w.get("cut"):
@@ -156,6 +156,13 @@ def lost(view: View) -> Iterator[Hit]:
             f"not use {listed(unread)} of the targets (a part of the loss is overwritten, or not added)"
         )
         yield Hit(None, "lost", returned["tensors"], 0, text, name=returned["modules"][0])
+    passes = view.section("loop").get("events", []).count("backward")  # another one may read it
+    if not (numbers or copied or unread) and returned.get("share", 0.0) > SHARE and passes < 2:
+        text = (
+            f"no gradient reaches {listed(returned['modules'])}: the model returns the result, and this loss does not "
+            "read it (is it meant for another loss, or is the wrong output taken?)"
+        )
+        yield Hit(None, "lost", returned["tensors"], 0, text, "info", returned["modules"][0])
     untold = view.section("pull").get("untold", [])
     if untold:
         text = (

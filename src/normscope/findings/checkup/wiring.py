@@ -104,7 +104,10 @@ def of_wiring(scene: Scene, elsewhere: Collection[int] = ()) -> dict[str, Any]:
     found["cut_in_loss"] = found["cut"] and bool(scene.reached)
     share = sum(named[n].numel() for n in trains) or 1
     returned = [n for n in lost if n in scene.reached]
-    found["returned"] = {"modules": modules_of(returned, root), "tensors": len(returned)}
+    found["returned"] = {
+        "modules": modules_of(returned, root), "tensors": len(returned),
+        "share": sum(named[n].numel() for n in returned) / share,
+    }  # fmt: skip
     deliberate = [n for n in lost if held is not None and id(named[n]) not in held]
     lost = [n for n in lost if n not in deliberate and n not in scene.reached]
     used = [n for n in lost if scene.layer_of(n) in ran]
