@@ -42,6 +42,19 @@ pair("a generator that helps", "NS705", "do not play against each other", "one",
      GAME.replace("LABEL", "FAULT").replace("STEPS", "of_g"))  # fmt: skip
 pair("the other optimizer", "NS601", "never stepped", "of_g", "of_d",
      GAME.replace("LABEL", "one").replace("STEPS", "FAULT"))  # fmt: skip
+pair("a closure that sums up", "NS611", "the closure never clears", "optimizer.zero_grad()", "pass", """
+    x = torch.randn(200, 5)
+    net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=10)
+    def closure():
+        FAULT
+        loss = F.mse_loss(net(x), x.sum(1, keepdim=True).sin())
+        loss.backward()
+        return loss
+    for step in range(12):
+        optimizer.zero_grad()
+        optimizer.step(closure)
+""")  # fmt: skip
 pair("values of chosen actions", "NS703", "smooth_l1_loss of (64,) and (64, 1)", "", "[:, None]", """
     net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)

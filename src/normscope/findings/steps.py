@@ -48,7 +48,7 @@ def clip_early(view: View) -> Iterator[Hit]:
 )
 def never_cleared(view: View) -> Iterator[Hit]:
     """Two steps of ``train_step`` in a row, both with an update, and the second one's gradient still holds the
-    first's.
+    first's; or one step whose closure adds to the gradients of its own earlier calls.
     """
     s = view.section("loop")
     if s and s["never_cleared"]:
@@ -57,6 +57,12 @@ def never_cleared(view: View) -> Iterator[Hit]:
             "zero_grad() is missing"
         )
         yield Hit(None, "cleared", 0, 1, text)
+    elif s and s["summed"]:
+        text = (
+            "the optimizer's step calls the closure several times, and the closure never clears the gradients: each "
+            "backward pass adds to those before"
+        )
+        yield Hit(None, "cleared", 0, 1, text, cure="Call optimizer.zero_grad() inside the closure, before backward().")
 
 
 @rule(

@@ -154,9 +154,15 @@ def order_of(log: list[list[str]], moved: int) -> dict[str, Any]:
         "clip_early": bool(clips) and bool(backs) and clips[0] < backs[0] and not any(c > backs[0] for c in clips),
         "clip_scaled": "scaled" in first and any("scaled" in first[:c] and "unscale" not in first[:c] for c in clips),
         "never_cleared": "step" in first and "step" in second and not cleared,
+        "summed": first.count("summed") > 2,
         "cleared_late": bool(backs) and "clear" in first[backs[-1] :] and "step" in first
         and first.index("step") > backs[-1] + first[backs[-1] :].index("clear"),
     }  # fmt: skip
+
+
+def sums(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a backward pass now adds to gradients that the optimizer holds."""
+    return any(moves(p.grad) for g in optimizer.param_groups for p in g["params"])
 
 
 class Thrown:
@@ -208,7 +214,12 @@ def listening(events: list[str], thrown: Thrown) -> Iterator[None]:
     for function in (clip.clip_grad_norm_, clip.clip_grad_value_):
         known[inspect.unwrap(function).__code__] = "clip"
 
+    inside: list[torch.optim.Optimizer] = []  # that steps, and whose closure has cleared nothing so far
+
     def listen(frame: FrameType, event: str, _: Any) -> None:
+        own = frame.f_code.co_name == "step" and frame.f_locals.get("self")
+        if isinstance(own, torch.optim.Optimizer) and event in ("call", "return"):
+            inside[:] = [own] if event == "call" else []
         if event == "return" and frame.f_code is Tensor.backward.__code__ and frame.f_back is not None:
             thrown.backward(f"{Path(frame.f_back.f_code.co_filename).name}:{frame.f_back.f_lineno}")
         if event == "call":
@@ -217,11 +228,11 @@ def listening(events: list[str], thrown: Thrown) -> Iterator[None]:
             name = known.get(frame.f_code)
             if frame.f_code is torch.amp.GradScaler.scale.__code__ and frame.f_locals["self"].is_enabled():
                 name = "scaled"
-            if (
-                name is None
-                and frame.f_code.co_name == "step"
-                and isinstance(frame.f_locals.get("self"), torch.optim.Optimizer)
-            ):
+            if name == "clear":
+                inside.clear()
+            if name == "backward" and inside and sums(inside[0]):
+                events.append("summed")
+            if name is None and isinstance(own, torch.optim.Optimizer):
                 name = "step"
             if name is not None and not (name == "step" and events and events[-1] == "step"):
                 events.append(name)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from normscope.call.arguments import tensors
 from normscope.call.surroundings import transforms
 from normscope.core.tensors import moves
-from normscope.findings.checkup.loop import Thrown
+from normscope.findings.checkup.loop import Thrown, sums
 from normscope.findings.why.loads import Loads
 from normscope.findings.why.tape import LIBRARIES, Entry, Tape, frozen, place
 
@@ -191,7 +191,8 @@ class Watch:
         if os.getpid() != self._process:
             return
         self.backwards += 1
-        self.events.append("backward")
+        inside = getattr(self._local, "uncleared", None)
+        self.events += ["summed", "backward"] if inside is not None and sums(inside) else ["backward"]
         self.tape.passes += 1
         root = next(tensors(roots), None)
         if root is not None:
@@ -201,6 +202,7 @@ class Watch:
     def clear(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to be cleared of gradients."""
         self.events.append("clear")
+        self._local.uncleared = None
         self.thrown.clear(optimizer)
         grads = (p.grad for g in optimizer.param_groups for p in g["params"])
         if id(optimizer) not in self.pairs and any(map(moves, grads)):
@@ -220,7 +222,7 @@ class Watch:
         """An optimizer is about to step."""
         if os.getpid() != self._process or getattr(self._local, "stepping", None) not in (None, optimizer):
             return
-        self._local.stepping = optimizer
+        self._local.stepping = self._local.uncleared = optimizer  # its closure may clear it
         if id(optimizer) not in self.pairs:
             self.pairs[id(optimizer)] = self._pair(optimizer)
         pair = self.pairs[id(optimizer)]
@@ -255,7 +257,7 @@ class Watch:
         """An optimizer has stepped."""
         if os.getpid() != self._process or getattr(self._local, "stepping", None) is not optimizer:
             return
-        self._local.stepping = None
+        self._local.stepping = self._local.uncleared = None
         pair = self.pairs[id(optimizer)]
         rate = max((float(g.get("lr", 0.0)) for g in optimizer.param_groups), default=0.0)
         taken = Taken(self.tape, self.losses, [*self.events, "step"], rate)
