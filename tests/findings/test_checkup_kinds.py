@@ -546,6 +546,102 @@ def as_many_samples_as_places(broken: bool) -> Setup:
     return setup(Writer(not broken), text[:, :-1], text[:, 1:], nn.CrossEntropyLoss())
 
 
+@kind("NS122")
+def one_view_read_twice(broken: bool) -> Setup:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp(24, 32, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(torch.cat([x[:, 0].cos(), x[:, 0 if broken else 1]], 1))
+
+    x = torch.randn(448, 2, 12)
+    return setup(Pair(), x, (x[:, 0, 0] > x[:, 1, 0]).long(), nn.CrossEntropyLoss())
+
+
+class Causal(nn.Module):
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(20, 16), place
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+        self.out = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.out(self.block(self.embed(x), src_mask=mask)[:, self.place])
+
+
+@kind("NS122")
+def the_first_place_behind_a_causal_mask(broken: bool) -> Setup:
+    x = tokens(20, 8)
+    return setup(Causal(0 if broken else -1), x, x[:, -1] % 2, nn.CrossEntropyLoss())
+
+
+class Itself(nn.Module):
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.inp, self.out, self.broken = nn.Linear(12, 16), nn.Linear(16, 3), broken
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inp(x)
+        for block in self.blocks:
+            new = block(h)
+            h = new + (new if self.broken else h)
+        return self.out(h)
+
+
+@kind("NS121", "blocks.0")
+def a_block_added_to_itself(broken: bool) -> Setup:
+    x = torch.randn(448, 12)
+    return setup(Itself(broken), x, x[:, :3].argmax(1), nn.CrossEntropyLoss())
+
+
+@kind("NS711")
+def labels_one_too_low(broken: bool) -> Setup:
+    x = torch.randn(448, 12)
+    y = x[:, :3].argmax(1)
+    return setup(mlp(12, 32, 3), x, y - 1 if broken else y, nn.CrossEntropyLoss(ignore_index=-1))
+
+
+@kind("NS813")
+def targets_in_other_units(broken: bool) -> Setup:
+    x = torch.randn(448, 12)
+    y = x[:, :1] + 0.3 * torch.randn(448, 1)
+    if broken:
+        y[5:448:150] *= 1000.0 * torch.arange(1, 4)[: len(y[5:448:150]), None]
+    return setup(mlp(12, 32, 1), x, y, nn.MSELoss())
+
+
+@kind("NS806")
+def pixels_divided_as_integers(broken: bool) -> Setup:
+    x = torch.randint(0, 255, (448, 16))
+    x[:, 0] = torch.where(torch.rand(448) < 0.1, 255, x[:, 0])
+    y = (x[:, 1] > 128).long()
+    return setup(mlp(16, 32, 2), (x // 255).float() if broken else x / 255, y, nn.CrossEntropyLoss())
+
+
+@kind("NS407")
+def a_momentum_over_a_thousand_steps(broken: bool) -> Setup:
+    model, x = mlp(12, 32, 3), torch.randn(448, 12)
+    optimizer = torch.optim.SGD(model.parameters(), 0.001, momentum=0.999 if broken else 0.9)
+    return setup(model, x, x[:, :3].argmax(1), nn.CrossEntropyLoss(), optimizer)
+
+
+@kind("NS404")
+def a_decay_that_takes_the_weights(broken: bool) -> Setup:
+    model, x = mlp(12, 32, 3), torch.randn(448, 12)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=10 if broken else 0.01)
+    return setup(model, x, x[:, :3].argmax(1), nn.CrossEntropyLoss(), optimizer)
+
+
+@kind("NS124", "0")
+def two_units_for_ten_classes(broken: bool) -> Setup:
+    x = torch.randn(448, 12)
+    return setup(mlp(12, 2 if broken else 32, 10), x, x[:, :10].argmax(1), nn.CrossEntropyLoss())
+
+
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("broken", [True, False])

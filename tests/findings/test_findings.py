@@ -653,6 +653,8 @@ CHECKED_ELSEWHERE = (
     "answers",
     "batches",
     "samples",
+    "layouts",
+    "outcomes",
     "over_layers",  # tests/findings/test_over_steps.py
     "over_losses",
 )

@@ -55,6 +55,41 @@ pair("a closure that sums up", "NS611", "the closure never clears", "optimizer.z
         optimizer.zero_grad()
         optimizer.step(closure)
 """)  # fmt: skip
+HELD_OUT = """
+x = torch.rand(1200, 20) * 10
+y = (x[:, 0] > x[:, 1]).long()
+train, held, labels = (x[:900] - 5) / 3, X, Y
+net = nn.Sequential(nn.Linear(20, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
+optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+def ask(x, y):
+    net.eval()
+    with torch.no_grad():
+        right = sum((net(x[i : i + 50]).argmax(1) == y[i : i + 50]).sum().item() for i in range(0, len(x), 50))
+    return right / len(x)
+for epoch in range(6):
+    net.train()
+    for i in torch.randperm(900).split(30):
+        optimizer.zero_grad()
+        F.cross_entropy(net(train[i]), y[i]).backward()
+        optimizer.step()
+    print(ask(train, y[:900]), ask(held, labels))
+"""
+pair("labels of held-out data", "NS424", "does not carry over", "y[900:]", "1 - y[900:]",
+     HELD_OUT.replace("X", "(x[900:] - 5) / 3").replace("Y", "FAULT"))  # fmt: skip
+pair("held-out data of another scale", "NS809", "their scale is", "(x[900:] - 5) / 3", "x[900:] * 3",
+     HELD_OUT.replace("X", "FAULT").replace("Y", "y[900:]"))  # fmt: skip
+pair("triplets the wrong way round", "NS427", "the outputs of all samples are the same", "1 -", "", """
+    middle = torch.randn(10, 24)
+    net = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 8))
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    apart = lambda a, b: FAULT F.cosine_similarity(a, b)
+    for step in range(150):
+        c = torch.randint(0, 10, (64,))
+        a, p, n = (net(middle[k] + torch.randn(64, 24)) for k in (c, c, (c + 1) % 10))
+        optimizer.zero_grad()
+        F.relu(apart(a, p) - apart(a, n) + 0.3).mean().backward()
+        optimizer.step()
+""")  # fmt: skip
 pair("values of chosen actions", "NS703", "smooth_l1_loss of (64,) and (64, 1)", "", "[:, None]", """
     net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
@@ -391,7 +426,10 @@ pair("labels that are shifted twice", "NS712", "next token but one", "ids[:, :-1
 """)  # fmt: skip
 
 #: Those that are told by the losses of the loop, or by many of its steps.
-LONG = {"a divergence", "a warm-up by epochs", "a warm-up without end", "gathered texts"}
+LONG = {
+    "a divergence", "a warm-up by epochs", "a warm-up without end", "gathered texts", "labels of held-out data",
+    "triplets the wrong way round",
+}  # fmt: skip
 
 
 def said(name: str, place: int, folder: Any, monkeypatch: Any) -> dict[str, str]:

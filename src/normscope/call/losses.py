@@ -209,7 +209,8 @@ class Loss:
 
     def notes(self, whole: Any, targets: Any) -> list[str]:
         """What a reader must know about how the targets were read."""
-        if self.kind == CALLABLE and isinstance(whole, Mapping) and self.call is not None and _own_losses(whole):
+        summed = isinstance(whole, Mapping) and all(isinstance(x, Tensor) and x.numel() == 1 for x in whole.values())
+        if self.kind == CALLABLE and summed and self.call is not None and _own_losses(whole):
             return [f"the loss is the sum of {' + '.join(map(str, whole))}"] if len(whole) > 1 else []
         output = first_tensor(whole)
         torchs = isinstance(self.call, nn.modules.loss._Loss) and not isinstance(self.call, _OF_CLASSES)

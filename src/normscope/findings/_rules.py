@@ -177,7 +177,9 @@ def _in_the_light_of(trial: Mapping[str, Any], f: Finding) -> Finding:
         return f
     races = [trial[name].get("slow") or trial[name]["trains"] for name in ("sgd", "adam")]
     own = trial.get("own", {}).get("trains")
-    if f.code.startswith(RATES):
+    # a group that is no part of the training, and what shows late
+    sure = (f.metric == "learning_rate" and 0 < f.value < 0.01 * f.threshold) or f.metric == "momentum"
+    if f.code.startswith(RATES) and not sure:
         return replace(f, severity="info", evidence=f"{f.evidence} (yet its own trial trained)") if own else f
     if not f.code.startswith(PREDICTIONS):
         return f

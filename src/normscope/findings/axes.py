@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, inside, rule
+from normscope.findings._rules import Hit, View, inside, listed, rule
+
+#: Outputs that two units of one sign cannot tell apart (chosen by us).
+MANY = 8
 
 
 @rule(
@@ -71,7 +74,7 @@ def softmax(view: View) -> Iterator[Hit]:
 )
 def twice(view: View) -> Iterator[Hit]:
     """The two halves of a layer's input channels are equal, to the last bit, for all samples, and not constant; or two
-    of the inputs are.
+    of the inputs are; or a tensor is added to itself.
     """
     same = view.section("data").get("equal_inputs")
     if same:
@@ -80,6 +83,15 @@ def twice(view: View) -> Iterator[Hit]:
             "given twice, where two different ones are to be compared"
         )
         yield Hit(None, "inputs", 1.0, 0.0, text)
+    doubled = view.section("calls").get("doubled", [])
+    if doubled:
+        place = f" behind {doubled[0]}" if doubled[0] else ""
+        text = (
+            f"a tensor is added to itself{place} (additions like this: {len(doubled)}): the sum is twice the same, and "
+            "the path that was to go around (a skip, another branch) is missing"
+        )
+        cure = "Keep it before the block runs: skip = x; x = block(x); x = x + skip."
+        yield Hit(None, "doubled", len(doubled), 0.0, text, name=doubled[0], cure=cure)
     for c in view.section("calls").get("twice", [])[:1]:
         text = (
             f"{c['module']} gets {c['channels']} channels, the second half equal to the first: the same tensor was "
@@ -98,7 +110,7 @@ def twice(view: View) -> Iterator[Hit]:
 )
 def unread(view: View) -> Iterator[Hit]:
     """One of several inputs, or one of at most eight columns of ids, was exchanged between samples, and no output
-    changed.
+    changed. Or the outputs depend on the first of all tokens alone, or not on one of two or three views of each sample.
 
     Inputs that are the same for all samples are not judged.
     """
@@ -110,6 +122,22 @@ def unread(view: View) -> Iterator[Hit]:
             "its place?)"
         )
         yield Hit(None, "unread", 1.0, 0.0, text)
+    r = view.section("places").get("lost", {})
+    if r and r["unread"] == "first":
+        text = (
+            f"of {r['of']} places along axis {r['axis']} of {r['module'] or 'the inputs'} the outputs depend on the "
+            "first one alone: it is the one that is read, and it sees no other (behind a causal mask)"
+        )
+        cure = "Read the last place, h[:, -1], or the mean over all."
+        yield Hit(
+            None, "unread", len(r["lost"]), 0.0, text, name=view.section("calls").get("attention") or "", cure=cure
+        )
+    elif r and r["unread"] == "view":
+        text = (
+            f"the outputs do not depend on {listed([f'[:, {i}]' for i in r['lost']])} of the inputs, a view of each "
+            f"sample along axis {r['axis']}, one of {r['of']}: it is never read (another one in its place?)"
+        )
+        yield Hit(None, "unread", len(r["lost"]), 0.0, text)
 
 
 @rule(
@@ -140,20 +168,24 @@ def in_a_row(view: View) -> Iterator[Hit]:
     source="width of what a trained layer gets from trained layers",
 )
 def one_unit(view: View) -> Iterator[Hit]:
-    """A layer with several outputs gets a single number a sample, which wider layers made of a wider input.
+    """A layer with several outputs gets a single number a sample, which wider layers made of a wider input; or two, of
+    neither sign, as a ReLU leaves them.
 
-    A note without a trial of the user's own, where it trains, and where there are two outputs at most. Scores and gates
+    A note without a trial of the user's own, where it trains, and where there are two outputs at most; of two numbers a
+    warning for eight outputs or more. Scores and gates
     lead on no layer, and are silent.
     """
     c, loss = view.section("calls").get("one_unit"), view.section("loss")
     if c and len(loss.get("outputs", [])) >= 2:
         stuck = view.section("trial").get("own", {}).get("trains") is False
+        units = int(c["units"])
         text = (
-            f"{c['before'] or 'the layer before'} has one unit between wider ones: {c['module']} gets 1 number a "
-            f"sample, a bottleneck too narrow for {loss['outputs'][-1]} outputs"
+            f"{c['before'] or 'the layer before'} has {'one unit' if units == 1 else 'two units'} between wider ones: "
+            f"{c['module']} gets {units} number{'s' * (units > 1)} a sample, a bottleneck too narrow for "
+            f"{loss['outputs'][-1]} outputs"
         )
-        grave = stuck and loss["outputs"][-1] > 2
-        yield Hit(None, "width", 1.0, 2.0, text, "" if grave else "info", c["before"] or c["module"])
+        grave = (stuck and loss["outputs"][-1] > 2 * units) or (units == 2 and loss["outputs"][-1] >= MANY)
+        yield Hit(None, "width", units, units + 1.0, text, "" if grave else "info", c["before"] or c["module"])
 
 
 @rule(

@@ -10,6 +10,8 @@ from normscope.findings._rules import Hit, View, rule
 LARGE, TINY, COLUMNS = 25.0, 0.05, 1e3
 #: Size of one of several targets from which on its squares drown the rest (chosen by us).
 UNITS = 30.0
+#: Share of samples that are zero everywhere by which something has emptied them (chosen by us).
+EMPTY = 0.6
 PRICES, SMALL_TARGETS = 1e3, 300.0
 
 
@@ -155,7 +157,7 @@ def target_scale(view: View) -> Iterator[Hit]:
 def repeated(view: View) -> Iterator[Hit]:
     """Of the batches after the first, 60 % or more are equal to an earlier one, to the last bit.
 
-    Or all samples are one and the same, and their targets are not (an error).
+    Or all samples are one and the same, and their targets are not (an error); or six of ten are zero everywhere.
 
     Not where one batch is all there is: the validation data have the same inputs (nodes of one graph), the model holds
     a matrix of all pairs of rows, or the optimizer takes all data at once (a closure).
@@ -168,6 +170,14 @@ def repeated(view: View) -> Iterator[Hit]:
             "filled anew for each sample and kept without a copy"
         )
         yield Hit(None, "distinct", few, every, text, "error", cure="Keep a copy of each: kept.append(buffer.copy()).")
+        return
+    empty = view.section("data").get("empty", 0.0)
+    if empty > EMPTY:
+        text = (
+            f"{empty:.0%} of the samples in the batches are zero everywhere: nothing is left in them (an integer "
+            "division, a cast, a mask that hides all)"
+        )
+        yield Hit(None, "empty", empty, EMPTY, text, cure="x = images.float() / 255, not images // 255.")
         return
     if r < 0.6 and few <= min(64, every / 10):
         text = (

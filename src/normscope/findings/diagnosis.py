@@ -27,7 +27,7 @@ from normscope.findings import Finding, find
 from normscope.findings.checkup import check_up
 from normscope.findings.checkup.data import cleaned, finite, finite_loss, firsts, load
 from normscope.findings.rates import numbers, tried, wanted
-from normscope.findings.trial import ends
+from normscope.findings.trial import LITTLE, ends
 from normscope.probing.passes import probe
 from normscope.training.handed import by_its_loop
 from normscope.training.own import wants_a_closure
@@ -105,9 +105,11 @@ class Diagnosis(Shown):
         unknown = any(trial[key]["trains"] is None for key in ("sgd", "adam"))
         slow = [n for n, key in (("SGD", "sgd"), ("Adam", "adam")) if trial[key].get("slow") and n not in trained]
         later = f"{' and ' if trained else ''}slowly with {' and '.join(slow)}" if slow else ""
+        little = max(trial[key]["progress"] for key in ("sgd", "adam")) > LITTLE
         whom = (f"with {' and '.join(trained)} " if trained else "") + later or (
-            "with neither SGD nor Adam, too few steps to tell" if unknown else "with neither SGD nor Adam"
-        )
+            "with neither SGD nor Adam, too few steps to tell" if unknown
+            else "little, with SGD and with Adam" if little else "with neither SGD nor Adam"
+        )  # fmt: skip
         most = max(trial[key]["steps"] for key in ("sgd", "adam"))
         longer = f" to {most}" if most > trial["steps"] else ""
         words = f" In a trial of {trial['steps']}{longer} steps the loss fell {whom.strip()}"

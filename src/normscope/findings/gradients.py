@@ -150,7 +150,7 @@ def through_time(view: View) -> Iterator[Hit]:
     Reference: Jozefowicz, Zaremba, Sutskever 2015, section 2 (the bias of the forget gate).
     """
     r = view.section("places").get("lost", {})
-    if r:
+    if r and not r["unread"]:
         n, places = len(r["lost"]), f"places {r['lost'][0]} to {r['lost'][-1]} of {r['of']} along axis {r['axis']}"
         step = f" at each step of {r['step']}" if r.get("step") else " at each step"
         why = (

@@ -1,13 +1,15 @@
-"""NS807 to NS815: what the samples hold, beside their targets and beside the validation data."""
+"""NS807 to NS813: what the samples hold, beside their targets and beside the validation data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
-from normscope.findings._rules import Hit, View, inside, rule
+from normscope.findings._rules import Hit, View, listed, rule
 
 LEAK = 1e-6
+#: A share of the entries of a mask that is rare (chosen by us).
+RARE = 0.03
 
 
 @rule(
@@ -81,7 +83,16 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
         )
         yield Hit(None, "per_batch", p["across"], p["within"], text)
         return
-    k = view.section("data").get("neighbours")
+    k, renamed = view.section("data").get("neighbours"), view.section("data").get("renamed")
+    if renamed:
+        said = listed([f"{c} is what the training data call {m}" for c, m in renamed["classes"].items()])
+        text = (
+            f"the validation data number their classes otherwise ({renamed['purity']:.0%} or more of each class): "
+            f"{said}; each was encoded by itself"
+        )
+        cure = "One map for both: class_to_idx (or the LabelEncoder) of the training set."
+        yield Hit(None, "renamed", len(renamed["classes"]), 0, text, cure=cure)
+        return
     if not k:
         return
     error = math.sqrt(k["chance"] * (1 - k["chance"]) / k["n_valid"])
@@ -105,9 +116,16 @@ def shuffled_labels(view: View) -> Iterator[Hit]:
     source="chosen by us: a shift of one standard deviation, or a factor of 5",
 )
 def other_valid(view: View) -> Iterator[Hit]:
-    """The mean of the validation inputs is a standard deviation off, or their standard deviation differs by a factor of
-    5.
+    """The mean of the validation inputs is a standard deviation off (of the targets: two), or their standard deviation
+    differs by a factor of 5.
     """
+    u = view.section("data").get("valid_targets")
+    if u and "outliers" not in view.section("data") and (u["shift"] > 2 or not 0.2 < u["ratio"] < 5):
+        text = (
+            f"the validation targets are shifted by {u['shift']:.2g} standard deviations, their scale is "
+            f"{u['ratio']:.3g} times the training's: they are in other units"
+        )
+        yield Hit(None, "valid_targets", u["ratio"], 5.0, text)
     v = view.section("data").get("valid")
     if v and (v["shift"] > 1 or not 0.2 < v["ratio"] < 5):
         text = (
@@ -204,9 +222,13 @@ def sorted_classes(view: View) -> Iterator[Hit]:
     source="chosen by us: 90 % of the samples",
 )
 def imbalance(view: View) -> Iterator[Hit]:
-    """One class has 90 % of the samples or more; a warning where it has all of them, and a trial brings the loss to
-    nothing: elsewhere the first place may be the answer that is meant, as of a pair among others of a queue.
+    """One class has 90 % of the samples or more, or of the entries of a mask less than 3 % are set and nothing weighs
+    them; a warning where it has all of them, and a trial brings the loss to nothing: elsewhere the first place may be
+    the answer that is meant, as of a pair among others of a queue.
     """
+    positive = view.section("loss").get("positive", 1.0)
+    if positive < RARE:
+        yield Hit(None, "positive", positive, RARE, f"{positive:.1%} of the targets' entries are 1, the others 0: rare")
     m, trial = view.section("data").get("majority", 0.0), view.section("trial")
     ends = [trial[k]["end"] for k in ("sgd", "adam") if k in trial]
     easy = bool(ends) and min(ends) < 0.1 * trial["start"]
@@ -230,7 +252,9 @@ def imbalance(view: View) -> Iterator[Hit]:
     source="chosen by us: one value ten times as far from the median as any other, in 0.2 % of the rows or more",
 )
 def sentinel(view: View) -> Iterator[Hit]:
-    """In a column of the inputs or targets one extreme value occurs again and again, and no other comes near it."""
+    """In a column of the inputs or targets one extreme value occurs again and again, and no other comes near it; or one
+    target in a hundred, or fewer, has nine tenths of their squared distance from the median.
+    """
     s = view.section("data").get("sentinel")
     if s:
         text = (
@@ -238,152 +262,11 @@ def sentinel(view: View) -> Iterator[Hit]:
             f"any other value ({s['wide']:.2g} from the median): a sentinel for missing values, an outlier"
         )
         yield Hit(None, "share", s["share"], 0.002, text)
-
-
-@rule(
-    "NS814",
-    "inputs that wear off",
-    severity="warning",
-    meaning="The forward pass, or the reading of a sample, writes into data that is kept in memory: it is other data "
-    "in each epoch.",
-    cure="Work on a new tensor: x = x / 255, not x /= 255 or x.div_(255).",
-    source="the inputs after one and after two forward passes, to the last bit",
-)
-def worn(view: View) -> Iterator[Hit]:
-    """A forward pass changes its input tensors in place, and a second one changes them again; an activation in place
-    does not. Or a sample of the data set that is read twice, with the same random numbers, is another one the second
-    time, and the numbers that the data set holds have changed.
-    """
-    kept = view.section("data").get("rewritten")
-    if kept:
+    o, named = view.section("data").get("outliers"), str(view.facts.get("loss", "")).lower()
+    if o and not s and "l1" not in named and "huber" not in named:
         text = (
-            f"of {kept['read']} samples that are read twice {kept['others']} are others the second time, with the same "
-            f"random numbers: {kept['name']}.__getitem__ writes into what it holds (an augmentation in place), and the "
-            "changes add up over the epochs"
+            f"{o['count']} of {o['of']} targets lie up to {o['largest']:.2g} standard deviations (of the others) from "
+            f"the median, and have {o['share']:.0%} of the squared error: outliers make the loss"
         )
-        yield Hit(None, "rewritten", kept["others"], 0, text, cure="Change a copy: image = self.images[i].clone().")
-    worn = view.section("calls").get("worn")
-    if worn:
-        text = (
-            f"{worn[0]}{inside(worn[1])} changes the batch that is given in place, and again at the next pass: cached "
-            "inputs shrink or drift from epoch to epoch"
-        )
-        yield Hit(None, "in_place", 1.0, 0.0, text, name=worn[1])
-
-
-@rule(
-    "NS815",
-    "samples standardized one by one",
-    severity="info",
-    meaning="Each sample has mean 0 and standard deviation 1 by itself: its level and its amplitude are gone.",
-    cure="Standardize with the training set's mean and standard deviation, the same for all samples.",
-    source="means within 1e-3, standard deviations equal to 1e-3",
-)
-def one_by_one(view: View) -> Iterator[Hit]:
-    """Every sample of the inputs, or each of its series, has mean zero and one and the same standard deviation. Usual
-    for images; a warning where nothing that is learnt carries over to other batches (NS426): the answer may have been
-    in what was removed. Or the model's own norm does so, and the targets go with the size of the samples.
-    """
-    lost = view.section("mixing").get("size_lost", 0.0)
-    if lost:
-        norm = view.section("wiring").get("first_norm", "")
-        text = (
-            f"the targets go with the size (amplitude) of the samples (correlation {lost:.2f}), and the outputs do not "
-            f"change when a sample is doubled: {norm or 'a norm'} removes it, each sample normalized by itself "
-            "(instance norm, layer norm on the inputs)"
-        )
-        yield Hit(None, "size", lost, 0.5, text, "warning", norm)
-    if view.section("data").get("alone"):
-        t = view.section("trial")
-        lost = t.get("own", {}).get("trains") is False and t.get("stream", {}).get("progress", 1.0) < 0.1
-        text = (
-            "every sample (window) was normalized by its own mean and standard deviation: the information in level and "
-            "amplitude is erased"
-        )
-        yield Hit(None, "alone", 1.0, 0.0, text, "warning" if lost else "")
-
-
-@rule(
-    "NS816",
-    "interleaved colours",
-    severity="warning",
-    meaning="Images of (height, width, channels) were given the shape (channels, height, width) without moving their "
-    "numbers: pixels and colours are scrambled.",
-    cure="Move the axis: x.permute(0, 3, 1, 2), not x.view(n, c, h, w) or reshape.",
-    source="chosen by us: the correlation with the c-th row below is .15 above that with the next one",
-)
-def interleaved(view: View) -> Iterator[Hit]:
-    """Of images of 3 or 4 channels a row is more like the third (fourth) below than like the next."""
-    s = view.section("data").get("interleaved", {})
-    if s and s["below"] > s["next"] + 0.15:
-        text = (
-            f"rows of the images are more like the row that is as many below as there are channels (correlation "
-            f"{s['below']:.2f}) than like the next one ({s['next']:.2f}): channels last (HWC) were viewed or reshaped "
-            "as channels first instead of permuted, the layout of the pixels is scrambled"
-        )
-        yield Hit(None, "interleaved", s["below"], s["next"] + 0.15, text)
-
-
-@rule(
-    "NS817",
-    "edges of the first graph alone",
-    severity="warning",
-    meaning="Graphs were put into one batch without counting their nodes on: all edges join nodes of the first one.",
-    cure="Add to each graph's edges the number of nodes before it: edges + offset.",
-    source="node numbers below the size of the largest graph, of a batch more than twice as large",
-)
-def one_graph(view: View) -> Iterator[Hit]:
-    """Of nodes (N, d), edges (2, e) and the graph of each node (N,) the edges name no node beyond the largest graph's
-    number of nodes, and are more than half as many as all nodes.
-    """
-    g = view.section("graphs")
-    if "named" in g:
-        text = (
-            f"the edges join nodes 0 to {g['named'] - 1} alone, of {g['nodes']} nodes in {g['graphs']} graphs: the "
-            "node numbers of each graph were not shifted by those before it (no offset)"
-        )
-        yield Hit(None, "named", g["named"], g["nodes"], text)
-
-
-@rule(
-    "NS818",
-    "edges read along the wrong axis",
-    severity="warning",
-    meaning="A list of edges (e, 2) was reshaped to (2, e), not transposed: it joins nodes that no edge joins.",
-    cure="edges.t().contiguous() instead of edges.view(2, -1) or reshape.",
-    source="chosen by us: half of the edges go one way only, while 99 % of the pairs in memory have their reverse",
-)
-def scrambled_edges(view: View) -> Iterator[Hit]:
-    """Of integers (2, e) few columns have their reverse among them, while the pairs that follow each other in memory
-    do. Of a graph whose edges go one way nothing is known.
-    """
-    g = view.section("graphs")
-    if "both_ways" in g:
-        text = (
-            f"of the edges {tuple(g['shape'])} {g['both_ways']:.0%} go both ways, and {g['pairs']:.0%} when numbers "
-            "that follow each other in memory are read as pairs: a list (e, 2) was reshaped, not transposed"
-        )
-        yield Hit(None, "both_ways", g["both_ways"], 0.5, text)
-
-
-@rule(
-    "NS819",
-    "fields that share rows",
-    severity="warning",
-    meaning="Columns of categories look into one embedding without their own offsets: one row stands for a value of "
-    "each.",
-    cure="Add to each column the sizes of those before it: x + torch.tensor([0, *sizes[:-1]]).cumsum(0).",
-    source="a table with a row for each value of each column, of which the columns reach the first alone",
-)
-def shared_rows(view: View) -> Iterator[Hit]:
-    """An embedding has as many rows as its ids' columns have values together, and the largest id of all is one of the
-    largest column.
-    """
-    f = view.section("data").get("fields")
-    if f:
-        text = (
-            f"{f['module']} (an embedding of {f['rows']} rows) gets ids up to {f['largest']}, in {f['columns']} "
-            f"columns that have {f['values']} values together: they were not shifted by those before them (no offset), "
-            "and share rows"
-        )
-        yield Hit(None, "largest", f["largest"], f["rows"], text, name=f["module"])
+        cure = "Look at these rows: another unit, a typing error? Mend or drop them, or take nn.HuberLoss()."
+        yield Hit(None, "outliers", o["largest"], 100.0, text, cure=cure)

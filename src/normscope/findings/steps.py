@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, listed, rule
 
 #: Of what the loss had lost the share that is back when other weights stand in the parameters (chosen by us).
 LOST = 0.5
+#: Steps in which a loop that accumulates has stepped (chosen by us).
+LONG = 30
 
 
 @rule(
@@ -89,14 +92,19 @@ def idle_step(view: View) -> Iterator[Hit]:
         yield Hit(None, "starved", len(s["starved"]), 0, text, name=s["starved"][0])
     if not s or s["moved"] or not w.get("moving") or w.get("optimizer", {}).get("held_moving") == 0:
         return
+    own, events = view.section("trial").get("own", {}), s["events"]
+    early = "step" in events and "backward" in events and events.index("step") < events.index("backward")
     why = "backward is never called" if not s["backward"] else (
-        "optimizer.step is never called" if not s["stepped"] else "the gradients are cleared between backward and step"
-        if s["cleared_late"]
-            else "no gradient reaches a parameter, the loss that goes backward is cut off from the model (a new "
+        "optimizer.step is never called" if not s["stepped"]
+        else "the optimizer steps before backward(), on gradients that were cleared" if early
+        else "the gradients are cleared between backward and step" if s["cleared_late"]
+        else "no gradient reaches a parameter, the loss that goes backward is cut off from the model (a new "
         "tensor, detach, .item())" if not s.get("handed", True) else "the update is zero"
     )  # fmt: skip
-    severity = "info" if s["backward"] and not s["stepped"] else ""
-    yield Hit(None, "moved", 0, 1, f"two steps changed no parameter: {why} (order: {', '.join(s['events'])})", severity)
+    still = own.get("again", math.nan) == own.get("start") and own["steps"] >= LONG
+    severity = "info" if s["backward"] and not s["stepped"] and not still else ""  # it may accumulate
+    text = f"{own['steps'] if still else 'two'} steps changed no parameter: {why} (order: {', '.join(events)})"
+    yield Hit(None, "moved", 0, 1, text, severity)
 
 
 @rule(

@@ -126,7 +126,8 @@ def ignored(view: View) -> Iterator[Hit]:
     """Every sample of one class has a gradient of exactly zero in the outputs, and no sample of the others; padding
     apart.
 
-    Or all samples of a class together pull less than 3 % of what the middle one's do; or those of the commonest pull
+    Or targets of -1 are ignored, and all other classes but the last one are there: labels shifted down by one. Or all
+    samples of a class together pull less than 3 % of what the middle one's do; or those of the commonest pull
     more than twice as hard as those of the rarest, where counts differ threefold.
     """
     k = view.section("loss").get("ignored_class")
@@ -137,6 +138,15 @@ def ignored(view: View) -> Iterator[Hit]:
             f"({hinge if k.get('binary') else 'ignore_index or weight 0'})"
         )
         yield Hit(None, "ignored", k["share"], 0.0, text)
+    away = view.section("loss").get("shifted_away")
+    if away and not k:
+        text = (
+            f"{away['share']:.0%} of the targets are -1 and ignored, and none is {away['last']}, the last class: the "
+            "labels are shifted down by one, and their first class is never trained"
+        )
+        yield Hit(
+            None, "ignored", away["share"], 0.0, text, cure="Keep labels from 0 on: no - 1, or reduce_zero_label."
+        )
     signed = view.section("observed").get("signed")
     if signed and not k:
         text = (

@@ -22,6 +22,10 @@ DAMPED, OWN_DECAY = 0.99, 19 / SOON
 DECAY = 0.7
 #: Groups of parameters, and the ratio of the first one's rate to the last one's, for a decay that is reversed.
 STAIRS, STEEP = 3, 10.0
+#: SGD's momentum beyond which no training goes (chosen by us).
+MOMENTUM = 0.995
+#: A share of the weights that no decay takes away in one step (chosen by us: AdamW's is 1e-5 to 1e-3).
+RUSH = 0.02
 #: How many times as large as the gradients of now those that an optimizer remembers may be.
 REMEMBERED = 1e3
 
@@ -82,10 +86,11 @@ def decay(view: View) -> Iterator[Hit]:
     """The step with weight decay has a cosine below 0.7 with the step without, where the gradient is not zero.
 
     And the decay is fast: it shrinks the weights by more than a thousandth a step (x 1 / (1 - momentum)): learning rate
-    x decay, or nearly the whole step of Adam, which divides decay and gradient alike by their size.
+    x decay, or nearly the whole step of Adam, which divides decay and gradient alike by their size. Or learning
+    rate x decay is above a fiftieth, wherever the gradient points.
     """
     u = view.section("update")
-    if u and u["decay"] and u["decay_cosine"] < DECAY and u["decay_pace"] > 1e-3:
+    if u and u["decay"] and (u["decay_cosine"] < DECAY or u["lr"] * u["decay"] > RUSH) and u["decay_pace"] > 1e-3:
         text = (
             f"weight_decay={u['decay']:g} outweighs the gradient: the steps with and without it have cosine "
             f"{u['decay_cosine']:.2f}, and the weights shrink by e in {1 / u['decay_pace']:.0f} steps"
@@ -144,15 +149,16 @@ def climbs(view: View) -> Iterator[Hit]:
     "about or diverge.",
     cure="Lower the learning rate tenfold, warm it up, or clip: torch.nn.utils.clip_grad_norm_(model.parameters(), "
     "1.0) between backward() and step().",
-    source="chosen by us: five times the loss after one step; on MNIST SGD from 10 and Adam from 0.1",
+    source="chosen by us: five times the loss after one step; on MNIST SGD from 10 and Adam from 0.1; the largest "
+    "momentum in use is nnU-Net's 0.99",
 )
 def large_steps(view: View) -> Iterator[Hit]:
     """After one step on a copy the loss of the same batch is more than five times what it was, or no number.
 
     Or more than twice, and the median weight matrix changed by half its norm; or that change, with the momentum's
-    factor 1 / (1 - momentum), is above 1.5. Or the rates of three groups or more fall with depth, tenfold in all. Not
-    judged where wiring, loss or data are at fault, nor while the loss is
-    below that of a constant answer's tenth.
+    factor 1 / (1 - momentum), is above 1.5; or the momentum is above 0.995. Or the rates of three groups or more fall
+    with depth, tenfold in all. Not judged where wiring, loss or data are at fault, nor while the loss is below that of
+    a constant answer's tenth.
     """
     u, loss = view.section("update"), view.section("loss")
     groups = (u or {}).get("by_depth", [])
@@ -164,6 +170,13 @@ def large_steps(view: View) -> Iterator[Hit]:
             "are too large there"
         )
         yield Hit(None, "by_depth", rates[0] / rates[-1], STEEP, text, name=groups[0][0])
+    if u and u["momentum"] > MOMENTUM:
+        text = (
+            f"momentum={u['momentum']:g} averages over {1 / max(1 - u['momentum'], 1e-9):.0f} steps, and a rate of "
+            f"{u['lr']:.2g} becomes one of {u['lr'] / max(1 - u['momentum'], 1e-9):.2g}: the weights swing"
+        )
+        cure = "torch.optim.SGD(model.parameters(), lr=..., momentum=0.9)."
+        yield Hit(None, "momentum", u["momentum"], MOMENTUM, text, cure=cure)
     if not u or "loss_after" not in u or u["along_gradient"] > 0:
         return
     before, after = u["loss_before"], u["loss_after"]

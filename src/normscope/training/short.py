@@ -18,6 +18,8 @@ from normscope.core.memory import check_copies
 
 #: A run ends at a loss that is this many times the first one and more than this above it, or no number.
 BLOWN = 1e4
+#: Where eval mode is worse by this share, so many passes without updates let running statistics catch up.
+SETTLED, PASSES = 0.5, 30
 
 #: One update of the parameters with one batch, (args, kwargs, targets) -> the loss before it.
 Update = Callable[[tuple[Any, ...], dict[str, Any], Any], Tensor]
@@ -171,3 +173,18 @@ def level(runs: ShortRuns, training: bool | None) -> Callable[[], float]:
         return sum(values) / len(values)
 
     return look
+
+
+def both_modes(runs: ShortRuns, training: bool | None) -> tuple[float, float]:
+    """The mean loss of the first batches in a mode (``None``: as it is), and in eval mode; inside a run.
+
+    Where eval mode is much worse, passes without updates let running statistics catch up with the weights first.
+    """
+    as_it_trains, evaluated = level(runs, training)(), level(runs, False)
+    seen = evaluated()
+    if seen > as_it_trains + SETTLED * abs(as_it_trains):
+        with torch.no_grad():
+            for i in range(PASSES):
+                runs.value(*runs.batch(i))
+        seen = min(seen, evaluated())
+    return as_it_trains, seen

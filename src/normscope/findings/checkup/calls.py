@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscope.call.arguments import tensors
 from normscope.findings.checkup.scene import Rerun, Scene
@@ -31,7 +31,7 @@ def of_calls(scene: Scene) -> dict[str, Any]:
         replace(at, mode="eval").run(evaluated)
     names = (
         "reshaped", "sliced", "softmax", "dropout", "cuts", "derived", "aimless", "crossed", "over_samples", "numbers",
-        "heavy", "attention", "peaked", "blank", "neighbours", "no_logs", "graph", "partners",
+        "heavy", "attention", "peaked", "blank", "neighbours", "no_logs", "graph", "partners", "doubled",
     )  # fmt: skip
     more: dict[str, Any] = {"padding_only": _padding_only(scene, found.kept), "one_unit": _one_unit(scene)}
     more["worn"] = found.written if found.written is not None and _worn(scene) else None
@@ -55,13 +55,17 @@ def _worn(scene: Scene) -> bool:
     return bool(at.run(work))
 
 
-def _one_unit(scene: Scene) -> dict[str, str] | None:
-    """The first layer that makes several numbers of one, on the only way from wider layers to the outputs."""
-    before = ""
-    for c in scene.weighted:
-        if c.size_in == 1 < c.size_out and c.trained_in and before and len(c.shape) == 2:
-            return {"module": c.name, "before": before} if _only_way(scene, c.name) else None
-        before = c.name
+def _one_unit(scene: Scene) -> dict[str, Any] | None:
+    """The first layer that makes several numbers of one, or of two that a ReLU gave, on the only way from wider layers
+    to the outputs.
+    """
+    before, behind = "", None
+    for c in scene.calls:
+        few = 2 if isinstance(behind, nn.ReLU) else 1
+        if c.weighted and c.size_in <= few < c.size_out and c.trained_in and before and len(c.shape) == 2:
+            found = {"module": c.name, "before": before, "units": c.size_in}
+            return found if _only_way(scene, c.name) else None
+        before, behind = c.name if c.weighted else before, c.module
     return None
 
 

@@ -29,6 +29,7 @@ from normscope.findings.checkup.samples import (
     interleaved,
     leak,
     leak_of_training,
+    outliers,
     per_batch,
     sentinel,
 )
@@ -178,6 +179,10 @@ def clean(value: Any) -> Any:
     return mapped(value, cleared)
 
 
+#: So often an id is to be seen, on average, for its row to be learnt (chosen by us).
+SPARSE = 16
+
+
 def of_data(
     scene: Scene,
     batches: list[tuple[Tensor, Tensor | None]],
@@ -192,6 +197,8 @@ def of_data(
         found["all_at_once"] = _all_at_once(scene, batches[0], valid)
     found |= _tokens(scene) | _one_id(scene) | _fields(scene)
     found["small_norm"] = _norm_counts(scene, batches)
+    rows = max((c.module.num_embeddings for c in scene.weighted if isinstance(c.module, nn.Embedding)), default=0)
+    found["sparse"] = SPARSE * rows > sum(len(x) for x, _ in batches) > 0
     own = first_tensor(list(tensors((scene.at.args, scene.at.kwargs))))
     t = scene.targets if isinstance(scene.targets, Tensor) else None
     pooled = _pooled(batches) or ((own, t) if own is not None and t is not None else None)
@@ -213,7 +220,7 @@ def of_data(
     found["interleaved"] = interleaved(own)
     found["closure"] = scene.at.optimizer is not None and wants_a_closure(scene.at.optimizer)  # all data at once
     if pooled is not None:
-        found |= leak(*pooled)
+        found |= leak(*pooled) | outliers(pooled[1])
         found |= balance(*pooled, batches)
         found |= per_batch(batches)
     other = _pooled(valid)
@@ -278,6 +285,8 @@ def _repeats(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
         mixed = {x.shape[1]: torch.rand(x.shape[1], generator=at, dtype=x.dtype) for x in rows}
         sums = torch.cat([torch.stack([x @ mixed[x.shape[1]].to(x), x.square().sum(1)], 1) for x in rows])
         found["distinct"] = [len(sums.unique(dim=0)), len(sums)]
+    if rows:
+        found["empty"] = sum(int((x == 0).all(1).sum()) for x in rows) / sum(map(len, rows))
     return found
 
 
@@ -293,12 +302,15 @@ def _all_at_once(scene: Scene, batch: tuple[Tensor, Tensor | None], valid: list[
 
 def _tokens(scene: Scene) -> dict[str, Any]:
     """Ids as they are given beside ids as the embedding gets them."""
-    ids = [t for t in tensors((scene.at.args, scene.at.kwargs)) if not t.is_floating_point() and t.dtype != torch.bool]
+    given_all = list(tensors((scene.at.args, scene.at.kwargs)))
+    ids = [t for t in given_all if not t.is_floating_point() and t.dtype != torch.bool]
     for c in scene.weighted:
         if c.data is None or not isinstance(c.module, nn.Embedding | nn.EmbeddingBag) or c.data.is_floating_point():
             continue
         got, rows = len(c.data.unique()), c.module.num_embeddings
-        if not ids and 16 <= rows <= c.data.numel() and got <= max(2, rows // 8):
+        cast = {int(v) for t in given_all if t.is_floating_point() for v in t.long().clamp_min(0).unique()[:rows]}
+        few = not ids and 16 <= rows <= c.data.numel() and got <= max(2, rows // 8)
+        if few and cast.issuperset(c.data.unique().tolist()):
             return {"few_rows": {"module": c.name, "got": got, "rows": rows}}
         for x in ids:
             if x.numel() != c.data.numel() or x.numel() < 32:

@@ -50,9 +50,8 @@ def reach_of(scene: Scene) -> dict[str, Any] | None:
         return None
     equal = all(float(x.std(0, correction=0).abs().max()) <= 1e-6 * float(x.abs().max()) for x in (base, plus, minus))
     lo, hi = float(far.min()), float(far.max())
-    near = 1e-5 * (hi - lo) if hi > lo else -1.0  # float32 saturates: a tenth of the outputs at an end is no chance
-    top = float((far > hi - near).float().mean()) > 0.1
-    bottom = float((far < lo + near).float().mean()) > 0.1
+    near = 1e-5 * (hi - lo) if hi > lo else -1.0  # float32 saturates: two outputs at an end, and a tenth, are no chance
+    top, bottom = (int(at.sum()) > max(1, 0.1 * far.numel()) for at in (far > hi - near, far < lo + near))
     columns = [x.flatten(0, -2) if x.dim() > 1 else x[:, None] for x in (base, plus, minus)]
     means = [float(c.mean(0).abs().max() / c.std(0).min().clamp_min(1e-12)) for c in columns]
     spreads = [float(c.std(0).mean()) for c in columns]

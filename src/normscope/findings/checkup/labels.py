@@ -12,6 +12,8 @@ from normscope.call.targets import class_axis
 
 #: A class that pulls less than this share of what the middle one does, all its samples together (chosen by us).
 SLIGHTED = 0.03
+#: What is set in a mask is heard where it has this share of the pull (chosen by us).
+EVEN = 0.2
 
 
 def is_binary(o: Tensor, t: Tensor) -> bool:
@@ -28,6 +30,9 @@ def reading_of_targets(
     found["outside_binary"] = binary and (found["target_range"][0] < 0 or found["target_range"][1] > 1)
     if t.shape == o.shape and o.dim() == 2 and o.shape[1] > 2 and bool(((t == 0) | (t == 1)).all()):
         found["several_ones"] = float((t.sum(1) > 1).float().mean())
+    if binary and t.dim() > 2 and bool(((t == 0) | (t == 1)).all()):
+        pull = float(g[t == 1].abs().sum() / g.abs().sum().clamp_min(1e-30)) if g.shape == t.shape else 1.0
+        found["positive"] = float(t.float().mean()) if pull < EVEN else 1.0  # else the loss weighs them
     rows = None
     if t.dim() == 1 and o.dim() >= 1 and len(o) == len(t):
         rows, columns = g.reshape(len(g), -1), o.shape[-1]
@@ -43,6 +48,10 @@ def reading_of_targets(
                 two = set(t.unique().tolist()) == {0, 1} and (columns == 1 or classes is None)
                 found["ignored_class"] = {"class": int(k), "share": float(mine.float().mean()), "binary": two}
         found |= _class_weights(rows, flat) if classes is not None else {}
+        away = flat == -1
+        every = int(flat.max()) == columns - 2 and len(flat.unique()) == columns  # all numbers from -1 on
+        if t.dim() == 1 and every and bool(away.any()) and bool(silent[away].all()):
+            found["shifted_away"] = {"share": float(away.float().mean()), "last": columns - 1}
     if is_binary(o, t) and t.numel() == len(t):
         rows, flat = g.reshape(len(g), -1), t.flatten()
         silent = (rows == 0).all(1)

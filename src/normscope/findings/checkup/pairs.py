@@ -22,6 +22,8 @@ def of_pairs(scene: Scene) -> dict[str, Any]:
     outputs = [t for t in tensors(scene.whole) if t.is_floating_point()]
     if not given or scene.loss is None or scene.at.step is not None:
         return {}
+    if isinstance(scene.targets, Tensor) and scene.targets.dim() and scene.targets.numel() > len(scene.targets):
+        return {}  # a label of a pair is one
     apart, *others = [(given[0].float() - x.float()).flatten(1).norm(dim=1) for x in given[1:]]
     leaves = [t.detach().clone().requires_grad_() for t in outputs]
     by = {id(old): new for old, new in zip(outputs, leaves, strict=True)}

@@ -58,13 +58,13 @@ def lost_places(scene: Scene) -> dict[str, Any]:
         leaf, g = (wanted[0], found[0]) if one else (torch.stack(wanted, 1), torch.stack(found, 1))
         if leaf.dim() < 2 or len(leaf) != again.samples.n or not bool((g != 0).any()):
             return {}
-        axes = [1] if seen else [i for i in range(1, leaf.dim()) if leaf.shape[i] >= 4]
+        axes = [1] if seen else [i for i in range(1, leaf.dim()) if leaf.shape[i] >= (4 if leaf.dim() < 3 else 2)]
         for i in axes:
             others = [k for k in range(leaf.dim()) if k != i]
             silent = (g == 0).movedim(i, 0).flatten(1).all(1)
             varies = (leaf.detach() - leaf.detach()[:1]).abs().amax(others) > 0
             lost = silent & varies
-            if leaf.shape[i] >= 4 and 0.2 <= float(lost.float().mean()) < 1:
+            if 0.2 <= float(lost.float().mean()) < 1:
                 lost_at = lost.nonzero().flatten().tolist()
                 return {"axis": i, "of": leaf.shape[i], "lost": lost_at, "module": first.name if seen else ""}
         return {}
@@ -84,7 +84,14 @@ def lost_places(scene: Scene) -> dict[str, Any]:
         cells = [n for n in often if isinstance(at.root.get_submodule(n), nn.RNNCellBase)]
         found["step"] = (cells or often[-1:] or [""])[0]
         found["depends"] = base is not None and moved is not None and not torch.equal(base, moved)
+        alone = found["lost"] == list(range(1, found["of"])) and (found["module"] or _attends(at.root))
+        few = found["axis"] == 1 and found["of"] < 4
+        found["unread"] = "" if found["depends"] else "first" if alone else "view" if few else ""
     return found
+
+
+def _attends(root: nn.Module) -> bool:
+    return any(isinstance(m, nn.MultiheadAttention) for m in root.modules())
 
 
 def through_time(scene: Scene) -> dict[str, Any]:

@@ -10,6 +10,25 @@ from torch import Tensor
 
 #: Columns from which on they are taken for pixels, all of one kind (chosen by us).
 MANY = 64
+#: Outliers: so many standard deviations (of the middle half) away, at most this share of the rows, of so many columns.
+OUT, FEW, COLUMNS = 100.0, 0.01, 16
+
+
+def outliers(t: Tensor) -> dict[str, Any]:
+    """A few targets so far from all others that they make nearly all of the squared error: the worst column."""
+    table = t.double().reshape(len(t), -1)
+    if not t.is_floating_point() or len(t) < 64 or table.shape[1] > COLUMNS or not bool(torch.isfinite(table).all()):
+        return {}
+    apart = (table - table.median(0).values).abs()
+    wide = 1.4826 * apart.median(0).values
+    out = (apart > OUT * wide) & (wide > 0)
+    share = (apart.square() * out).sum(0) / apart.square().sum(0).clamp_min(1e-300)
+    few = (out.double().mean(0) <= FEW) & (share > 0.9)
+    if not bool(few.any()):
+        return {}
+    j = int((share * few).argmax())
+    told = {"count": int(out[:, j].sum()), "of": len(t), "column": j, "share": float(share[j])}
+    return {"outliers": told | {"largest": float(apart[:, j].max() / wide[j])}}
 
 
 def alone(x: Tensor | None) -> bool:
@@ -47,7 +66,9 @@ def sentinel(pooled: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
                 hit &= (end == table.max()) | (end == table.min())
             if bool(hit.any()):
                 j = int(hit.long().argmax())
-                if len(pooled[0][there[:, j]].flatten(1).unique(dim=0)) < 2:  # one sample, drawn again
+                if (
+                    len(pooled[0][there[:, j]].reshape(int(there[:, j].sum()), -1).unique(dim=0)) < 2
+                ):  # one sample, drawn again
                     continue
                 return {
                     "what": what,
@@ -122,7 +143,11 @@ def balance(x: Tensor, t: Tensor, batches: list[tuple[Tensor, Tensor | None]]) -
 
 def per_batch(batches: list[tuple[Tensor, Tensor | None]]) -> dict[str, Any]:
     """How often the nearest neighbour of a sample has its label: within its own batch, and among all other batches."""
-    pairs = [(x.float().flatten(1), t) for x, t in batches if t is not None and t.dim() == 1 and len(t) == len(x) >= 16]
+    pairs = [
+        (x.float().reshape(len(x), -1), t)
+        for x, t in batches
+        if t is not None and t.dim() == 1 and len(t) == len(x) >= 16
+    ]
     classes = [t for _, t in pairs if not t.is_floating_point()]
     if len(pairs) < 4 or len(classes) < len(pairs) or pairs[0][0].shape[1] > 20_000:
         return {}
@@ -156,19 +181,19 @@ def against_valid(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) ->
             and float(a.std()) > 0
             and float(b.std()) > 0
         ):
-            found["valid"] = {
-                "shift": abs(float(a.mean() - b.mean())) / float(a.std()),
-                "ratio": float(b.std() / a.std()),
-            }
+            found["valid"] = _beside(a, b)
+    if t.is_floating_point() and min(len(t), len(tv)) >= 32 and t.shape[1:] == tv.shape[1:] and float(t.std()) > 0:
+        found["valid_targets"] = _beside(t.float(), tv.float())
     classes = not t.is_floating_point() and t.dim() == 1 and 2 <= len(t.unique()) <= 50
     if not classes or not x.is_floating_point() or len(xv) < 64 or len(x) < 200 or x[0].numel() > 20_000:
         return found
-    a, b = x.float().flatten(1), xv.float().flatten(1)
+    a, b = x.float().reshape(len(x), -1), xv.float().reshape(len(xv), -1)
     if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
         return found
     mean, std = a.mean(0), a.std(0).clamp_min(1e-6)
     a, b = (a - mean) / std, (b - mean) / std
-    from_train = float((t[torch.cdist(b, a).argmin(1)] == tv).float().mean())
+    near = t[torch.cdist(b, a).argmin(1)]
+    from_train = float((near == tv).float().mean())
     d = torch.cdist(b, b).fill_diagonal_(math.inf)
     from_valid = float((tv[d.argmin(1)] == tv).float().mean())
     k = min(len(a), 800)
@@ -181,7 +206,17 @@ def against_valid(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) ->
         "train_to_valid": from_train, "valid": from_valid, "train": among_train, "chance": chance,
         "train_chance": float(mine.square().sum()), "n_valid": len(tv), "n_train": k,
     }  # fmt: skip
+    names = {int(c): near[tv == c].mode().values for c in tv.unique() if int((tv == c).sum()) >= 8}
+    pure = [float((near[tv == c] == m).float().mean()) for c, m in names.items()]
+    others = {c: int(m) for c, m in names.items() if int(m) != c}
+    if len(names) > 1 and min(pure) > 0.5 and len({int(m) for m in names.values()}) == len(names) and others:
+        found["renamed"] = {"classes": others, "of": len(names), "purity": min(pure)}
     return found
+
+
+def _beside(a: Tensor, b: Tensor) -> dict[str, float]:
+    """How far the mean of ``b`` is from that of ``a``, and how wide it is, in standard deviations of ``a``."""
+    return {"shift": abs(float(a.mean() - b.mean())) / float(a.std()), "ratio": float(b.std() / a.std())}
 
 
 def interleaved(x: Tensor | None) -> dict[str, float]:

@@ -285,7 +285,8 @@ def _same_twice(x: Tensor, module: nn.Module) -> int:
     if not x.is_floating_point() or x.dim() < 2 or x.shape[axis] < 4 or x.shape[axis] % 2:
         return 0
     one, other = x.detach()[:16].chunk(2, axis)
-    return x.shape[axis] if bool(one.std() > 0) and torch.equal(one, other) else 0
+    apart = bool((one.movedim(axis, 0)[0] != one.movedim(axis, 0)[1]).any())  # else all channels are one
+    return x.shape[axis] if apart and bool(one.std() > 0) and torch.equal(one, other) else 0
 
 
 def held_names(root: nn.Module) -> dict[int, str]:

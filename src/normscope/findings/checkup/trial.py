@@ -21,7 +21,7 @@ from normscope.findings.checkup.beside import Rewritten, copies_of, equal
 from normscope.findings.checkup.data import clean
 from normscope.findings.checkup.scene import Scene
 from normscope.training.own import Own, wants_a_closure
-from normscope.training.short import Course, ShortRuns, Update, level, untouched
+from normscope.training.short import Course, ShortRuns, Update, both_modes, level, untouched
 
 #: Updates of a run, and of the runs by which rates are screened; seconds that all of them together may take.
 STEPS, SCREEN, SECONDS = 50, 8, 20.0
@@ -36,8 +36,6 @@ TRAINS, FALLS = 0.6, 0.1
 #: The first share of a race that took more than ``STEPS`` steps (cross-validated too): of the nets with which Adam
 #: learns one batch, but only then, hardly one learns from fresh batches in as many steps.
 LATE = {"sgd": 0.675, "adam": math.inf}
-#: Where eval mode is worse by this share, so many passes without updates let running statistics catch up.
-SETTLED, PASSES = 0.5, 30
 #: Where the user's own steps on several outputs end so many chances higher, they go on, as far as the training.
 RISE = 0.5
 #: A race ends early at this share of chance; one that has not got there goes on for so many times as long.
@@ -83,7 +81,7 @@ def of_trial(
         return {"start": trial.start}
     found = trial.facts()
     if observed.get("losses"):
-        found["own"] = trial.seen(observed["losses"], observed["rates"], observed.get("all", False))
+        found["own"] = trial.seen(observed) | trial.held_out(observed, [(clean(x), clean(t)) for x, t in valid])
     elif at.optimizer is not None and not wants_a_closure(at.optimizer):
         parts = sum(x.is_floating_point() for x in tensors(scene.whole))
         found["own"] = trial.own([(clean(x), clean(t)) for x, t in valid], parts > 2)
@@ -218,18 +216,32 @@ class _Trial:
         seen.run(seen.plain(lambda p: RACES[name][0](p, lr=rate)), n, until=until)
         return lowest[0] if math.isfinite(lowest[0]) else math.nan
 
-    def seen(self, losses: Sequence[float], rates: Sequence[float], everything: bool) -> dict[str, Any]:
-        """The losses of the user's own loop as a run; everything: it ended behind them."""
+    def seen(self, observed: Mapping[str, Any]) -> dict[str, Any]:
+        """The losses of the user's own loop as a run."""
+        losses, rates = observed["losses"], observed["rates"]
         course = Course(tuple(losses), math.nan, not all(map(math.isfinite, losses)))
         start, end = sum(losses[:3]) / len(losses[:3]), course.end()
         found = self.told(course) | {"start": start, "again": end, "warms_up": rates[-1] > 1.5 * rates[0]}
         fell = found["progress"] > FALLS
         return found | {
             "trains": fell if fell or len(losses) >= ENOUGH else None,
-            "all": everything,
-            "valid_before": math.nan,
-            "rates": list(rates),
-        }
+            "all": observed.get("all", False),
+            "valid_before": math.nan, "rates": list(rates), "alike": observed.get("alike", math.nan),
+            "spread": observed.get("spread", [math.nan, math.nan]),
+        }  # fmt: skip
+
+    def held_out(self, observed: Mapping[str, Any], valid: list[tuple[Any, Any]]) -> dict[str, Any]:
+        """The same of data that the user's own loop holds out: its loss at best, of when that of the training was below
+        chance.
+        """
+        told = observed.get("held_out", {})
+        if not told:
+            return {}
+        n, first, checks = len(observed["losses"]), observed["losses"][:3], ShortRuns(self.at, valid)
+        falls = [v for t, v in told.get("rounds", ()) if self.progress(t, sum(first) / len(first)) > LITTLE]
+        before = checks.run(_never, 0, look=level(checks, False)).seen if valid else math.nan
+        after = min(falls, default=math.nan)
+        return told | {"valid_before": before, "valid_after": after, "slow_norm": _slow(self.at.root, n)}
 
     def own(self, valid: list[tuple[Any, Any]], parts: bool) -> dict[str, Any]:
         """The user's own steps, with the modes as the user left them, and what eval mode says afterwards.
@@ -244,7 +256,6 @@ class _Trial:
         before = runs.run(_never, 0, look=level(checks, False)).seen if valid else math.nan
         start = as_left.run(_never, 0, look=level(as_left, None)).seen
         rates: list[float] = []
-
         spread = [math.nan, math.nan]
         trains = {f"{n}." if n else "" for n, m in at.root.named_modules() if m.training}
         moving = {
@@ -259,21 +270,13 @@ class _Trial:
             spread[1] = _spread(as_left)
             still.extend(n for n, b in at.root.named_buffers() if n in moving and torch.equal(b, moving[n]))
             asides.extend(n or type(m).__name__ for n, m, was in twins if equal(m, was))
-            again = level(as_left, None)()
-            seen = level(runs, False)()
-            if seen > again + SETTLED * abs(again):
-                with torch.no_grad():
-                    for i in range(PASSES):  # the statistics catch up with the weights
-                        as_left.value(*as_left.batch(i))
-                seen = min(seen, level(runs, False)())
-            return again, seen, level(checks, False)() if valid else math.nan
+            return *both_modes(as_left, None), level(checks, False)() if valid else math.nan
 
         mine = Own(at)
 
         def begin(copies: Mapping[int, Tensor]) -> Update:
             update = mine.begin(copies)
             spread[0] = _spread(as_left)
-
             marks = list(copies.values())
 
             def noted(*batch: Any) -> Tensor:
@@ -294,12 +297,10 @@ class _Trial:
                 noted_down.clear()
             rewritten = Rewritten()
             course = as_left.run(begin, steps, look=after, around=mine.around)
-        norms = [m for m in at.root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        norms = [m for m in norms if m.track_running_stats]
         found = self.told(course, start) | {
             "keyed": at.train_step is not None and isinstance(at.inputs, Mapping),
             "all": steps == at.steps, "start": start, "valid_before": before, "warms_up": rates[-1] > 1.5 * rates[0],
-            "slow_norm": any(m.momentum is None or m.momentum * steps < 2.5 for m in norms),
+            "slow_norm": _slow(at.root, steps),
         }  # fmt: skip
         if course.seen is not None:
             found |= dict(zip(("again", "eval_after", "valid_after"), course.seen, strict=True))
@@ -323,6 +324,12 @@ class _Trial:
             found["plain"] = self.told(as_left.run(usual.begin, steps, around=usual.around), start)["progress"]
             found["progress_again"] = self.progress(found["again"], start)
         return found | {"trains": fell if fell or course.blown or len(course.losses) >= ENOUGH else None}
+
+
+def _slow(root: nn.Module, steps: int) -> bool:
+    """Whether running statistics cannot have caught up in so many steps."""
+    norms = [m for m in root.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    return any(m.momentum is None or m.momentum * steps < 2.5 for m in norms)
 
 
 def _spread(runs: ShortRuns) -> float:

@@ -105,7 +105,7 @@ def run(
         try:
             rivals = [other for other in pairs if other is not pair and against(pair, other)]
             alike = next(filter(None, (same_way(pair, other) for other in rivals)), None)
-            made = seen(pair)
+            made = seen(pair, watch.held_out if len(pairs) == 1 else None)
             if rivals:
                 made.observed.clear()
                 made.observed["same_way"] = alike
@@ -118,7 +118,8 @@ def run(
             made.observed["unloaded"] = watch.loads.left({id(p) for b in pair.before for p in b.parameters})
             made.observed["idle"] = watch.idle() if not diagnoses else None
             options = {"trial": False if rivals else trial, "rates": False if rivals else rates}
-            diagnoses.append(_told(made, options, pair.count, GAME if rivals else POLICY if earns else ""))
+            told = GAME if rivals else POLICY if earns else ""
+            diagnoses.append(_told(made, options, pair.count, [told, made.observed.get("hindered", "")]))
         except Unclear as reason:
             missing.append(str(reason))
         except UsageError as error:  # a batch of one sample, a model that draws its own inputs
@@ -131,10 +132,9 @@ def run(
     return Run(diagnoses, missing, crash, ended)
 
 
-def _told(made: Seen, options: dict[str, Any], steps: int, note: str) -> Diagnosis:
+def _told(made: Seen, options: dict[str, Any], steps: int, notes: list[str]) -> Diagnosis:
     found = diagnose(made.step, label=made.label, **options, observed=made.observed)
-    if note:
-        found = replace(found, facts={**found.facts, "notes": [*found.facts["notes"], note]})
+    found = replace(found, facts={**found.facts, "notes": [*found.facts["notes"], *filter(None, notes)]})
     named = {f.name for f in found.findings}
     places = {k: v for k, v in made.places.items() if k.startswith("the ") or k in named}
     return replace(found, facts={**found.facts, "places": places, "steps_seen": steps})

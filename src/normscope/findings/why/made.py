@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import tensors
 from normscope.call.step import Step
 from normscope.findings.checkup.loop import order_of
+from normscope.findings.why.held_out import HeldOut, beside
 from normscope.findings.why.tape import MERGES, Entry, Tape, replay
 from normscope.findings.why.watch import Pair, Taken
 
@@ -45,8 +47,8 @@ class Parts(nn.Module):
             self.add_module(f"{type(m).__name__}{i if len(models) > 1 else ''}", m)
 
 
-def seen(pair: Pair) -> Seen:
-    """The step of a pair; `Unclear` where there is none."""
+def seen(pair: Pair, held_out: HeldOut | None = None) -> Seen:
+    """The step of a pair, with the batches that were held out; `Unclear` where there is none."""
     first = next((t for t in pair.taken if t.losses), None)
     if first is None:
         raise Unclear(
@@ -68,7 +70,6 @@ def seen(pair: Pair) -> Seen:
             f"the loss of {where} does not depend on any module that ran with gradients on: it is detached, kept by a "
             "module as an attribute, or computed inside of torch.func's transforms"
         )
-    _restore(pair)
     loss = first.tape.unscaled(loss)
     entries = first.tape.behind(loss)
     calls = [e for e in entries if e.module is not None]
@@ -86,6 +87,15 @@ def seen(pair: Pair) -> Seen:
     plain = not any(e.call is torch.autograd.grad for e in entries) and not _arrays(calls)
     single = plain and len(calls) == len(models) == 1 and isinstance(calls[0].call, nn.Module)
     step = (_single if single else _composed)(pair, first, calls, models, loss)
+    if held_out is not None and len(observed["losses"]) == pair.count:
+        try:
+            observed["spread"] = [_spread(e.made for e in calls), _spread(_now(calls))]
+            observed["alike"] = _alike(entries, calls, loss)
+            if single:
+                step, observed["held_out"] = beside(step, held_out, observed["losses"])
+        except Exception as error:  # of the user's own code, in a state that it did not expect
+            observed["hindered"] = f"could not look at the end of the script: {type(error).__name__}: {error}"
+    _restore(pair)
     main = step.root
     mine = [m for m in models if any(id(p) in pair.held for p in m.parameters())] or models
     label = " + ".join(type(m).__name__ for m in mine)
@@ -116,25 +126,14 @@ def _restore(pair: Pair) -> None:
             t.grad = None
 
 
-def _inputs(e: Entry) -> Any:
-    """The arguments of a model's call in the shape of `Step`'s inputs."""
-    args, kwargs = e.args, {k: v for k, v in e.kwargs.items() if v is not None}
-    if not kwargs:
-        return args[0] if len(args) == 1 and isinstance(args[0], Tensor) else tuple(args)
-    if not args:
-        return kwargs
-    names = [p.name for p in inspect.signature(e.call.forward).parameters.values()]  # type: ignore[attr-defined]
-    return dict(zip(names, args, strict=False)) | kwargs
-
-
 def _single(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Module], loss: Tensor) -> Step:
     """One model, called once for a loss: its batch, and the loss as a function of outputs and targets."""
     call = calls[0]
     at = next((i for i, t in enumerate(call.made) if t is loss), None)
-    inputs = _inputs(call)
+    inputs = call.inputs()
     given: dict[str, Any] = {"optimizer": pair.optimizer, "mode": "train"}
     if at is not None:
-        data = [b if isinstance(b, dict) else (b, None) for b in (_inputs(c) for c in _each(pair, models[0]))]
+        data = [b if isinstance(b, dict) else (b, None) for b in (c.inputs() for c in _each(pair, models[0]))]
         own = None if isinstance(call.result, Mapping) or len(call.made) == 1 else _own(at)
         return _with_data(models[0], inputs, None, own, data, given)
     function, targets = _loss(first.tape, call, loss)
@@ -145,11 +144,34 @@ def _single(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Module
             inner = taken.tape.unscaled(x)
             run = [e for e in taken.tape.behind(inner) if e.module is not None]
             if len(run) == 1 and run[0].module is models[0]:
-                pairs.append((_inputs(run[0]), _loss(taken.tape, run[0], inner)[1]))
+                pairs.append((run[0].inputs(), _loss(taken.tape, run[0], inner)[1]))
                 origins.add(run[0].origin)
     if len(origins) == 1 and not pair.listed:  # all data at once, every time
         pairs = pairs[:1]
     return _with_data(models[0], inputs, targets, function, pairs, given)
+
+
+def _now(calls: list[Entry]) -> list[list[Tensor]]:
+    """What calls give with the weights as they are."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return [list(tensors(e.call(*e.args, **e.kwargs))) for e in calls]
+
+
+def _alike(entries: list[Entry], calls: list[Entry], loss: Tensor) -> float:
+    """The loss where outputs of one shape are one row, the same for all samples."""
+    rows: dict[torch.Size, Tensor] = {}
+    outputs = [t for e in calls for t in e.made if t.is_floating_point() and t.dim() > 1 and t is not loss]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        given = {id(t): rows.setdefault(t.shape[1:], t.mean(0)).expand_as(t) for t in outputs}
+        return float(replay(entries, given, loss)) if given else math.nan
+
+
+def _spread(outputs: Iterable[Iterable[Tensor]]) -> float:
+    """How far the rows of outputs differ, relative to their size; of the one where they do most."""
+    found = [t.detach().float() for ts in outputs for t in ts if t.is_floating_point() and t.dim() > 1]
+    sizes = [t.square().mean().sqrt().clamp_min(1e-30) for t in found]
+    spreads = [t.std(0).square().mean().sqrt() / s for t, s in zip(found, sizes, strict=True) if min(t.shape[:2]) > 1]
+    return max(map(float, spreads), default=math.nan)
 
 
 def _own(at: int) -> Callable[..., Any]:

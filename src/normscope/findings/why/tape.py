@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
@@ -34,6 +35,16 @@ class Entry:
     made: tuple[Tensor, ...] = ()
     #: Where the numbers of its arguments lay: the same tensors, or others of equal numbers.
     origin: tuple[int, ...] = ()
+
+    def inputs(self) -> Any:
+        """The arguments of a model's call in the shape of `Step`'s inputs."""
+        args, kwargs = self.args, {k: v for k, v in self.kwargs.items() if v is not None}
+        if not kwargs:
+            return args[0] if len(args) == 1 and isinstance(args[0], Tensor) else tuple(args)
+        if not args:
+            return kwargs
+        names = [p.name for p in inspect.signature(self.call.forward).parameters.values()]  # type: ignore[attr-defined]
+        return dict(zip(names, args, strict=False)) | kwargs
 
 
 @dataclass
@@ -181,6 +192,8 @@ class Recorder(Mode):
             return func(*args, **kwargs)
         if not watch.tape.follows(args, kwargs) and not watch.derives(args, kwargs):
             result = func(*args, **kwargs)
+            if not torch.is_grad_enabled():
+                watch.held_out.follow(func, args, kwargs, result)
             if func in MERGES and args[0].dim() > 1 and result.shape[:1] != args[0].shape[:1]:
                 watch.tape.merged[id(result)] = Entry(func, args, kwargs, result)
             return result

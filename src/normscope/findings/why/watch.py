@@ -20,6 +20,7 @@ from normscope.call.arguments import tensors
 from normscope.call.surroundings import transforms
 from normscope.core.tensors import moves
 from normscope.findings.checkup.loop import Thrown, sums
+from normscope.findings.why.held_out import HeldOut
 from normscope.findings.why.loads import Loads
 from normscope.findings.why.tape import LIBRARIES, Entry, Tape, frozen, place
 
@@ -127,7 +128,7 @@ class Watch:
         self.built: dict[int, str] = {}
         #: Optimizers that have not stepped, and how often they were cleared of gradients.
         self.cleared: dict[int, tuple[torch.optim.Optimizer, int]] = {}
-        self.loads = Loads()
+        self.loads, self.held_out = Loads(), HeldOut()
         #: Whether some distribution was drawn from.
         self.drawn = False
         self.thrown = Thrown()
@@ -151,7 +152,11 @@ class Watch:
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A module's call: outermost ones with gradients on go on the tape."""
-        if not self.outside() or not torch.is_grad_enabled() or self.full():
+        if self.outside() and not torch.is_grad_enabled():
+            result = self._inside(original, module, *args, **kwargs)
+            self.held_out.call(module, args, kwargs, result, self.steps_taken)
+            return result
+        if not self.outside() or self.full():
             return self._inside(original, module, *args, **kwargs)
         holds = any(True for _ in module.parameters())
         follows = self.tape.follows(args, kwargs)
@@ -268,6 +273,7 @@ class Watch:
         if pair.count < 3:  # the first step of a warm-up may have rate 0
             taken.moved = sum(b.moved() for b in pair.before)
         pair.count += 1
+        self.held_out.stepped(taken.tape)
         self.steps_taken += 1
         pair.span = (pair.span[0] or self.steps_taken, self.steps_taken)
         if pair.count <= self.steps:
