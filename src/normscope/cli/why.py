@@ -87,7 +87,7 @@ def why(
     if reasons and diagnoses and guard.talks:
         console.print(f"  not looked at: {reasons}", soft_wrap=True, highlight=False, markup=False)
     elif reasons and not diagnoses:
-        say(f"A training step must be seen; {reasons}.")
+        say(f"A training step must be seen that can be looked at; {reasons}.")
     if found.crash:
         say(f"The script crashed{'' if diagnoses else ' before a training step was seen'}. {found.crash}")
     if lost is not None:

@@ -117,9 +117,10 @@ def unregistered(view: View) -> Iterator[Hit]:
 def lost(view: View) -> Iterator[Hit]:
     """Parameters that require a gradient get none, although their module ran: the result is not used, or detached.
 
-    A note where the model returns what they compute (a pooler that this loss does not read), or where they did not run
-    at all; silent where the optimizer given leaves them out, and below 2 % of the trainable weights. Where no parameter
-    gets any, the first function is named whose result carries no gradient though its arguments do.
+    A note where the model returns what they compute (a pooler that this loss does not read), where they did not run at
+    all, and of a part of the last of three blocks alike or more, which has no next one; silent where the optimizer
+    given leaves them out, and below 2 % of the trainable weights. Where no parameter gets any, the first function is
+    named whose result carries no gradient though its arguments do.
     """
     w = view.section("wiring")
     if w.get("cut"):
@@ -177,7 +178,8 @@ def lost(view: View) -> Iterator[Hit]:
             f"{lost['tensors']} tensors that require a gradient receive no gradient from this loss (unused or "
             f"detached): {listed(lost['modules'])}"
         )
-        yield Hit(None, "lost", lost["tensors"], 0, text, name=lost["modules"][0])
+        # what the last of several blocks would hand on to a next one is unused by design
+        yield Hit(None, "lost", lost["tensors"], 0, text, "info" if lost["last"] else "", name=lost["modules"][0])
     idle = view.section("wiring").get("idle", {})
     if idle and idle["tensors"]:
         text = f"{idle['tensors']} trainable tensors were not used in this forward pass: {listed(idle['modules'])}"

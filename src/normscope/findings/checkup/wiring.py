@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace as changed
 from itertools import pairwise
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import mapped
 from normscope.call.reach import Reach
 from normscope.core.tensors import moves
+from normscope.findings.checkup.norms import mixed_norms, random_gains, slow_norms
 from normscope.findings.checkup.scene import Rerun, Scene
 from normscope.training.held import held_by
 
@@ -33,6 +35,18 @@ def _plain(root: nn.Module) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def _last_of_their_kind(names: list[str], every: Iterable[str]) -> bool:
+    """Whether these are a part of the last of several blocks alike, of which the others are not among them."""
+    blocks = {n: re.sub(r"[^0-9]*$", "", n) for n in names}
+    whole = any(all(n in blocks for n in every if n.startswith(f"{b}.")) for b in blocks.values() if b)
+    kinds: dict[str, list[tuple[list[int], bool]]] = {}
+    for n in every:
+        found = kinds.setdefault(re.sub(r"\d+", "#", n), [])
+        found.append(([int(k) for k in re.findall(r"\d+", n)], n in names))
+    mine = [sorted(k) for k in kinds.values() if any(lost for _, lost in k)]
+    return not whole and all(len(k) > 2 and k[-1][1] and not any(lost for _, lost in k[:-1]) for k in mine)
+
+
 def _fed(scene: Scene) -> dict[str, str]:
     """By module name, the last module with weights that ran before it."""
     before, found = "", dict[str, str]()
@@ -40,41 +54,6 @@ def _fed(scene: Scene) -> dict[str, str]:
         found.setdefault(c.name, before)
         before = c.name if c.weighted else before
     return found
-
-
-def _random_gains(scene: Scene) -> list[str]:
-    """Norms whose gains are small numbers of both signs, as an initialization of all parameters alike leaves them."""
-    found = []
-    for c in scene.weighted:
-        w = getattr(c.module, "weight", None)
-        if "norm" in type(c.module).__name__.lower() and isinstance(w, Tensor) and w.dim() == 1 and len(w) >= 8:
-            signs = float((w < 0).float().mean())
-            if 0.2 < signs < 0.8 and 0 < float(w.abs().max()) < 0.3:
-                found.append(c.name)
-    return list(dict.fromkeys(found))
-
-
-def _mixed_norms(scene: Scene) -> list[tuple[str, float]]:
-    """Batch norms that are called two to four times in a pass on inputs of different statistics; how far these are
-    apart, the median over channels: means in standard deviations, or standard deviations by their ratio.
-    """
-    found = []
-    for name, seen in scene.normed.items():
-        if 2 <= len(seen) <= 4:
-            means, variances = (torch.stack(x) for x in zip(*seen, strict=True))
-            spread = (means.amax(0) - means.amin(0)) / variances.mean(0).sqrt().clamp_min(1e-12)
-            ratio = (variances.amax(0) / variances.amin(0).clamp_min(1e-12)).sqrt()
-            found.append((name, float(torch.maximum(spread, ratio).median())))
-    return found
-
-
-def _slow_norms(root: nn.Module) -> list[tuple[str, float]]:
-    """Batch norms in training mode whose running statistics hardly move, and their momentum."""
-    return [
-        (n, m.momentum) for n, m in root.named_modules()
-        if isinstance(m,
-            nn.modules.batchnorm._BatchNorm) and m.track_running_stats and m.momentum and m.momentum < 0.005
-    ]  # fmt: skip
 
 
 def of_wiring(scene: Scene, elsewhere: Collection[int] = ()) -> dict[str, Any]:
@@ -113,6 +92,7 @@ def of_wiring(scene: Scene, elsewhere: Collection[int] = ()) -> dict[str, Any]:
     used = [n for n in lost if scene.layer_of(n) in ran]
     found["lost"] = {
         "modules": modules_of(used, root), "tensors": len(used), "share": sum(named[n].numel() for n in used) / share,
+        "last": bool(used) and _last_of_their_kind(used, named),
     }  # fmt: skip
     idle = [n for n in lost if n not in used]
     found["idle"] = {"modules": modules_of(idle, root), "tensors": len(idle)}
@@ -140,9 +120,9 @@ def of_wiring(scene: Scene, elsewhere: Collection[int] = ()) -> dict[str, Any]:
     found["remade"] = scene.remade
     found["zero_rows"] = scene.zero_rows if 0.1 < scene.zero_rows.get("share", 0.0) < 1 else {}
     found["first_norm"] = next((c.name for c in scene.calls if "norm" in type(c.module).__name__.lower()), "")
-    found["mixed_norms"] = _mixed_norms(scene)
-    found["random_gains"] = _random_gains(scene)
-    found["slow_norms"] = _slow_norms(root)
+    found["mixed_norms"] = mixed_norms(scene)
+    found["random_gains"] = random_gains(scene)
+    found["slow_norms"] = slow_norms(root)
     found["equal_units"] = _equal_units(scene)
     taught = [n for n in moving if TEACHERS & set(n.split("."))]
     found["teachers"] = modules_of(taught, root) if 0 < len(taught) < len(moving) else []

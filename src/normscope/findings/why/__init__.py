@@ -57,7 +57,8 @@ def why(
     """
     found = run(script, args, steps=steps, max_seconds=max_seconds, module=module, trial=trial, rates=rates)
     if not found.diagnoses:
-        raise UsageError(f"A training step must be seen; {'; '.join(found.missing)}. {found.crash}".rstrip())
+        reasons = "; ".join(found.missing)
+        raise UsageError(f"A training step must be seen that can be looked at; {reasons}. {found.crash}".rstrip())
     grave = {"error": 2, "warning": 1, "info": 0}
     worst = max(found.diagnoses, key=lambda d: max((grave[f.severity] for f in d.findings), default=0))
     worst.facts["pairs"] = [f"{d.label}: {d.verdict}" for d in found.diagnoses]  # type: ignore[index]
@@ -118,8 +119,8 @@ def run(
             made.observed["unloaded"] = watch.loads.left({id(p) for b in pair.before for p in b.parameters})
             made.observed["idle"] = watch.idle() if not diagnoses else None
             options = {"trial": False if rivals else trial, "rates": False if rivals else rates}
-            told = GAME if rivals else POLICY if earns else ""
-            diagnoses.append(_told(made, options, pair.count, [told, made.observed.get("hindered", "")]))
+            made.notes.append(GAME if rivals else POLICY if earns else "")
+            diagnoses.append(_told(made, options, pair.count))
         except Unclear as reason:
             missing.append(str(reason))
         except UsageError as error:  # a batch of one sample, a model that draws its own inputs
@@ -132,9 +133,16 @@ def run(
     return Run(diagnoses, missing, crash, ended)
 
 
-def _told(made: Seen, options: dict[str, Any], steps: int, notes: list[str]) -> Diagnosis:
+def _told(made: Seen, options: dict[str, Any], steps: int) -> Diagnosis:
     found = diagnose(made.step, label=made.label, **options, observed=made.observed)
-    found = replace(found, facts={**found.facts, "notes": [*found.facts["notes"], *filter(None, notes)]})
+    found = replace(
+        found,
+        facts={
+            **found.facts,
+            "parameters": made.parameters,
+            "notes": [*found.facts["notes"], *filter(None, made.notes)],
+        },
+    )
     named = {f.name for f in found.findings}
     places = {k: v for k, v in made.places.items() if k.startswith("the ") or k in named}
     return replace(found, facts={**found.facts, "places": places, "steps_seen": steps})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normscope.call.arguments import tensors
+from normscope.call.arguments import mapped, tensors
 from normscope.call.step import Step
 from normscope.findings.checkup.loop import order_of
 from normscope.findings.why.held_out import HeldOut, beside
@@ -32,6 +33,8 @@ class Seen:
     observed: dict[str, Any]
     places: dict[str, str]
     label: str
+    parameters: int
+    notes: list[str]
 
 
 class Unclear(Exception):
@@ -87,6 +90,10 @@ def seen(pair: Pair, held_out: HeldOut | None = None) -> Seen:
     plain = not any(e.call is torch.autograd.grad for e in entries) and not _arrays(calls)
     single = plain and len(calls) == len(models) == 1 and isinstance(calls[0].call, nn.Module)
     step = (_single if single else _composed)(pair, first, calls, models, loss)
+    notes: list[str] = []
+    rows = step.rows.n if step.step is None else 0
+    if single and rows > len(next((t for t in tensors((calls[0].args, calls[0].kwargs)) if t.dim()), ())) == 1:
+        notes.append(f"the script's batches hold one sample each: {rows} of them were put together here")
     if held_out is not None and len(observed["losses"]) == pair.count:
         try:
             observed["spread"] = [_spread(e.made for e in calls), _spread(_now(calls))]
@@ -94,13 +101,14 @@ def seen(pair: Pair, held_out: HeldOut | None = None) -> Seen:
             if single:
                 step, observed["held_out"] = beside(step, held_out, observed["losses"])
         except Exception as error:  # of the user's own code, in a state that it did not expect
-            observed["hindered"] = f"could not look at the end of the script: {type(error).__name__}: {error}"
+            notes.append(f"could not look at the end of the script: {type(error).__name__}: {error}")
     _restore(pair)
     main = step.root
     mine = [m for m in models if any(id(p) in pair.held for p in m.parameters())] or models
     label = " + ".join(type(m).__name__ for m in mine)
     places = {"the loss": entries[-1].place or where, "the optimizer": pair.place} | _defined(main)
-    return Seen(step, observed, {k: v for k, v in places.items() if v}, label)
+    count = sum({id(p): p.numel() for m in mine for p in m.parameters()}.values())
+    return Seen(step, observed, {k: v for k, v in places.items() if v}, label, count, notes)
 
 
 def _distinct(models: list[nn.Module]) -> list[nn.Module]:
@@ -187,9 +195,27 @@ def _with_data(
     model: nn.Module, inputs: Any, targets: Any, loss: Any, batches: list[Any], given: dict[str, Any]
 ) -> Step:
     batches = _one_epoch(batches)
+    if (whole := _together(batches)) is not None:
+        return Step(model, *whole, loss, **given)
     if len(batches) < 2:
         return Step(model, inputs, targets, loss, **given)
     return Step(model, inputs, targets, loss, data=batches, **given)
+
+
+def _together(batches: list[Any]) -> tuple[Any, Any] | None:
+    """Batches of one sample each as one batch: those of the commonest shapes."""
+    pairs = [b for b in batches if isinstance(b, tuple) and isinstance(b[1], Tensor)]
+    parts = {i: list(tensors(b)) for i, b in enumerate(pairs)}
+    if any(not t.dim() or len(t) != 1 for p in parts.values() for t in p):
+        return None
+    kinds = Counter(tuple(t.shape for t in p) for p in parts.values())
+    most = max(kinds, key=kinds.__getitem__, default=())
+    alike = [i for i, p in parts.items() if tuple(t.shape for t in p) == most]
+    if len(alike) < 2:
+        return None
+    joined = {id(ts[0]): torch.cat(ts) for ts in map(list, zip(*(parts[i] for i in alike), strict=True))}
+    inputs, targets = mapped(pairs[alike[0]], lambda t: joined[id(t)])
+    return inputs, targets
 
 
 def _one_epoch(batches: list[Any]) -> list[Any]:
@@ -302,7 +328,7 @@ def _composed(pair: Pair, first: Taken, calls: list[Entry], models: list[nn.Modu
         t for e in entries for t in tensors((e.args, e.kwargs)) if id(t) not in made and not isinstance(t, nn.Parameter)
     ])  # fmt: skip
     same = _read_again(leaves, calls)
-    leaves = [t for t in leaves if id(t) not in same]
+    leaves = sorted((t for t in leaves if id(t) not in same), key=lambda t: not t.dim() or len(t) == 1)  # rows first
     model = models[0] if len(models) == 1 else _enclosing(pair, models) or Parts(models)
     bare = _bare(model, entries)
 

@@ -29,7 +29,7 @@ def watching(watch: Watch) -> Iterator[None]:
         return watch.call(calls, module, args, kwargs)
 
     def build(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        watch.built.setdefault(id(optimizer), place())
+        watch.built.setdefault(id(optimizer), place(optimizer))
         inits(optimizer, *args, **kwargs)
 
     def clear(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:

@@ -251,12 +251,13 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-def place() -> str:
-    """file:line of the innermost frame that is no library's."""
+def place(beyond: object = None) -> str:
+    """file:line of the innermost frame that is no library's, nor a method of this object."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(LIBRARIES):
+        own = beyond is not None and frame.f_locals.get("self") is beyond
+        if not own and not name.startswith(LIBRARIES):
             return f"{os.path.relpath(name) if os.path.isabs(name) else name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
