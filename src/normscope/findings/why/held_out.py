@@ -21,8 +21,10 @@ from normscope.training.short import ShortRuns, both_modes
 
 #: Of each evaluation so many batches are kept, and of each place in the script so many evaluations.
 BATCHES, ROUNDS = 8, 16
-#: Calls on the tape, at most.
-MOST = 2000
+#: Calls on the tape, and bytes that they hold on to, at most.
+MOST, BYTES = 2000, 2**28
+#: So many samples that were trained on are known again.
+SAMPLES = 200_000
 #: Held out is what was trained on to this share at most.
 KNOWN = 0.1
 #: Functions that leave numbers as they are.
@@ -48,30 +50,41 @@ class HeldOut:
 
     tape: Tape = field(default_factory=Tape)
     asked: list[Asked] = field(default_factory=list)
+    held: int = 0
     #: A number for each sample that was trained on.
     trained: set[float] = field(default_factory=set)
 
     def stepped(self, tape: Tape) -> None:
         """An optimizer has stepped, behind these calls."""
-        self.trained |= _rows([(e.args, e.kwargs) for e in tape.entries if e.module is not None])
+        if len(self.trained) < SAMPLES:
+            self.trained |= _rows([(e.args, e.kwargs) for e in tape.entries if e.module is not None])
 
     def call(self, module: nn.Module, args: Any, kwargs: Any, result: Any, step: int) -> None:
         """A module ran without gradients."""
-        if module.training or len(self.tape.entries) > MOST or not any(True for _ in module.parameters()):
+        if module.training or not any(True for _ in module.parameters()):
             self.follow(module, args, kwargs, result)
             return
         here = _stack()
         steps = [a.step for a in self.asked if a.entry.module is module and a.at == here]
-        if steps.count(step) < BATCHES and (step in steps or len(set(steps)) < ROUNDS):
-            kept = frozen((args, kwargs), self.tape)
+        first = not steps or step == steps[0]  # inputs are kept of the first evaluation
+        wanted = steps.count(step) < BATCHES and (step in steps or len(set(steps)) < ROUNDS)
+        if wanted and self._fits((args, kwargs) if first else (), result, result):
+            kept = frozen((args, kwargs), self.tape) if first else ((), {})
             entry = Entry(module, kept[0], kept[1], result, module)
             self.tape.add(entry)
             own = mapped(result, lambda t: t.detach().clone())
             self.asked.append(Asked(entry, len(self.tape.entries), own, here, step))
 
+    def _fits(self, *values: Any) -> bool:
+        """Whether these tensors can be held too; then they count."""
+        size = sum(t.numel() * t.element_size() for t in tensors(values))
+        fits = len(self.tape.entries) <= MOST and self.held + size <= BYTES
+        self.held += size if fits else 0
+        return fits
+
     def follow(self, call: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Something was computed without gradients: kept, if of these results."""
-        if len(self.tape.entries) <= MOST and self.tape.follows(args, kwargs):
+        if self.tape.follows(args, kwargs) and self._fits(args, kwargs, result):
             kept = frozen((args, kwargs), self.tape)
             self.tape.add(Entry(call, kept[0], kept[1], result))
 
@@ -90,7 +103,7 @@ class HeldOut:
         """What the result of a call was compared with: of class numbers after whatever was done to it, else as it came:
         a metric may be in other units.
         """
-        n = next((len(t) for t in tensors((asked.entry.args, asked.entry.kwargs)) if t.dim()), 0)
+        n = next((len(t) for t in asked.entry.made if t.dim()), 0)
         made = {id(t) for t in asked.entry.made}
         for e in self.tape.entries[asked.index :]:
             read = list(tensors((e.args, e.kwargs)))
@@ -116,7 +129,7 @@ def beside(step: Step, held_out: HeldOut, losses: Sequence[float]) -> tuple[Step
         return step, {}
     best: tuple[list[tuple[float, float]], list[Any]] | None = None
     for calls in held_out.of(step.root, None if given else step.targets):
-        batches = [mapped(a.entry.inputs(), torch.clone) for a, _ in calls[:BATCHES]]
+        batches = [mapped(a.entry.inputs(), torch.clone) for a, _ in calls if a.step == calls[0][0].step]
         own = _rows(batches)
         if len(own & held_out.trained) > KNOWN * len(own):
             continue
