@@ -636,6 +636,34 @@ def a_decay_that_takes_the_weights(broken: bool) -> Setup:
     return setup(model, x, x[:, :3].argmax(1), nn.CrossEntropyLoss(), optimizer)
 
 
+@kind("NS714")
+def boxes_in_pixels_beside_classes(broken: bool) -> Setup:
+    x = torch.randn(448, 12)
+    t = torch.cat([x[:, :2] * (640 if broken else 1), x[:, 2:5].argmax(1)[:, None].float()], 1)
+    return setup(
+        mlp(12, 32, 5), x, t, lambda o, t: F.mse_loss(o[:, :2], t[:, :2]) + F.cross_entropy(o[:, 2:], t[:, 2].long())
+    )
+
+
+class Gated(nn.Module):
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.gate, self.out, self.broken = mlp(12, 16, 16, 16), nn.Linear(12, 3), broken
+        self.back = nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.gate(x)
+        return self.out(x * self.back(h.round() if self.broken else h))
+
+
+def test_a_function_of_steps_is_named_where_no_gradient_comes_back() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(448, 12)
+    given = setup(Gated(True), x, x[:, :3].argmax(1), nn.CrossEntropyLoss())
+    told = {f.code: f.evidence for f in diagnose(**given, trial=False).findings}
+    assert "round in" in told["NS609"] or "round has the slope 0" in told["NS609"]
+
+
 @kind("NS124", "0")
 def two_units_for_ten_classes(broken: bool) -> Setup:
     x = torch.randn(448, 12)

@@ -13,6 +13,8 @@ START = 6.0
 DROWNED, UNEVEN = 0.02, 300.0
 #: Squared correlation of an output with its targets below which it has learnt nothing of them.
 UNLIKE = 0.05
+#: How many times as hard some columns of an output may be pulled as the others (chosen by us).
+APART = 100.0
 #: How little a loss varies with the outputs; how little is left of it with one answer for all samples.
 FLAT, BLIND = 0.1, 1e-2
 
@@ -159,6 +161,14 @@ def drowned(view: View) -> Iterator[Hit]:
             "outweighs the part that fits the targets"
         )
         yield Hit(None, "likeness", max(alike), UNLIKE, text)
+    c = loss.get("pulled_columns", {})
+    if c and c["ratio"] > APART:
+        weak, strong = (listed([str(k) for k in c[x]]) for x in ("weak", "strong"))
+        text = (
+            f"the loss pulls the columns {strong} of the outputs more than {c['ratio']:.2g} times as hard as the "
+            f"others ({weak}): one part of it drowns another, which learns nothing"
+        )
+        yield Hit(None, "columns", c["ratio"], APART, text)
     for name in ("tasks", "heads"):
         names = s.get("of", []) if name == "heads" else []
         yield from _uneven(s.get(name, []), {"tasks": "target", "heads": "output"}[name], names)

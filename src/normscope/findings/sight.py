@@ -119,8 +119,11 @@ def pixels_lost(view: View) -> Iterator[Hit]:
         yield Hit(None, "patch", patch, 0.0, text, name=attention or "")
     if change is not None and change < 1e-4:
         first = view.section("mixing").get("first", "")
-        text = f"with shuffled pixels the outputs change by {change:.1e} of their spread: pooling took all places away"
-        text += f", at {first} (what is left is the bottleneck)" if first else ""
+        text = f"with shuffled pixels the outputs change by {change:.1e} of their spread: "
+        if view.section("mixing").get("pointwise"):
+            text += "all convolutions have kernels of 1 x 1, no pixel sees another one"
+        else:
+            text += f"pooling took all places away{f', at {first} (what is left is the bottleneck)' if first else ''}"
         yield Hit(None, "shuffled_pixels", change, 1e-4, text, name=first)
 
 

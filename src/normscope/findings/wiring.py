@@ -94,7 +94,9 @@ def unregistered(view: View) -> Iterator[Hit]:
             text += f"{listed(anew)} are created in the forward pass, a new layer at each call: never in the optimizer"
         else:
             text += (
-                f"{listed(known)} (a plain list or dict instead of nn.ModuleList)" if known else "no module holds them"
+                f"{listed(known)} (a plain list or dict instead of nn.ModuleList)"
+                if known
+                else "no module holds them (a layer that is created inside of forward, or a global one)"
             )
         yield Hit(None, "unregistered", len(names), 0, text, name=known[0] if known else "")
     zero = view.section("wiring").get("plain_zero", [])
@@ -321,7 +323,10 @@ def asleep(view: View) -> Iterator[Hit]:
     if not a or blind or not a["of"] or a["weights"] < max(1, 0.5 * a["of"]):
         return
     why = "all of them are zero: every unit is identical" if a["all_zero"] else "no unit passes anything on"
-    if any(r.value == 1 for r in view.hidden("dead_units")):
+    flat = view.section("calls").get("flat", [])
+    if flat and not a["all_zero"]:
+        why = f"{flat[0][0]}{inside(flat[0][1])} has the slope 0 everywhere, no gradient comes back through it"
+    elif any(r.value == 1 for r in view.hidden("dead_units")):
         why += ": dead, what goes into the activation is always negative (a bias far below zero?)"
     text = (
         f"{a['weights']} of {a['of']} weight matrices have no gradient at all, also after three steps: "

@@ -31,7 +31,7 @@ def of_calls(scene: Scene) -> dict[str, Any]:
         replace(at, mode="eval").run(evaluated)
     names = (
         "reshaped", "sliced", "softmax", "dropout", "cuts", "derived", "aimless", "crossed", "over_samples", "numbers",
-        "heavy", "attention", "peaked", "blank", "neighbours", "no_logs", "graph", "partners", "doubled",
+        "heavy", "attention", "peaked", "blank", "neighbours", "no_logs", "graph", "partners", "doubled", "flat",
     )  # fmt: skip
     more: dict[str, Any] = {"padding_only": _padding_only(scene, found.kept), "one_unit": _one_unit(scene)}
     more["worn"] = found.written if found.written is not None and _worn(scene) else None

@@ -29,6 +29,9 @@ _ARITHMETIC = {
 _OVER = {torch.logsumexp, Tensor.logsumexp, *SOFTMAX, F.log_softmax, torch.log_softmax, Tensor.log_softmax}
 _TIMES, _SUMS = {Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul}, {Tensor.sum, torch.sum}
 _ADDS = {torch.add, Tensor.add, Tensor.__add__, Tensor.add_, Tensor.__iadd__}
+_STEPS = {
+    getattr(where, name) for where in (torch, Tensor) for name in ("round", "floor", "ceil", "trunc", "sign", "sgn")
+}  # fmt: skip
 _DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 _DRAWS = {torch.randn, torch.rand, torch.randn_like, torch.rand_like}
 _COMPARES = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, torch.sub, Tensor.sub, Tensor.__sub__,
@@ -82,6 +85,8 @@ class Functions(Mode):
         self.numbers: list[str] = []
         #: The first sum or product of a column (n, 1) and a row (n,) of other numbers, which gives (n, n).
         self.crossed: dict[str, Any] | None = None
+        #: Functions of steps, and in which module: no gradient comes back through them.
+        self.flat: list[tuple[str, str]] = []
         #: Behind which modules a tensor was added to itself.
         self.doubled: list[str] = []
         #: The first softmax or log-sum-exp in the loss that runs over samples.
@@ -201,6 +206,8 @@ class Functions(Mode):
             }
         if func in _ADDS and len(args) > 1 and args[0] is args[1] and x.dim() > 1 and x.requires_grad:
             self.doubled.append("".join(self._ended))
+        if func in _STEPS and x.requires_grad:
+            self.flat.append((func.__name__, name))
         if func in _OVER and not name and self.over_samples is None and x.requires_grad and x.dim() == 2:
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if dim in (0, -2) and len(x) > x.shape[1] > 1:

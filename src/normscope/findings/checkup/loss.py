@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ def of_loss(scene: Scene) -> dict[str, Any]:
     ids = [x for x in tensors((scene.at.args, scene.at.kwargs)) if not x.is_floating_point() and x.dim() > 1]
     found |= reading_of_targets(o, t, g if flat is None else flat, scene.loss, classes, ids, scene.at.rows.n)
     found |= _pulls(scene, o, t, classes if classes is not None else t if found["task"] == "binary" else None)
+    found |= _columns(g) if found["task"] == "other" else {}
     found |= _constant_answer(value, o, t, classes, found)
     found |= _sign(value, o, t, g, classes, found["task"], scene.value)
     found["target_rms"] = float(t.float().square().mean().sqrt()) if t.numel() and not t.is_complex() else math.nan
@@ -76,6 +78,19 @@ def of_loss(scene: Scene) -> dict[str, Any]:
         found |= floor(value, o, t, g, classes, reach, found)
     found |= unbounded(scene, o, t, g, found)
     return found
+
+
+def _columns(g: Tensor) -> dict[str, Any]:
+    """Columns of outputs (n, k) in two groups, by how hard the loss pulls them, where these are far apart."""
+    if g.dim() != 2 or not 3 <= g.shape[1] <= 256:
+        return {}
+    pulls = g.float().square().mean(0).sqrt()
+    order = pulls.argsort().tolist()
+    steps = [float(pulls[b] / pulls[a].clamp_min(1e-30)) for a, b in pairwise(order)]
+    at = max(range(len(steps)), key=steps.__getitem__)
+    if float(pulls.min()) == 0:  # columns that the loss does not read
+        return {}
+    return {"pulled_columns": {"ratio": steps[at], "weak": sorted(order[: at + 1]), "strong": sorted(order[at + 1 :])}}
 
 
 def _squeezes(scene: Scene, value: Any) -> bool:

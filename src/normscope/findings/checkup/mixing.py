@@ -53,6 +53,8 @@ def of_mixing(scene: Scene) -> dict[str, Any]:
                 found.update(_pixels(again, open_, inputs[0]))
                 found.update(_patches(again, open_, inputs[0]) if _cuts(scene) else {})
                 found["first"] = scene.calls[0].name if scene.calls else ""
+                kernels = [c.module.kernel_size for c in scene.calls if isinstance(c.module, nn.modules.conv._ConvNd)]
+                found["pointwise"] = bool(kernels) and all(k == 1 for size in kernels for k in size)
         if scene.output is not None and scene.output.is_floating_point():
             zero = float((scene.output == 0).float().mean())
             found["zeroed"] = {"train": zero, "eval": float((base == 0).float().mean()), "module": scene.calls[-1].name}
