@@ -771,3 +771,29 @@ def test_the_loss_of_a_policy_is_no_measure(tmp_path, monkeypatch):
     assert "its fall is no measure" in found.facts["notes"][-1]
     assert not {"NS421", "NS423"} & {f.code for f in found.findings}
     assert torch.distributions.Categorical.sample.__qualname__ == "Categorical.sample"
+
+
+def test_batches_of_one_sample_are_put_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "LINGER", 30)
+    monkeypatch.chdir(tmp_path)
+    script = """
+        class Signs(torch.optim.Optimizer):
+            def __init__(self, params):
+                super().__init__(params, {"lr": 1e-3})
+            def step(self):
+                for p in self.param_groups[0]["params"]:
+                    p.data -= 1e-3 * p.grad.sign()
+        net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+        optimizer = Signs(net.parameters())
+        for step in range(60):
+            x = torch.randn(1, 4)
+            optimizer.zero_grad()
+            F.mse_loss(net(x), x[:, :1]).backward()
+            optimizer.step()
+    """
+    (tmp_path / "train.py").write_text(HEAD + textwrap.dedent(script), encoding="utf-8")
+    found = run("train.py", trial=False).diagnoses[0]
+    assert found.facts["batch_size"] == 20
+    assert "20 of them were put together" in found.facts["notes"][-1]
+    assert found.facts["places"]["the optimizer"] == "train.py:14"
+    assert found.facts["parameters"] == 97

@@ -138,3 +138,50 @@ def test_a_loss_that_refuses_others_targets_leaves_the_rest_of_the_look():
 
     found = ns.diagnose(Speech(), torch.randn(16, 20, 8), (labels, lengths), loss, trial=False)
     assert "pull" not in found.facts["checkup"]["left_out"]
+
+
+class Skips(nn.Module):
+    """A part of the last block is for a next one that is not there, as in WaveNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.ModuleDict({"on": nn.Linear(12, 12), "out": nn.Linear(12, 8)}) for _ in range(4))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = 0
+        for block in self.blocks:
+            h = x.relu()
+            total, x = total + block["out"](h), x + block["on"](h)
+        return self.head(total)
+
+
+def test_what_a_last_block_would_hand_on_is_a_note() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(448, 12)
+    found = ns.diagnose(Skips(), x, x[:, :3].argmax(1), trial=False)
+    told = {f.code: (f.severity, f.name) for f in found.findings}
+    assert told["NS604"] == ("info", "blocks.3.on")
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_the_outputs_of_a_few_samples_have_no_ends(n: int) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))
+        assert "NS707" not in codes(ns.diagnose(model, torch.randn(n, 10), torch.randn(n, 1), trial=False))
+
+
+def test_inputs_of_one_number_a_sample_are_read_as_data() -> None:
+    class Ratings(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.users, self.items = nn.Embedding(50, 8), nn.Embedding(40, 8)
+
+        def forward(self, users: Tensor, items: Tensor) -> Tensor:
+            return (self.users(users) * self.items(items)).sum(1)
+
+    torch.manual_seed(0)
+    data = [((torch.randint(50, (64,)), torch.randint(40, (64,))), torch.randn(64)) for _ in range(5)]
+    found = ns.diagnose(Ratings(), *data[0], nn.MSELoss(), data=data, trial=False)
+    assert not found.facts["checkup"]["left_out"]

@@ -113,8 +113,8 @@ def by_heart(view: View) -> Iterator[Hit]:
         text = (
             f"{best[0]} gets one batch from {t['start']:.3g} to {best[1]['end']:.3g}, yet while it learns three "
             f"quarters of the {t['batches']} batches the loss of the others never falls below {unseen:.3g} (a constant "
-            f"answer has {t['constant']:.3g}): nothing carries over, are the labels shuffled apart from the inputs, or "
-            "noise?"
+            f"answer has {t['constant']:.3g}): nothing carries over. The labels are noise or shuffled apart from the "
+            "inputs, or what tells them does not reach the network (another form of a feature, a wider view)"
         )
         sparse = view.section("data").get("sparse", False)  # each id is seen a few times only
         yield Hit(None, "unseen", unseen, FOLLOWS * t["chance"], text, "info" if sparse else "")
