@@ -40,6 +40,9 @@ for step in range(60):
 """
 pair("a generator that helps", "NS705", "do not play against each other", "one", "zero",
      GAME.replace("LABEL", "FAULT").replace("STEPS", "of_g"))  # fmt: skip
+pair("samples beyond what is made", "NS707", "lies in 0 to 1", "nn.Tanh()", "nn.Sigmoid()",
+     GAME.replace("nn.Linear(32, 2))", "nn.Linear(32, 2), FAULT)", 1).replace("torch.randn(64, 2) + 2",
+     "torch.randn(64, 2).sign() * torch.rand(64, 2)").replace("LABEL", "one").replace("STEPS", "of_g"))  # fmt: skip
 pair("the other optimizer", "NS601", "never stepped", "of_g", "of_d",
      GAME.replace("LABEL", "one").replace("STEPS", "FAULT"))  # fmt: skip
 pair("a closure that sums up", "NS611", "the closure never clears", "optimizer.zero_grad()", "pass", """

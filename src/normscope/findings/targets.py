@@ -32,6 +32,14 @@ def reach(view: View) -> Iterator[Hit]:
             "normalize them)"
         )
         yield Hit(None, "outside", b["share"], OUTSIDE, text, name=b["module"])
+    far = view.section("observed").get("out_of_reach")
+    if far and far["share"] > OUTSIDE:
+        lie, reach = (" to ".join(f"{x:.3g}" for x in far[k]) for k in ("bounds", "ends"))
+        text = (
+            f"what {far['maker']} makes lies in {lie} ({far['last']}), the samples that it is held against reach from "
+            f"{reach}: {far['share']:.0%} of their numbers are out of range, it is told by that alone"
+        )
+        yield Hit(None, "outside", far["share"], OUTSIDE, text)
     if s.get("task") != "regression" or "outside" not in s or s["outside"] < OUTSIDE:
         return
     if s["floor"] - s["free"] > FLOOR * (s.get("constant", math.inf) - s["free"]):

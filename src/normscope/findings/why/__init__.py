@@ -16,7 +16,7 @@ from normscope.call.traceless import Kept
 from normscope.core.errors import UsageError, finite_number, flag, shown, whole_number
 from normscope.core.files import expanded, path_text
 from normscope.findings.diagnosis import Diagnosis, diagnose
-from normscope.findings.why.games import against, policy, same_way
+from normscope.findings.why.games import against, out_of_reach, policy, same_way
 from normscope.findings.why.made import Seen, Unclear, seen
 from normscope.findings.why.patches import watching
 from normscope.findings.why.watch import Enough, Watch
@@ -106,10 +106,12 @@ def run(
         try:
             rivals = [other for other in pairs if other is not pair and against(pair, other)]
             alike = next(filter(None, (same_way(pair, other) for other in rivals)), None)
+            far = next(filter(None, (out_of_reach(pair, other) for other in rivals)), None)
             made = seen(pair, watch.held_out if len(pairs) == 1 else None)
             if rivals:
                 made.observed.clear()
                 made.observed["same_way"] = alike
+                made.observed["out_of_reach"] = far
             else:
                 made.observed["all"] = ended == "ended by itself"
             made.observed["trained"] = any(p.span[1] < pair.span[0] and p.held & pair.held for p in pairs)

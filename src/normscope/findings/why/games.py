@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscope.call.arguments import tensors
 from normscope.findings.why.tape import Entry, Tape, replay
@@ -32,6 +32,36 @@ def same_way(maker: Pair, judge: Pair) -> dict[str, Any] | None:
         return None
     names = [_name(p) for p in (maker, judge)]
     return {"maker": names[0], "judge": names[1], "moves": "lowering" if made == {1} else "raising"}
+
+
+#: Between which numbers what a module makes lies, as the last one of a maker.
+BOUNDS = {nn.Sigmoid: (0.0, 1.0), nn.Tanh: (-1.0, 1.0), nn.Softmax: (0.0, 1.0), nn.Hardtanh: (-1.0, 1.0)}
+
+
+def out_of_reach(maker: Pair, judge: Pair) -> dict[str, Any] | None:
+    """Of the samples that a judge sees beside what the maker makes: how many of their numbers its last module cannot
+    give.
+    """
+    taken = next((t for t in judge.taken if t.losses), None)
+    entries = taken.tape.entries if taken is not None else []
+    made, real, last = list[Tensor](), list[Tensor](), None
+    for e in (e for e in entries if _of(e, judge)):
+        assert taken is not None
+        given = list(tensors(e.args))[:1]
+        behind = [x for t in given for x in taken.tape.behind(t) if _of(x, maker)]
+        last = [*behind[-1].module.modules()][-1] if behind and behind[-1].module is not None else last
+        (made if behind else real).extend(given)
+    shapes = {t.shape[1:] for t in (*made, *real)}
+    if last is None or type(last) not in BOUNDS or not made or not real or len(shapes) > 1:
+        return None
+    low, high = BOUNDS[type(last)]
+    if any(bool(((t < low) | (t > high)).any()) for t in made):  # something else stands beside it
+        return None
+    numbers = torch.cat([t.detach().flatten() for t in real]).float()
+    wide = 0.05 * (high - low)
+    share = float(((numbers < low - wide) | (numbers > high + wide)).float().mean())
+    ends = [float(numbers.min()), float(numbers.max())]
+    return {"maker": _name(maker), "last": type(last).__name__, "bounds": [low, high], "ends": ends, "share": share}
 
 
 def policy(pair: Pair) -> bool:
