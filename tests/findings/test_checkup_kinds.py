@@ -645,6 +645,30 @@ def boxes_in_pixels_beside_classes(broken: bool) -> Setup:
     )
 
 
+class Points(nn.Module):
+    def __init__(self, axis: int, conv: bool) -> None:
+        super().__init__()
+        self.each = nn.Conv1d(3, 24, 1) if conv else nn.Linear(3, 24)
+        self.norm = nn.BatchNorm1d(24) if conv else nn.LayerNorm(24)
+        self.axis, self.out = axis, nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm(self.each(x)))
+        return self.out(h.amax(self.axis))
+
+
+@kind("NS128", "out")
+def the_largest_of_the_channels(broken: bool) -> Setup:
+    x = torch.randn(448, 3, 24)
+    return setup(Points(1 if broken else 2, True), x, (x.amax((1, 2)) > 2.8).long(), nn.CrossEntropyLoss())
+
+
+@kind("NS128", "out")
+def the_largest_of_the_features(broken: bool) -> Setup:
+    x = torch.randn(448, 24, 3)
+    return setup(Points(2 if broken else 1, False), x, (x.amax((1, 2)) > 2.8).long(), nn.CrossEntropyLoss())
+
+
 class Gated(nn.Module):
     def __init__(self, broken: bool) -> None:
         super().__init__()

@@ -282,3 +282,26 @@ def again(view: View) -> Iterator[Hit]:
             "([Module()] * n repeats the object and its weights)"
         )
         yield Hit(None, "repeats", count, 1.0, text, name=name)
+
+
+@rule(
+    "NS128",
+    "features pooled, not places",
+    severity="warning",
+    meaning="The mean, sum or maximum runs over the features of each place, so that one number of a place is left, and "
+    "the places are what the next layer takes for features.",
+    cure="Pool over the places: h.mean(1) of (n, places, features), h.max(2).values of (n, channels, places).",
+    source="the axis on which the layer before put its features",
+)
+def pooled(view: View) -> Iterator[Hit]:
+    """What a Linear, norm or embedding gave, (n, places, features), or a Conv1d, (n, channels, places), is pooled along
+    the axis of its features, and a Linear layer gets the rest.
+    """
+    p = view.section("calls").get("pooled")
+    if p:
+        text = (
+            f"{p['function']} over axis {p['axis']} of {tuple(p['shape'])}{inside(p['module'])} pools the features of "
+            f"each place, and {p['next']} gets one number a place: the axis is not the one of the places (tokens, "
+            "points)"
+        )
+        yield Hit(None, "axis", p["axis"], 0.0, text, name=p["next"])

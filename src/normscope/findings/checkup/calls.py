@@ -35,7 +35,7 @@ def of_calls(scene: Scene) -> dict[str, Any]:
     )  # fmt: skip
     more: dict[str, Any] = {"padding_only": _padding_only(scene, found.kept), "one_unit": _one_unit(scene)}
     more["worn"] = found.written if found.written is not None and _worn(scene) else None
-    return {name: getattr(found, name) for name in names} | more
+    return {name: getattr(found, name) for name in names} | more | {"pooled": found.pooling.found}
 
 
 def _worn(scene: Scene) -> bool:

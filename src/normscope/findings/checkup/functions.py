@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from normscope.call.arguments import first_tensor, tensors
 from normscope.call.attention import MASKED, PRODUCTS, SOFTMAX, WHOLE, scores_of
 from normscope.core.modes import Mode
+from normscope.findings.checkup.pooling import Pooling
 
 _RESHAPES = {Tensor.view, Tensor.reshape, torch.reshape}
 _OF_MATRICES = {*PRODUCTS, torch.mm, Tensor.mm, torch.sparse.mm, torch.spmm}
@@ -85,6 +86,7 @@ class Functions(Mode):
         self.numbers: list[str] = []
         #: The first sum or product of a column (n, 1) and a row (n,) of other numbers, which gives (n, n).
         self.crossed: dict[str, Any] | None = None
+        self.pooling = Pooling()
         #: Functions of steps, and in which module: no gradient comes back through them.
         self.flat: list[tuple[str, str]] = []
         #: Behind which modules a tensor was added to itself.
@@ -206,6 +208,8 @@ class Functions(Mode):
             }
         if func in _ADDS and len(args) > 1 and args[0] is args[1] and x.dim() > 1 and x.requires_grad:
             self.doubled.append("".join(self._ended))
+        if self.stack:
+            self.pooling.see(name, func, args, kwargs, x, y)
         if func in _STEPS and x.requires_grad:
             self.flat.append((func.__name__, name))
         if func in _OVER and not name and self.over_samples is None and x.requires_grad and x.dim() == 2:
