@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from normscope.findings._rules import Hit, View, rule
-from normscope.findings.trial import AHEAD, FALLING, FOLLOWS, HALF, another, best_race, nothing_trains
+from normscope.findings.trial import AHEAD, FALLING, FOLLOWS, HALF, LONG, another, best_race, nothing_trains
 
 #: Eval or validation loss this share of chance above chance, where training fell by AHEAD.
 ABOVE = 0.1
@@ -100,7 +100,8 @@ def too_few(view: View) -> Iterator[Hit]:
 def by_heart(view: View) -> Iterator[Hit]:
     """The race learns the one batch, and neither it nor the user's own steps get the loss of many batches below chance.
 
-    A warning where validation data are given and their loss rises too, else a note: some tasks begin slowly. Without
+    A warning where validation data are given and their loss rises too, or 600 steps of the user's own end at chance,
+    else a note: some tasks begin slowly. Without
     such data a quarter of the batches is held back: a warning where most are learnt and those never fall below a
         constant answer.
     """
@@ -126,8 +127,12 @@ def by_heart(view: View) -> Iterator[Hit]:
         f"{t['stream']['end']:.3g} in {t['stream']['steps']} steps: labels or data do not fit together, or it begins "
         "slowly"
     )
+    # a long run that ends where a constant answer is
+    rests = math.isfinite(t["constant"]) and own["steps"] >= 2 * LONG and own["progress"] < 0.1 * HALF
     rises = own.get("valid_after", math.nan) > own["valid_before"] and not view.section("loss").get("several")
-    yield Hit(None, "progress", t["stream"]["progress"], 0.1 * AHEAD, text, "" if rises else "info")
+    if rests:
+        text += f"; after {own['steps']} steps of your own the loss is that of a constant answer, {own['end']:.3g}"
+    yield Hit(None, "progress", t["stream"]["progress"], 0.1 * AHEAD, text, "" if rises or rests else "info")
 
 
 @rule(

@@ -197,8 +197,10 @@ def of_data(
         found["all_at_once"] = _all_at_once(scene, batches[0], valid)
     found |= _tokens(scene) | _one_id(scene) | _fields(scene)
     found["small_norm"] = _norm_counts(scene, batches)
-    rows = max((c.module.num_embeddings for c in scene.weighted if isinstance(c.module, nn.Embedding)), default=0)
-    found["sparse"] = SPARSE * rows > sum(len(x) for x, _ in batches) > 0
+    each = [(c.module.num_embeddings, c.data.numel()) for c in scene.weighted
+            if isinstance(c.module, nn.Embedding) and c.data is not None]  # fmt: skip
+    share = sum(len(x) for x, _ in batches) / max(1, scene.at.rows.n)  # of all batches, to this one
+    found["sparse"] = any(SPARSE * rows > share * got > 0 for rows, got in each)
     own = first_tensor(list(tensors((scene.at.args, scene.at.kwargs))))
     t = scene.targets if isinstance(scene.targets, Tensor) else None
     pooled = _pooled(batches) or ((own, t) if own is not None and t is not None else None)
