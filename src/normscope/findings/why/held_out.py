@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -129,16 +128,18 @@ def beside(step: Step, held_out: HeldOut, losses: Sequence[float]) -> tuple[Step
         return step, {}
     best: tuple[list[tuple[float, float]], list[Any]] | None = None
     for calls in held_out.of(step.root, None if given else step.targets):
-        batches = [mapped(a.entry.inputs(), torch.clone) for a, _ in calls if a.step == calls[0][0].step]
-        own = _rows(batches)
+        own = _rows([a.entry.inputs() for a, _ in calls if a.step == calls[0][0].step])
         if len(own & held_out.trained) > KNOWN * len(own):
             continue
+        every = [(n, list(g)) for n, g in groupby(calls, lambda pair: pair[0].step)]
+        values = [(n, [_value(step, *call) for call in group]) for n, group in every]
+        kept = _alike([v for _, v in values])
         rounds = [
-            (statistics.fmean(losses[max(0, n - 3) : n]), _mean(step, group))
-            for n, group in ((n, list(g)) for n, g in groupby(calls, lambda pair: pair[0].step))
-            if 0 < n <= len(losses)
-        ]
-        pairs = batches if given else [(x, t) for x, (_, t) in zip(batches, calls, strict=False)]
+            (statistics.fmean(losses[max(0, n - 3) : n]), statistics.fmean(v[i] for i in kept if i < len(v)))
+            for n, v in values if 0 < n <= len(losses) and len(v) > min(kept)
+        ]  # fmt: skip
+        first = [(mapped(a.entry.inputs(), torch.clone), t) for a, t in every[0][1]]
+        pairs = [x if given else (x, t) for i, (x, t) in enumerate(first) if i in kept]
         if rounds and (best is None or rounds[-1][1] < best[0][-1][1]):
             best = rounds, pairs
     now = ShortRuns(step, [b if isinstance(b, tuple) else (b, None) for b in step.data or ()])
@@ -149,10 +150,18 @@ def beside(step: Step, held_out: HeldOut, losses: Sequence[float]) -> tuple[Step
     return step, found
 
 
-def _mean(step: Step, calls: Sequence[tuple[Asked, Tensor | None]]) -> float:
+def _value(step: Step, asked: Asked, targets: Tensor | None) -> float:
     with torch.no_grad():
-        values = [float(step.value(mapped(a.result, torch.clone), targets)) for a, targets in calls]
-    return math.fsum(values) / len(values)
+        return float(step.value(mapped(asked.result, torch.clone), targets))
+
+
+def _alike(rounds: list[list[float]]) -> list[int]:
+    """Of evaluations the places in their order at which the loss is no more than twice the lowest: one of them may be
+    of other data on purpose (noisy, shifted, of another domain).
+    """
+    places = range(max(map(len, rounds)))
+    means = [statistics.fmean(v[i] for v in rounds if i < len(v)) for i in places]
+    return [i for i in places if means[i] <= 2 * abs(min(means))] or list(places)
 
 
 def _rows(batches: Sequence[Any]) -> set[float]:
