@@ -12,8 +12,12 @@ demo: $(VENV)/.demo
 	@$(BIN)/normscope diagnose mlp:depth=32,width=128 mlp:depth=32,width=128,norm=batch --data digits --html normscope-report.html
 	@echo "The report: file://$(CURDIR)/normscope-report.html"
 
-test: lint types
-	$(BIN)/python -m pytest -n 2
+# The types are looked at while the tests run, and said at the end.
+test: lint
+	@log=$$(mktemp); $(BIN)/mypy > $$log 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -n 2; tests=$$?; \
+	wait $$types; types=$$?; cat $$log; rm -f $$log; \
+	exit $$((tests || types))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

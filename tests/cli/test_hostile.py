@@ -15,7 +15,7 @@ SMALL = "mlp:depth=3,width=16"
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and limits addresses")
 def test_bad_lines_and_bad_calls_are_refused_in_one_line(tmp_path):
-    words = ["--only", "lines,calls", "--lines", "35", "--calls", "50", "--out", str(tmp_path / "out.md")]
+    words = ["--only", "lines,calls", "--lines", "22", "--calls", "32", "--out", str(tmp_path / "out.md")]
     ended = subprocess.run([sys.executable, str(BENCHMARK), *words], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
     assert "Everything held." in (tmp_path / "out.md").read_text()
